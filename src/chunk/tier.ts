@@ -1,0 +1,42 @@
+/**
+ * The one interface of everything that holds sealed chunks: disk cache, fleet, origin, and the wrappers around
+ * them (retry, limit, fault). A tier knows ids and sealed bytes; it knows nothing of images, keys or drives.
+ *
+ * Contract, which the conformance suite (test/chunk/tier-suite.ts) runs against each tier:
+ * - `get` of what is not there resolves to undefined; it rejects only when the tier could not tell.
+ * - `get` may return wrong bytes (a disk lies, a node lies). The reader proves them by their id before anyone
+ *   uses them, and calls `discard` when they fail, after which this copy must not be returned again.
+ * - `put` is only ever given proven bytes, copies or writes them before it resolves, and may drop them.
+ * - after `ctx.deadline` or `ctx.signal` a pending `get` rejects (TIMEOUT, ABORTED) soon.
+ */
+import type { ChunkId } from '../format/chunk-id.ts';
+
+export type TierName = 'memory' | 'disk' | 'fleet' | 'origin';
+
+/** Why a chunk is being read; demand goes before readahead, readahead before prefetch. */
+export type ReadClass = 'demand' | 'readahead' | 'prefetch';
+
+/** What travels with a read through all tiers. */
+export interface ReadContext {
+  readonly class: ReadClass;
+  /** On the clock of `performance.now()`, milliseconds. */
+  readonly deadline: number;
+  readonly signal?: AbortSignal;
+  /** For error texts: whose read this is. */
+  readonly drive?: string;
+}
+
+/** Sealed bytes on loan: `bytes` may be a pooled buffer and is valid until `release()`, which is called once. */
+export interface SealedLoan {
+  readonly bytes: Uint8Array;
+  release(): void;
+}
+
+export interface ChunkTier {
+  readonly name: TierName;
+  get(id: ChunkId, sealedBytes: number, ctx: ReadContext): Promise<SealedLoan | undefined>;
+  put(id: ChunkId, sealed: Uint8Array): Promise<void>;
+  /** The copy that `get` gave for `id` failed its proof: never return it again. */
+  discard(id: ChunkId): void;
+  close(): Promise<void>;
+}
