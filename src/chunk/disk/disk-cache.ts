@@ -1,0 +1,398 @@
+/**
+ * The local disk cache: sealed chunks in fixed-size segments of one preallocated file. Records are appended;
+ * when the file is full the oldest segment goes, except for what was read twice since it came, which is
+ * appended again (so one scan over a big image does not wash out what every start needs). A full, slow or
+ * broken disk costs hits, never a read: whatever cannot be written is dropped and counted, and whatever is read
+ * is proven by the reader, who calls `discard` on a bad copy.
+ */
+import { constants, read, writev } from 'node:fs';
+import { type FileHandle, mkdir, open, rm } from 'node:fs/promises';
+import { join } from 'node:path';
+import { promisify } from 'node:util';
+import { errorText, LazydiskError } from '../../errors.ts';
+import { type ChunkId, SEALED_BYTES_MAX } from '../../format/chunk-id.ts';
+import type { ChunkTier, ReadContext, SealedLoan } from '../tier.ts';
+import { lockDirectory } from './dir-lock.ts';
+import {
+  CAP_BYTES_MIN,
+  dataFileBytes,
+  type Geometry,
+  geometryFor,
+  RECORD_HEADER_BYTES,
+  readSuperblock,
+  recordBytes,
+  SUPERBLOCK_BYTES,
+  segmentOffset,
+  writeRecordHeader,
+  writeSuperblock,
+} from './layout.ts';
+import { freeBytes, preallocate } from './preallocate.ts';
+import { scanRecords } from './recovery.ts';
+import { type Entry, type Segment, Segments } from './segments.ts';
+import { saveSnapshot, takeSnapshot } from './snapshot.ts';
+
+const readAt = promisify(read);
+const writeAt = promisify(writev);
+
+/** Sealed bytes that may wait for the disk at once; more is dropped. */
+const PENDING_BYTES_MAX = 32 * 1024 * 1024;
+/** Read buffers kept for reuse. */
+const POOL_MAX = 16;
+/** After a failed write nothing is written for this long. */
+const WRITE_PAUSE_MS = 5_000;
+
+export interface DiskCacheOptions {
+  /** Made if it is not there; nobody else may use it. */
+  dir: string;
+  /** Everything that the cache ever has in `dir` together; at least CAP_BYTES_MIN. */
+  capBytes: number;
+  /** Left free on the file system when space is taken at start. */
+  keepFreeBytes?: number;
+  /** Told what a person should know: less space than asked for, a damaged index, a failing disk. */
+  onWarning?: (text: string) => void;
+}
+
+export interface DiskCacheStats {
+  capBytes: number;
+  /** What the files take up, used or not; never above capBytes. */
+  reservedBytes: number;
+  /** What live and dead records take up in the segments. */
+  usedBytes: number;
+  entries: number;
+  evictions: number;
+  /** Copies that failed their proof. */
+  quarantined: number;
+  droppedPuts: number;
+  writeErrors: number;
+  /** True until the index is complete after a crash. */
+  recovering: boolean;
+}
+
+export class DiskCache implements ChunkTier {
+  readonly name = 'disk';
+  readonly #dir: string;
+  readonly #geometry: Geometry;
+  readonly #file: FileHandle;
+  readonly #lock: { release(): Promise<void> };
+  readonly #segments: Segments;
+  readonly #warn: (text: string) => void;
+  readonly #capBytes: number;
+  readonly #pool: Buffer[] = [];
+  readonly #writing = new Set<ChunkId>();
+  readonly #work = new Set<Promise<void>>();
+  #recovery: Promise<void> | undefined;
+  #pendingBytes = 0;
+  #pausedUntil = 0;
+  #closed = false;
+  #evictions = 0;
+  #quarantined = 0;
+  #droppedPuts = 0;
+  #writeErrors = 0;
+
+  private constructor(
+    options: DiskCacheOptions,
+    geometry: Geometry,
+    file: FileHandle,
+    lock: { release(): Promise<void> },
+  ) {
+    this.#dir = options.dir;
+    this.#capBytes = options.capBytes;
+    this.#warn = options.onWarning ?? (() => {});
+    this.#geometry = geometry;
+    this.#file = file;
+    this.#lock = lock;
+    this.#segments = new Segments(geometry.segments, geometry.segmentBytes);
+  }
+
+  /**
+   * Opens or makes the cache in `dir`. Too little space gives a smaller cache, down to none, with a warning.
+   * Throws USAGE for a cap below CAP_BYTES_MIN, BUSY if another process has it, UNAVAILABLE if `dir` cannot be
+   * made or written.
+   */
+  static async open(options: DiskCacheOptions): Promise<DiskCache> {
+    const { dir, capBytes } = options;
+    if (!Number.isSafeInteger(capBytes) || capBytes < CAP_BYTES_MIN) {
+      throw new LazydiskError('USAGE', `cache size ${capBytes}: want at least ${CAP_BYTES_MIN} bytes`);
+    }
+    const unavailable = (error: unknown) =>
+      new LazydiskError('UNAVAILABLE', `disk cache in ${dir}: ${errorText(error)}`, { cause: error });
+    await mkdir(dir, { recursive: true, mode: 0o700 }).catch((error) => Promise.reject(unavailable(error)));
+    const lock = await lockDirectory(dir, 'cache');
+    try {
+      const path = join(dir, 'chunks');
+      const file = await open(path, constants.O_RDWR | constants.O_CREAT, 0o600);
+      try {
+        const geometry = await prepareFile(file, path, options);
+        const cache = new DiskCache(options, geometry, file, lock);
+        await cache.#load();
+        return cache;
+      } catch (error) {
+        await file.close();
+        throw error;
+      }
+    } catch (error) {
+      await lock.release();
+      throw error instanceof LazydiskError ? error : unavailable(error);
+    }
+  }
+
+  async get(id: ChunkId, sealedBytes: number, ctx: ReadContext): Promise<SealedLoan | undefined> {
+    const entry = this.#segments.get(id);
+    if (!entry || this.#closed) return undefined;
+    if (entry.sealedBytes !== sealedBytes) {
+      this.discard(id);
+      return undefined;
+    }
+    const segment = this.#segments.hold(entry);
+    const buffer = this.#pool.pop() ?? Buffer.allocUnsafeSlow(SEALED_BYTES_MAX);
+    const position = this.#position(entry) + RECORD_HEADER_BYTES;
+    let abandoned = false;
+    const reading = readAt(this.#file.fd, buffer, 0, sealedBytes, position)
+      .catch((error: unknown) => {
+        this.#segments.remove(entry);
+        throw new LazydiskError('UNAVAILABLE', `disk cache: ${errorText(error)}`, { cause: error });
+      })
+      .finally(() => {
+        this.#segments.unpin(segment);
+        if (abandoned) this.#recycle(buffer);
+      });
+    try {
+      const { bytesRead } = await withDeadline(reading, ctx, () => {
+        abandoned = true;
+      });
+      // A short read is a file that somebody cut; the reader's proof would fail, so this copy is gone already.
+      if (bytesRead !== sealedBytes) {
+        this.discard(id);
+        this.#recycle(buffer);
+        return undefined;
+      }
+      return { bytes: buffer.subarray(0, sealedBytes), release: () => this.#recycle(buffer) };
+    } catch (error) {
+      if (!abandoned) this.#recycle(buffer);
+      throw error;
+    }
+  }
+
+  put(id: ChunkId, sealed: Uint8Array): Promise<void> {
+    if (this.#closed || this.#writing.has(id) || this.#segments.get(id)) return Promise.resolve();
+    const busy =
+      this.#recovery !== undefined ||
+      this.#pendingBytes + sealed.length > PENDING_BYTES_MAX ||
+      performance.now() < this.#pausedUntil;
+    if (busy) {
+      this.#droppedPuts++;
+      return Promise.resolve();
+    }
+    return this.#track(this.#append(id, sealed, 0));
+  }
+
+  discard(id: ChunkId): void {
+    const entry = this.#segments.get(id);
+    if (!entry || !this.#segments.remove(entry)) return;
+    this.#quarantined++;
+    // Marked on disk too, or a scan after a crash would find it again.
+    const segment = this.#segments.list[entry.segment]!;
+    const { sequence } = segment;
+    segment.users++;
+    const dead = writeRecordHeader({ id, sealedBytes: entry.sealedBytes, sequence, alive: false });
+    void this.#track(
+      writeAt(this.#file.fd, [dead], this.#position(entry)).then(
+        () => {},
+        (error: unknown) => this.#writeFailed(error),
+      ),
+    ).finally(() => this.#segments.unpin(segment));
+  }
+
+  stats(): DiskCacheStats {
+    let usedBytes = 0;
+    for (const segment of this.#segments.list) usedBytes += segment.usedBytes;
+    return {
+      capBytes: this.#capBytes,
+      reservedBytes: this.#geometry.segments === 0 ? 0 : dataFileBytes(this.#geometry),
+      usedBytes,
+      entries: this.#segments.entries,
+      evictions: this.#evictions,
+      quarantined: this.#quarantined,
+      droppedPuts: this.#droppedPuts,
+      writeErrors: this.#writeErrors,
+      recovering: this.#recovery !== undefined,
+    };
+  }
+
+  /** Resolves when the index is complete (a test waits for it; readers need not). */
+  async recovered(): Promise<void> {
+    await this.#recovery;
+  }
+
+  /** Lets writes end, saves the index, closes. */
+  async close(): Promise<void> {
+    if (this.#closed) return;
+    this.#closed = true;
+    const partial = this.#recovery !== undefined;
+    await this.#recovery;
+    while (this.#work.size > 0) await Promise.allSettled(this.#work);
+    try {
+      if (!partial && this.#geometry.segments > 0) {
+        await saveSnapshot(this.#indexPath(), this.#geometry, this.#segments);
+      }
+    } catch (error) {
+      this.#warn(`disk cache: the index could not be saved (${errorText(error)}); the next start scans`);
+    } finally {
+      await this.#file.close();
+      await this.#lock.release();
+    }
+  }
+
+  #indexPath(): string {
+    return join(this.#dir, 'index');
+  }
+
+  async #load(): Promise<void> {
+    if (await takeSnapshot(this.#indexPath(), this.#geometry, this.#segments)) {
+      this.#segments.adopt();
+      return;
+    }
+    this.#recovery = scanRecords(this.#file.fd, this.#geometry, this.#segments, () => this.#closed)
+      .catch((error: unknown) => this.#warn(`disk cache: scan ended early: ${errorText(error)}`))
+      .then(() => {
+        this.#segments.adopt();
+        this.#recovery = undefined;
+      });
+  }
+
+  async #append(id: ChunkId, sealed: Uint8Array, hits: number): Promise<void> {
+    const place = this.#segments.reserve(recordBytes(sealed.length));
+    this.#evictIfNeeded();
+    if (!place) {
+      this.#droppedPuts++;
+      return;
+    }
+    const { segment, offset } = place;
+    const { sequence } = segment;
+    this.#writing.add(id);
+    this.#pendingBytes += sealed.length;
+    try {
+      const header = writeRecordHeader({ id, sealedBytes: sealed.length, sequence, alive: true });
+      const position = segmentOffset(this.#geometry, segment.number) + offset;
+      const { bytesWritten } = await writeAt(this.#file.fd, [header, sealed], position);
+      if (bytesWritten !== header.length + sealed.length) throw new Error(`wrote ${bytesWritten} bytes only`);
+      this.#segments.add({ id, segment: segment.number, offset, sealedBytes: sealed.length, hits });
+    } catch (error) {
+      this.#writeFailed(error);
+    } finally {
+      this.#pendingBytes -= sealed.length;
+      this.#writing.delete(id);
+      this.#segments.unpin(segment);
+    }
+  }
+
+  #evictIfNeeded(): void {
+    const segment = this.#segments.beginEviction();
+    if (segment) void this.#track(this.#evict(segment));
+  }
+
+  async #evict(segment: Segment): Promise<void> {
+    const { keep, evicted } = this.#segments.condemn(segment, this.#geometry.segmentBytes / 2);
+    this.#evictions += evicted;
+    const buffer = Buffer.allocUnsafeSlow(SEALED_BYTES_MAX);
+    for (const entry of keep) {
+      try {
+        const position = this.#position(entry) + RECORD_HEADER_BYTES;
+        const { bytesRead } = await readAt(this.#file.fd, buffer, 0, entry.sealedBytes, position);
+        // Appended anew with no hits: to stay another round it must be read twice again.
+        if (bytesRead === entry.sealedBytes && this.#segments.get(entry.id) === entry) {
+          await this.#append(entry.id, buffer.subarray(0, entry.sealedBytes), 0);
+        }
+      } catch (error) {
+        this.#warn(`disk cache: a record could not be kept: ${errorText(error)}`);
+      }
+    }
+    await this.#segments.finishEviction(segment);
+  }
+
+  #position(entry: Entry): number {
+    return segmentOffset(this.#geometry, entry.segment) + entry.offset;
+  }
+
+  #writeFailed(error: unknown): void {
+    this.#writeErrors++;
+    if (performance.now() >= this.#pausedUntil) {
+      this.#warn(`disk cache: write failed, reads go on uncached: ${errorText(error)}`);
+    }
+    this.#pausedUntil = performance.now() + WRITE_PAUSE_MS;
+  }
+
+  #recycle(buffer: Buffer): void {
+    if (this.#pool.length < POOL_MAX) this.#pool.push(buffer);
+  }
+
+  #track(work: Promise<void>): Promise<void> {
+    const tracked = work.finally(() => this.#work.delete(tracked));
+    this.#work.add(tracked);
+    return tracked;
+  }
+}
+
+/** Brings the data file to the size that cap and free space allow, and says how it is divided. */
+async function prepareFile(file: FileHandle, path: string, options: DiskCacheOptions): Promise<Geometry> {
+  const head = Buffer.alloc(SUPERBLOCK_BYTES);
+  await file.read(head, 0, SUPERBLOCK_BYTES, 0);
+  const { size, blocks } = await file.stat();
+  const known = readSuperblock(head);
+  const wanted = geometryFor(options.capBytes, known);
+  const room = (await freeBytes(path)) + blocks * 512 - (options.keepFreeBytes ?? 0);
+  // A file made for a much larger cap may have segments too big for this one: then it starts anew.
+  const reuse = known !== undefined && wanted.segments > 0;
+  const geometry = geometryFor(Math.min(options.capBytes, Math.max(room, 1)), reuse ? known : undefined);
+  const bytes = geometry.segments === 0 ? 0 : dataFileBytes(geometry);
+  if (!reuse) await file.truncate(0);
+  if (bytes < size) await file.truncate(bytes);
+  if (bytes < dataFileBytes(reuse ? wanted : geometryFor(options.capBytes))) {
+    options.onWarning?.(
+      `disk cache in ${options.dir}: room for ${bytes} of ${options.capBytes} bytes on this file system`,
+    );
+  }
+  if (geometry.segments === 0) return geometry;
+  if (!(await preallocate(path, bytes))) {
+    options.onWarning?.(
+      `disk cache in ${options.dir}: space cannot be taken ahead here; writes may fail later`,
+    );
+  }
+  if (!reuse) {
+    await rm(join(options.dir, 'index'), { force: true });
+    await file.write(writeSuperblock(geometry.segmentBytes), 0, SUPERBLOCK_BYTES, 0);
+  }
+  return geometry;
+}
+
+/** `promise`, or TIMEOUT / ABORTED as `ctx` says; `onAbandon` is called if it is not waited for any longer. */
+async function withDeadline<T>(promise: Promise<T>, ctx: ReadContext, onAbandon: () => void): Promise<T> {
+  const leftMs = ctx.deadline - performance.now();
+  let give: (error: LazydiskError) => void = () => {};
+  const given = new Promise<never>((_, reject) => {
+    give = reject;
+  });
+  const aborted = () => give(new LazydiskError('ABORTED', 'disk cache: the read was cancelled'));
+  const timer = setTimeout(
+    () => give(new LazydiskError('TIMEOUT', 'disk cache: no answer before the deadline')),
+    Math.max(0, Math.min(leftMs, 2 ** 31 - 1)),
+  );
+  ctx.signal?.addEventListener('abort', aborted, { once: true });
+  if (ctx.signal?.aborted) aborted();
+  let settled = false;
+  const watched = promise.finally(() => {
+    settled = true;
+  });
+  try {
+    return await Promise.race([watched, given]);
+  } catch (error) {
+    if (!settled) {
+      onAbandon();
+      watched.catch(() => {});
+    }
+    throw error;
+  } finally {
+    clearTimeout(timer);
+    ctx.signal?.removeEventListener('abort', aborted);
+  }
+}
