@@ -1,0 +1,26 @@
+// What the parts of the addon share: Node-API call checking and the registration of each part.
+#pragma once
+
+#include <node_api.h>
+
+#include <cstddef>
+#include <cstdint>
+
+namespace lazydisk {
+
+// Each part puts its functions on `exports`; a napi failure leaves an exception pending.
+void RegisterCodec(napi_env env, napi_value exports);
+
+struct Bytes {
+  uint8_t* data;
+  size_t length;
+};
+
+// The memory of a Uint8Array (or Buffer), or false. The memory stays where it is while the array is referenced.
+bool GetBytes(napi_env env, napi_value value, Bytes* bytes);
+
+void SetFunction(napi_env env, napi_value exports, const char* name, napi_callback callback);
+
+napi_value ThrowUsage(napi_env env, const char* message);
+
+}  // namespace lazydisk

@@ -1,0 +1,31 @@
+/**
+ * Loads the compiled addon and gives its functions types. LAZYDISK_NATIVE names another build of it (the
+ * AddressSanitizer one); a missing build says which command makes it.
+ */
+import { createRequire } from 'node:module';
+import { join } from 'node:path';
+import { errorText, LazydiskError } from '../src/errors.ts';
+import type { NativeAddon } from './native.d.ts';
+
+/** What `openChunk` gives its callback. */
+export const OPEN_OK = 0;
+/** SHA-256 of the sealed bytes is not the id. */
+export const OPEN_WRONG_ID = 1;
+/** The tag does not verify: another key, though the bytes are those that the id names. */
+export const OPEN_WRONG_TAG = 2;
+/** Unknown codec, broken zstd, or another length than the target's. */
+export const OPEN_BAD_PAYLOAD = 3;
+
+function load(): NativeAddon {
+  const path = process.env.LAZYDISK_NATIVE ?? join(import.meta.dirname, 'build', 'lazydisk.node');
+  try {
+    return createRequire(import.meta.url)(path) as NativeAddon;
+  } catch (cause) {
+    const text = `the native addon ${path} does not load: run "npm run build:native" (${errorText(cause)})`;
+    throw new LazydiskError('UNAVAILABLE', text, { cause });
+  }
+}
+
+const addon = load();
+
+export const openChunk: NativeAddon['openChunk'] = addon.openChunk;
