@@ -1,0 +1,145 @@
+/**
+ * A tenant's key: what wraps the data keys of its manifests, and the secret of the dedup domain whose salts make
+ * its chunk keys (FORMAT.md, "Keys"). Both secrets are private fields, so no log line, error or inspection can
+ * show them; the only way out as text is `secretText`, for the key file.
+ */
+import { createCipheriv, createDecipheriv, createHmac, randomBytes } from 'node:crypto';
+import { inspect } from 'node:util';
+import { errorText, LazydiskError } from '../errors.ts';
+import { KEY_BYTES } from './chunk-id.ts';
+
+/** The salt epoch that new images are made under. */
+export const SALT_EPOCH = 1;
+
+/** A dedup domain's name; it stands in the clear in every manifest. */
+export const DOMAIN_NAME = /^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$/;
+
+/** A key's public name: 16 lower-case hex digits, made one-way from the wrapping key. */
+export const KEY_ID = /^[0-9a-f]{16}$/;
+
+const KEY_FILE_KIND = 'lazydisk key';
+const KEY_FILE_VERSION = 1;
+
+const NONCE_BYTES = 12;
+const TAG_BYTES = 16;
+
+/** Bytes of a wrapped data key: nonce, AES-256-GCM ciphertext, tag. */
+export const WRAPPED_KEY_BYTES = NONCE_BYTES + KEY_BYTES + TAG_BYTES;
+
+export interface NewKeyOptions {
+  /** Name of a new dedup domain; default `default`. */
+  readonly domain?: string;
+  /** Join this key's dedup domain, name and secret, instead of starting one: the two share chunks. */
+  readonly sharing?: TenantKey;
+}
+
+export class TenantKey {
+  /** Public: names the key in manifests, paths and messages. */
+  readonly id: string;
+  /** Public: the dedup domain's name. */
+  readonly domain: string;
+  readonly #wrapKey: Buffer;
+  readonly #domainSecret: Buffer;
+
+  private constructor(wrapKey: Buffer, domain: string, domainSecret: Buffer) {
+    this.#wrapKey = wrapKey;
+    this.#domainSecret = domainSecret;
+    this.domain = domain;
+    this.id = createHmac('sha256', wrapKey).update('lazydisk key id').digest('hex').slice(0, 16);
+  }
+
+  /** A new random key. Throws USAGE for a domain name that is none. */
+  static generate(options: NewKeyOptions = {}): TenantKey {
+    if (options.sharing) {
+      return new TenantKey(randomBytes(KEY_BYTES), options.sharing.domain, options.sharing.#domainSecret);
+    }
+    const domain = options.domain ?? 'default';
+    if (!DOMAIN_NAME.test(domain))
+      throw new LazydiskError('USAGE', `domain name ${JSON.stringify(domain)}: want ${DOMAIN_NAME.source}`);
+    return new TenantKey(randomBytes(KEY_BYTES), domain, randomBytes(KEY_BYTES));
+  }
+
+  /** The key that `secretText` wrote. Throws KEY, without quoting any of the text. */
+  static parse(text: string): TenantKey {
+    let fields: Record<string, unknown>;
+    try {
+      fields = JSON.parse(text) as Record<string, unknown>;
+    } catch {
+      throw new LazydiskError('KEY', 'not a lazydisk key: not JSON');
+    }
+    if (fields === null || typeof fields !== 'object' || fields.kind !== KEY_FILE_KIND)
+      throw new LazydiskError('KEY', `not a lazydisk key: no "kind": "${KEY_FILE_KIND}"`);
+    if (fields.version !== KEY_FILE_VERSION)
+      throw new LazydiskError(
+        'KEY',
+        `a key of version ${Number(fields.version)}, which this program does not know`,
+      );
+    if (typeof fields.domain !== 'string' || !DOMAIN_NAME.test(fields.domain))
+      throw new LazydiskError('KEY', 'a key without a proper "domain"');
+    const key = new TenantKey(secretOf(fields, 'wrapKey'), fields.domain, secretOf(fields, 'domainSecret'));
+    if (fields.id !== key.id) throw new LazydiskError('KEY', 'a damaged key: its id and its bytes differ');
+    return key;
+  }
+
+  /** The text of a key file: the secrets themselves. For nothing but that file. */
+  secretText(): string {
+    const fields = {
+      kind: KEY_FILE_KIND,
+      version: KEY_FILE_VERSION,
+      id: this.id,
+      wrapKey: this.#wrapKey.toString('base64'),
+      domain: this.domain,
+      domainSecret: this.#domainSecret.toString('base64'),
+    };
+    return `${JSON.stringify(fields, null, 2)}\n`;
+  }
+
+  /** The secret that chunk keys of this domain and epoch are made with, KEY_BYTES long. */
+  salt(epoch: number): Buffer {
+    const tail = Buffer.alloc(4);
+    tail.writeUInt32LE(epoch);
+    return createHmac('sha256', this.#domainSecret)
+      .update('lazydisk salt\0')
+      .update(this.domain)
+      .update('\0')
+      .update(tail)
+      .digest();
+  }
+
+  /** `dataKey` under this key: nonce ‖ ciphertext ‖ tag, WRAPPED_KEY_BYTES long. `bound` must be given again to unwrap. */
+  wrap(dataKey: Uint8Array, bound: Uint8Array): Buffer {
+    const nonce = randomBytes(NONCE_BYTES);
+    const cipher = createCipheriv('aes-256-gcm', this.#wrapKey, nonce).setAAD(bound);
+    return Buffer.concat([nonce, cipher.update(dataKey), cipher.final(), cipher.getAuthTag()]);
+  }
+
+  /** The data key in `wrapped`. Throws KEY. */
+  unwrap(wrapped: Uint8Array, bound: Uint8Array): Buffer {
+    const decipher = createDecipheriv('aes-256-gcm', this.#wrapKey, wrapped.subarray(0, NONCE_BYTES));
+    decipher.setAAD(bound).setAuthTag(wrapped.subarray(NONCE_BYTES + KEY_BYTES));
+    try {
+      const dataKey = decipher.update(wrapped.subarray(NONCE_BYTES, NONCE_BYTES + KEY_BYTES));
+      return Buffer.concat([dataKey, decipher.final()]);
+    } catch (cause) {
+      throw new LazydiskError('KEY', `key ${this.id} does not open this data key: ${errorText(cause)}`, {
+        cause,
+      });
+    }
+  }
+
+  toJSON(): { id: string; domain: string } {
+    return { id: this.id, domain: this.domain };
+  }
+
+  [inspect.custom](): string {
+    return `TenantKey ${this.id} (domain ${this.domain})`;
+  }
+}
+
+function secretOf(fields: Record<string, unknown>, name: string): Buffer {
+  const text = fields[name];
+  const bytes = typeof text === 'string' ? Buffer.from(text, 'base64') : Buffer.alloc(0);
+  if (bytes.length !== KEY_BYTES || bytes.toString('base64') !== text)
+    throw new LazydiskError('KEY', `a key whose "${name}" is not ${KEY_BYTES} bytes in base64`);
+  return bytes;
+}

@@ -1,0 +1,169 @@
+/**
+ * The part of a manifest that anyone may read: what disk it describes and which stored chunks hold it, by id.
+ * Its SHA-256 is the image's digest. Garbage collection, fsck and copies between stores need no more, and so no
+ * key. The table is used where it lies, as columns; one quick pass checks its order and bounds.
+ */
+import { hash } from 'node:crypto';
+import { LazydiskError } from '../errors.ts';
+import type { ImageDigest } from '../store/store.ts';
+import { SEALED_BYTES_MIN } from './chunk-codec.ts';
+import {
+  CHUNK_BYTES,
+  type ChunkId,
+  type ChunkIndex,
+  chunkIdOf,
+  ID_BYTES,
+  SEALED_BYTES_MAX,
+} from './chunk-id.ts';
+import {
+  CLEAR,
+  CLEAR_HEADER_BYTES,
+  clearBytesOf,
+  DISK_CHUNKS_MAX,
+  DOMAIN_BYTES,
+  ENCODER_VERSION_BYTES,
+  FORMAT_VERSION,
+  MAGIC,
+  WRITER_VERSION_BYTES,
+} from './manifest-layout.ts';
+
+export class ClearManifest {
+  /** SHA-256 of the clear part: the image's name by content. */
+  readonly digest: ImageDigest;
+  readonly diskBytes: number;
+  /** Chunks of the disk, stored or zero. */
+  readonly chunkCount: number;
+  /** Entries of the table: chunks that are not all zero. */
+  readonly storedChunks: number;
+  readonly saltEpoch: number;
+  readonly writerVersion: string;
+  readonly encoderVersion: string;
+  readonly domain: string;
+  /** HMAC-SHA-256 of the metadata under the salt; binds the metadata to the digest. */
+  readonly metadataMac: Buffer;
+  /** Length of the clear part, where the sealed part starts. */
+  readonly clearBytes: number;
+  readonly #indices: Uint32Array;
+  readonly #lengths: Uint32Array;
+  readonly #ids: Buffer;
+
+  /**
+   * Reads the clear part at the start of `bytes`, which may go on with the sealed part. Throws CORRUPT for what
+   * no writer makes, UNSUPPORTED for another version of the format. The ids column stays a view of `bytes`.
+   */
+  constructor(bytes: Buffer) {
+    if (bytes.length < CLEAR_HEADER_BYTES || !bytes.subarray(0, MAGIC.length).equals(MAGIC))
+      throw corrupt('it does not start like a manifest');
+    const version = bytes.readUInt32LE(CLEAR.version);
+    if (version !== FORMAT_VERSION)
+      throw unsupported(`its version is ${version}, this program reads ${FORMAT_VERSION}`);
+    const chunkBytes = bytes.readUInt32LE(CLEAR.chunkBytes);
+    if (chunkBytes !== CHUNK_BYTES)
+      throw unsupported(`its chunks are ${chunkBytes} bytes, not ${CHUNK_BYTES}`);
+    const flags = bytes.readUInt32LE(CLEAR.flags) | bytes.readUInt32LE(CLEAR.reserved);
+    if (flags !== 0) throw unsupported('it uses features that this program does not know');
+
+    const diskBytes = bytes.readBigUInt64LE(CLEAR.diskBytes);
+    if (
+      diskBytes === 0n ||
+      diskBytes > BigInt(DISK_CHUNKS_MAX) * BigInt(CHUNK_BYTES) ||
+      diskBytes % BigInt(CHUNK_BYTES)
+    )
+      throw corrupt(`a disk of ${diskBytes} bytes`);
+    this.diskBytes = Number(diskBytes);
+    this.chunkCount = this.diskBytes / CHUNK_BYTES;
+    this.storedChunks = bytes.readUInt32LE(CLEAR.storedChunks);
+    this.saltEpoch = bytes.readUInt32LE(CLEAR.saltEpoch);
+    this.writerVersion = textAt(bytes, CLEAR.writerVersion, WRITER_VERSION_BYTES);
+    this.encoderVersion = textAt(bytes, CLEAR.encoderVersion, ENCODER_VERSION_BYTES);
+    this.domain = textAt(bytes, CLEAR.domain, DOMAIN_BYTES);
+    this.metadataMac = bytes.subarray(CLEAR.metadataMac, CLEAR_HEADER_BYTES);
+
+    // The bytes at hand bound the count, so nothing is allocated on the word of a header.
+    this.clearBytes = clearBytesOf(this.storedChunks);
+    if (this.storedChunks > this.chunkCount || this.clearBytes > bytes.length)
+      throw corrupt(
+        `a table of ${this.storedChunks} chunks, in ${bytes.length} bytes and a disk of ${this.chunkCount} chunks`,
+      );
+    const columns = bytes.byteOffset + CLEAR_HEADER_BYTES;
+    const ids = columns + 8 * this.storedChunks;
+    this.#indices = new Uint32Array(bytes.buffer.slice(columns, columns + 4 * this.storedChunks));
+    this.#lengths = new Uint32Array(bytes.buffer.slice(columns + 4 * this.storedChunks, ids));
+    this.#ids = Buffer.from(bytes.buffer, ids, ID_BYTES * this.storedChunks);
+    this.#checkTable();
+    this.digest = `sha256:${hash('sha256', bytes.subarray(0, this.clearBytes), 'hex')}`;
+  }
+
+  /** The entry that holds chunk `index` of the disk, or -1 when that chunk is all zero. */
+  entryOf(index: number): number {
+    const indices = this.#indices;
+    let low = 0;
+    let high = indices.length - 1;
+    while (low <= high) {
+      const middle = (low + high) >>> 1;
+      const found = indices[middle]!;
+      if (found === index) return middle;
+      if (found < index) low = middle + 1;
+      else high = middle - 1;
+    }
+    return -1;
+  }
+
+  /** Which chunk of the disk `entry` (0 to storedChunks - 1) holds. Entries are in the order of the disk. */
+  indexOf(entry: number): ChunkIndex {
+    return this.#at(this.#indices, entry) as ChunkIndex;
+  }
+
+  idOf(entry: number): ChunkId {
+    this.#at(this.#indices, entry);
+    return chunkIdOf(this.#ids.subarray(entry * ID_BYTES, (entry + 1) * ID_BYTES));
+  }
+
+  sealedBytesOf(entry: number): number {
+    return this.#at(this.#lengths, entry);
+  }
+
+  /** Sealed bytes of all entries together; a chunk that the disk holds twice counts twice. */
+  sealedBytes(): number {
+    let sum = 0;
+    for (const length of this.#lengths) sum += length;
+    return sum;
+  }
+
+  #at(column: Uint32Array, entry: number): number {
+    const value = column[entry];
+    if (value === undefined) throw new LazydiskError('INTERNAL', `entry ${entry} of ${this.storedChunks}`);
+    return value;
+  }
+
+  #checkTable(): void {
+    let previous = -1;
+    for (const index of this.#indices) {
+      if (index <= previous) throw corrupt('its chunks are not in order');
+      previous = index;
+    }
+    if (previous >= this.chunkCount) throw corrupt(`chunk ${previous} of a disk of ${this.chunkCount}`);
+    for (const length of this.#lengths) {
+      if (length < SEALED_BYTES_MIN || length > SEALED_BYTES_MAX)
+        throw corrupt(`a sealed chunk of ${length} bytes`);
+    }
+  }
+}
+
+/** ASCII up to the first zero; behind it only zeroes, so that each text has one form. */
+function textAt(bytes: Buffer, offset: number, length: number): string {
+  const field = bytes.subarray(offset, offset + length);
+  const end = field.indexOf(0);
+  if (end < 1 || field.subarray(end).some((byte) => byte !== 0)) throw corrupt('a text field without end');
+  const text = field.toString('latin1', 0, end);
+  if (!/^[\x21-\x7e]+$/.test(text)) throw corrupt('a text field that is not text');
+  return text;
+}
+
+function corrupt(why: string): LazydiskError {
+  return new LazydiskError('CORRUPT', `broken manifest: ${why}`);
+}
+
+function unsupported(why: string): LazydiskError {
+  return new LazydiskError('UNSUPPORTED', `manifest: ${why}`);
+}

@@ -1,0 +1,127 @@
+/**
+ * An image's manifest, opened: the map from chunks of the disk to stored chunks and their keys, and what the
+ * image is. The clear part (manifest-clear.ts) says which chunks; the sealed part, opened here with the tenant's
+ * key, says how to open them. One read, one decryption, no parse loop.
+ */
+import { createDecipheriv } from 'node:crypto';
+import { LazydiskError } from '../errors.ts';
+import type { ImageDigest } from '../store/store.ts';
+import type { ChunkIndex, ChunkRef } from './chunk-id.ts';
+import { KEY_ID, type TenantKey, WRAPPED_KEY_BYTES } from './keys.ts';
+import { ClearManifest } from './manifest-clear.ts';
+import {
+  KEY_ENTRY_BYTES,
+  METADATA_BYTES_MAX,
+  SEAL,
+  SEAL_HEADER_BYTES,
+  SEAL_TAG_BYTES,
+} from './manifest-layout.ts';
+import { decodeMetadata, type ImageMetadata } from './manifest-metadata.ts';
+
+/** The data key of a manifest is made for it alone and seals one body, so the nonce says nothing and is zero. */
+export const BODY_NONCE = Buffer.alloc(12);
+
+export class Manifest {
+  readonly clear: ClearManifest;
+  readonly metadata: ImageMetadata;
+  readonly #keys: Buffer;
+  readonly #refs: (ChunkRef | undefined)[];
+
+  private constructor(clear: ClearManifest, keys: Buffer, metadata: ImageMetadata) {
+    this.clear = clear;
+    this.metadata = metadata;
+    this.#keys = keys;
+    this.#refs = new Array(clear.storedChunks);
+  }
+
+  /**
+   * Opens a whole manifest, which must be exactly `bytes`. Throws KEY when it is sealed for another key, CORRUPT,
+   * UNSUPPORTED. Whether it is the image that was asked for is the caller's to check, by `digest`.
+   */
+  static open(bytes: Buffer, key: TenantKey): Manifest {
+    const clear = Manifest.readClear(bytes);
+    const sealed = bytes.subarray(clear.clearBytes);
+    if (sealed.length < SEAL_HEADER_BYTES) throw corrupt('it ends before its sealed part');
+    const bodyBytes = sealed.readUInt32LE(SEAL.bodyBytes);
+    const keysBytes = clear.storedChunks * KEY_ENTRY_BYTES;
+    if (sealed.length !== SEAL_HEADER_BYTES + bodyBytes + SEAL_TAG_BYTES || bodyBytes < keysBytes)
+      throw corrupt('its length is not what it says');
+    if (bodyBytes - keysBytes > METADATA_BYTES_MAX) throw corrupt('too much metadata');
+
+    const keyId = sealed.toString('latin1', SEAL.keyId, SEAL.wrappedKey);
+    if (keyId !== key.id) {
+      const whose = KEY_ID.test(keyId) ? `key ${keyId}` : 'a key without a proper name';
+      throw new LazydiskError(
+        'KEY',
+        `image ${clear.digest} is sealed for ${whose}, and this is key ${key.id}`,
+      );
+    }
+    const bound = Buffer.from(clear.digest.slice('sha256:'.length), 'hex');
+    const dataKey = key.unwrap(sealed.subarray(SEAL.wrappedKey, SEAL.wrappedKey + WRAPPED_KEY_BYTES), bound);
+    const body = openBody(sealed.subarray(SEAL_HEADER_BYTES), dataKey, bound);
+    return new Manifest(clear, body.subarray(0, keysBytes), decodeMetadata(body.subarray(keysBytes)));
+  }
+
+  /** The part that needs no key; `bytes` may be a whole manifest or its clear part alone. */
+  static readClear(bytes: Buffer): ClearManifest {
+    return new ClearManifest(bytes);
+  }
+
+  get digest(): ImageDigest {
+    return this.clear.digest;
+  }
+
+  get diskBytes(): number {
+    return this.clear.diskBytes;
+  }
+
+  /** Chunks of the disk, stored or zero. */
+  get chunkCount(): number {
+    return this.clear.chunkCount;
+  }
+
+  /** Chunks that are not all zero. */
+  get storedChunks(): number {
+    return this.clear.storedChunks;
+  }
+
+  /** The entry that holds chunk `index` of the disk, or -1 when that chunk is all zero. */
+  entryOf(index: number): number {
+    return this.clear.entryOf(index);
+  }
+
+  /** Which chunk of the disk `entry` holds. */
+  indexOf(entry: number): ChunkIndex {
+    return this.clear.indexOf(entry);
+  }
+
+  /** How to get and open the chunk of `entry`; the same object at every call. Secret: it carries the key. */
+  ref(entry: number): ChunkRef {
+    const known = this.#refs[entry];
+    if (known) return known;
+    const ref: ChunkRef = {
+      id: this.clear.idOf(entry),
+      key: this.#keys.subarray(entry * KEY_ENTRY_BYTES, (entry + 1) * KEY_ENTRY_BYTES),
+      sealedBytes: this.clear.sealedBytesOf(entry),
+    };
+    this.#refs[entry] = ref;
+    return ref;
+  }
+}
+
+function openBody(sealed: Buffer, dataKey: Buffer, bound: Buffer): Buffer {
+  const end = sealed.length - SEAL_TAG_BYTES;
+  const decipher = createDecipheriv('aes-256-gcm', dataKey, BODY_NONCE);
+  decipher.setAAD(bound).setAuthTag(sealed.subarray(end));
+  try {
+    const body = decipher.update(sealed.subarray(0, end));
+    decipher.final();
+    return body;
+  } catch (cause) {
+    throw new LazydiskError('CORRUPT', 'broken manifest: its sealed part does not open', { cause });
+  }
+}
+
+function corrupt(why: string): LazydiskError {
+  return new LazydiskError('CORRUPT', `broken manifest: ${why}`);
+}
