@@ -28,5 +28,6 @@ napi_value ThrowUsage(napi_env env, const char* message) {
 
 NAPI_MODULE_INIT() {
   lazydisk::RegisterCodec(env, exports);
+  lazydisk::RegisterErasure(env, exports);
   return exports;
 }

@@ -29,3 +29,6 @@ function load(): NativeAddon {
 const addon = load();
 
 export const openChunk: NativeAddon['openChunk'] = addon.openChunk;
+export const erasureEncode: NativeAddon['erasureEncode'] = addon.erasureEncode;
+export const erasureReconstruct: NativeAddon['erasureReconstruct'] = addon.erasureReconstruct;
+export const erasureRow: NativeAddon['erasureRow'] = addon.erasureRow;

@@ -15,4 +15,19 @@ export interface NativeAddon {
     target: Uint8Array,
     callback: (status: number) => void,
   ): void;
+
+  /**
+   * Erasure code over GF(2^8), k + m <= 16. `shards` holds k + m shards of equal length behind one another; the
+   * first k are data, the last m are computed. Synchronous: about 40 us for one parity shard of a 512 KiB chunk.
+   */
+  erasureEncode(k: number, m: number, shards: Uint8Array): void;
+
+  /**
+   * Rebuilds in place the data shards whose bit (1 << index) in `present` is clear, from k present ones. False
+   * if fewer than k are present.
+   */
+  erasureReconstruct(k: number, m: number, shards: Uint8Array, present: number): boolean;
+
+  /** Row `index` of the generator matrix: the k coefficients that make shard `index` out of the data. */
+  erasureRow(k: number, m: number, index: number): Buffer;
 }

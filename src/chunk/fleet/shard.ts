@@ -1,0 +1,83 @@
+/**
+ * A shard as it lies in a cache node: 64 bytes that prove it, then its part of the chunk. The header says of
+ * which chunk, which code and which index it is, so that a node may hold any of a chunk's shards under the one
+ * key of that chunk: when a node comes or goes, the shards that stayed are still found and still of use.
+ *
+ *     magic 4 "LZS1" │ k u8 │ m u8 │ index u8 │ 0 u8 │ sealedBytes u32 │ shardBytes u32 │ id 32
+ *     │ crc32 of the header so far and of the data, u32 │ 0 × 12 │ data
+ *
+ * Little-endian. The data of shards 0 to k-1 behind one another are the sealed bytes, zero-padded.
+ */
+import { crc32 } from 'node:zlib';
+import { LazydiskError } from '../../errors.ts';
+import { type ChunkId, ID_BYTES, SEALED_BYTES_MAX } from '../../format/chunk-id.ts';
+
+export const SHARD_HEADER_BYTES = 64;
+const MAGIC = Buffer.from('LZS1', 'latin1').readUInt32LE();
+const CHECKED_BYTES = 48;
+
+/** The code: k data and m parity shards. */
+export interface Code {
+  readonly k: number;
+  readonly m: number;
+}
+
+/** Throws USAGE unless k >= 1, m >= 0 and k + m <= 16. */
+export function checkCode({ k, m }: Code): void {
+  if (!(Number.isInteger(k) && Number.isInteger(m) && k >= 1 && m >= 0 && k + m <= 16)) {
+    throw new LazydiskError('USAGE', `erasure code k=${k} m=${m}: want k >= 1, m >= 0 and k + m <= 16`);
+  }
+}
+
+/** Length of every shard's data for a chunk of `sealedBytes`. */
+export function shardBytesOf(sealedBytes: number, { k }: Code): number {
+  return Math.ceil(sealedBytes / k);
+}
+
+/** The header of shard `index`, whose data is `data`. */
+export function writeShardHeader(
+  id: ChunkId,
+  sealedBytes: number,
+  code: Code,
+  index: number,
+  data: Uint8Array,
+): Buffer {
+  const header = Buffer.alloc(SHARD_HEADER_BYTES);
+  header.writeUInt32LE(MAGIC, 0);
+  header[4] = code.k;
+  header[5] = code.m;
+  header[6] = index;
+  header.writeUInt32LE(sealedBytes, 8);
+  header.writeUInt32LE(data.length, 12);
+  header.write(id, 16, ID_BYTES, 'hex');
+  header.writeUInt32LE(crc32(data, crc32(header.subarray(0, CHECKED_BYTES))), CHECKED_BYTES);
+  return header;
+}
+
+/**
+ * The index of a shard that proves itself to be of this chunk, code and length, or undefined. `data` holds at
+ * least the shard's data, from its first byte.
+ */
+export function proveShard(
+  header: Buffer,
+  data: Uint8Array,
+  valueBytes: number,
+  id: ChunkId,
+  sealedBytes: number,
+  code: Code,
+): number | undefined {
+  const shardBytes = shardBytesOf(sealedBytes, code);
+  if (valueBytes !== SHARD_HEADER_BYTES + shardBytes || sealedBytes > SEALED_BYTES_MAX) return undefined;
+  const index = header[6]!;
+  const matches =
+    header.readUInt32LE(0) === MAGIC &&
+    header[4] === code.k &&
+    header[5] === code.m &&
+    index < code.k + code.m &&
+    header.readUInt32LE(8) === sealedBytes &&
+    header.readUInt32LE(12) === shardBytes &&
+    header.toString('hex', 16, 16 + ID_BYTES) === id;
+  if (!matches) return undefined;
+  const sum = crc32(data.subarray(0, shardBytes), crc32(header.subarray(0, CHECKED_BYTES)));
+  return sum === header.readUInt32LE(CHECKED_BYTES) ? index : undefined;
+}
