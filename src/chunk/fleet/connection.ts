@@ -102,14 +102,21 @@ export class Connection {
    * OVERLOAD when too much is in flight, TIMEOUT, ABORTED, UNAVAILABLE, CORRUPT. `parts` must stay as they are
    * until then, and `sink` is never touched afterwards.
    */
-  request(parts: readonly Uint8Array[], deadline: number, sink?: ValueSink): Promise<MetaReply> {
+  request(
+    parts: readonly Uint8Array[],
+    deadline: number,
+    sink?: ValueSink,
+    signal?: AbortSignal,
+  ): Promise<MetaReply> {
     if (this.#dead) return Promise.reject(this.#dead);
-    const overloaded =
-      this.inflight >= this.#options.inflightMax ||
-      this.#socket.writableLength > this.#options.queuedBytesMax;
-    if (overloaded) return Promise.reject(new LazydiskError('OVERLOAD', 'too many requests in flight'));
+    const { inflightMax, queuedBytesMax } = this.#options;
+    if (this.inflight >= inflightMax || this.#socket.writableLength > queuedBytesMax) {
+      return Promise.reject(new LazydiskError('OVERLOAD', 'too many requests in flight'));
+    }
     return new Promise((resolve, reject) => {
-      this.#waiting.push({ deadline, sink, settled: false, resolve, reject });
+      const pending: Pending = { deadline, sink, settled: false, resolve, reject };
+      this.#waiting.push(pending);
+      signal?.addEventListener('abort', () => this.#abandon(pending), { once: true });
       this.#outbox.push(...parts);
       if (!this.#flushing) {
         this.#flushing = true;
@@ -217,8 +224,11 @@ export class Connection {
   }
 
   #abandon(pending: Pending): void {
+    // Only the oldest can be receiving its value just now.
     if (this.#waiting[this.#head] === pending) this.#parser.abandonValue();
-    this.#settle(pending, () => pending.reject(new LazydiskError('ABORTED', 'the answer is not needed any more')));
+    this.#settle(pending, () =>
+      pending.reject(new LazydiskError('ABORTED', 'the answer is not needed any more')),
+    );
   }
 
   #tick(): void {
@@ -227,7 +237,6 @@ export class Connection {
     for (let at = this.#head; at < this.#waiting.length; at++) {
       const pending = this.#waiting[at]!;
       if (now < pending.deadline) continue;
-      // Only the oldest can be receiving its value just now.
       if (at === this.#head) this.#parser.abandonValue();
       this.#settle(pending, () =>
         pending.reject(new LazydiskError('TIMEOUT', `${host}:${port}: no answer in time`)),

@@ -95,7 +95,7 @@ export class ReplyParser {
     if (end < 0) return upTo;
     if (this.#lineBytes < 2 || this.#line[this.#lineBytes - 2] !== CR)
       throw corrupt('a reply line without CR');
-    const line = this.#line.latin1Slice(0, this.#lineBytes - 2);
+    const line = this.#line.toString('latin1', 0, this.#lineBytes - 2);
     this.#lineBytes = 0;
     this.#takeReply(line);
     return upTo;

@@ -139,7 +139,11 @@ export class FleetNode {
     if (performance.now() < this.#reconnectAt) {
       throw new LazydiskError('UNAVAILABLE', `${this.address.name}: not connected`);
     }
-    this.#connecting = Connection.open({ ...this.#options, host: this.address.host, port: this.address.port });
+    this.#connecting = Connection.open({
+      ...this.#options,
+      host: this.address.host,
+      port: this.address.port,
+    });
     try {
       const connection = await this.#connecting;
       if (this.#closed) connection.destroy(new LazydiskError('UNAVAILABLE', 'the fleet is closed'));

@@ -1,0 +1,286 @@
+/**
+ * The shared cache as a tier: a chunk's k + m shards on as many memcached nodes, a read done at the first k that
+ * prove themselves (gather.ts). A slow or dead node costs nothing but its shard, which parity replaces.
+ *
+ * Who fills it: the first reader to miss on a chunk gets memcached's recache lease on the chunk's first node
+ * (`W`: an empty item was made for it), reads the origin, and puts the shards; whoever comes meanwhile (`Z`)
+ * waits for the shards. The empty item lives for LEASE_SECONDS, so a holder that dies blocks nobody for longer.
+ * Source: memcached's doc/protocol.txt, "mg", flags N, W, Z and X.
+ */
+import { erasureEncode } from '../../../native/index.ts';
+import { LazydiskError } from '../../errors.ts';
+import { type ChunkId, SEALED_BYTES_MAX } from '../../format/chunk-id.ts';
+import type { ChunkTier, ReadContext, SealedLoan } from '../tier.ts';
+import { type Answer, type Gathered, gather, gatherBytes, type ShardSink, shardsOf } from './gather.ts';
+import { type MetaReply, metaDelete, metaGet, metaSet } from './meta-protocol.ts';
+import { FleetNode, type NodeAddress, type NodeOptions, type NodeStats } from './node.ts';
+import { Placement } from './placement.ts';
+import { type Code, checkCode, SHARD_HEADER_BYTES, shardBytesOf, writeShardHeader } from './shard.ts';
+
+/** memcached counts seconds: an item of 2 lives for one to two. */
+const LEASE_SECONDS = 2;
+/** A chunk that failed its proof stays marked for this long if nobody fills it anew. */
+const STALE_SECONDS = 30;
+/** Waiting for another's fill ends after this, whoever holds the lease by then. */
+const LEASE_WAIT_MS = 3_000;
+const POLL_MIN_MS = 4;
+const POLL_MAX_MS = 64;
+const BUFFERS_KEPT = 16;
+const CRLF = Buffer.from('\r\n', 'latin1');
+
+export interface FleetOptions {
+  readonly code: Code;
+  readonly nodes: readonly NodeAddress[];
+  readonly node: NodeOptions;
+  /** One attempt at the fleet may take this long before the origin is asked. */
+  readonly timeoutMs: number;
+  /** Sealed bytes on their way into the fleet at once; more is dropped. */
+  readonly fillBytesMax: number;
+}
+
+export interface FleetStats {
+  readonly nodes: readonly NodeStats[];
+  readonly k: number;
+  readonly m: number;
+  readonly reconstructions: number;
+  readonly repairs: number;
+  readonly leaseWins: number;
+  readonly leaseWaits: number;
+  /** Reads that found some shards, but fewer than k. */
+  readonly tooFew: number;
+  readonly fills: number;
+  readonly fillsDropped: number;
+}
+
+export class FleetTier implements ChunkTier {
+  readonly name = 'fleet';
+  readonly #options: FleetOptions;
+  readonly #bufferBytes: number;
+  readonly #buffers: Buffer[] = [];
+  readonly #discarded = new Set<ChunkId>();
+  readonly #work = new Set<Promise<void>>();
+  #placement: Placement<NodeAddress>;
+  #nodes = new Map<string, FleetNode>();
+  #fillBytes = 0;
+  #closed = false;
+  #reconstructions = 0;
+  #repairs = 0;
+  #leaseWins = 0;
+  #leaseWaits = 0;
+  #tooFew = 0;
+  #fills = 0;
+  #fillsDropped = 0;
+
+  /** Throws USAGE for a code that is none, or without nodes. Connects to nobody before the first read. */
+  constructor(options: FleetOptions) {
+    checkCode(options.code);
+    this.#options = options;
+    this.#bufferBytes = gatherBytes(SEALED_BYTES_MAX, options.code);
+    this.#placement = new Placement([]);
+    this.setNodes(options.nodes);
+  }
+
+  /** Replaces the list of nodes; connections to those that stay are kept. */
+  setNodes(addresses: readonly NodeAddress[]): void {
+    if (addresses.length === 0) throw new LazydiskError('USAGE', 'a fleet needs at least one node');
+    const next = new Map<string, FleetNode>();
+    for (const address of addresses) {
+      const known = this.#nodes.get(address.name);
+      const same = known && known.address.host === address.host && known.address.port === address.port;
+      next.set(address.name, same ? known : new FleetNode(address, this.#options.node));
+    }
+    for (const [name, node] of this.#nodes) if (next.get(name) !== node) node.close();
+    this.#nodes = next;
+    this.#placement = new Placement(addresses);
+  }
+
+  /** The nodes of shards 0 to k + m - 1 of a chunk. */
+  holdersOf(id: ChunkId): FleetNode[] {
+    const { k, m } = this.#options.code;
+    return this.#placement.place(id, k + m).map((address) => this.#nodes.get(address.name)!);
+  }
+
+  async get(id: ChunkId, sealedBytes: number, ctx: ReadContext): Promise<SealedLoan | undefined> {
+    if (this.#closed || sealedBytes > SEALED_BYTES_MAX) return undefined;
+    const giveUpAt = performance.now() + Math.min(LEASE_WAIT_MS, (ctx.deadline - performance.now()) / 2);
+    for (let pollMs = POLL_MIN_MS, waited = false; ; pollMs = Math.min(POLL_MAX_MS, pollMs * 2)) {
+      if (ctx.signal?.aborted) throw new LazydiskError('ABORTED', 'fleet: the read was cancelled');
+      const buffer = this.#buffers.pop() ?? Buffer.allocUnsafeSlow(this.#bufferBytes);
+      const holders = this.holdersOf(id);
+      const gathered = await this.#gather(id, sealedBytes, holders, buffer, ctx);
+      if (gathered.complete) return this.#lend(id, sealedBytes, holders, buffer, gathered);
+      this.#recycle(buffer);
+      if (gathered.lease === 'won') this.#leaseWins++;
+      else if (gathered.present !== 0) this.#tooFew++;
+      if (gathered.lease !== 'held' || performance.now() + pollMs > giveUpAt) return undefined;
+      if (!waited) this.#leaseWaits++;
+      waited = true;
+      await new Promise((resolve) => setTimeout(resolve, pollMs * (0.5 + Math.random())));
+    }
+  }
+
+  /** Off the reader's path: resolves when the shards are with their nodes, or dropped. */
+  put(id: ChunkId, sealed: Uint8Array): Promise<void> {
+    if (this.#closed || this.#fillBytes + sealed.length > this.#options.fillBytesMax) {
+      this.#fillsDropped++;
+      return Promise.resolve();
+    }
+    this.#discarded.delete(id);
+    this.#fills++;
+    const { code } = this.#options;
+    const shardBytes = shardBytesOf(sealed.length, code);
+    const shards = Buffer.alloc((code.k + code.m) * shardBytes);
+    shards.set(sealed);
+    erasureEncode(code.k, code.m, shards);
+    const sends = this.holdersOf(id).map((node, index) =>
+      this.#send(
+        node,
+        id,
+        sealed.length,
+        index,
+        shards.subarray(index * shardBytes, (index + 1) * shardBytes),
+      ),
+    );
+    return this.#track(sealed.length, Promise.all(sends));
+  }
+
+  /** The shards are made stale: the next reader gets the lease and fills anew. */
+  discard(id: ChunkId): void {
+    if (this.#discarded.size < 10_000) this.#discarded.add(id);
+    const deadline = performance.now() + this.#options.timeoutMs;
+    for (const node of this.holdersOf(id)) {
+      if (node.askable)
+        void node.request([metaDelete(keyOf(id), ['I', `T${STALE_SECONDS}`])], deadline).catch(() => {});
+    }
+  }
+
+  stats(): FleetStats {
+    return {
+      nodes: [...this.#nodes.values()].map((node) => node.stats()),
+      k: this.#options.code.k,
+      m: this.#options.code.m,
+      reconstructions: this.#reconstructions,
+      repairs: this.#repairs,
+      leaseWins: this.#leaseWins,
+      leaseWaits: this.#leaseWaits,
+      tooFew: this.#tooFew,
+      fills: this.#fills,
+      fillsDropped: this.#fillsDropped,
+    };
+  }
+
+  async close(): Promise<void> {
+    this.#closed = true;
+    await Promise.allSettled(this.#work);
+    for (const node of this.#nodes.values()) node.close();
+  }
+
+  #gather(
+    id: ChunkId,
+    sealedBytes: number,
+    nodes: readonly FleetNode[],
+    buffer: Buffer,
+    ctx: ReadContext,
+  ): Promise<Gathered> {
+    const deadline = Math.min(ctx.deadline, performance.now() + this.#options.timeoutMs);
+    const askable = nodes.map((node) => node.askable);
+    // The lease lies with the first node that is up; while workers disagree about that, two may fill.
+    const leaseRank = askable.indexOf(true);
+    const holders = nodes.map((node, rank) => {
+      if (!askable[rank]) return undefined;
+      const request = metaGet(keyOf(id), rank === leaseRank ? ['v', `N${LEASE_SECONDS}`] : ['v']);
+      return async (sink: ShardSink, signal: AbortSignal) =>
+        answerOf(await node.request([request], deadline, sink, signal));
+    });
+    const onLie = (rank: number) => nodes[rank]!.lied(`a shard of ${id.slice(0, 12)} fails its proof`);
+    return gather({ id, sealedBytes, code: this.#options.code, holders, leaseRank, buffer, onLie });
+  }
+
+  /** Lends the chunk; when it comes back and nobody has discarded it, lost shards are put again. */
+  #lend(
+    id: ChunkId,
+    sealedBytes: number,
+    nodes: readonly FleetNode[],
+    buffer: Buffer,
+    gathered: Gathered,
+  ): SealedLoan {
+    if (gathered.reconstructed) this.#reconstructions++;
+    const { code } = this.#options;
+    const shards = shardsOf(buffer, sealedBytes, code);
+    return {
+      bytes: shards.subarray(0, sealedBytes),
+      release: () => {
+        if (gathered.empty.length > 0 && !this.#discarded.has(id) && !this.#closed) {
+          this.#repair(id, sealedBytes, nodes, shards, gathered);
+        }
+        this.#recycle(buffer);
+      },
+    };
+  }
+
+  #repair(
+    id: ChunkId,
+    sealedBytes: number,
+    nodes: readonly FleetNode[],
+    shards: Buffer,
+    gathered: Gathered,
+  ): void {
+    const { code, fillBytesMax } = this.#options;
+    const shardBytes = shardBytesOf(sealedBytes, code);
+    erasureEncode(code.k, code.m, shards);
+    // An index that another node already gave, or may yet hold at its own rank, is of no use twice.
+    let taken = gathered.present;
+    for (const rank of gathered.unanswered) taken |= 1 << rank;
+    for (const rank of gathered.empty) {
+      const index = (taken >> rank) & 1 ? lowestClear(taken) : rank;
+      if (index >= code.k + code.m || this.#fillBytes + shardBytes > fillBytesMax) return;
+      taken |= 1 << index;
+      this.#repairs++;
+      const shard = Buffer.from(shards.subarray(index * shardBytes, (index + 1) * shardBytes));
+      void this.#track(shardBytes, this.#send(nodes[rank]!, id, sealedBytes, index, shard));
+    }
+  }
+
+  async #send(node: FleetNode, id: ChunkId, sealedBytes: number, index: number, data: Buffer): Promise<void> {
+    if (!node.askable) return;
+    const header = writeShardHeader(id, sealedBytes, this.#options.code, index, data);
+    const line = metaSet(keyOf(id), SHARD_HEADER_BYTES + data.length, []);
+    await node
+      .request([line, header, data, CRLF], performance.now() + this.#options.timeoutMs)
+      .catch(() => {});
+  }
+
+  #track(bytes: number, work: Promise<unknown>): Promise<void> {
+    this.#fillBytes += bytes;
+    const tracked: Promise<void> = work.then(() => {
+      this.#fillBytes -= bytes;
+      this.#work.delete(tracked);
+    });
+    this.#work.add(tracked);
+    return tracked;
+  }
+
+  #recycle(buffer: Buffer): void {
+    if (this.#buffers.length < BUFFERS_KEPT) this.#buffers.push(buffer);
+  }
+}
+
+/** One key a chunk, whatever the shard's index: see shard.ts. */
+function keyOf(id: ChunkId): string {
+  return `lazydisk:1:${id}`;
+}
+
+function answerOf(reply: MetaReply): Answer {
+  const won = reply.flags.includes('W');
+  const lease = won ? 'won' : reply.flags.includes('Z') ? 'held' : 'none';
+  // An empty value is the lease's own item; a stale one (X) is not to be used.
+  if (reply.code !== 'VA' || reply.valueBytes === 0 || reply.flags.includes('X'))
+    return { kind: 'miss', lease };
+  return { kind: 'value', valueBytes: reply.valueBytes };
+}
+
+function lowestClear(mask: number): number {
+  let bit = 0;
+  while ((mask >> bit) & 1) bit++;
+  return bit;
+}

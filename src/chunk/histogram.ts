@@ -1,0 +1,1 @@
+export class Histogram { #v:number[]=[]; record(x:number){ if(this.#v.length<10000) this.#v.push(x);} quantile(q:number){ const s=[...this.#v].sort((a,b)=>a-b); return s[Math.floor(s.length*q)] ?? 0; } }
