@@ -1,0 +1,181 @@
+import { once } from 'node:events';
+import net, { type AddressInfo } from 'node:net';
+import fc from 'fast-check';
+import t, { type Test } from 'tap';
+import { Connection } from '../../../src/chunk/fleet/connection.ts';
+import { type MetaReply, metaGet, ReplyParser } from '../../../src/chunk/fleet/meta-protocol.ts';
+import { LazydiskError } from '../../../src/errors.ts';
+
+function collect(sinkBytes = 1 << 20) {
+  const replies: (MetaReply & { value?: Buffer })[] = [];
+  const refusals: string[] = [];
+  let sink = { head: Buffer.alloc(8), body: Buffer.alloc(sinkBytes) };
+  const parser = new ReplyParser({
+    sink: (valueBytes) => {
+      if (valueBytes > sinkBytes + 8) return undefined;
+      sink = { head: Buffer.alloc(8), body: Buffer.alloc(sinkBytes) };
+      return sink;
+    },
+    reply: (reply) => {
+      const value = Buffer.concat([sink.head, sink.body]).subarray(0, reply.valueBytes);
+      replies.push(reply.code === 'VA' ? { ...reply, value } : reply);
+    },
+    refused: (text) => refusals.push(text),
+  });
+  return { parser, replies, refusals };
+}
+
+t.test('property: replies are the same however the bytes are cut', async (t) => {
+  const reply = fc.oneof(
+    fc.uint8Array({ maxLength: 300 }).map((value) => Buffer.from(value)),
+    fc.constantFrom('HD', 'EN W', 'NS', 'NF', 'MN', 'HD c12 t30'),
+  );
+  fc.assert(
+    fc.property(
+      fc.array(reply, { maxLength: 12 }),
+      fc.array(fc.integer({ min: 1, max: 50 })),
+      (list, cuts) => {
+        const bytes = Buffer.concat(
+          list.flatMap((one) =>
+            typeof one === 'string'
+              ? [Buffer.from(`${one}\r\n`)]
+              : [Buffer.from(`VA ${one.length} Z\r\n`), one, Buffer.from('\r\n')],
+          ),
+        );
+        const { parser, replies } = collect();
+        for (let at = 0, n = 0; at < bytes.length; n++) {
+          const step = cuts.length === 0 ? bytes.length : cuts[n % cuts.length]!;
+          parser.feed(bytes.subarray(at, at + step));
+          at += step;
+        }
+        if (replies.length !== list.length) return false;
+        return list.every((one, n) =>
+          typeof one === 'string' ? replies[n]!.code === one.slice(0, 2) : one.equals(replies[n]!.value!),
+        );
+      },
+    ),
+  );
+  t.pass();
+});
+
+t.test('property: garbage is refused with CORRUPT and nothing else', async (t) => {
+  const garbage = fc.oneof(
+    fc.uint8Array({ maxLength: 4000 }).map((bytes) => Buffer.from(bytes)),
+    fc.string({ maxLength: 60 }).map((text) => Buffer.from(`VA ${text}\r\n${text}\r\nHD\r\n`)),
+    fc
+      .constantFrom(
+        'VA 99999999999 \r\n',
+        'VA -1\r\n',
+        'VA 5\r\nabcdefgh\r\n',
+        'HD\n',
+        `${'x'.repeat(5000)}\r\n`,
+      )
+      .map((text) => Buffer.from(text)),
+  );
+  fc.assert(
+    fc.property(garbage, (bytes) => {
+      try {
+        collect(1000).parser.feed(bytes);
+      } catch (error) {
+        return error instanceof LazydiskError && error.code === 'CORRUPT';
+      }
+      return true;
+    }),
+    { numRuns: 500 },
+  );
+  t.pass();
+});
+
+async function badServer(t: Test, answer: (socket: net.Socket) => void): Promise<Connection> {
+  const server = net.createServer((socket) => {
+    socket.on('error', () => {});
+    socket.once('data', () => answer(socket));
+  });
+  server.listen(0, '127.0.0.1');
+  await once(server, 'listening');
+  const { port } = server.address() as AddressInfo;
+  const connection = await Connection.open({
+    host: '127.0.0.1',
+    port,
+    connectTimeoutMs: 2000,
+    inflightMax: 4,
+    queuedBytesMax: 1 << 20,
+  });
+  t.teardown(() => {
+    connection.destroy(new LazydiskError('UNAVAILABLE', 'test over'));
+    server.close();
+  });
+  return connection;
+}
+
+const ask = (connection: Connection, milliseconds = 5000, body = Buffer.alloc(100)) =>
+  connection.request([metaGet('key', ['v'])], performance.now() + milliseconds, {
+    head: Buffer.alloc(8),
+    body,
+  });
+
+t.test(
+  'a server that lies about lengths, answers too much, or something else loses its connection',
+  async (t) => {
+    for (const text of ['garbage\r\n', 'VA 1000\r\n', 'VA 4\r\nabcdefgh', 'HD\r\nHD\r\nHD\r\n', 'VA x\r\n']) {
+      const connection = await badServer(t, (socket) => socket.write(text));
+      const outcome = await ask(connection).then(
+        (reply) => reply.code,
+        (error) => error.code,
+      );
+      t.ok(outcome === 'CORRUPT' || outcome === 'HD', `${JSON.stringify(text)}: ${outcome}`);
+      await connection.closed;
+      t.notOk(connection.usable);
+      await t.rejects(ask(connection), { code: 'CORRUPT' });
+    }
+  },
+);
+
+t.test(
+  'half an answer and nothing: TIMEOUT at the deadline, and the sink is left alone afterwards',
+  async (t) => {
+    let rest: (() => void) | undefined;
+    const connection = await badServer(t, (socket) => {
+      socket.write('VA 20\r\n0123456789');
+      rest = () => socket.write('ABCDEFGHIJ\r\nHD\r\n');
+    });
+    const body = Buffer.alloc(100);
+    await t.rejects(ask(connection, 30, body), { code: 'TIMEOUT' });
+    const before = Buffer.from(body);
+    const next = ask(connection, 2000);
+    rest?.();
+    t.equal((await next).code, 'HD', 'the connection is still in step');
+    t.same(body, before, 'the late value went nowhere');
+  },
+);
+
+t.test('a server that goes away fails what waits, at once', async (t) => {
+  const connection = await badServer(t, (socket) => socket.resetAndDestroy());
+  await t.rejects(ask(connection), { code: 'UNAVAILABLE' });
+});
+
+t.test('more than its bound in flight is refused, not queued', async (t) => {
+  const connection = await badServer(t, () => {});
+  const waiting = [1, 2, 3, 4].map(() => ask(connection, 100).catch((error) => error.code));
+  await t.rejects(ask(connection), { code: 'OVERLOAD' });
+  t.same(await Promise.all(waiting), ['TIMEOUT', 'TIMEOUT', 'TIMEOUT', 'TIMEOUT']);
+});
+
+t.test('an abandoned request leaves its sink alone', async (t) => {
+  const connection = await badServer(t, (socket) =>
+    setTimeout(() => socket.write('VA 20\r\n01234567890123456789\r\n'), 30),
+  );
+  const body = Buffer.alloc(100);
+  const control = new AbortController();
+  const request = connection.request(
+    [metaGet('key', ['v'])],
+    performance.now() + 2000,
+    { head: Buffer.alloc(8), body },
+    control.signal,
+  );
+  control.abort();
+  await t.rejects(request, { code: 'ABORTED' });
+  await new Promise((resolve) => setTimeout(resolve, 80));
+  t.same(body, Buffer.alloc(100));
+  t.ok(connection.usable);
+});

@@ -1,0 +1,146 @@
+/** Real memcached processes on loopback for tests, and a proxy that can misbehave in front of one. */
+import { type ChildProcess, spawn } from 'node:child_process';
+import { once } from 'node:events';
+import net, { type AddressInfo } from 'node:net';
+import type { NodeAddress } from '../../src/chunk/fleet/node.ts';
+
+/** A port that was free a moment ago. */
+export async function freePort(): Promise<number> {
+  const server = net.createServer();
+  server.listen(0, '127.0.0.1');
+  await once(server, 'listening');
+  const { port } = server.address() as AddressInfo;
+  server.close();
+  await once(server, 'close');
+  return port;
+}
+
+export class Memcached {
+  readonly port: number;
+  #child: ChildProcess | undefined;
+  readonly #flags: readonly string[];
+
+  constructor(port: number, flags: readonly string[] = []) {
+    this.port = port;
+    this.#flags = flags;
+  }
+
+  /** Starts `count` nodes and waits until they answer. */
+  static async cluster(count: number, flags: readonly string[] = []): Promise<Memcached[]> {
+    const nodes: Memcached[] = [];
+    for (let n = 0; n < count; n++) nodes.push(new Memcached(await freePort(), flags));
+    await Promise.all(nodes.map((node) => node.start()));
+    return nodes;
+  }
+
+  get address(): NodeAddress {
+    return { name: `127.0.0.1:${this.port}`, host: '127.0.0.1', port: this.port, weight: 1 };
+  }
+
+  async start(): Promise<void> {
+    const user = process.getuid?.() === 0 ? ['-u', 'nobody'] : [];
+    const common = ['-l', '127.0.0.1', '-p', String(this.port), '-U', '0', '-m', '256', '-t', '1'];
+    this.#child = spawn('memcached', [...user, ...common, ...this.#flags], { stdio: 'ignore' });
+    for (let tries = 0; tries < 200; tries++) {
+      const answered = await new Promise<boolean>((resolve) => {
+        const socket = net.connect(this.port, '127.0.0.1', () => resolve(true));
+        socket.on('error', () => resolve(false));
+        socket.on('connect', () => socket.destroy());
+      });
+      if (answered) return;
+      await new Promise((resolve) => setTimeout(resolve, 25));
+    }
+    throw new Error(`memcached on port ${this.port} does not answer`);
+  }
+
+  /** SIGSTOP: it accepts, and never answers. */
+  pause(): void {
+    this.#child?.kill('SIGSTOP');
+  }
+
+  resume(): void {
+    this.#child?.kill('SIGCONT');
+  }
+
+  async kill(): Promise<void> {
+    const child = this.#child;
+    this.#child = undefined;
+    if (!child || child.exitCode !== null || child.signalCode !== null) return;
+    child.kill('SIGKILL');
+    await once(child, 'exit');
+  }
+
+  /** One raw command; resolves with what came back within a moment. */
+  async raw(text: string | Buffer): Promise<string> {
+    const socket = net.connect(this.port, '127.0.0.1');
+    let answer = '';
+    socket.on('data', (bytes) => {
+      answer += bytes.toString('latin1');
+    });
+    socket.on('error', () => {});
+    socket.write(text);
+    await new Promise((resolve) => setTimeout(resolve, 60));
+    socket.destroy();
+    return answer;
+  }
+}
+
+/** What the proxy does to the answers of its node. */
+export interface ProxyFaults {
+  /** Added to an answer with this chance. */
+  delayMs: number;
+  delayShare: number;
+  /** Accepts and never answers. */
+  silent: boolean;
+  /** Chance that a piece of an answer resets the connection. */
+  resetShare: number;
+}
+
+/** A TCP proxy in front of `port`; `faults` may be changed at any time. */
+export async function startProxy(port: number): Promise<{
+  port: number;
+  faults: ProxyFaults;
+  close(): Promise<void>;
+}> {
+  const faults: ProxyFaults = { delayMs: 0, delayShare: 0, silent: false, resetShare: 0 };
+  const sockets = new Set<net.Socket>();
+  const server = net.createServer((front) => {
+    const back = net.connect(port, '127.0.0.1');
+    front.setNoDelay(true);
+    back.setNoDelay(true);
+    for (const socket of [front, back]) {
+      sockets.add(socket);
+      socket.on('error', () => {});
+      socket.on('close', () => {
+        sockets.delete(socket);
+        front.destroy();
+        back.destroy();
+      });
+    }
+    front.on('data', (bytes) => back.write(bytes));
+    // Answers keep their order: a delayed one delays those behind it, as on a slow machine.
+    let before = Promise.resolve();
+    back.on('data', (bytes) => {
+      if (faults.silent) return;
+      if (Math.random() < faults.resetShare) {
+        front.resetAndDestroy();
+        return;
+      }
+      const delayMs = Math.random() < faults.delayShare ? faults.delayMs : 0;
+      before = before
+        .then(() => (delayMs > 0 ? new Promise((resolve) => setTimeout(resolve, delayMs)) : undefined))
+        .then(() => void front.write(bytes));
+    });
+  });
+  server.listen(0, '127.0.0.1');
+  await once(server, 'listening');
+  return {
+    port: (server.address() as AddressInfo).port,
+    faults,
+    close: async () => {
+      for (const socket of sockets) socket.destroy();
+      server.close();
+      await once(server, 'close');
+    },
+  };
+}
