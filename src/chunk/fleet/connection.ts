@@ -109,6 +109,8 @@ export class Connection {
     signal?: AbortSignal,
   ): Promise<MetaReply> {
     if (this.#dead) return Promise.reject(this.#dead);
+    // It may have been aborted while the connection was being made, and an aborted signal tells nobody again.
+    if (signal?.aborted) return Promise.reject(notNeeded());
     const { inflightMax, queuedBytesMax } = this.#options;
     if (this.inflight >= inflightMax || this.#socket.writableLength > queuedBytesMax) {
       return Promise.reject(new LazydiskError('OVERLOAD', 'too many requests in flight'));
@@ -226,9 +228,7 @@ export class Connection {
   #abandon(pending: Pending): void {
     // Only the oldest can be receiving its value just now.
     if (this.#waiting[this.#head] === pending) this.#parser.abandonValue();
-    this.#settle(pending, () =>
-      pending.reject(new LazydiskError('ABORTED', 'the answer is not needed any more')),
-    );
+    this.#settle(pending, () => pending.reject(notNeeded()));
   }
 
   #tick(): void {
@@ -251,4 +251,8 @@ export class Connection {
       this.#ticker = undefined;
     }
   }
+}
+
+function notNeeded(): LazydiskError {
+  return new LazydiskError('ABORTED', 'the answer is not needed any more');
 }
