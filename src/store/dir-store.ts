@@ -68,8 +68,9 @@ export class DirStore implements Store {
   }
 
   async hasChunk(id: ChunkId, sealedBytes?: number): Promise<boolean> {
+    const path = this.chunkPath(id);
     try {
-      const { size } = await stat(this.chunkPath(id));
+      const { size } = await stat(path);
       return sealedBytes === undefined || size === sealedBytes;
     } catch (cause) {
       if (isMissing(cause)) return false;
