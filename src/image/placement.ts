@@ -28,13 +28,20 @@ const ZERO_CHUNK = Buffer.alloc(CHUNK_BYTES);
 
 export class Placement {
   readonly #sink: ChunkSink;
+  readonly #takeBuffer: () => Buffer;
   #chunks = 0;
-  #open: Buffer | undefined;
-  #usedBytes = 0;
+  /** Holds the open chunk; behind `#filledBytes` it holds anything. */
+  #buffer: Buffer | undefined;
+  /** Bytes of the open chunk that are written; 0 when none is open. */
+  #filledBytes = 0;
 
-  /** A chunk's buffer is given to `sink` for good; the next one is made when the sink's promise has resolved. */
-  constructor(sink: ChunkSink) {
+  /**
+   * A chunk's buffer is given to `sink` for good; the next one is taken when the sink's promise has resolved.
+   * `takeBuffer` gives CHUNK_BYTES of memory, used or not.
+   */
+  constructor(sink: ChunkSink, takeBuffer: () => Buffer) {
     this.#sink = sink;
+    this.#takeBuffer = takeBuffer;
   }
 
   /** Data chunks given to the sink so far. */
@@ -44,11 +51,15 @@ export class Placement {
 
   /** Ends the open chunk: what comes next starts another. Every layer ends with it. */
   async border(): Promise<void> {
-    const bytes = this.#open;
-    if (!bytes) return;
-    this.#open = undefined;
-    this.#usedBytes = 0;
-    await this.#emit(bytes);
+    const bytes = this.#buffer;
+    if (!bytes || this.#filledBytes === 0) return;
+    if (this.#chunks === DATA_CHUNKS_MAX) {
+      throw new LazydiskError('NO_SPACE', 'the image holds more than 1 TiB of data');
+    }
+    bytes.fill(0, this.#filledBytes);
+    this.#buffer = undefined;
+    this.#filledBytes = 0;
+    await this.#sink(this.#chunks++, bytes);
   }
 
   /** Takes the file's data; resolves to where it lies. Throws NO_SPACE when the image outgrows every disk. */
@@ -59,50 +70,58 @@ export class Placement {
   }
 
   async #placeSmall(bytes: Buffer): Promise<DataExtent> {
-    const fits = this.#usedBytes + bytes.length <= CHUNK_BYTES;
-    if (!fits || (crc32(bytes) & BORDER_MASK) === 0) await this.border();
-    this.#open ??= Buffer.alloc(CHUNK_BYTES);
-    const at = this.#usedBytes;
-    bytes.copy(this.#open, at);
-    this.#usedBytes = Math.ceil((at + bytes.length) / BLOCK_BYTES) * BLOCK_BYTES;
+    let at = Math.ceil(this.#filledBytes / BLOCK_BYTES) * BLOCK_BYTES;
+    if (at + bytes.length > CHUNK_BYTES || (crc32(bytes) & BORDER_MASK) === 0) {
+      await this.border();
+      at = 0;
+    }
+    this.#write(at, bytes);
     return { fileOffset: 0, dataOffset: this.#chunks * CHUNK_BYTES + at, lengthBytes: bytes.length };
   }
 
   async #placeBig(entry: TarEntry): Promise<DataExtent[]> {
     await this.border();
     const extents: DataExtent[] = [];
-    let bytes: Buffer | undefined;
     let fileChunk = 0;
     const finishChunk = async () => {
-      if (bytes && !bytes.equals(ZERO_CHUNK)) {
-        const fileOffset = fileChunk * CHUNK_BYTES;
-        const lengthBytes = Math.min(CHUNK_BYTES, entry.sizeBytes - fileOffset);
-        append(extents, { fileOffset, dataOffset: this.#chunks * CHUNK_BYTES, lengthBytes });
-        await this.#emit(bytes);
-        bytes = undefined;
+      if (this.#isZero()) {
+        this.#filledBytes = 0;
+        return;
       }
+      const fileOffset = fileChunk * CHUNK_BYTES;
+      const lengthBytes = Math.min(CHUNK_BYTES, entry.sizeBytes - fileOffset);
+      append(extents, { fileOffset, dataOffset: this.#chunks * CHUNK_BYTES, lengthBytes });
+      await this.border();
     };
     for await (const { offset, part } of pieces(entry)) {
       for (let taken = 0; taken < part.length; ) {
-        const at = offset + taken;
-        const chunk = Math.floor(at / CHUNK_BYTES);
+        const at = (offset + taken) % CHUNK_BYTES;
+        const chunk = (offset + taken - at) / CHUNK_BYTES;
         if (chunk !== fileChunk) {
           await finishChunk();
           fileChunk = chunk;
         }
-        bytes ??= Buffer.alloc(CHUNK_BYTES);
-        taken += part.copy(bytes, at - chunk * CHUNK_BYTES, taken);
+        taken += this.#write(at, part.subarray(taken));
       }
     }
     await finishChunk();
     return extents;
   }
 
-  async #emit(bytes: Buffer): Promise<void> {
-    if (this.#chunks === DATA_CHUNKS_MAX) {
-      throw new LazydiskError('NO_SPACE', 'the image holds more than 1 TiB of data');
-    }
-    await this.#sink(this.#chunks++, bytes);
+  /** Writes what fits of `bytes` at `at`, which is not before the last write's end; between them come zeroes. */
+  #write(at: number, bytes: Buffer): number {
+    this.#buffer ??= this.#takeBuffer();
+    if (at > this.#filledBytes) this.#buffer.fill(0, this.#filledBytes, at);
+    const written = bytes.copy(this.#buffer, at);
+    this.#filledBytes = at + written;
+    return written;
+  }
+
+  /** True for an open chunk of zeroes, and for none. */
+  #isZero(): boolean {
+    return (
+      !this.#buffer || this.#buffer.compare(ZERO_CHUNK, 0, this.#filledBytes, 0, this.#filledBytes) === 0
+    );
   }
 }
 
