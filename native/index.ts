@@ -28,4 +28,16 @@ function load(): NativeAddon {
 
 const addon = load();
 
-export const openChunk: NativeAddon['openChunk'] = addon.openChunk;
+export const {
+  openChunk,
+  fuseMount,
+  fuseUnmount,
+  socketPair,
+  receiveFd,
+  fuseOpen,
+  fuseReply,
+  fuseNotify,
+  fuseNotified,
+  fuseClose,
+} = addon;
+export type { FuseChannel } from './native.d.ts';

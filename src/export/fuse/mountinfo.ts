@@ -1,0 +1,41 @@
+/**
+ * What is mounted, read from /proc/self/mountinfo and never from the mount itself: to stat into a mount whose
+ * daemon is dead fails, and into one whose daemon hangs, hangs.
+ */
+import { readFile } from 'node:fs/promises';
+
+/** The file system type that our mounts carry, so that we never touch another's. */
+export const MOUNT_TYPE = 'fuse.lazydisk';
+
+export interface Mount {
+  readonly mountPoint: string;
+  readonly type: string;
+  /** Device number; for FUSE, `minor` is the connection's name under /sys/fs/fuse/connections. */
+  readonly minor: number;
+}
+
+/** The mounts in the text of a mountinfo file (proc(5)), in order; a line that is none is skipped. */
+export function parseMountinfo(text: string): Mount[] {
+  const mounts: Mount[] = [];
+  for (const line of text.split('\n')) {
+    const fields = line.split(' ');
+    // Optional fields end with a lone dash; the type is the first one behind it.
+    const dash = fields.indexOf('-', 6);
+    const [device, mountPoint, type] = [fields[2], fields[4], fields[dash + 1]];
+    const minor = Number(device?.split(':')[1]);
+    if (dash < 0 || !mountPoint || !type || !Number.isInteger(minor)) continue;
+    mounts.push({ mountPoint: unescapeOctal(mountPoint), type, minor });
+  }
+  return mounts;
+}
+
+/** Our mounts at exactly `dir`, an absolute path without symbolic links; the topmost is the last. */
+export async function ourMountsAt(dir: string): Promise<Mount[]> {
+  const mounts = parseMountinfo(await readFile('/proc/self/mountinfo', 'utf8'));
+  return mounts.filter((mount) => mount.mountPoint === dir && mount.type === MOUNT_TYPE);
+}
+
+/** Space, tab, newline and backslash are written as \ooo, byte by byte. */
+function unescapeOctal(text: string): string {
+  return text.replace(/\\([0-7]{3})/g, (_, octal: string) => String.fromCharCode(Number.parseInt(octal, 8)));
+}
