@@ -74,11 +74,6 @@ export class ChunkReader {
     this.#writeBack = new WriteBack(options.writeBackBytesMax ?? 16 * 1024 * 1024, this.#observer);
   }
 
-  /** How many readaheads and prefetches fit in flight: more are refused. */
-  get backgroundFlightsMax(): number {
-    return this.#backgroundFlightsMax;
-  }
-
   /** The chunk, pinned, if it is in memory. Takes well under a microsecond. */
   tryGet(ref: ChunkRef): PinnedChunk | undefined {
     const slot = this.memory.get(memoryKey(ref));
@@ -138,10 +133,10 @@ export class ChunkReader {
 
   #start(key: string, ref: ChunkRef, ctx: ReadContext): Promise<ChunkRead> {
     const isBackground = ctx.class !== 'demand';
-    if (
-      this.#flights.size >= this.#flightsMax ||
-      (isBackground && this.#background.size >= this.#backgroundFlightsMax)
-    )
+    // Prefetch leaves half of the background to readahead, which is about to be needed.
+    const backgroundMax = this.#backgroundFlightsMax / (ctx.class === 'prefetch' ? 2 : 1);
+    const isFull = this.#flights.size >= this.#flightsMax;
+    if (isFull || (isBackground && this.#background.size >= backgroundMax))
       throw new LazydiskError('OVERLOAD', `chunk ${ref.id}: ${this.#flights.size} chunks are on their way`);
     const flight = new Flight(key, ref, ctx, (abandoned) => this.#remove(abandoned));
     this.#flights.set(key, flight);
