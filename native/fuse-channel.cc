@@ -35,6 +35,7 @@ constexpr size_t kPartsMax = 1023;  // and a header: IOV_MAX
 // One chunk and its notification header, and how many may wait for the kernel.
 constexpr size_t kNotifyBytesMax = 512 * 1024 + 64;
 constexpr size_t kNotifyQueueMax = 16;
+constexpr uint64_t kClosingTickMs = 1;
 
 struct Notification {
   size_t length = 0;
@@ -45,7 +46,8 @@ struct Channel {
   napi_env env = nullptr;
   int fd = -1;
   uv_poll_t poll;
-  uv_async_t stopped;
+  // Runs while closing, to see whether the thread is done: it cannot wake the loop, see NotifyLoop.
+  uv_timer_t closing_timer;
   int handles_open = 0;
   uint8_t* requests = nullptr;
   size_t requests_length = 0;
@@ -65,13 +67,15 @@ struct Channel {
   std::deque<Notification*> queue;
   std::vector<Notification*> spare;
   bool stopping = false;
+  bool stopped = false;
   uint64_t sent = 0;
   uint64_t failed = 0;
 };
 
 // The notifying thread. It may hang in the kernel with a page's lock awaited (uninterruptibly) when the process
 // is killed. So that it then holds nothing open but the one descriptor, it leaves the process's descriptor table:
-// whoever waits for an end-of-file of a pipe of ours still gets it (src/export/fuse/guard.ts does).
+// whoever waits for an end-of-file of a pipe of ours still gets it (src/export/fuse/guard.ts does). The price is
+// that the loop's wake-up descriptor is not there either.
 void NotifyLoop(Channel* channel) {
   const unsigned fd = static_cast<unsigned>(channel->fd);
   if (unshare(CLONE_FILES) == 0) {
@@ -93,8 +97,7 @@ void NotifyLoop(Channel* channel) {
     written < 0 ? channel->failed++ : channel->sent++;
     channel->spare.push_back(next);
   }
-  lock.unlock();
-  uv_async_send(&channel->stopped);
+  channel->stopped = true;
 }
 
 napi_value CallBack(Channel* channel, napi_ref function_ref, size_t count, napi_value* args) {
@@ -182,13 +185,16 @@ void OnHandleClosed(uv_handle_t* handle) {
   napi_close_handle_scope(channel->env, scope);
 }
 
-// On the loop, after the notifying thread has left its loop.
-void OnStopped(uv_async_t* handle) {
+void OnClosingTick(uv_timer_t* handle) {
   Channel* channel = static_cast<Channel*>(handle->data);
+  {
+    std::lock_guard<std::mutex> lock(channel->mutex);
+    if (!channel->stopped) return;
+  }
   channel->thread.join();
   uv_poll_stop(&channel->poll);
   uv_close(reinterpret_cast<uv_handle_t*>(&channel->poll), OnHandleClosed);
-  uv_close(reinterpret_cast<uv_handle_t*>(&channel->stopped), OnHandleClosed);
+  uv_close(reinterpret_cast<uv_handle_t*>(&channel->closing_timer), OnHandleClosed);
   close(channel->fd);
   channel->fd = -1;
 }
@@ -357,6 +363,7 @@ napi_value FuseClose(napi_env env, napi_callback_info info) {
     channel->stopping = true;
   }
   channel->wake.notify_one();
+  uv_timer_start(&channel->closing_timer, OnClosingTick, 0, kClosingTickMs);
   return nullptr;
 }
 
@@ -383,13 +390,13 @@ napi_value FuseOpen(napi_env env, napi_callback_info info) {
   channel->fd = fd;
   channel->requests = requests.data;
   channel->requests_length = requests.length;
-  channel->poll.data = channel->stopped.data = channel;
+  channel->poll.data = channel->closing_timer.data = channel;
   if (napi_get_uv_event_loop(env, &loop) != napi_ok || uv_poll_init(loop, &channel->poll, fd) != 0) {
     delete channel;
     napi_throw_error(env, nullptr, "fuseOpen: the descriptor cannot be polled");
     return nullptr;
   }
-  uv_async_init(loop, &channel->stopped, OnStopped);
+  uv_timer_init(loop, &channel->closing_timer);
   channel->handles_open = 2;
   napi_value external = nullptr, name = nullptr;
   napi_create_external(env, channel, Finalize, nullptr, &external);
