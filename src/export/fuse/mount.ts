@@ -19,6 +19,7 @@ import type { DriveRegistry } from '../../drive/registry.ts';
 import { LazydiskError } from '../../errors.ts';
 import { attach, cleanStaleMount, detach, mountPointOf } from './attach.ts';
 import { FuseFileSystem, type FuseStats } from './file-system.ts';
+import { Guard } from './guard.ts';
 import { ourMountsAt } from './mountinfo.ts';
 import type { ReadHook } from './reads.ts';
 
@@ -57,6 +58,7 @@ export class FuseMount {
   readonly #ready = Promise.withResolvers<void>();
   readonly #added = (device: BlockDevice) => this.#fileSystem.addDrive(device);
   readonly #removed = (device: BlockDevice) => this.#fileSystem.removeDrive(device);
+  #guard: Guard | undefined;
   #lost = false;
   #unmounting: Promise<void> | undefined;
 
@@ -69,6 +71,8 @@ export class FuseMount {
     const mount = new FuseMount(dir, await attach(dir), options);
     try {
       await mount.#ready.promise;
+      const place = (await ourMountsAt(dir)).at(-1);
+      if (place) mount.#guard = new Guard(place);
     } catch (error) {
       await mount.unmount();
       throw error;
@@ -134,6 +138,7 @@ export class FuseMount {
     }
     await this.#fileSystem.reads.drain(DRAIN_TIMEOUT_MS);
     await new Promise<void>((resolve) => fuseClose(this.#channel, resolve));
+    await this.#guard?.release();
     if (failure) throw failure;
   }
 

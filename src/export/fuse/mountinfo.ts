@@ -9,12 +9,14 @@ export const MOUNT_TYPE = 'fuse.lazydisk';
 
 export interface Mount {
   readonly mountPoint: string;
+  /** As the line has it, with octal escapes. */
+  readonly mountPointRaw: string;
   readonly type: string;
   /** Device number; for FUSE, `minor` is the connection's name under /sys/fs/fuse/connections. */
   readonly minor: number;
 }
 
-/** The mounts in the text of a mountinfo file (proc(5)), in order; a line that is none is skipped. */
+/** The mounts in a mountinfo file (proc(5)), read as latin1, in order; a line that is none is skipped. */
 export function parseMountinfo(text: string): Mount[] {
   const mounts: Mount[] = [];
   for (const line of text.split('\n')) {
@@ -24,18 +26,29 @@ export function parseMountinfo(text: string): Mount[] {
     const [device, mountPoint, type] = [fields[2], fields[4], fields[dash + 1]];
     const minor = Number(device?.split(':')[1]);
     if (dash < 0 || !mountPoint || !type || !Number.isInteger(minor)) continue;
-    mounts.push({ mountPoint: unescapeOctal(mountPoint), type, minor });
+    mounts.push({
+      mountPoint: unescapeOctal(mountPoint),
+      mountPointRaw: Buffer.from(mountPoint, 'latin1').toString(),
+      type,
+      minor,
+    });
   }
   return mounts;
 }
 
+/** The mounts of this process, ours and others'. */
+async function readMounts(): Promise<Mount[]> {
+  // latin1, because the escapes are of bytes and a path is bytes.
+  return parseMountinfo(await readFile('/proc/self/mountinfo', 'latin1'));
+}
+
 /** Our mounts at exactly `dir`, an absolute path without symbolic links; the topmost is the last. */
 export async function ourMountsAt(dir: string): Promise<Mount[]> {
-  const mounts = parseMountinfo(await readFile('/proc/self/mountinfo', 'utf8'));
-  return mounts.filter((mount) => mount.mountPoint === dir && mount.type === MOUNT_TYPE);
+  return (await readMounts()).filter((mount) => mount.mountPoint === dir && mount.type === MOUNT_TYPE);
 }
 
 /** Space, tab, newline and backslash are written as \ooo, byte by byte. */
 function unescapeOctal(text: string): string {
-  return text.replace(/\\([0-7]{3})/g, (_, octal: string) => String.fromCharCode(Number.parseInt(octal, 8)));
+  const bytes = text.replace(/\\([0-7]{3})/g, (_, o: string) => String.fromCharCode(Number.parseInt(o, 8)));
+  return Buffer.from(bytes, 'latin1').toString();
 }
