@@ -135,7 +135,13 @@ export class TreeMerge {
 
   /** The directory at `parts`; what is missing of the way becomes 0755 root:root with time 0. */
   #makeDirectories(parts: readonly string[]): TreeInode {
-    const { way, names, missing } = resolveDirectory(this.root, parts);
+    const { way, names, missing, obstacle } = resolveDirectory(this.root, parts);
+    if (obstacle) {
+      throw new LazydiskError(
+        'CORRUPT',
+        `a path through ${quote(obstacle.name)}, which is a ${obstacle.kind}`,
+      );
+    }
     for (const [depth, name] of names.entries()) this.#touch(way[depth]!).names.add(name);
     let directory = way.at(-1)!;
     for (const name of missing) {

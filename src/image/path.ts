@@ -4,8 +4,7 @@
  * entry `lib/x` lands in `usr/lib/x` when `lib` is a symlink to `usr/lib`, and nothing ever leaves the tree.
  */
 import { LazydiskError } from '../errors.ts';
-import { quote } from './quote.ts';
-import type { TreeInode } from './tree.ts';
+import type { InodeKind, TreeInode } from './tree.ts';
 
 export const COMPONENT_BYTES_MAX = 255;
 /** PATH_MAX without its NUL: what a guest could not name is refused. */
@@ -43,14 +42,17 @@ export interface ResolvedDirectory {
   readonly names: readonly string[];
   /** What is missing below the last of them, from above. */
   readonly missing: readonly string[];
+  /** What is in the way and no directory, if anything is. */
+  readonly obstacle: { readonly name: string; readonly kind: InodeKind } | undefined;
 }
 
-/** Finds the directory that `parts` leads to. Throws CORRUPT for a loop, or a way through what is no directory. */
+/** Finds the directory that `parts` leads to. Throws CORRUPT for a loop of symlinks, and for a path too long. */
 export function resolveDirectory(root: TreeInode, parts: readonly string[]): ResolvedDirectory {
   const way: TreeInode[] = [root];
   const names: string[] = [];
   const missing: string[] = [];
   const pending = parts.toReversed();
+  let obstacle: ResolvedDirectory['obstacle'];
   let symlinks = 0;
   for (let part = pending.pop(); part !== undefined; part = pending.pop()) {
     if (part === '' || part === '.') continue;
@@ -60,7 +62,8 @@ export function resolveDirectory(root: TreeInode, parts: readonly string[]): Res
       continue;
     }
     const next = missing.length > 0 ? undefined : way.at(-1)!.children.get(part);
-    if (next === undefined) {
+    if (next === undefined || (next.kind !== 'directory' && next.kind !== 'symlink')) {
+      if (next) obstacle ??= { name: part, kind: next.kind };
       if (part.length > COMPONENT_BYTES_MAX) {
         throw new LazydiskError(
           'CORRUPT',
@@ -71,14 +74,14 @@ export function resolveDirectory(root: TreeInode, parts: readonly string[]): Res
     } else if (next.kind === 'directory') {
       way.push(next);
       names.push(part);
-    } else if (next.kind === 'symlink') {
+    } else {
       if (++symlinks > SYMLINKS_MAX) throw new LazydiskError('CORRUPT', 'a path through a loop of symlinks');
       if (next.target.startsWith('/')) {
         way.length = 1;
         names.length = 0;
       }
       pending.push(...next.target.split('/').reverse());
-    } else throw new LazydiskError('CORRUPT', `a path through ${quote(part)}, which is a ${next.kind}`);
+    }
   }
   let pathBytes = 0;
   for (const name of names) pathBytes += name.length + 1;
@@ -86,5 +89,5 @@ export function resolveDirectory(root: TreeInode, parts: readonly string[]): Res
   if (pathBytes > PATH_BYTES_MAX) {
     throw new LazydiskError('CORRUPT', `symlinks on the way that lead to a path of ${pathBytes} bytes`);
   }
-  return { way, names, missing };
+  return { way, names, missing, obstacle };
 }
