@@ -56,11 +56,12 @@ export class PrefetchQueue {
       fetching.then((taken) => {
         this.#active--;
         if (this.#closed) return;
-        if (!taken) {
+        if (taken) this.#pump();
+        else {
+          // The next chunk of this drive that arrives makes room; if none is on its way, time has to.
           this.#ranges.unshift({ next: entry, end: entry + 1 });
-          this.#pause(PAUSE_MS);
+          if (this.#active === 0) this.#pause(PAUSE_MS);
         }
-        this.#pump();
       });
     }
   }
