@@ -11,9 +11,15 @@ import { type ManifestEntry, sealManifest } from '../format/manifest-seal.ts';
 import { referenceName } from '../store/reference-name.ts';
 import type { ImageDigest, Store } from '../store/store.ts';
 import { ChunkEncoder } from './encode.ts';
-import { type Ext4Layout, layoutExt4, WRITER_VERSION } from './ext4/writer.ts';
+import { type Ext4Layout, layoutExt4 } from './ext4/writer.ts';
 import { type FlattenedImage, flatten } from './flatten.ts';
 import type { ImageSource } from './source.ts';
+
+/**
+ * Version of all that decides a disk's bytes: the layer merge, the placement of data, the ext4 writer. It goes up
+ * with every change of theirs that changes the disk of any image.
+ */
+export const WRITER_VERSION = 'lazydisk-ext4/1';
 
 export interface BuildProgress {
   /** Reading layers, then writing the file system around their data, then committing manifest and name. */
@@ -117,7 +123,9 @@ export async function buildImage(options: BuildOptions): Promise<BuildReport> {
         })),
       },
     });
+    encoder.check();
     await store.putManifest(digest, key.id, bytes);
+    encoder.check();
     await store.putReference(name, digest);
 
     const distinct = new Map(entries.map(({ ref }) => [ref.id, ref.sealedBytes]));

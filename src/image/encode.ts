@@ -60,7 +60,7 @@ export class ChunkEncoder {
    * ABORTED, or with the failure of any chunk before.
    */
   async add(bytes: Buffer, done: (ref: ChunkRef) => void): Promise<void> {
-    this.#check();
+    this.check();
     if (isZero(bytes)) return this.#spare(bytes);
     await this.#encoding.take();
     const task = this.#encode(bytes, done)
@@ -74,7 +74,14 @@ export class ChunkEncoder {
   /** Resolves when all chunks are in the store; rejects like `add`. Nothing is in flight after it either way. */
   async drain(): Promise<void> {
     await Promise.all(this.#tasks);
-    this.#check();
+    this.check();
+  }
+
+  /** Throws the first failure of any chunk, or ABORTED. */
+  check(): void {
+    if (this.#failure) throw this.#failure.error;
+    if (this.#signal?.aborted)
+      throw new LazydiskError('ABORTED', 'the build was cancelled', { cause: this.#signal.reason });
   }
 
   /** Holds an encoding slot from the start, given back when the chunk is sealed and there is room to write it. */
@@ -82,7 +89,7 @@ export class ChunkEncoder {
     let encoded: EncodedChunk;
     let known: ChunkRef | undefined;
     try {
-      this.#check();
+      this.check();
       encoded = await encodeChunk(bytes, this.#salt);
       this.#spare(bytes);
       known = this.#refs.get(encoded.id);
@@ -101,7 +108,7 @@ export class ChunkEncoder {
   }
 
   async #write({ id, sealed }: EncodedChunk): Promise<void> {
-    this.#check();
+    this.check();
     if (await this.#store.hasChunk(id, sealed.length)) {
       this.counts.reusedChunks++;
       return;
@@ -113,11 +120,5 @@ export class ChunkEncoder {
 
   #spare(bytes: Buffer): void {
     if (this.#spareBuffers.length < ENCODING_MAX) this.#spareBuffers.push(bytes);
-  }
-
-  #check(): void {
-    if (this.#failure) throw this.#failure.error;
-    if (this.#signal?.aborted)
-      throw new LazydiskError('ABORTED', 'the build was cancelled', { cause: this.#signal.reason });
   }
 }

@@ -131,7 +131,13 @@ t.test('a bad chunk fails the export by name, and leaves what was there', async 
     huge: ['CORRUPT', () => truncateSync(path, 2 ** 32)],
     swapped: ['CORRUPT', () => copyFileSync(store.chunkPath(image.manifest.ref(0).id), path)],
     missing: ['NOT_FOUND', () => rmSync(path)],
-    unreadable: ['UNAVAILABLE', () => (rmSync(path), mkdirSync(path))],
+    unreadable: [
+      'UNAVAILABLE',
+      () => {
+        rmSync(path);
+        mkdirSync(path);
+      },
+    ],
   };
   for (const [name, [code, damage]] of Object.entries(cases)) {
     damage();
