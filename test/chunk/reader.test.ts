@@ -135,7 +135,7 @@ t.test('what no tier can give is an error with the code of its cause', async (t)
     if (diskFault) diskMap.chunks.set(image.refs[0]!.id, image.chunks[0]!.sealed);
     disk.fault = diskFault;
     origin.fault = originFault;
-    const error = await failureOf(reader.get(image.ref(0), demand(40)));
+    const error = await failureOf(reader.get(image.ref(0), demand(code === 'TIMEOUT' ? 40 : 20_000)));
     t.equal(error.code, code, `${diskFault?.kind} at the disk, ${originFault.kind} at the origin`);
     t.match(error.message, text);
     t.match(error.message, image.refs[0]?.id);
@@ -155,6 +155,24 @@ t.test('a broken or hanging cache makes a read slower and does not fail it', asy
     t.match(await readRight(reader, image, 0), { tier: 'origin' }, fault.kind);
     t.equal(observer.reads['disk error'], 1);
   }
+});
+
+t.test('what a hanging cache gives after all is returned to it', async (t) => {
+  const image = await makeImage('a');
+  const { reader, disk, diskMap } = setUp(t, image, { cacheTimeoutMs: 10 });
+  const get = diskMap.get.bind(diskMap);
+  let answer = () => {};
+  diskMap.chunks.set(image.refs[0]!.id, image.chunks[0]!.sealed);
+  disk.get = async (id, sealedBytes) => {
+    await new Promise<void>((resolve) => {
+      answer = resolve;
+    });
+    return get(id, sealedBytes, demand());
+  };
+  t.match(await readRight(reader, image, 0), { tier: 'origin' });
+  answer();
+  await tick();
+  t.same([diskMap.asked.length, diskMap.loans], [1, 0]);
 });
 
 t.test('a cache that fails its writes costs nothing but hits', async (t) => {
