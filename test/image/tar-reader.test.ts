@@ -256,6 +256,15 @@ t.test('V7 archives: no magic, a slash says directory, old spellings of numbers'
   t.match(file, { kind: 'file', mode: 0o644 });
 });
 
+t.test('checksums of writers that summed signed bytes', async (t) => {
+  const header = packHeader({ name: Buffer.from('caf\xe9\xff', 'latin1'), typeflag: '0' });
+  const sum = Number.parseInt(header.toString('latin1', 148, 154), 8) - 2 * 256;
+  header.write(sum.toString(8).padStart(6, '0'), 148);
+  t.equal((await one(Buffer.concat([header, END]))).name, 'caf\xe9\xff');
+  header.write((sum - 256).toString(8).padStart(6, '0'), 148);
+  await corrupt(t, Buffer.concat([header, END]), /checksum is wrong/);
+});
+
 t.test('sparse files in all four encodings are the same file', async (t) => {
   const content = Buffer.alloc(100_000);
   content.write('head', 0);

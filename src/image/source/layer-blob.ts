@@ -34,8 +34,8 @@ export function openBlob(
   onInput?: (lengthBytes: number) => void,
 ): Readable {
   return Readable.from(inflated(files, blob, signal, onInput), {
-    objectMode: false,
-    highWaterMark: INFLATED_BUFFER_BYTES,
+    objectMode: true,
+    highWaterMark: 1,
   });
 }
 
@@ -102,8 +102,15 @@ async function* checkedBlob(
 }
 
 function inflater(compression: Compression): Transform {
-  if (compression === 'none') return new PassThrough({ highWaterMark: READ_AHEAD_BYTES });
-  const options = { chunkSize: INFLATED_BUFFER_BYTES, highWaterMark: READ_AHEAD_BYTES };
+  if (compression === 'none')
+    return new PassThrough({ readableObjectMode: true, writableHighWaterMark: READ_AHEAD_BYTES });
+  // In object mode a reader gets the buffers one by one; else it gets a copy of all that lie ready, joined.
+  const options = {
+    chunkSize: INFLATED_BUFFER_BYTES,
+    writableHighWaterMark: READ_AHEAD_BYTES,
+    readableObjectMode: true,
+    readableHighWaterMark: READ_AHEAD_BYTES / INFLATED_BUFFER_BYTES,
+  };
   return compression === 'gzip' ? createGunzip(options) : createZstdDecompress(options);
 }
 

@@ -50,20 +50,18 @@ export function parseHeader(block: Buffer): TarHeader | undefined {
 
 /** True if the checksum holds, false for a block of zeroes; throws CORRUPT for anything else. */
 function checkSum(block: Buffer): boolean {
-  let unsigned = 0;
-  let signed = 0;
-  for (let at = 0; at < BLOCK_BYTES; at++) {
-    const byte = at >= 148 && at < 156 ? 0x20 : block[at]!;
-    unsigned += byte;
-    signed += byte < 128 ? byte : byte - 256;
-  }
-  // A block of zeroes sums to the eight spaces alone, if its own checksum field is zero too.
-  if (unsigned === 8 * 0x20 && block.readUInt32LE(148) === 0 && block.readUInt32LE(152) === 0) return false;
+  let sum = 0;
+  for (let at = 0; at < BLOCK_BYTES; at++) sum += block[at]!;
+  if (sum === 0) return false;
+  // The field itself counts as spaces.
+  let unsigned = sum + 8 * 0x20;
+  for (let at = 148; at < 156; at++) unsigned -= block[at]!;
   const stated = number(block, 148, 8, 'checksum');
-  // Some old writers summed signed bytes; the two differ only where a byte is over 127.
-  if (stated !== unsigned && stated !== signed) {
-    throw new LazydiskError('CORRUPT', 'a header block whose checksum is wrong');
-  }
+  if (stated === unsigned) return true;
+  // Some old writers summed signed bytes: each over 127 counts 256 less.
+  let signed = unsigned;
+  for (let at = 0; at < BLOCK_BYTES; at++) if ((at < 148 || at >= 156) && block[at]! > 127) signed -= 256;
+  if (stated !== signed) throw new LazydiskError('CORRUPT', 'a header block whose checksum is wrong');
   return true;
 }
 
