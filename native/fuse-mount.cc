@@ -34,19 +34,19 @@ napi_value Int(napi_env env, int value) {
 }
 
 napi_value FuseMount(napi_env env, napi_callback_info info) {
-  size_t count = 3;
-  napi_value args[3];
+  size_t count = 4;
+  napi_value args[4];
   if (napi_get_cb_info(env, info, &count, args, nullptr, nullptr) != napi_ok) return nullptr;
-  std::string dir, type, options;
-  if (count != 3 || !GetText(env, args[0], &dir) || !GetText(env, args[1], &type) ||
-      !GetText(env, args[2], &options)) {
-    return ThrowUsage(env, "fuseMount(dir, type, options)");
+  std::string source, dir, type, options;
+  if (count != 4 || !GetText(env, args[0], &source) || !GetText(env, args[1], &dir) ||
+      !GetText(env, args[2], &type) || !GetText(env, args[3], &options)) {
+    return ThrowUsage(env, "fuseMount(source, dir, type, options)");
   }
   const int fd = open("/dev/fuse", O_RDWR | O_CLOEXEC | O_NONBLOCK);
   if (fd < 0) return Int(env, -errno);
   const std::string data = "fd=" + std::to_string(fd) + "," + options;
   const unsigned long flags = MS_RDONLY | MS_NOSUID | MS_NODEV | MS_NOEXEC | MS_NOATIME;
-  if (mount("lazydisk", dir.c_str(), type.c_str(), flags, data.c_str()) != 0) {
+  if (mount(source.c_str(), dir.c_str(), type.c_str(), flags, data.c_str()) != 0) {
     const int error = errno;
     close(fd);
     return Int(env, -error);

@@ -17,10 +17,11 @@ export interface NativeAddon {
   ): void;
 
   /**
-   * Opens /dev/fuse and mounts `type` ("fuse.NAME") on `dir`, read-only, with the mount data "fd=N," + `options`.
+   * Opens /dev/fuse and mounts `type` ("fuse.NAME") from `source` (any text) on `dir`, read-only, with the mount
+   * data "fd=N," + `options`.
    * Returns the descriptor, or a negative errno. Needs CAP_SYS_ADMIN.
    */
-  fuseMount(dir: string, type: string, options: string): number;
+  fuseMount(source: string, dir: string, type: string, options: string): number;
 
   /**
    * umount2 with MNT_DETACH, and with MNT_FORCE if `abort` (which ends the connection, also that of a daemon that

@@ -11,7 +11,7 @@ import { getSystemErrorMessage } from 'node:util';
 import { fuseMount, fuseUnmount, receiveFd, socketPair } from '../../../native/index.ts';
 import { LazydiskError } from '../../errors.ts';
 import { abortConnection } from './guard.ts';
-import { MOUNT_TYPE, ourMountsAt } from './mountinfo.ts';
+import { MOUNT_SOURCE, MOUNT_TYPE, ourMountsAt } from './mountinfo.ts';
 
 /** Mounts on one place, one over the other; more than one means trouble, and this many none of ours. */
 const STACKED_MAX = 16;
@@ -65,7 +65,7 @@ function attachAsRoot(dir: string): number {
     // Guests run as other users; the files' own permissions say which.
     'allow_other',
   ];
-  const fd = fuseMount(dir, MOUNT_TYPE, options.join(','));
+  const fd = fuseMount(MOUNT_SOURCE, dir, MOUNT_TYPE, options.join(','));
   if (fd >= 0) return fd;
   throw new LazydiskError('UNAVAILABLE', `cannot mount FUSE on ${dir}: ${errnoText(-fd)}`);
 }
@@ -73,7 +73,8 @@ function attachAsRoot(dir: string): number {
 async function attachByHelper(dir: string): Promise<number> {
   const [ours, theirs] = socketPair();
   try {
-    const options = 'ro,nosuid,nodev,noexec,noatime,default_permissions,fsname=lazydisk,subtype=lazydisk';
+    const flags = 'ro,nosuid,nodev,noexec,noatime,default_permissions';
+    const options = `${flags},fsname=${MOUNT_SOURCE},subtype=lazydisk`;
     try {
       await fusermount(['-o', options, '--', dir], [theirs]);
     } finally {

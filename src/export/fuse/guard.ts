@@ -8,11 +8,11 @@
 import { type ChildProcess, spawn } from 'node:child_process';
 import { once } from 'node:events';
 import { writeFile } from 'node:fs/promises';
-import { MOUNT_TYPE, type Mount } from './mountinfo.ts';
+import { MOUNT_SOURCE, MOUNT_TYPE, type Mount } from './mountinfo.ts';
 
-// $1: the connection, $2: the mount point as mountinfo writes it, $3: its type, $4: the mount point. Connection
-// numbers are used again, so nothing is touched unless our mount is still there under this number. Where sysfs
-// offers no abort (fusectl is not mounted), a forced unmount, for which one has to be root, does the same.
+// $1: the connection, $2: the mount point as mountinfo writes it, $3: type and source, $4: the mount point.
+// Connection numbers are used again, so nothing is touched unless this daemon's mount (the source has its pid) is
+// still there. Where sysfs offers no abort (fusectl is not mounted), a forced unmount does it, for root.
 const SCRIPT = `
 trap '' HUP INT TERM
 read -r word && exit 0
@@ -34,7 +34,7 @@ export class Guard {
   readonly #child: ChildProcess;
 
   constructor(mount: Mount) {
-    const args = [`${mount.minor}`, mount.mountPointRaw, MOUNT_TYPE, mount.mountPoint];
+    const args = [`${mount.minor}`, mount.mountPointRaw, `${MOUNT_TYPE} ${MOUNT_SOURCE}`, mount.mountPoint];
     // In a session of its own, so that what a terminal sends to the daemon does not end it first.
     this.#child = spawn('/bin/sh', ['-c', SCRIPT, 'lazydisk-guard', ...args], {
       stdio: ['pipe', 'ignore', 'ignore'],

@@ -6,6 +6,8 @@ import { readFile } from 'node:fs/promises';
 
 /** The file system type that our mounts carry, so that we never touch another's. */
 export const MOUNT_TYPE = 'fuse.lazydisk';
+/** What `df` shows as the device of a mount of this process: it tells one daemon's mount from the next one's. */
+export const MOUNT_SOURCE = `lazydisk:${process.pid}`;
 
 export interface Mount {
   readonly mountPoint: string;

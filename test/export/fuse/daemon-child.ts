@@ -1,6 +1,7 @@
 /**
  * A FUSE daemon in a process of its own, over Buffers: what tests kill and benchmarks measure. As a program it
- * mounts what its argument says (a DaemonSpec in JSON), prints "ready", serves until SIGTERM, and unmounts.
+ * mounts what its argument says (a DaemonSpec in JSON), prints "ready", serves until SIGTERM, and unmounts. On
+ * SIGINT it exits without a word, as after an uncaught exception.
  */
 import { type ChildProcess, spawn } from 'node:child_process';
 import { randomFillSync } from 'node:crypto';
@@ -73,6 +74,7 @@ async function main(spec: DaemonSpec): Promise<void> {
     await mount.unmount();
     console.log('unmounted');
   });
+  process.once('SIGINT', () => process.exit(3));
   console.log('ready');
 }
 
