@@ -48,8 +48,8 @@ async function build(spec: string, options: BuildCommandOptions): Promise<void> 
   const source = await openSource(spec, options.platform === undefined ? {} : { platform: options.platform });
   const progress = new Progress(`build ${options.name}`);
   try {
-    const report = await usingStore({ ...options, create: true }, (store) =>
-      interruptible((signal) =>
+    const report = await interruptible((signal) =>
+      usingStore({ ...options, create: true }, (store) =>
         buildImage({
           source,
           store,

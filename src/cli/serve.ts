@@ -63,4 +63,6 @@ async function serve(options: Readonly<Record<string, string | undefined>>): Pro
   const config = resolveConfig(file, flags, { run_dir: runDir });
   const { serveUntilStopped } = await import('../daemon/serve.ts');
   await serveUntilStopped(config);
+  // Everything is closed and flushed; nothing that was forgotten may hold the process.
+  process.exit(0);
 }

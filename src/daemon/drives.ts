@@ -5,11 +5,13 @@
  */
 import type { ChunkReader } from '../chunk/reader.ts';
 import type { TierName } from '../chunk/tier.ts';
-import { Drive } from '../drive/drive.ts';
+import type { PinnedBytes } from '../drive/block-device.ts';
+import { Drive, type DriveOptions } from '../drive/drive.ts';
 import { DRIVE_NAME, DriveRegistry } from '../drive/registry.ts';
 import { LazydiskError } from '../errors.ts';
 import type { ImageDigest } from '../store/store.ts';
 import type { AttachRequest, DriveInfo, DriveStat, TierInfo } from './api.ts';
+import { driveNameFor } from './drive-name.ts';
 import type { SharedImages } from './images.ts';
 
 /** Attached and being attached, together. */
@@ -36,6 +38,26 @@ export interface DrivesOptions {
   readonly reader: ChunkReader;
   readonly readTimeoutMs: number;
   readonly places: DrivePlaces;
+  readonly onReadError: (drive: string, error: unknown) => void;
+}
+
+/** A drive whose failed reads are reported. Reads that memory answers do not come this way. */
+class ServedDrive extends Drive {
+  readonly #onReadError: (drive: string, error: unknown) => void;
+
+  constructor(options: DriveOptions, onReadError: (drive: string, error: unknown) => void) {
+    super(options);
+    this.#onReadError = onReadError;
+  }
+
+  override async read(offset: number, lengthBytes: number, signal?: AbortSignal): Promise<PinnedBytes> {
+    try {
+      return await super.read(offset, lengthBytes, signal);
+    } catch (error) {
+      this.#onReadError(this.name, error);
+      throw error;
+    }
+  }
 }
 
 export class Drives {
@@ -69,13 +91,13 @@ export class Drives {
     }
     this.#attaching.add(name);
     try {
-      const { images, reader, readTimeoutMs } = this.#options;
+      const { images, reader, readTimeoutMs, onReadError } = this.#options;
       const image = await images.acquire(request.image);
       if (this.#closed) {
         images.release(image.digest);
         throw new LazydiskError('UNAVAILABLE', 'the daemon is stopping');
       }
-      const drive = new Drive({ name, image, reader, readTimeoutMs });
+      const drive = new ServedDrive({ name, image, reader, readTimeoutMs }, onReadError);
       const attached = { drive, image: image.name, attachedAt: new Date().toISOString() };
       this.#attached.set(name, attached);
       this.registry.add(drive);
@@ -151,11 +173,4 @@ export class Drives {
       attachedAt,
     };
   }
-}
-
-/** `debian:12` → `debian-12`, `team/app` → `team-app`, a digest → its first 12 digits. */
-export function driveNameFor(image: string): string {
-  const digest = /^sha256:([0-9a-f]{12})/.exec(image);
-  if (digest) return digest[1]!;
-  return image.replace(/[/:]/g, '-').slice(0, 128);
 }

@@ -45,6 +45,7 @@ export interface MetricSources {
   images(): number;
   exports(): readonly ExportFigures[];
   caches(): readonly CacheFigures[];
+  reader(): { readonly memoryHits: number; readonly memoryMisses: number; readonly flights: number };
   /** Writes to the disk cache that were given up: too much at once, or a disk that fails. */
   cacheDrops(): { readonly dropped: number; readonly failed: number };
 }
@@ -89,7 +90,7 @@ export class DaemonMetrics {
 
     this.#counter('export_reads_total', 'Read requests answered.', ['export', 'result'], (counter) => {
       for (const { export: name, reads, errors } of sources.exports()) {
-        counter.inc({ export: name, result: 'ok' }, reads - errors);
+        counter.inc({ export: name, result: 'ok' }, Math.max(0, reads - errors));
         counter.inc({ export: name, result: 'error' }, errors);
       }
     });
@@ -104,6 +105,14 @@ export class DaemonMetrics {
         gauge.set({ export: name }, oldestInFlightMs / 1e3);
     });
 
+    this.#counter('memory_lookups_total', 'Chunks looked for in memory.', ['result'], (counter) => {
+      const { memoryHits, memoryMisses } = sources.reader();
+      counter.inc({ result: 'hit' }, memoryHits);
+      counter.inc({ result: 'miss' }, memoryMisses);
+    });
+    this.#gauge('chunk_fetches_inflight', 'Chunks on their way to memory.', [], (gauge) =>
+      gauge.set(sources.reader().flights),
+    );
     const cacheGauges = [
       ['cache_used_bytes', 'Bytes that hold chunks.', 'usedBytes'],
       ['cache_reserved_bytes', 'Bytes taken from the system.', 'reservedBytes'],

@@ -18,6 +18,7 @@ function metrics(): DaemonMetrics {
       { tier: 'memory', usedBytes: 1, reservedBytes: 2, capBytes: 3, evictions: 4 },
       { tier: 'disk', usedBytes: 5, reservedBytes: 6, capBytes: 7, evictions: 8 },
     ],
+    reader: () => ({ memoryHits: 7, memoryMisses: 2, flights: 3 }),
     cacheDrops: () => ({ dropped: 1, failed: 2 }),
   });
   return made;
@@ -54,6 +55,8 @@ t.test('what was counted is shown, and shown again the same', async (t) => {
       'lazydisk_cache_cap_bytes{tier="memory"} 3',
       'lazydisk_cache_evictions_total{tier="disk"} 8',
       'lazydisk_cache_dropped_writes_total{reason="error"} 2',
+      'lazydisk_memory_lookups_total{result="hit"} 7',
+      'lazydisk_chunk_fetches_inflight 3',
       'lazydisk_drives_attached 2',
       'lazydisk_images_loaded 1',
       'lazydisk_build_info{version="1.2.3"} 1',
