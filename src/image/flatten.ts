@@ -13,7 +13,7 @@ import { readTar, type TarEntry } from './tar/reader.ts';
 import type { ChunkSink, DataExtent, MergedTree, TreeInode } from './tree.ts';
 
 /** All layers of an image unpacked, file data or not; it bounds what a decompression bomb can cost. */
-export const UNPACKED_BYTES_MAX = 2 * 2 ** 40;
+const UNPACKED_BYTES_MAX = 2 * 2 ** 40;
 
 /** Where a layer's data lies among the data chunks: [firstChunk, firstChunk + chunks). */
 export interface LayerMapEntry {

@@ -11,7 +11,7 @@ import type { TarEntry } from './tar/reader.ts';
 import type { DataExtent, TreeInode } from './tree.ts';
 
 /** Names in the tree at most: it is in memory, at roughly half a KiB a name. */
-export const TREE_NAMES_MAX = 8 * 1024 * 1024;
+const TREE_NAMES_MAX = 8 * 1024 * 1024;
 const LINKS_MAX = 65_000;
 const LINK_TARGET_BYTES_MAX = 4095;
 

@@ -6,9 +6,9 @@
 import { LazydiskError } from '../errors.ts';
 import type { InodeKind, TreeInode } from './tree.ts';
 
-export const COMPONENT_BYTES_MAX = 255;
+const COMPONENT_BYTES_MAX = 255;
 /** PATH_MAX without its NUL: what a guest could not name is refused. */
-export const PATH_BYTES_MAX = 4095;
+const PATH_BYTES_MAX = 4095;
 /** As Linux: more symlinks in one path are taken for a loop. */
 const SYMLINKS_MAX = 40;
 

@@ -1,6 +1,6 @@
 /** Every byte that a source holds is covered by a digest, and whatever is wrong with one names its blob. */
 
-import { readFileSync, statSync, unlinkSync, writeFileSync } from 'node:fs';
+import { readdirSync, readFileSync, statSync, unlinkSync, writeFileSync } from 'node:fs';
 import { truncate, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { gzipSync } from 'node:zlib';
@@ -204,6 +204,47 @@ t.test('a gzip that says one thing in its trailer and holds another', async (t) 
     code: 'CORRUPT',
     message: new RegExp(`blob ${layer.digest}: incorrect data check`),
   });
+});
+
+t.test('what lies behind the compressed data unpacks to nothing, and counts for the digest', async (t) => {
+  const dir = t.testdir();
+  const { manifestDigest } = await makeOciLayout(dir, { layers: [tar] });
+  const manifest = JSON.parse(readFileSync(blobPath(dir, manifestDigest), 'utf8'));
+  for (const compression of ['gzip', 'zstd'] as const) {
+    for (const tailBytes of [10, 5_000_000]) {
+      const blob = Buffer.concat([compress(tar, compression), Buffer.alloc(tailBytes)]);
+      const layer = await putBlob(dir, blob, `application/vnd.oci.image.layer.v1.tar+${compression}`);
+      await putIndex(dir, [await putJson(dir, { ...manifest, layers: [layer] }, manifest.mediaType)]);
+      await readLayers(await openSource(`oci:${dir}`));
+      blob[blob.length - 1] = 1;
+      writeFileSync(blobPath(dir, layer.digest), blob);
+      await t.rejects(
+        readLayers(await openSource(`oci:${dir}`)),
+        { code: 'CORRUPT', message: new RegExp(`blob ${layer.digest}`) },
+        `${compression}, ${tailBytes} bytes`,
+      );
+    }
+  }
+});
+
+t.test('a reader that stops early leaves no file open', async (t) => {
+  const dir = t.testdir();
+  const open = () => readdirSync('/proc/self/fd').length;
+  for (const compression of COMPRESSIONS) {
+    await makeOciLayout(dir, { layers: [Buffer.alloc(50_000_000)], compression });
+    const source = await openSource(`oci:${dir}`);
+    const before = open();
+    for (let round = 0; round < 3; round++) {
+      for await (const part of source.layers[0]!.open()) {
+        t.ok((part as Buffer).length > 0);
+        break;
+      }
+    }
+    for (let wait = 0; wait < 200 && open() > before; wait++)
+      await new Promise((done) => setTimeout(done, 10));
+    t.equal(open(), before, compression);
+    await source.close();
+  }
 });
 
 t.test(

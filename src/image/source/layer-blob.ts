@@ -5,7 +5,6 @@
  */
 import { createHash, type Hash } from 'node:crypto';
 import { PassThrough, Readable, type Transform } from 'node:stream';
-import { pipeline } from 'node:stream/promises';
 import { createGunzip, createZstdDecompress } from 'node:zlib';
 import { errorText, LazydiskError } from '../../errors.ts';
 import type { SourceFiles } from './files.ts';
@@ -52,8 +51,8 @@ async function* inflated(
     return;
   }
   const inflate = inflater(blob.compression);
-  const feeding = pipeline(raw, inflate);
-  // The failure comes out of the loop below; this keeps it from being unhandled when the reader stops early.
+  const feeding = feed(raw, inflate);
+  // A failure comes out below; this keeps it from being unhandled when the reader stops early.
   feeding.catch(() => {});
   const hash = hashOf(blob.diffId);
   try {
@@ -71,6 +70,35 @@ async function* inflated(
     inflate.destroy();
   }
   checkDigest(hash, blob.diffId, `blob ${blob.digest}: what it unpacks to`);
+}
+
+/**
+ * Writes the blob into `inflate`, and reads on where that has seen the end of its data: behind it lies padding, which
+ * unpacks to nothing and still counts for the digest.
+ */
+async function feed(raw: AsyncGenerator<Buffer>, inflate: Transform): Promise<void> {
+  try {
+    for await (const bytes of raw) {
+      if (inflate.readableEnded) continue;
+      if (inflate.destroyed) return;
+      if (!inflate.write(bytes)) await roomIn(inflate);
+    }
+    if (!inflate.destroyed) inflate.end();
+  } catch (error) {
+    inflate.destroy(error as Error);
+    throw error;
+  }
+}
+
+/** Resolves when the stream takes more, or never will. */
+function roomIn(stream: Transform): Promise<void> {
+  return new Promise((resolve) => {
+    const done = () => {
+      for (const event of ['drain', 'end', 'close']) stream.off(event, done);
+      resolve();
+    };
+    for (const event of ['drain', 'end', 'close']) stream.on(event, done);
+  });
 }
 
 /** The blob's own bytes, counted and hashed. */
@@ -115,7 +143,7 @@ function inflater(compression: Compression): Transform {
 }
 
 /** `sha256:…` or `sha512:…`; the pattern also keeps a digest from being any other file's name. */
-export const DIGEST = /^(?:sha256:[0-9a-f]{64}|sha512:[0-9a-f]{128})$/;
+const DIGEST = /^(?:sha256:[0-9a-f]{64}|sha512:[0-9a-f]{128})$/;
 
 /** Throws CORRUPT for what is no digest. */
 export function checkedDigestName(digest: string, what: string): string {

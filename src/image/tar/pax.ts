@@ -7,9 +7,9 @@ import { LazydiskError } from '../../errors.ts';
 
 /** Extended headers of one entry together, and the global ones together; also the longest sparse map in them. */
 export const PAX_BYTES_MAX = 1024 * 1024;
-export const XATTR_NAME_BYTES_MAX = 255;
-export const XATTR_VALUE_BYTES_MAX = 64 * 1024;
-export const XATTRS_MAX = 256;
+const XATTR_NAME_BYTES_MAX = 255;
+const XATTR_VALUE_BYTES_MAX = 64 * 1024;
+const XATTRS_MAX = 256;
 
 /** Beyond ±2^47 seconds no clock of any file system goes; it also keeps nanoseconds inside 80 bits. */
 const MTIME_SECONDS_MAX = 2 ** 47;

@@ -48,7 +48,7 @@ export interface TarEntry {
 }
 
 /** As Linux limits a path (PATH_MAX, its NUL included); sizes as ext4 limits a file. */
-export const NAME_BYTES_MAX = 4096;
+const NAME_BYTES_MAX = 4096;
 const FILE_BYTES_MAX = 16 * 2 ** 40;
 const ID_MAX = 2 ** 32 - 1;
 const NO_XATTRS: ReadonlyMap<string, Buffer> = new Map();
