@@ -1,10 +1,11 @@
 /** `lazydisk boot IMAGE`: attach, start a microVM with the drive as its root, detach. */
 import { randomBytes } from 'node:crypto';
 import { Command, Option } from 'commander';
+import type { BootResult } from '../boot/boot.ts';
 import type { DriveInfo, DriveStat } from '../daemon/api.ts';
 import { driveNameFor } from '../daemon/drive-name.ts';
 import { LazydiskError } from '../errors.ts';
-import { formatShare, formatSize, parseDuration, parseSize } from '../units.ts';
+import { formatDuration, formatShare, formatSize, parseDuration, parseSize } from '../units.ts';
 import {
   answer,
   clientOf,
@@ -27,6 +28,12 @@ interface BootOptions extends JsonOptions, RunDirOptions {
   readonly accel: 'auto' | 'kvm' | 'tcg';
 }
 
+interface Booted extends BootResult {
+  readonly drive: DriveStat;
+  readonly via: Via;
+  readonly timings: BootResult['timings'] & { readonly attachMs: number };
+}
+
 export function bootCommand(): Command {
   return withJson(withRunDir(new Command('boot')))
     .description('start a microVM (QEMU) with an image as its root drive')
@@ -41,7 +48,8 @@ export function bootCommand(): Command {
       'after',
       `
 Over FUSE if the daemon has it, else over NBD. The guest's console goes to standard output and the exit code is the
-guest command's. JSON: drive (what \`stat\` answers), via, exitCode, console, and timings.`,
+guest command's. JSON: drive (what \`stat\` answers), via, accel, exitCode, console,
+timings { attachMs, userlandMs, totalMs }, the last two counted from QEMU's start.`,
     )
     .action(boot);
 }
@@ -51,7 +59,9 @@ async function boot(image: string, options: BootOptions): Promise<void> {
   const timeoutMs = parseDuration(options.timeout);
   const client = clientOf(options);
   const name = `${driveNameFor(image).slice(0, 100)}-boot-${randomBytes(4).toString('hex')}`;
+  const startMs = performance.now();
   const attached = await client.attach({ image, name });
+  const attachMs = performance.now() - startMs;
   try {
     const { via, drive } = placeOf(attached, options.via);
     const { bootMicroVm } = await import('../boot/boot.ts');
@@ -68,9 +78,14 @@ async function boot(image: string, options: BootOptions): Promise<void> {
         signal,
       }),
     );
-    const stat = await client.stat(name);
-    answer(options, { drive: stat, via, ...result }, () => '');
-    if (!options.json) process.stderr.write(summary(stat, via));
+    const booted = {
+      drive: await client.stat(name),
+      via,
+      ...result,
+      timings: { attachMs, ...result.timings },
+    };
+    if (options.json) answer(options, booted, () => '');
+    else process.stderr.write(summary(booted));
     process.exitCode = result.exitCode;
   } finally {
     await client.detach(name);
@@ -85,11 +100,18 @@ function placeOf(drive: DriveInfo, wanted: Via | undefined): { via: Via; drive: 
   return { via, drive: drive.fuse };
 }
 
-function summary(stat: DriveStat, via: Via): string {
-  return list([
-    ['drive', `${stat.image} over ${via}`],
-    ['read', `${formatSize(stat.readBytes)} in ${stat.reads} reads`],
-    ['fetched', formatSize(stat.fetchedBytes)],
-    ['touched', `${stat.touchedChunks} of ${stat.storedChunks} chunks (${formatShare(stat.touchedShare)})`],
-  ]);
+function summary({ drive, via, accel, timings }: Booted): string {
+  const { attachMs, userlandMs, totalMs } = timings;
+  return `\n${list([
+    ['drive', `${drive.image} over ${via}, ${accel}`],
+    ['attached in', formatDuration(attachMs)],
+    ['userland after', formatDuration(userlandMs)],
+    ['ended after', formatDuration(totalMs)],
+    ['read', `${formatSize(drive.readBytes)} in ${drive.reads} reads`],
+    ['fetched', formatSize(drive.fetchedBytes)],
+    [
+      'touched',
+      `${drive.touchedChunks} of ${drive.storedChunks} chunks (${formatShare(drive.touchedShare)})`,
+    ],
+  ])}`;
 }

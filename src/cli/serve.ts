@@ -46,7 +46,7 @@ export function serveCommand(): Command {
       'after',
       `
 Flags win over the file. It must hold that cache timeout + origin timeout × tries < read timeout < guest timeout.
-SIGTERM or SIGINT drains, unmounts and exits with 0; a second one exits at once. Logs are JSON lines on stderr.
+SIGTERM or SIGINT drains, unmounts and exits with 0; a second one kills. Logs are JSON lines on stderr.
 
 In the run directory: control.sock (the control API), nbd.sock, drives/ (one file a drive; without FUSE, NBD only).`,
     )

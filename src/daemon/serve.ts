@@ -1,6 +1,5 @@
 /** The daemon as a process: its log, its signals, and what systemd is told. */
 import { availableParallelism } from 'node:os';
-import { EXIT_CODES } from '../cli/exit-codes.ts';
 import type { ServeConfig } from './config.ts';
 import { createLog, flushLog } from './log.ts';
 import { Notifier } from './notify.ts';
@@ -8,7 +7,9 @@ import { Notifier } from './notify.ts';
 /** Threads of libuv's pool beyond one a core: those that wait for a disk instead of decoding. */
 const WAITING_THREADS = 6;
 
-/** Serves until SIGTERM, SIGINT or SIGHUP, then drains; a second one ends the process at once. */
+const SIGNALS = ['SIGTERM', 'SIGINT', 'SIGHUP'] as const;
+
+/** Serves until SIGTERM, SIGINT or SIGHUP, then drains; a second one kills the process at once. */
 export async function serveUntilStopped(config: ServeConfig): Promise<void> {
   // libuv reads it when its pool is first used, which has not happened yet.
   process.env.UV_THREADPOOL_SIZE ??= String(availableParallelism() + WAITING_THREADS);
@@ -18,14 +19,15 @@ export async function serveUntilStopped(config: ServeConfig): Promise<void> {
   process.once('uncaughtException', (error) => {
     log.fatal({ error }, 'a fault of lazydisk: the daemon ends');
     // The kernel ends the FUSE connection with the process; the next start cleans up.
-    void flushLog(log).then(() => process.exit(EXIT_CODES.INTERNAL));
+    void flushLog(log).then(() => process.exit(1));
   });
   const stopped = Promise.withResolvers<NodeJS.Signals>();
-  let signals = 0;
-  for (const name of ['SIGTERM', 'SIGINT', 'SIGHUP'] as const) {
-    process.on(name, () => {
-      if (++signals === 1) stopped.resolve(name);
-      else process.exit(EXIT_CODES.ABORTED);
+  for (const name of SIGNALS) {
+    process.once(name, () => {
+      stopped.resolve(name);
+      // From here on all of them kill, as they do by nature: a tidy exit waits for the thread pool, and a thread may
+      // hang in a store's file system.
+      for (const other of SIGNALS) process.removeAllListeners(other);
     });
   }
 

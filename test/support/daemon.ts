@@ -77,7 +77,7 @@ async function emptyWorkplace(t: Test): Promise<Workplace> {
   return { dir, storeDir, store, key, runDir: join(dir, 'run'), cache: join(dir, 'cache') };
 }
 
-/** The image `app:1` built by the command line: `files` files of `fileBytes` random bytes each. */
+/** The image `app:1` built by the command line, 256 MiB: `files` files of `fileBytes` random bytes each. */
 export async function buildWorkplace(t: Test, files = 3, fileBytes = 700_000): Promise<Workplace> {
   const place = await emptyWorkplace(t);
   const layer = Array.from({ length: files }, (_, n) => ({
@@ -88,7 +88,7 @@ export async function buildWorkplace(t: Test, files = 3, fileBytes = 700_000): P
     layers: [[{ name: 'data/', type: 'directory' }, ...layer]],
     config: { Entrypoint: ['/bin/app'], Env: ['TOKEN=hunter2'], Labels: { team: 'disks' } },
   });
-  const words = ['build', `oci:${place.dir}/oci`, '--name', 'app:1'];
+  const words = ['build', `oci:${place.dir}/oci`, '--name', 'app:1', '--size', '256M'];
   await lazydiskJson([...words, '--store', place.store, '--key', place.key]);
   return place;
 }
