@@ -14,7 +14,7 @@ const BECOME = `setpriv --reuid=${NOBODY} --regid=${NOBODY} --clear-groups`;
 const IN_NAMESPACE = `set -e
   mknod "$3/device" c 10 229; chmod 666 "$3/device"
   mount --bind "$3/device" /dev/fuse
-  exec ${BECOME} "$1" "$2" "$3"`;
+  exec ${BECOME} env LD_PRELOAD="$4" "$1" "$2" "$3"`;
 
 t.test('a user mounts, reads, unmounts, and cleans up after a kill', async (t) => {
   if (skipWithoutFuse(t, 'fusermount3', 'setpriv', 'unshare')) return;
@@ -27,10 +27,10 @@ t.test('a user mounts, reads, unmounts, and cleans up after a kill', async (t) =
   const parent = await mkdtemp(join(tmpdir(), 'lazydisk-user-'));
   t.teardown(() => rm(parent, { recursive: true }));
   if (isRoot) await chown(parent, NOBODY, NOBODY);
-  const args = [process.execPath, session, parent];
+  const args = [process.execPath, session, parent, process.env.LD_PRELOAD ?? ''];
   const { stdout, stderr } = isRoot
     ? await sh(`exec unshare -m sh -c '${IN_NAMESPACE}' sh "$@"`, ...args)
-    : await sh('exec "$@"', ...args);
+    : await sh('LD_PRELOAD="$4" exec "$1" "$2" "$3"', ...args);
   const bytes = 16 * CHUNK_BYTES;
   const user = isRoot ? NOBODY : process.geteuid?.();
   const mounted = [`bytes: ${bytes}`, 'mounts: 1', 'ended: true', 'mounts: 0'];
