@@ -14,8 +14,8 @@ import { hasTool } from '../support/tools.ts';
 import { formatRows, type Row } from './row.ts';
 
 const SIZE_BYTES = 256 * 1024 * 1024;
-const RUN_S = 3;
-const ROUNDS = 2;
+const RUN_S = 2;
+const ROUNDS = 3;
 const DIRECT = ['--rw=randread', '--bs=4k', '--direct=1', '--ioengine=libaio', '--iodepth=16'];
 const BUFFERED = ['--rw=randread', '--bs=4k', '--ioengine=psync', '--invalidate=0'];
 const TIMED = [`--runtime=${RUN_S}`, '--time_based'];

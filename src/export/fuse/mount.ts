@@ -20,7 +20,7 @@ import { LazydiskError } from '../../errors.ts';
 import { attach, cleanStaleMount, detach, mountPointOf } from './attach.ts';
 import { FuseFileSystem, type FuseStats } from './file-system.ts';
 import { Guard } from './guard.ts';
-import { ourMountsAt } from './mountinfo.ts';
+import { MOUNT_SOURCE, ourMountsAt } from './mountinfo.ts';
 import type { ReadHook } from './reads.ts';
 
 export { cleanStaleMount };
@@ -59,7 +59,6 @@ export class FuseMount {
   readonly #added = (device: BlockDevice) => this.#fileSystem.addDrive(device);
   readonly #removed = (device: BlockDevice) => this.#fileSystem.removeDrive(device);
   #guard: Guard | undefined;
-  #lost = false;
   #unmounting: Promise<void> | undefined;
 
   /** Mounts on `options.dir` and serves it from then on. Throws BUSY, UNAVAILABLE, UNSUPPORTED. */
@@ -131,15 +130,20 @@ export class FuseMount {
     this.#registry.off('removed', this.#removed);
     let failure: unknown;
     try {
-      if (!this.#lost) await detach(this.dir);
+      if (await this.#isMounted()) await detach(this.dir);
     } catch (error) {
       // Unmounted from outside at this moment, or still there: then the connection ends all the same.
-      if ((await ourMountsAt(this.dir)).length > 0) failure = error;
+      if (await this.#isMounted()) failure = error;
     }
     await this.#fileSystem.reads.drain(DRAIN_TIMEOUT_MS);
     await new Promise<void>((resolve) => fuseClose(this.#channel, resolve));
     await this.#guard?.release();
     if (failure) throw failure;
+  }
+
+  /** False after somebody else unmounted it, even if another daemon has mounted there since. */
+  async #isMounted(): Promise<boolean> {
+    return (await ourMountsAt(this.dir)).at(-1)?.source === MOUNT_SOURCE;
   }
 
   #handle(lengthBytes: number): void {
@@ -152,7 +156,6 @@ export class FuseMount {
   }
 
   #connectionLost(errno: number): void {
-    this.#lost = true;
     const error = new LazydiskError(
       'UNAVAILABLE',
       `the FUSE connection of ${this.dir} ended (errno ${errno})`,

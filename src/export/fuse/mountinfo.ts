@@ -14,6 +14,7 @@ export interface Mount {
   /** As the line has it, with octal escapes. */
   readonly mountPointRaw: string;
   readonly type: string;
+  readonly source: string;
   /** Device number; for FUSE, `minor` is the connection's name under /sys/fs/fuse/connections. */
   readonly minor: number;
 }
@@ -25,15 +26,11 @@ export function parseMountinfo(text: string): Mount[] {
     const fields = line.split(' ');
     // Optional fields end with a lone dash; the type is the first one behind it.
     const dash = fields.indexOf('-', 6);
-    const [device, mountPoint, type] = [fields[2], fields[4], fields[dash + 1]];
+    const [device, mountPoint, type, source] = [fields[2], fields[4], fields[dash + 1], fields[dash + 2]];
     const minor = Number(device?.split(':')[1]);
-    if (dash < 0 || !mountPoint || !type || !Number.isInteger(minor)) continue;
-    mounts.push({
-      mountPoint: unescapeOctal(mountPoint),
-      mountPointRaw: Buffer.from(mountPoint, 'latin1').toString(),
-      type,
-      minor,
-    });
+    if (dash < 0 || !mountPoint || !type || !source || !Number.isInteger(minor)) continue;
+    const place = { mountPoint: unescapeOctal(mountPoint), mountPointRaw: fromLatin1(mountPoint) };
+    mounts.push({ ...place, type, source, minor });
   }
   return mounts;
 }
@@ -52,5 +49,10 @@ export async function ourMountsAt(dir: string): Promise<Mount[]> {
 /** Space, tab, newline and backslash are written as \ooo, byte by byte. */
 function unescapeOctal(text: string): string {
   const bytes = text.replace(/\\([0-7]{3})/g, (_, o: string) => String.fromCharCode(Number.parseInt(o, 8)));
+  return fromLatin1(bytes);
+}
+
+/** A path is bytes, mostly UTF-8. */
+function fromLatin1(bytes: string): string {
   return Buffer.from(bytes, 'latin1').toString();
 }

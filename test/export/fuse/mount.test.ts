@@ -238,6 +238,20 @@ t.test('a mount that somebody else takes away is told, and can be made again', a
   await mount.unmount();
 });
 
+t.test('a connection that is aborted is told, and its dead mount is taken away', async (t) => {
+  if (skipWithoutFuse(t, 'umount')) return;
+  if (process.geteuid?.() !== 0) return t.comment('skipped: needs root');
+  const lost = Promise.withResolvers<Error>();
+  const { mount } = await mountDrives(t, [new BufferDevice(diskOf('d'))], { onLost: lost.resolve });
+  // Without -l a forced unmount of a mount in use only ends the connection.
+  const script = 'cd "$1" && { umount -f "$1" || true; }';
+  t.equal((await sh(script, mount.dir)).code, 0);
+  t.match(await lost.promise, { code: 'UNAVAILABLE' });
+  t.equal((await sh('grep -F " $1 " /proc/self/mountinfo', mount.dir)).code, 0, 'still there, dead');
+  await mount.unmount();
+  t.not((await sh('grep -F " $1 " /proc/self/mountinfo', mount.dir)).code, 0, 'gone');
+});
+
 t.test('no mount over a mount, and none over what is no directory', async (t) => {
   if (skipWithoutFuse(t)) return;
   const { mount, registry } = await mountDrives(t, []);
