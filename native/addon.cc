@@ -29,5 +29,7 @@ napi_value ThrowUsage(napi_env env, const char* message) {
 NAPI_MODULE_INIT() {
   lazydisk::RegisterCodec(env, exports);
   lazydisk::RegisterErasure(env, exports);
+  lazydisk::RegisterFuseChannel(env, exports);
+  lazydisk::RegisterFuseMount(env, exports);
   return exports;
 }

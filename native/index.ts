@@ -28,7 +28,19 @@ function load(): NativeAddon {
 
 const addon = load();
 
-export const openChunk: NativeAddon['openChunk'] = addon.openChunk;
+export const {
+  openChunk,
+  fuseMount,
+  fuseUnmount,
+  socketPair,
+  receiveFd,
+  fuseOpen,
+  fuseReply,
+  fuseNotify,
+  fuseNotified,
+  fuseClose,
+} = addon;
+export type { FuseChannel } from './native.d.ts';
 export const erasureEncode: NativeAddon['erasureEncode'] = addon.erasureEncode;
 export const erasureReconstruct: NativeAddon['erasureReconstruct'] = addon.erasureReconstruct;
 export const erasureRow: NativeAddon['erasureRow'] = addon.erasureRow;

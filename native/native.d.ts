@@ -17,8 +17,69 @@ export interface NativeAddon {
   ): void;
 
   /**
+   * Opens /dev/fuse and mounts `type` ("fuse.NAME") from `source` (any text) on `dir`, read-only, with the mount
+   * data "fd=N," + `options`.
+   * Returns the descriptor, or a negative errno. Needs CAP_SYS_ADMIN.
+   */
+  fuseMount(source: string, dir: string, type: string, options: string): number;
+
+  /**
+   * umount2 with MNT_DETACH, and with MNT_FORCE if `abort` (which ends the connection, also that of a daemon that
+   * is dead). On the thread pool, because the kernel may wait for reads in it. `callback` gets 0 or an errno.
+   */
+  fuseUnmount(dir: string, abort: boolean, callback: (errno: number) => void): void;
+
+  /** A connected pair of Unix stream sockets, closed on exec. */
+  socketPair(): [number, number];
+
+  /** The descriptor that was sent over `socket` already, closed on exec; a negative errno if there is none. */
+  receiveFd(socket: number): number;
+
+  /**
+   * Serves the FUSE descriptor `fd`, which it owns from now on, from this thread's event loop. Requests are put
+   * into `requests` (8-byte aligned, 8 KiB or more), each on an 8-byte boundary, and `onRequests` is called
+   * with the number of bytes there; it must be done with them when it returns. `onLost` gets the errno when the
+   * connection ended from the kernel's side (ENODEV: unmounted); nothing is read any more then, and `fuseClose`
+   * is still due.
+   */
+  fuseOpen(
+    fd: number,
+    requests: Uint8Array,
+    onRequests: (lengthBytes: number) => void,
+    onLost: (errno: number) => void,
+  ): FuseChannel;
+
+  /**
+   * Answers request `unique` with `errno` (0 or positive) and the bytes of `parts` (at most 1023 of them), which
+   * the kernel has copied when this returns. Returns 0 or the errno of the write: ENOENT means that nobody waits
+   * for the answer any more.
+   */
+  fuseReply(
+    channel: FuseChannel,
+    unique: number,
+    errno: number,
+    parts: Uint8Array | readonly Uint8Array[],
+  ): number;
+
+  /**
+   * Copies `parts` (at most 512 KiB and 64 bytes in all) and queues them as notification `code`, which a thread
+   * writes. False if 16 wait already or the channel is closing.
+   */
+  fuseNotify(channel: FuseChannel, code: number, parts: Uint8Array | readonly Uint8Array[]): boolean;
+
+  /** Notifications [sent, failed, waiting]. A failed one met an inode or a connection that is gone. */
+  fuseNotified(channel: FuseChannel): [number, number, number];
+
+  /**
+   * Ends the channel, once: what waits to be notified is dropped, and when the kernel has let go of the notifying
+   * thread, the descriptor is closed and `callback` called. Until then requests still come and must be answered,
+   * because the thread may wait for a page that one of them locked.
+   */
+  fuseClose(channel: FuseChannel, callback: () => void): void;
+
+  /**
    * Erasure code over GF(2^8), k + m <= 16. `shards` holds k + m shards of equal length behind one another; the
-   * first k are data, the last m are computed. Synchronous: about 40 us for one parity shard of a 512 KiB chunk.
+   * first k are data, the last m are computed. Synchronous: some 10 us for one parity shard of a 512 KiB chunk.
    */
   erasureEncode(k: number, m: number, shards: Uint8Array): void;
 
@@ -30,4 +91,9 @@ export interface NativeAddon {
 
   /** Row `index` of the generator matrix: the k coefficients that make shard `index` out of the data. */
   erasureRow(k: number, m: number, index: number): Buffer;
+}
+
+/** An open channel, seen from JavaScript. */
+export interface FuseChannel {
+  readonly __brand: 'FuseChannel';
 }

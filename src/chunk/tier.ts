@@ -6,7 +6,9 @@
  * - `get` of what is not there resolves to undefined; it rejects only when the tier could not tell.
  * - `get` may return wrong bytes (a disk lies, a node lies). The reader proves them by their id before anyone
  *   uses them, and calls `discard` when they fail, after which this copy must not be returned again.
+ *   A tier that only relays what others hold (the origin) forgets nothing and may be asked again.
  * - `put` is only ever given proven bytes, copies or writes them before it resolves, and may drop them.
+ * - `close` may be called twice; a wrapper closes what it wraps.
  * - after `ctx.deadline` or `ctx.signal` a pending `get` rejects (TIMEOUT, ABORTED) soon.
  */
 import type { ChunkId } from '../format/chunk-id.ts';
@@ -16,7 +18,10 @@ export type TierName = 'memory' | 'disk' | 'fleet' | 'origin';
 /** Why a chunk is being read; demand goes before readahead, readahead before prefetch. */
 export type ReadClass = 'demand' | 'readahead' | 'prefetch';
 
-/** What travels with a read through all tiers. */
+/**
+ * What travels with a read through all tiers. It is alive: when a more urgent caller joins a read in flight, `class`
+ * and `deadline` move up, so whoever queues or waits looks at them when it matters, and keeps no copy.
+ */
 export interface ReadContext {
   readonly class: ReadClass;
   /** On the clock of `performance.now()`, milliseconds. */
@@ -24,6 +29,8 @@ export interface ReadContext {
   readonly signal?: AbortSignal;
   /** For error texts: whose read this is. */
   readonly drive?: string;
+  /** Has `listener` called when `class` has moved up, until the returned function is called. For who queues. */
+  onPromote?(listener: () => void): () => void;
 }
 
 /** Sealed bytes on loan: `bytes` may be a pooled buffer and is valid until `release()`, which is called once. */

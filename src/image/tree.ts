@@ -48,7 +48,7 @@ export interface MergedTree {
   readonly root: TreeInode;
   /** How many data chunks were emitted, live or not. */
   readonly dataChunks: number;
-  /** Bit set: data chunk n holds data of a live file. A chunk that does not becomes a zero chunk. */
+  /** Bit n & 7 of byte n >> 3 set: data chunk n holds data of a live file. One that does not becomes a zero chunk. */
   readonly liveChunks: Uint8Array;
 }
 

@@ -3,8 +3,10 @@
  * references by name. A directory implements it now, S3 will. The conformance suite (test/store/store-suite.ts)
  * runs against each implementation.
  *
- * Contract: every put is atomic (readers see nothing or all of it), durable when it resolves, and idempotent;
- * two writers of one chunk or manifest write equal bytes. A reference is replaced atomically, last writer wins.
+ * Contract: every put is atomic (readers see nothing or all of it), durable when it resolves, and idempotent: what
+ * was there before is replaced atomically. Two writers of one chunk write equal bytes; two manifests of one
+ * digest and key differ in randomness and open to the same; of two references the last one written stays. Puts
+ * may be in flight together, and are quickest so; the caller bounds how many.
  */
 import type { ChunkId } from '../format/chunk-id.ts';
 
@@ -29,13 +31,16 @@ export interface Store {
 
   /** The sealed bytes, unproven, or undefined if there is no such chunk. Throws UNAVAILABLE, ABORTED. */
   getChunk(id: ChunkId, options?: StoreReadOptions): Promise<Buffer | undefined>;
-  hasChunk(id: ChunkId): Promise<boolean>;
+  /** Whether the chunk is there; one of another length than `sealedBytes`, if that is given, is not. */
+  hasChunk(id: ChunkId, sealedBytes?: number): Promise<boolean>;
+  /** `sealed` must stay untouched until this resolves. Throws NO_SPACE, UNAVAILABLE, as all puts do. */
   putChunk(id: ChunkId, sealed: Uint8Array): Promise<void>;
 
   /** The manifest of `digest` whose data key is wrapped by the key named `keyId`, unproven. */
   getManifest(digest: ImageDigest, keyId: string): Promise<Buffer | undefined>;
   putManifest(digest: ImageDigest, keyId: string, manifest: Uint8Array): Promise<void>;
 
+  /** Names are `NAME[:TAG]` (reference-name.ts) and come back in full. Throw USAGE for what is no name. */
   getReference(name: string): Promise<Reference | undefined>;
   putReference(name: string, digest: ImageDigest): Promise<void>;
   /** Sorted by name. */

@@ -14,6 +14,8 @@ export interface BufferDeviceOptions {
   beforeRead?: (offset: number, lengthBytes: number) => Promise<void> | void;
 }
 
+const zeroes = Buffer.alloc(CHUNK_BYTES);
+
 export class BufferDevice implements BlockDevice {
   readonly name: string;
   readonly sizeBytes: number;
@@ -57,7 +59,7 @@ export class BufferDevice implements BlockDevice {
     const end = offset + lengthBytes;
     for (let at = offset; at < end; ) {
       const next = Math.min(end, (Math.floor(at / CHUNK_BYTES) + 1) * CHUNK_BYTES);
-      const zero = this.#bytes.subarray(at, next).every((byte) => byte === 0);
+      const zero = this.#bytes.compare(zeroes, 0, next - at, at, next) === 0;
       const last = runs.at(-1);
       if (last && last.zero === zero) last.lengthBytes += next - at;
       else if (runs.length === extentsMax) break;

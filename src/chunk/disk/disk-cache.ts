@@ -138,11 +138,8 @@ export class DiskCache implements ChunkTier {
 
   async get(id: ChunkId, sealedBytes: number, ctx: ReadContext): Promise<SealedLoan | undefined> {
     const entry = this.#segments.get(id);
-    if (!entry || this.#closed) return undefined;
-    if (entry.sealedBytes !== sealedBytes) {
-      this.discard(id);
-      return undefined;
-    }
+    // An id has one length: a manifest that says another is wrong, not this copy.
+    if (!entry || entry.sealedBytes !== sealedBytes || this.#closed) return undefined;
     const segment = this.#segments.hold(entry);
     const buffer = this.#pool.pop() ?? Buffer.allocUnsafeSlow(SEALED_BYTES_MAX);
     const position = this.#position(entry) + RECORD_HEADER_BYTES;

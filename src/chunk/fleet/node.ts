@@ -123,8 +123,8 @@ export class FleetNode {
       ejections: this.health.ejections,
       bytesRead: this.#bytesRead,
       bytesWritten: this.#bytesWritten,
-      p50Ms: this.#latency.quantile(0.5),
-      p99Ms: this.#latency.quantile(0.99),
+      p50Ms: this.#latency.percentileMs(0.5),
+      p99Ms: this.#latency.percentileMs(0.99),
     };
   }
 

@@ -1,0 +1,425 @@
+// The way between /dev/fuse and JavaScript. The trick is batching on Node's own loop: one wake-up reads every
+// request that waits into one buffer and calls JavaScript once; each reply is one writev straight out of the
+// caller's memory. Notifications (pages pushed into the kernel's cache) block while the kernel holds a page
+// locked, which it does until we answer the read that locked it, so they are copied and written by a thread of
+// their own, which never touches JavaScript's memory and which the loop never waits for.
+#include <fcntl.h>
+#include <linux/close_range.h>
+#include <linux/fuse.h>
+#include <sched.h>
+#include <sys/syscall.h>
+#include <sys/uio.h>
+#include <unistd.h>
+#include <uv.h>
+
+#include <cerrno>
+#include <condition_variable>
+#include <cstdlib>
+#include <cstring>
+#include <deque>
+#include <mutex>
+#include <thread>
+#include <vector>
+
+#include "addon.h"
+
+namespace lazydisk {
+namespace {
+
+// The kernel refuses to hand out a request into less; with no writes, every request fits into it.
+constexpr size_t kRequestBytesMax = FUSE_MIN_READ_BUFFER;
+// Requests read before JavaScript is called, and calls of one wake-up: other work on the loop gets its turn.
+constexpr int kBatchMax = 64;
+constexpr int kRoundsMax = 4;
+constexpr size_t kPartsMax = 1023;  // and a header: IOV_MAX
+// One chunk and its notification header, and how many may wait for the kernel.
+constexpr size_t kNotifyBytesMax = 512 * 1024 + 64;
+constexpr size_t kNotifyQueueMax = 16;
+constexpr uint64_t kClosingTickMs = 1;
+
+struct Notification {
+  size_t length = 0;
+  alignas(8) uint8_t bytes[sizeof(fuse_out_header) + kNotifyBytesMax];
+};
+
+struct Channel {
+  napi_env env = nullptr;
+  int fd = -1;
+  uv_poll_t poll;
+  // Runs while closing, to see whether the thread is done: it cannot wake the loop, see NotifyLoop.
+  uv_timer_t closing_timer;
+  int handles_open = 0;
+  uint8_t* requests = nullptr;
+  size_t requests_length = 0;
+  napi_async_context context = nullptr;
+  napi_ref self = nullptr;
+  napi_ref requests_array = nullptr;
+  napi_ref on_requests = nullptr;
+  napi_ref on_lost = nullptr;
+  napi_ref on_closed = nullptr;
+  bool closing = false;
+  iovec iov[kPartsMax + 1];
+
+  std::thread thread;
+  std::mutex mutex;
+  std::condition_variable wake;
+  // Guarded by the mutex.
+  std::deque<Notification*> queue;
+  std::vector<Notification*> spare;
+  bool stopping = false;
+  bool stopped = false;
+  uint64_t sent = 0;
+  uint64_t failed = 0;
+};
+
+// The notifying thread. It may hang in the kernel with a page's lock awaited (uninterruptibly) when the process
+// is killed. So that it then holds nothing open but the one descriptor, it leaves the process's descriptor table:
+// whoever waits for an end-of-file of a pipe of ours still gets it (src/export/fuse/guard.ts does). The price is
+// that the loop's wake-up descriptor is not there either.
+void NotifyLoop(Channel* channel) {
+  const unsigned fd = static_cast<unsigned>(channel->fd);
+  if (unshare(CLONE_FILES) == 0) {
+    if (fd > 3) syscall(SYS_close_range, 3u, fd - 1, 0u);
+    syscall(SYS_close_range, fd + 1, ~0u, 0u);
+  }
+  std::unique_lock<std::mutex> lock(channel->mutex);
+  for (;;) {
+    channel->wake.wait(lock, [channel] { return channel->stopping || !channel->queue.empty(); });
+    if (channel->stopping) break;
+    Notification* next = channel->queue.front();
+    channel->queue.pop_front();
+    lock.unlock();
+    ssize_t written;
+    do {
+      written = write(static_cast<int>(fd), next->bytes, next->length);
+    } while (written < 0 && errno == EINTR);
+    lock.lock();
+    written < 0 ? channel->failed++ : channel->sent++;
+    channel->spare.push_back(next);
+  }
+  channel->stopped = true;
+}
+
+napi_value CallBack(Channel* channel, napi_ref function_ref, size_t count, napi_value* args) {
+  napi_value function, global, result = nullptr;
+  if (napi_get_reference_value(channel->env, function_ref, &function) != napi_ok) return nullptr;
+  napi_get_global(channel->env, &global);
+  const napi_status status =
+      napi_make_callback(channel->env, channel->context, global, function, count, args, &result);
+  if (status == napi_pending_exception) {
+    napi_value error;
+    napi_get_and_clear_last_exception(channel->env, &error);
+    napi_fatal_exception(channel->env, error);
+  }
+  return result;
+}
+
+void Lost(Channel* channel, int error) {
+  uv_poll_stop(&channel->poll);
+  napi_value argument;
+  if (napi_create_int32(channel->env, error, &argument) == napi_ok) {
+    CallBack(channel, channel->on_lost, 1, &argument);
+  }
+}
+
+// Reads what waits, at most kBatchMax requests, each on an 8-byte boundary. Returns 0, or the errno that ended it.
+int ReadBatch(Channel* channel, size_t* used) {
+  *used = 0;
+  for (int count = 0; count < kBatchMax && *used + kRequestBytesMax <= channel->requests_length;) {
+    uint8_t* at = channel->requests + *used;
+    const ssize_t length = read(channel->fd, at, kRequestBytesMax);
+    if (length < 0) {
+      if (errno == EINTR || errno == ENOENT) continue;  // ENOENT: this request was withdrawn meanwhile
+      return errno;
+    }
+    fuse_in_header header;
+    if (static_cast<size_t>(length) < sizeof header) return EPROTO;
+    memcpy(&header, at, sizeof header);
+    if (header.len != static_cast<size_t>(length)) return EPROTO;
+    *used += (static_cast<size_t>(length) + 7) & ~size_t{7};
+    count++;
+  }
+  return 0;
+}
+
+void OnReadable(uv_poll_t* handle, int status, int) {
+  Channel* channel = static_cast<Channel*>(handle->data);
+  napi_handle_scope scope;
+  if (napi_open_handle_scope(channel->env, &scope) != napi_ok) return;
+  if (status < 0) {
+    Lost(channel, -status);
+  } else {
+    for (int round = 0; round < kRoundsMax && channel->fd >= 0; round++) {
+      size_t used;
+      const int error = ReadBatch(channel, &used);
+      if (used > 0) {
+        napi_value argument;
+        if (napi_create_uint32(channel->env, static_cast<uint32_t>(used), &argument) != napi_ok) break;
+        CallBack(channel, channel->on_requests, 1, &argument);
+      }
+      if (error != 0 && error != EAGAIN) {
+        Lost(channel, error);
+        break;
+      }
+      if (used == 0) break;
+    }
+  }
+  napi_close_handle_scope(channel->env, scope);
+}
+
+void OnTeardown(void* data);
+
+void OnHandleClosed(uv_handle_t* handle) {
+  Channel* channel = static_cast<Channel*>(handle->data);
+  if (--channel->handles_open > 0) return;
+  napi_handle_scope scope;
+  if (napi_open_handle_scope(channel->env, &scope) != napi_ok) return;
+  napi_remove_env_cleanup_hook(channel->env, OnTeardown, channel);
+  CallBack(channel, channel->on_closed, 0, nullptr);
+  for (napi_ref ref : {channel->requests_array, channel->on_requests, channel->on_lost, channel->on_closed}) {
+    napi_delete_reference(channel->env, ref);
+  }
+  napi_async_destroy(channel->env, channel->context);
+  // The last one: from here on the garbage collector may finalise the channel.
+  napi_delete_reference(channel->env, channel->self);
+  napi_close_handle_scope(channel->env, scope);
+}
+
+void OnClosingTick(uv_timer_t* handle) {
+  Channel* channel = static_cast<Channel*>(handle->data);
+  {
+    std::lock_guard<std::mutex> lock(channel->mutex);
+    if (!channel->stopped) return;
+  }
+  channel->thread.join();
+  uv_poll_stop(&channel->poll);
+  uv_close(reinterpret_cast<uv_handle_t*>(&channel->poll), OnHandleClosed);
+  uv_close(reinterpret_cast<uv_handle_t*>(&channel->closing_timer), OnHandleClosed);
+  close(channel->fd);
+  channel->fd = -1;
+}
+
+// Node goes away with the channel open. The thread may be blocked in the kernel, so it is not waited for: it and
+// the channel, of which it uses only memory that JavaScript does not own, are left to the end of the process.
+void OnTeardown(void* data) {
+  Channel* channel = static_cast<Channel*>(data);
+  if (channel->fd < 0) return;
+  {
+    std::lock_guard<std::mutex> lock(channel->mutex);
+    channel->queue.clear();
+  }
+  uv_poll_stop(&channel->poll);
+  close(channel->fd);
+  channel->fd = -1;
+}
+
+void Finalize(napi_env, void* data, void*) {
+  Channel* channel = static_cast<Channel*>(data);
+  // SAFETY: a thread that was not joined (see OnTeardown) still uses the channel; the process is ending.
+  if (channel->thread.joinable()) return;
+  for (Notification* one : channel->queue) delete one;
+  for (Notification* one : channel->spare) delete one;
+  delete channel;
+}
+
+Channel* ChannelOf(napi_env env, napi_value value) {
+  void* data = nullptr;
+  return napi_get_value_external(env, value, &data) == napi_ok ? static_cast<Channel*>(data) : nullptr;
+}
+
+// Fills iov from index 1 with one Uint8Array or an array of them. False for anything else or for too many.
+bool GetParts(napi_env env, napi_value value, Channel* channel, int* count, size_t* total) {
+  *count = 1;
+  *total = 0;
+  Bytes bytes;
+  if (GetBytes(env, value, &bytes)) {
+    channel->iov[1] = {bytes.data, bytes.length};
+    *count = 2;
+    *total = bytes.length;
+    return true;
+  }
+  uint32_t length = 0;
+  if (napi_get_array_length(env, value, &length) != napi_ok || length > kPartsMax) return false;
+  for (uint32_t index = 0; index < length; index++) {
+    napi_value element;
+    if (napi_get_element(env, value, index, &element) != napi_ok || !GetBytes(env, element, &bytes)) return false;
+    channel->iov[(*count)++] = {bytes.data, bytes.length};
+    *total += bytes.length;
+  }
+  return true;
+}
+
+napi_value Int(napi_env env, int value) {
+  napi_value result = nullptr;
+  napi_create_int32(env, value, &result);
+  return result;
+}
+
+napi_value FuseReply(napi_env env, napi_callback_info info) {
+  size_t count = 4;
+  napi_value args[4];
+  if (napi_get_cb_info(env, info, &count, args, nullptr, nullptr) != napi_ok) return nullptr;
+  Channel* channel = count == 4 ? ChannelOf(env, args[0]) : nullptr;
+  int64_t unique = 0;
+  int32_t error = 0;
+  int parts = 1;
+  size_t total = 0;
+  if (!channel || napi_get_value_int64(env, args[1], &unique) != napi_ok ||
+      napi_get_value_int32(env, args[2], &error) != napi_ok ||
+      !GetParts(env, args[3], channel, &parts, &total) || total > UINT32_MAX / 2) {
+    return ThrowUsage(env, "fuseReply(channel, unique, errno, parts)");
+  }
+  if (channel->fd < 0) return Int(env, EBADF);
+  fuse_out_header header;
+  header.len = static_cast<uint32_t>(sizeof header + total);
+  header.error = -error;
+  header.unique = static_cast<uint64_t>(unique);
+  channel->iov[0] = {&header, sizeof header};
+  ssize_t written;
+  do {
+    written = writev(channel->fd, channel->iov, parts);
+  } while (written < 0 && errno == EINTR);
+  return Int(env, written < 0 ? errno : 0);
+}
+
+napi_value FuseNotify(napi_env env, napi_callback_info info) {
+  size_t count = 3;
+  napi_value args[3];
+  if (napi_get_cb_info(env, info, &count, args, nullptr, nullptr) != napi_ok) return nullptr;
+  Channel* channel = count == 3 ? ChannelOf(env, args[0]) : nullptr;
+  int32_t code = 0;
+  int parts = 1;
+  size_t total = 0;
+  if (!channel || napi_get_value_int32(env, args[1], &code) != napi_ok ||
+      !GetParts(env, args[2], channel, &parts, &total) || total > kNotifyBytesMax) {
+    return ThrowUsage(env, "fuseNotify(channel, code, parts)");
+  }
+  Notification* notification = nullptr;
+  {
+    std::lock_guard<std::mutex> lock(channel->mutex);
+    const bool room = !channel->stopping && channel->fd >= 0 && channel->queue.size() < kNotifyQueueMax;
+    if (room && !channel->spare.empty()) {
+      notification = channel->spare.back();
+      channel->spare.pop_back();
+    } else if (room) {
+      notification = new Notification;
+    }
+  }
+  napi_value queued = nullptr;
+  napi_get_boolean(env, notification != nullptr, &queued);
+  if (!notification) return queued;
+
+  fuse_out_header header;
+  header.len = static_cast<uint32_t>(sizeof header + total);
+  header.error = code;
+  header.unique = 0;
+  memcpy(notification->bytes, &header, sizeof header);
+  size_t at = sizeof header;
+  // SAFETY: total, the sum of the lengths, is at most kNotifyBytesMax.
+  for (int index = 1; index < parts; index++) {
+    memcpy(notification->bytes + at, channel->iov[index].iov_base, channel->iov[index].iov_len);
+    at += channel->iov[index].iov_len;
+  }
+  notification->length = at;
+  {
+    std::lock_guard<std::mutex> lock(channel->mutex);
+    channel->queue.push_back(notification);
+  }
+  channel->wake.notify_one();
+  return queued;
+}
+
+napi_value FuseNotified(napi_env env, napi_callback_info info) {
+  size_t count = 1;
+  napi_value args[1];
+  if (napi_get_cb_info(env, info, &count, args, nullptr, nullptr) != napi_ok) return nullptr;
+  Channel* channel = count == 1 ? ChannelOf(env, args[0]) : nullptr;
+  if (!channel) return ThrowUsage(env, "fuseNotified(channel)");
+  std::lock_guard<std::mutex> lock(channel->mutex);
+  const double values[] = {static_cast<double>(channel->sent), static_cast<double>(channel->failed),
+                           static_cast<double>(channel->queue.size())};
+  napi_value result = nullptr, value;
+  napi_create_array_with_length(env, 3, &result);
+  for (uint32_t index = 0; index < 3; index++) {
+    if (napi_create_double(env, values[index], &value) == napi_ok) napi_set_element(env, result, index, value);
+  }
+  return result;
+}
+
+napi_value FuseClose(napi_env env, napi_callback_info info) {
+  size_t count = 2;
+  napi_value args[2];
+  if (napi_get_cb_info(env, info, &count, args, nullptr, nullptr) != napi_ok) return nullptr;
+  Channel* channel = count == 2 ? ChannelOf(env, args[0]) : nullptr;
+  napi_valuetype type = napi_undefined;
+  if (!channel || napi_typeof(env, args[1], &type) != napi_ok || type != napi_function || channel->closing ||
+      channel->fd < 0) {
+    return ThrowUsage(env, "fuseClose(channel, callback), once");
+  }
+  channel->closing = true;
+  napi_create_reference(env, args[1], 1, &channel->on_closed);
+  {
+    std::lock_guard<std::mutex> lock(channel->mutex);
+    channel->stopping = true;
+  }
+  channel->wake.notify_one();
+  uv_timer_start(&channel->closing_timer, OnClosingTick, 0, kClosingTickMs);
+  return nullptr;
+}
+
+napi_value FuseOpen(napi_env env, napi_callback_info info) {
+  size_t count = 4;
+  napi_value args[4];
+  if (napi_get_cb_info(env, info, &count, args, nullptr, nullptr) != napi_ok) return nullptr;
+  int32_t fd = -1;
+  Bytes requests;
+  napi_valuetype type_requests = napi_undefined, type_lost = napi_undefined;
+  if (count == 4) {
+    napi_typeof(env, args[2], &type_requests);
+    napi_typeof(env, args[3], &type_lost);
+  }
+  if (count != 4 || napi_get_value_int32(env, args[0], &fd) != napi_ok || fd < 3 ||
+      !GetBytes(env, args[1], &requests) || requests.length < kRequestBytesMax ||
+      reinterpret_cast<uintptr_t>(requests.data) % 8 != 0 || type_requests != napi_function ||
+      type_lost != napi_function) {
+    return ThrowUsage(env, "fuseOpen(fd, requests: Uint8Array of 8 KiB or more, onRequests, onLost)");
+  }
+  uv_loop_t* loop = nullptr;
+  Channel* channel = new Channel;
+  channel->env = env;
+  channel->fd = fd;
+  channel->requests = requests.data;
+  channel->requests_length = requests.length;
+  channel->poll.data = channel->closing_timer.data = channel;
+  if (napi_get_uv_event_loop(env, &loop) != napi_ok || uv_poll_init(loop, &channel->poll, fd) != 0) {
+    delete channel;
+    napi_throw_error(env, nullptr, "fuseOpen: the descriptor cannot be polled");
+    return nullptr;
+  }
+  uv_timer_init(loop, &channel->closing_timer);
+  channel->handles_open = 2;
+  napi_value external = nullptr, name = nullptr;
+  napi_create_external(env, channel, Finalize, nullptr, &external);
+  napi_create_reference(env, external, 1, &channel->self);
+  napi_create_reference(env, args[1], 1, &channel->requests_array);
+  napi_create_reference(env, args[2], 1, &channel->on_requests);
+  napi_create_reference(env, args[3], 1, &channel->on_lost);
+  napi_create_string_utf8(env, "lazydisk:fuse", NAPI_AUTO_LENGTH, &name);
+  napi_async_init(env, nullptr, name, &channel->context);
+  napi_add_env_cleanup_hook(env, OnTeardown, channel);
+  channel->thread = std::thread(NotifyLoop, channel);
+  uv_poll_start(&channel->poll, UV_READABLE, OnReadable);
+  return external;
+}
+
+}  // namespace
+
+void RegisterFuseChannel(napi_env env, napi_value exports) {
+  SetFunction(env, exports, "fuseOpen", FuseOpen);
+  SetFunction(env, exports, "fuseReply", FuseReply);
+  SetFunction(env, exports, "fuseNotify", FuseNotify);
+  SetFunction(env, exports, "fuseNotified", FuseNotified);
+  SetFunction(env, exports, "fuseClose", FuseClose);
+}
+
+}  // namespace lazydisk

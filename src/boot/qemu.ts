@@ -1,0 +1,129 @@
+/**
+ * One QEMU microVM from start to end: `-M microvm`, virtio-blk, a serial console on its standard output. It ends
+ * when the guest says so, when its time is over or when the caller aborts; the process never outlives the call.
+ */
+import { spawn } from 'node:child_process';
+import { once } from 'node:events';
+import { LazydiskError } from '../errors.ts';
+
+export type Accelerator = 'kvm' | 'tcg';
+
+/** How QEMU gets the drive: a file (the FUSE export's) or an NBD URI. */
+export type DrivePlace = { readonly file: string } | { readonly nbd: string };
+
+export interface QemuOptions {
+  readonly accel: Accelerator;
+  readonly kernel: string;
+  readonly initramfs: string;
+  readonly drive?: DrivePlace;
+  readonly memoryMb: number;
+  readonly timeoutMs: number;
+  readonly signal?: AbortSignal;
+  /** Called with each whole line of the console. True: the guest is done. */
+  readonly onLine: (line: string) => boolean;
+}
+
+const PROGRAMS: Partial<Record<NodeJS.Architecture, string>> = { x64: 'qemu-system-x86_64' };
+/** A console line longer than this is cut. */
+const LINE_BYTES_MAX = 64 * 1024;
+const STDERR_BYTES_MAX = 8192;
+const KERNEL_COMMAND_LINE = 'console=ttyS0 quiet loglevel=0 reboot=t panic=-1 random.trust_cpu=on';
+
+/**
+ * Runs the guest. Resolves when it is done. Rejects with TIMEOUT, ABORTED, or UNAVAILABLE (QEMU is missing, or
+ * ended by itself; then with what it said).
+ */
+export async function runQemu(options: QemuOptions): Promise<void> {
+  const program = PROGRAMS[process.arch];
+  if (!program) throw new LazydiskError('UNSUPPORTED', `microVMs are not supported on ${process.arch}`);
+  options.signal?.throwIfAborted();
+  const child = spawn(program, qemuArguments(options), { stdio: ['ignore', 'pipe', 'pipe'] });
+  const ended = once(child, 'close');
+  let errorOutput = '';
+  child.stderr.on('data', (bytes: Buffer) => {
+    errorOutput = (errorOutput + bytes.toString('utf8')).slice(-STDERR_BYTES_MAX);
+  });
+  try {
+    await new Promise<void>((resolve, reject) => {
+      const late = setTimeout(() => {
+        reject(new LazydiskError('TIMEOUT', `the guest was not done after ${options.timeoutMs} ms`));
+      }, options.timeoutMs);
+      const aborted = () => reject(new LazydiskError('ABORTED', 'the guest was stopped'));
+      options.signal?.addEventListener('abort', aborted, { once: true });
+      eachLine(child.stdout, (line) => {
+        if (options.onLine(line)) resolve();
+      });
+      child.once('error', (error: NodeJS.ErrnoException) => {
+        const text =
+          error.code === 'ENOENT' ? `${program} is missing: apt-get install qemu-system-x86` : error.message;
+        reject(new LazydiskError('UNAVAILABLE', text, { cause: error }));
+      });
+      child.once('close', (code) => {
+        clearTimeout(late);
+        options.signal?.removeEventListener('abort', aborted);
+        reject(
+          new LazydiskError(
+            'UNAVAILABLE',
+            `${program} ended (${code}): ${errorOutput.trim() || 'no message'}`,
+          ),
+        );
+      });
+    });
+  } finally {
+    child.kill('SIGKILL');
+    // A program that could not be started has no end to wait for.
+    if (child.pid !== undefined) await ended;
+  }
+}
+
+function eachLine(stream: NodeJS.ReadableStream, take: (line: string) => void): void {
+  let rest = '';
+  stream.on('data', (bytes: Buffer) => {
+    const lines = (rest + bytes.toString('utf8')).split(/\r*\n/);
+    rest = lines.pop()!.slice(-LINE_BYTES_MAX);
+    for (const line of lines) take(line);
+  });
+}
+
+function qemuArguments({ accel, kernel, initramfs, drive, memoryMb }: QemuOptions): string[] {
+  const machine = ['-M', `microvm,accel=${accel}`, '-cpu', accel === 'kvm' ? 'host' : 'max'];
+  const quiet = ['-nodefaults', '-no-user-config', '-display', 'none', '-no-reboot', '-serial', 'stdio'];
+  const boot = ['-m', `${memoryMb}M`, '-smp', '1', '-kernel', kernel, '-initrd', initramfs];
+  return [
+    ...machine,
+    ...quiet,
+    ...boot,
+    '-append',
+    KERNEL_COMMAND_LINE,
+    ...(drive ? driveArguments(drive) : []),
+  ];
+}
+
+function driveArguments(drive: DrivePlace): string[] {
+  const source =
+    'file' in drive
+      ? `driver=file,filename=${escapeComma(drive.file)},locking=off`
+      : nbdArguments(new URL(drive.nbd));
+  return [
+    '-blockdev',
+    `${source},node-name=source,read-only=on`,
+    '-blockdev',
+    'driver=raw,file=source,node-name=root,read-only=on',
+    '-device',
+    'virtio-blk-device,drive=root',
+  ];
+}
+
+function nbdArguments(uri: URL): string {
+  const name = escapeComma(decodeURIComponent(uri.pathname.replace(/^\//, '')));
+  const path = uri.searchParams.get('socket');
+  const server = path
+    ? `server.type=unix,server.path=${escapeComma(path)}`
+    : `server.type=inet,server.host=${uri.hostname},server.port=${uri.port || 10809}`;
+  return `driver=nbd,${server},export=${name}`;
+}
+
+/** QEMU takes two commas for one inside a value. */
+function escapeComma(text: string): string {
+  return text.replaceAll(',', ',,');
+}

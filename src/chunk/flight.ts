@@ -1,0 +1,114 @@
+/**
+ * One chunk on its way into memory, and everybody who waits for it. A flight is the context that its tiers see:
+ * its class and deadline move up as more urgent callers join. Each caller waits under its own deadline and signal,
+ * and leaves without disturbing the others; when the last one has left, the flight is cancelled.
+ */
+import { LazydiskError } from '../errors.ts';
+import type { ChunkRef } from '../format/chunk-id.ts';
+import { deadlineError, onDeadline } from './deadline.ts';
+import type { PinnedChunk, Slot } from './slab.ts';
+import type { ReadClass, ReadContext, TierName } from './tier.ts';
+import { isMoreUrgent } from './urgency.ts';
+
+/** What a caller gets: the chunk, pinned for it alone, and where it came from. */
+export interface ChunkRead {
+  readonly chunk: PinnedChunk;
+  readonly tier: TierName;
+  /** Sealed bytes that this read moved: 0 from memory, and for all callers of one flight but the first. */
+  readonly fetchedBytes: number;
+}
+
+interface Waiter {
+  readonly resolve: (read: ChunkRead) => void;
+  readonly reject: (error: LazydiskError) => void;
+  readonly stop: () => void;
+}
+
+export class Flight implements ReadContext {
+  /** As ChunkMemory knows the chunk. */
+  readonly key: string;
+  readonly ref: ChunkRef;
+  readonly drive: string;
+  /** What the tiers gave so far, for errors: `disk: not there; origin: asked`. */
+  progress = '';
+  #class: ReadClass;
+  #deadline: number;
+  #landed = false;
+  readonly #promotionListeners = new Set<() => void>();
+  readonly #waiters = new Set<Waiter>();
+  readonly #controller = new AbortController();
+  readonly #onAbandoned: (flight: Flight) => void;
+
+  constructor(key: string, ref: ChunkRef, ctx: ReadContext, onAbandoned: (flight: Flight) => void) {
+    this.key = key;
+    this.ref = ref;
+    this.drive = ctx.drive ?? '';
+    this.#class = ctx.class;
+    this.#deadline = ctx.deadline;
+    this.#onAbandoned = onAbandoned;
+  }
+
+  get class(): ReadClass {
+    return this.#class;
+  }
+
+  get deadline(): number {
+    return this.#deadline;
+  }
+
+  get signal(): AbortSignal {
+    return this.#controller.signal;
+  }
+
+  onPromote(listener: () => void): () => void {
+    this.#promotionListeners.add(listener);
+    return () => this.#promotionListeners.delete(listener);
+  }
+
+  /** Waits for the chunk. Rejects with what the flight failed with, or TIMEOUT, ABORTED as `ctx` says. */
+  join(ctx: ReadContext): Promise<ChunkRead> {
+    this.#deadline = Math.max(this.#deadline, ctx.deadline);
+    if (isMoreUrgent(ctx.class, this.#class)) {
+      this.#class = ctx.class;
+      for (const listener of this.#promotionListeners) listener();
+    }
+    return new Promise((resolve, reject) => {
+      const stop = onDeadline(ctx, (why) => {
+        this.#waiters.delete(waiter);
+        reject(deadlineError(why, `chunk ${this.ref.id} (${this.progress}): not read`));
+        if (this.#waiters.size === 0) this.cancel();
+      });
+      const waiter: Waiter = { resolve, reject, stop };
+      this.#waiters.add(waiter);
+    });
+  }
+
+  /** Gives everybody the chunk; each gets a pin of its own. */
+  land(slot: Slot, tier: TierName, fetchedBytes: number): void {
+    let unattributedBytes = fetchedBytes;
+    for (const waiter of this.#finish()) {
+      waiter.resolve({ chunk: slot.pin(), tier, fetchedBytes: unattributedBytes });
+      unattributedBytes = 0;
+    }
+  }
+
+  fail(error: LazydiskError): void {
+    for (const waiter of this.#finish()) waiter.reject(error);
+  }
+
+  /** Nobody waits any longer, or the reader closes: whoever still does gets ABORTED. */
+  cancel(): void {
+    if (this.#landed) return;
+    this.fail(new LazydiskError('ABORTED', `chunk ${this.ref.id}: the read was cancelled`));
+    this.#controller.abort();
+    this.#onAbandoned(this);
+  }
+
+  #finish(): Waiter[] {
+    this.#landed = true;
+    const waiters = [...this.#waiters];
+    this.#waiters.clear();
+    for (const waiter of waiters) waiter.stop();
+    return waiters;
+  }
+}

@@ -1,0 +1,200 @@
+/**
+ * Decoded chunks in memory: an LRU over the slab's slots. A slot is free, being filled, or cached; a pinned one
+ * is never reused, so a reply can be written straight from it. Chunks are known by id and key together: an id is
+ * public (it stands at the origin and in every manifest's clear part), so an id alone must not get a tenant the
+ * plaintext that another tenant's read left here.
+ */
+import { hash } from 'node:crypto';
+import { LRUCache } from 'lru-cache';
+import { LazydiskError } from '../errors.ts';
+import { CHUNK_BYTES, type ChunkRef } from '../format/chunk-id.ts';
+import { deadlineError, onDeadline } from './deadline.ts';
+import { Slab, type Slot } from './slab.ts';
+import type { ReadClass, ReadContext } from './tier.ts';
+import { mostUrgent } from './urgency.ts';
+
+const memoryKeys = new WeakMap<ChunkRef, string>();
+
+/** What a chunk is known by in memory: a digest of id and key, worked out once for each ref object. */
+export function memoryKey(ref: ChunkRef): string {
+  let key = memoryKeys.get(ref);
+  if (key === undefined) {
+    key = hash('sha256', Buffer.concat([Buffer.from(ref.id, 'hex'), ref.key]), 'base64');
+    memoryKeys.set(ref, key);
+  }
+  return key;
+}
+
+export interface ChunkMemoryOptions {
+  /** Ceiling of the decoded chunks, rounded down to whole chunks. */
+  readonly capacityBytes: number;
+  /** Fills that may wait for a slot at once; one more is refused with OVERLOAD. */
+  readonly waitersMax?: number;
+}
+
+export interface ChunkMemoryStats {
+  readonly capacityBytes: number;
+  readonly cachedBytes: number;
+  readonly pinnedBytes: number;
+  /** Slots that are being filled. */
+  readonly filling: number;
+  /** Fills that wait for a slot. */
+  readonly waiting: number;
+  readonly evictions: number;
+}
+
+interface Waiter {
+  readonly ctx: ReadContext;
+  readonly give: (slot: Slot) => void;
+}
+
+export class ChunkMemory {
+  readonly #slab: Slab;
+  readonly #cached: LRUCache<string, Slot>;
+  readonly #waiters: Waiter[] = [];
+  readonly #waitersMax: number;
+  readonly #crowdedSlots: number;
+  readonly #prefetchFreeSlots: number;
+  #filling = 0;
+  #evictions = 0;
+
+  /** Throws USAGE for a capacity under one chunk, UNAVAILABLE when there is no such memory. */
+  constructor(options: ChunkMemoryOptions) {
+    this.#slab = new Slab(options.capacityBytes);
+    this.#slab.onIdle = (slot) => this.#idle(slot);
+    this.#waitersMax = options.waitersMax ?? 1024;
+    this.#crowdedSlots = this.slots / 2;
+    this.#prefetchFreeSlots = this.slots / 8;
+    // Never evicts by itself: there are as many entries as slots, and a slot is taken before an entry is made.
+    this.#cached = new LRUCache({ max: this.slots });
+  }
+
+  /** How many chunks fit. */
+  get slots(): number {
+    return this.#slab.slots.length;
+  }
+
+  get freeSlots(): number {
+    return this.#slab.freeSlots;
+  }
+
+  /**
+   * True while over half of the slots are pinned. Who would hold bytes for long (a reply to a slow client) must
+   * then copy them out, so that slow holders never starve the fills of slots.
+   */
+  get crowded(): boolean {
+    return this.#slab.pinnedSlots > this.#crowdedSlots;
+  }
+
+  /** The chunk, pinned once for the caller and now the last to be evicted; undefined if it is not here. */
+  get(key: string): Slot | undefined {
+    return this.#cached.get(key)?.pin();
+  }
+
+  /** Whether the chunk is here; changes nothing. */
+  has(key: string): boolean {
+    return this.#cached.has(key);
+  }
+
+  /**
+   * A slot to fill: a free one, or that of the chunk not used for longest. While all are pinned or being filled,
+   * waits, most urgent class first. It must then go to `commit` or `cancel`. Rejects with OVERLOAD, TIMEOUT,
+   * ABORTED.
+   */
+  reserve(ctx: ReadContext): Promise<Slot> {
+    const slot = this.#slab.take() ?? this.#evict();
+    if (slot) {
+      this.#filling++;
+      return Promise.resolve(slot);
+    }
+    if (this.#waiters.length >= this.#waitersMax)
+      return Promise.reject(
+        new LazydiskError('OVERLOAD', 'memory: all chunks are in use and many reads wait'),
+      );
+    return new Promise((resolve, reject) => {
+      const waiter: Waiter = {
+        ctx,
+        give: (given) => {
+          stop();
+          resolve(given);
+        },
+      };
+      const stop = onDeadline(ctx, (why) => {
+        this.#waiters.splice(this.#waiters.indexOf(waiter), 1);
+        reject(deadlineError(why, 'memory: no chunk of it came free'));
+      });
+      this.#waiters.push(waiter);
+    });
+  }
+
+  /**
+   * The slot is filled: from now on it is found by `key`. Returns the slot that holds the chunk, pinned once for
+   * the caller: another one when somebody else was quicker. A prefetched chunk is not kept once its pins are gone
+   * when memory is nearly full, so that prefetching never pushes out what guests have read.
+   */
+  commit(key: string, slot: Slot, readClass: ReadClass): Slot {
+    const known = this.get(key);
+    if (known) {
+      this.cancel(slot);
+      return known;
+    }
+    this.#filling--;
+    slot.pin();
+    if (readClass === 'prefetch' && this.#slab.freeSlots < this.#prefetchFreeSlots) return slot;
+    slot.key = key;
+    this.#cached.set(key, slot);
+    return slot;
+  }
+
+  /** The slot was not filled, or what is in it is not to be kept. */
+  cancel(slot: Slot): void {
+    this.#filling--;
+    this.#handOn(slot);
+  }
+
+  stats(): ChunkMemoryStats {
+    return {
+      capacityBytes: this.slots * CHUNK_BYTES,
+      cachedBytes: this.#cached.size * CHUNK_BYTES,
+      pinnedBytes: this.#slab.pinnedSlots * CHUNK_BYTES,
+      filling: this.#filling,
+      waiting: this.#waiters.length,
+      evictions: this.#evictions,
+    };
+  }
+
+  /** The least recently used slot that nobody holds, no longer cached. */
+  #evict(): Slot | undefined {
+    for (const slot of this.#cached.rvalues()) {
+      if (!slot || slot.pinned) continue;
+      this.#forget(slot);
+      return slot;
+    }
+    return undefined;
+  }
+
+  #forget(slot: Slot): void {
+    this.#cached.delete(slot.key!);
+    slot.key = undefined;
+    this.#evictions++;
+  }
+
+  #idle(slot: Slot): void {
+    if (slot.key !== undefined) {
+      if (this.#waiters.length === 0) return;
+      this.#forget(slot);
+    }
+    this.#handOn(slot);
+  }
+
+  #handOn(slot: Slot): void {
+    const next = mostUrgent(this.#waiters);
+    if (!next) {
+      this.#slab.give(slot);
+      return;
+    }
+    this.#waiters.splice(this.#waiters.indexOf(next), 1);
+    this.#filling++;
+    next.give(slot);
+  }
+}

@@ -1,0 +1,269 @@
+/**
+ * Gets chunks into memory. What is there already is given at once and without a promise; everything else is one
+ * flight per chunk, however many ask for it. A flight asks the tiers in order, proves and decodes each copy into a
+ * slab slot in one native job, throws bad copies out where they lay, and puts good ones into the tiers above that
+ * should have had them. Nothing that has not been proven is ever seen by a caller or kept by a tier.
+ */
+import { OPEN_OK, OPEN_WRONG_ID, openChunk } from '../../native/index.ts';
+import { LazydiskError } from '../errors.ts';
+import type { ChunkRef } from '../format/chunk-id.ts';
+import { withDeadline, withNearerDeadline } from './deadline.ts';
+import { type ChunkRead, Flight } from './flight.ts';
+import { type ChunkMemory, memoryKey } from './memory.ts';
+import type { ReadObserver } from './observer.ts';
+import { failuresText, readFailure, type TierFailure } from './read-failure.ts';
+import type { PinnedChunk, Slot } from './slab.ts';
+import type { ChunkTier, ReadContext, SealedLoan } from './tier.ts';
+import { WriteBack, type WriteBackTarget } from './write-back.ts';
+
+export interface ChunkReaderOptions {
+  readonly memory: ChunkMemory;
+  /** Nearest first. The reader closes them. */
+  readonly tiers: readonly ChunkTier[];
+  readonly observer: ReadObserver;
+  /**
+   * What a tier that is not the last may take before the next one is asked (never over half of what the read has
+   * left), so that a hanging cache makes reads slow instead of failed. Default 2 s.
+   */
+  readonly cacheTimeoutMs?: number;
+  /** Chunks on their way at once; one more is refused with OVERLOAD. Default 4096. */
+  readonly flightsMax?: number;
+  /** Of those, readahead and prefetch together. Default a quarter of what memory holds, at most 256. */
+  readonly backgroundFlightsMax?: number;
+  /** Sealed bytes on their way into upper tiers at once; more is dropped. Default 16 MiB. */
+  readonly writeBackBytesMax?: number;
+}
+
+export interface ChunkReaderStats {
+  /** Chunk reads that memory answered, and that it did not. */
+  readonly memoryHits: number;
+  readonly memoryMisses: number;
+  readonly flights: number;
+  readonly backgroundFlights: number;
+  /** Chunks that were not put into upper tiers, because too much was on its way. */
+  readonly droppedWriteBacks: number;
+}
+
+/** What one tier gave: the chunk in a slot (pinned once, by the flight), or why not. */
+type TierAnswer = { readonly slot: Slot; readonly loan: SealedLoan } | TierFailure;
+
+export class ChunkReader {
+  readonly memory: ChunkMemory;
+  readonly #tiers: readonly ChunkTier[];
+  readonly #observer: ReadObserver;
+  readonly #cacheTimeoutMs: number;
+  readonly #flightsMax: number;
+  readonly #backgroundFlightsMax: number;
+  readonly #writeBack: WriteBack;
+  readonly #flights = new Map<string, Flight>();
+  readonly #background = new Set<Flight>();
+  /** Every flight's work, also of those that were cancelled and wind up. */
+  readonly #running = new Set<Promise<void>>();
+  #memoryHits = 0;
+  #memoryMisses = 0;
+  #closed = false;
+
+  constructor(options: ChunkReaderOptions) {
+    this.memory = options.memory;
+    this.#tiers = options.tiers;
+    this.#observer = options.observer;
+    this.#cacheTimeoutMs = options.cacheTimeoutMs ?? 2_000;
+    this.#flightsMax = options.flightsMax ?? 4096;
+    this.#backgroundFlightsMax =
+      options.backgroundFlightsMax ?? Math.max(1, Math.min(256, this.memory.slots >> 2));
+    this.#writeBack = new WriteBack(options.writeBackBytesMax ?? 16 * 1024 * 1024, this.#observer);
+  }
+
+  /** The chunk, pinned, if it is in memory. Takes well under a microsecond. */
+  tryGet(ref: ChunkRef): PinnedChunk | undefined {
+    const slot = this.memory.get(memoryKey(ref));
+    if (slot) this.#memoryHits++;
+    return slot;
+  }
+
+  /** Whether the chunk is in memory or on its way there: then reading ahead for it is no use. */
+  isNear(ref: ChunkRef): boolean {
+    const key = memoryKey(ref);
+    return this.memory.has(key) || this.#flights.has(key);
+  }
+
+  /**
+   * The chunk, pinned. A read of a chunk that is on its way joins that flight and makes it as urgent as itself.
+   * Rejects with a LazydiskError that names the chunk, each tier and its cause: NOT_FOUND, CORRUPT, TIMEOUT,
+   * UNAVAILABLE, OVERLOAD, ABORTED.
+   */
+  async get(ref: ChunkRef, ctx: ReadContext): Promise<ChunkRead> {
+    const key = memoryKey(ref);
+    const slot = this.memory.get(key);
+    if (slot) {
+      this.#memoryHits++;
+      return { chunk: slot, tier: 'memory', fetchedBytes: 0 };
+    }
+    this.#memoryMisses++;
+    if (this.#closed) throw new LazydiskError('ABORTED', `chunk ${ref.id}: the reader is closed`);
+    if (ctx.signal?.aborted) throw new LazydiskError('ABORTED', `chunk ${ref.id}: the read was cancelled`);
+    const known = this.#flights.get(key);
+    if (known) {
+      this.#observer.singleFlightWait();
+      const read = known.join(ctx);
+      if (known.class === 'demand') this.#background.delete(known);
+      return read;
+    }
+    return this.#start(key, ref, ctx);
+  }
+
+  stats(): ChunkReaderStats {
+    return {
+      memoryHits: this.#memoryHits,
+      memoryMisses: this.#memoryMisses,
+      flights: this.#flights.size,
+      backgroundFlights: this.#background.size,
+      droppedWriteBacks: this.#writeBack.dropped,
+    };
+  }
+
+  /** Cancels what is in flight (its callers get ABORTED), lets write-backs end, closes the tiers. */
+  async close(): Promise<void> {
+    this.#closed = true;
+    for (const flight of this.#flights.values()) flight.cancel();
+    while (this.#running.size > 0) await Promise.all(this.#running);
+    await this.#writeBack.drain();
+    await Promise.all(this.#tiers.map((tier) => tier.close()));
+  }
+
+  #start(key: string, ref: ChunkRef, ctx: ReadContext): Promise<ChunkRead> {
+    const isBackground = ctx.class !== 'demand';
+    // Prefetch leaves half of the background to readahead, which is about to be needed.
+    const backgroundMax = this.#backgroundFlightsMax / (ctx.class === 'prefetch' ? 2 : 1);
+    const isFull = this.#flights.size >= this.#flightsMax;
+    if (isFull || (isBackground && this.#background.size >= backgroundMax))
+      throw new LazydiskError('OVERLOAD', `chunk ${ref.id}: ${this.#flights.size} chunks are on their way`);
+    const flight = new Flight(key, ref, ctx, (abandoned) => this.#remove(abandoned));
+    this.#flights.set(key, flight);
+    if (isBackground) this.#background.add(flight);
+    const read = flight.join(ctx);
+    const running = this.#fly(flight).finally(() => this.#running.delete(running));
+    this.#running.add(running);
+    return read;
+  }
+
+  #remove(flight: Flight): void {
+    // A cancelled flight has left the map already, and a newer one of the same chunk may be there.
+    if (this.#flights.get(flight.key) === flight) this.#flights.delete(flight.key);
+    this.#background.delete(flight);
+  }
+
+  /** Never rejects: what goes wrong is the flight's failure. */
+  async #fly(flight: Flight): Promise<void> {
+    try {
+      await this.#askTiers(flight);
+    } catch (error) {
+      const cause = error instanceof LazydiskError ? error : undefined;
+      flight.fail(
+        cause ?? new LazydiskError('INTERNAL', `chunk ${flight.ref.id}: ${error}`, { cause: error }),
+      );
+    } finally {
+      this.#remove(flight);
+    }
+  }
+
+  async #askTiers(flight: Flight): Promise<void> {
+    const failures: TierFailure[] = [];
+    for (const [level, tier] of this.#tiers.entries()) {
+      if (flight.signal.aborted) return;
+      flight.progress = [failuresText(failures), `${tier.name}: asked`].filter(Boolean).join('; ');
+      const answer = await this.#askTier(flight, tier, level === this.#tiers.length - 1);
+      if (!('slot' in answer)) {
+        failures.push(answer);
+        continue;
+      }
+      this.#remove(flight);
+      flight.land(answer.slot, tier.name, answer.loan.bytes.length);
+      answer.slot.release();
+      const targets = failures.map(
+        (failure, above): WriteBackTarget => ({ tier: this.#tiers[above]!, heals: failure.kind === 'bad' }),
+      );
+      this.#writeBack.offer(targets, flight.ref.id, answer.loan);
+      return;
+    }
+    throw readFailure(flight.ref.id, failures);
+  }
+
+  async #askTier(flight: Flight, tier: ChunkTier, isLast: boolean): Promise<TierAnswer> {
+    const { id, sealedBytes } = flight.ref;
+    const startedAt = performance.now();
+    let answeredAt: number | undefined;
+    const tell = (result: 'hit' | 'miss' | 'error', bytes: number) => {
+      const durationMs = (answeredAt ?? performance.now()) - startedAt;
+      this.#observer.tierRead(tier.name, result, flight.class, bytes, durationMs);
+    };
+
+    let loan: SealedLoan | undefined;
+    try {
+      const cacheMs = Math.min(this.#cacheTimeoutMs, (flight.deadline - startedAt) / 2);
+      const ctx = isLast ? flight : withNearerDeadline(flight, startedAt + cacheMs);
+      // Tiers keep the deadline themselves; one that does not must still not hold the flight, and all who join it.
+      const asked = tier.get(id, sealedBytes, ctx);
+      loan = await withDeadline(asked, ctx, `${tier.name}: no answer`, (late) => late?.release());
+    } catch (error) {
+      tell('error', 0);
+      return { tier: tier.name, kind: 'error', error };
+    }
+    answeredAt = performance.now();
+    if (!loan) {
+      tell('miss', 0);
+      return { tier: tier.name, kind: 'miss' };
+    }
+
+    let answer: TierAnswer;
+    try {
+      answer = await this.#open(flight, tier, loan);
+    } catch (error) {
+      loan.release();
+      tell('error', 0);
+      throw error;
+    }
+    if ('slot' in answer) {
+      tell('hit', sealedBytes);
+      return answer;
+    }
+    loan.release();
+    tell('error', 0);
+    tier.discard(id);
+    this.#observer.verifyFailure(tier.name);
+    return answer;
+  }
+
+  /** Proves and decodes a copy. Rejects when no other copy could do better. */
+  async #open(flight: Flight, tier: ChunkTier, loan: SealedLoan): Promise<TierAnswer> {
+    const { ref } = flight;
+    if (loan.bytes.length !== ref.sealedBytes) {
+      const why = `${loan.bytes.length} bytes instead of ${ref.sealedBytes}`;
+      return { tier: tier.name, kind: 'bad', why };
+    }
+    const slot = await this.memory.reserve(flight);
+    let status: number;
+    try {
+      status = await open(loan.bytes, ref, slot);
+    } catch (error) {
+      this.memory.cancel(slot);
+      throw error;
+    }
+    if (status === OPEN_OK) return { slot: this.memory.commit(flight.key, slot, flight.class), loan };
+    this.memory.cancel(slot);
+    if (status === OPEN_WRONG_ID) return { tier: tier.name, kind: 'bad', why: 'its SHA-256 is not its id' };
+    // The copy is what its id names, in every tier. What is wrong is the manifest's key or the writer, and a drive
+    // with a wrong key must not get good copies thrown out of a shared cache.
+    throw new LazydiskError(
+      'CORRUPT',
+      `chunk ${ref.id}: ${tier.name} has the bytes that its id names, and they do not open with the manifest's key`,
+    );
+  }
+}
+
+/** The native job as a promise of its status. */
+function open(sealed: Uint8Array, ref: ChunkRef, slot: Slot): Promise<number> {
+  return new Promise((resolve) => {
+    openChunk(sealed, Buffer.from(ref.id, 'hex'), ref.key, slot.bytes, resolve);
+  });
+}

@@ -1,0 +1,88 @@
+/** `lazydisk build SOURCE` */
+import { Command } from 'commander';
+import type { BuildProgress, BuildReport } from '../image/build.ts';
+import { formatDuration, formatSize, parseSize } from '../units.ts';
+import {
+  answer,
+  interruptible,
+  type JsonOptions,
+  requireKey,
+  type StoreOptions,
+  usingStore,
+  withJson,
+  withStore,
+} from './context.ts';
+import { Progress, type ProgressState } from './progress.ts';
+import { list } from './table.ts';
+
+interface BuildCommandOptions extends JsonOptions, StoreOptions {
+  readonly name: string;
+  readonly platform?: string;
+  readonly size?: string;
+}
+
+export function buildCommand(): Command {
+  return withJson(withStore(new Command('build')))
+    .description('flatten a container image into a disk and put its chunks into a store')
+    .argument('<source>', 'oci:DIR[:TAG], oci-archive:FILE[:TAG] or docker-archive:FILE[:NAME:TAG]')
+    .requiredOption('--name <name[:tag]>', 'what to call the image in the store (tag: latest)')
+    .option('--platform <os/arch>', 'which platform of the source (default: this machine)')
+    .option('--size <size>', 'size of the disk, as in 10G (default: content plus room, at least 1G)')
+    .addHelpText(
+      'after',
+      `
+The store is made if it is not there. A build that was stopped and is run again stores only what is missing.
+JSON: name, digest, diskBytes, dataBytes, sealedBytes, storedChunks, newChunks, newBytes, reusedChunks, layers,
+inputBytes, durationMs.`,
+    )
+    .action(build);
+}
+
+async function build(spec: string, options: BuildCommandOptions): Promise<void> {
+  const sizeBytes = options.size === undefined ? undefined : parseSize(options.size);
+  const key = await requireKey(options);
+  const [{ openSource }, { buildImage }] = await Promise.all([
+    import('../image/source.ts'),
+    import('../image/build.ts'),
+  ]);
+  const source = await openSource(spec, options.platform === undefined ? {} : { platform: options.platform });
+  const progress = new Progress(`build ${options.name}`);
+  try {
+    const report = await interruptible((signal) =>
+      usingStore({ ...options, create: true }, (store) =>
+        buildImage({
+          source,
+          store,
+          key,
+          name: options.name,
+          ...(sizeBytes !== undefined && { sizeBytes }),
+          onProgress: (state) => progress.update(progressOf(state)),
+          signal,
+        }),
+      ),
+    );
+    progress.end();
+    answer(options, report, describe);
+  } finally {
+    progress.end();
+    await source.close();
+  }
+}
+
+function progressOf(state: BuildProgress): ProgressState {
+  const stage = state.phase === 'layers' ? `layer ${state.layer} of ${state.layers}` : state.phase;
+  return { doneBytes: state.inputBytes, totalBytes: state.totalInputBytes, stage };
+}
+
+function describe(report: BuildReport): string {
+  const { storedChunks, newChunks } = report;
+  return list([
+    ['name', report.name],
+    ['digest', report.digest],
+    ['layers', `${report.layers}, ${formatSize(report.inputBytes)}`],
+    ['disk', `${formatSize(report.diskBytes)}, of which ${formatSize(report.dataBytes)} hold data`],
+    ['stored', `${formatSize(report.sealedBytes)} in ${storedChunks} chunks`],
+    ['new', `${formatSize(report.newBytes)} in ${newChunks} chunks`],
+    ['time', formatDuration(report.durationMs)],
+  ]);
+}

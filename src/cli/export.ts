@@ -1,0 +1,64 @@
+/** `lazydisk export IMAGE FILE` */
+import { Command } from 'commander';
+import type { ExportReport } from '../image/export.ts';
+import { formatDuration, formatSize } from '../units.ts';
+import {
+  answer,
+  interruptible,
+  type JsonOptions,
+  requireKey,
+  type StoreOptions,
+  usingStore,
+  withJson,
+  withStore,
+} from './context.ts';
+import { Progress } from './progress.ts';
+
+type ExportCommandOptions = JsonOptions & StoreOptions;
+
+interface Exported extends ExportReport {
+  readonly name: string;
+  readonly digest: string;
+  readonly file: string;
+}
+
+export function exportCommand(): Command {
+  return withJson(withStore(new Command('export')))
+    .description("write an image's whole disk into a file, every chunk verified")
+    .argument('<image>', 'NAME[:TAG] or sha256:…')
+    .argument('<file>', 'a file, sparse where the disk is zero, or - for standard output')
+    .addHelpText('after', '\nJSON (not with -): name, digest, file, diskBytes, dataBytes, durationMs.')
+    .action(exportDisk);
+}
+
+async function exportDisk(nameOrDigest: string, file: string, options: ExportCommandOptions): Promise<void> {
+  const key = await requireKey(options);
+  const [{ loadImage }, { exportImage }] = await Promise.all([
+    import('../store/image.ts'),
+    import('../image/export.ts'),
+  ]);
+  const exported = await usingStore(options, (store) =>
+    interruptible(async (signal): Promise<Exported> => {
+      const image = await loadImage(store, nameOrDigest, key);
+      const progress = new Progress(`export ${image.name}`);
+      try {
+        const report = await exportImage({
+          image,
+          store,
+          out: file,
+          onProgress: ({ doneBytes, diskBytes }) => progress.update({ doneBytes, totalBytes: diskBytes }),
+          signal,
+        });
+        return { name: image.name, digest: image.digest, file, ...report };
+      } finally {
+        progress.end();
+      }
+    }),
+  );
+  // Standard output is the disk's then.
+  if (file === '-') return;
+  answer(options, exported, (done) => {
+    const what = `${formatSize(done.diskBytes)}, of which ${formatSize(done.dataBytes)} hold data`;
+    return `${done.name} in ${done.file}: ${what}, in ${formatDuration(done.durationMs)}\n`;
+  });
+}

@@ -1,0 +1,68 @@
+/** `lazydisk serve`: flags and file into a configuration, and the daemon run until it is told to stop. */
+import { Command } from 'commander';
+import { type RawSettings, readSettingsFile, resolveConfig, type SettingName } from '../daemon/config.ts';
+import { defaultRunDir } from '../daemon/run-dir.ts';
+import { withRunDir, withStore } from './context.ts';
+
+/** Flags that are settings, as commander names them, to the names that they have in the file. */
+const SETTINGS: Readonly<Record<string, SettingName>> = {
+  store: 'store',
+  cache: 'cache',
+  cacheSize: 'cache_size',
+  memory: 'memory',
+  key: 'key',
+  runDir: 'run_dir',
+  nbdTcp: 'nbd_tcp',
+  metrics: 'metrics',
+  logLevel: 'log_level',
+  originTimeout: 'origin_timeout',
+  originTries: 'origin_tries',
+  originConcurrency: 'origin_concurrency',
+  cacheTimeout: 'cache_timeout',
+  readTimeout: 'read_timeout',
+  guestTimeout: 'guest_timeout',
+  drainTimeout: 'drain_timeout',
+};
+
+export function serveCommand(): Command {
+  const command = withRunDir(withStore(new Command('serve')))
+    .description('run the daemon that serves drives')
+    .option('--cache <dir>', 'directory of the disk cache, for this daemon alone')
+    .option('--cache-size <size>', 'hard cap of the disk cache (default: 10G)')
+    .option('--memory <size>', 'memory for decoded chunks (default: 512M)')
+    .option('--nbd-tcp <host:port>', 'listen for NBD here too; whoever can connect can read every drive')
+    .option('--metrics <host:port>', 'serve Prometheus metrics here, at /metrics')
+    .option('--config <file>', 'TOML file with these settings, named as the flags with _ for -')
+    .option('--log-level <level>', 'trace, debug, info, warn, error, fatal or silent (default: info)')
+    .option('--origin-timeout <time>', 'for one try at the store (default: 5s)')
+    .option('--origin-tries <n>', 'tries at the store in one read (default: 3)')
+    .option('--origin-concurrency <n>', 'requests to the store at once (default: 32)')
+    .option('--cache-timeout <time>', 'until a cache that does not answer is passed over (default: 2s)')
+    .option('--read-timeout <time>', 'until a read ends in an I/O error (default: 25s)')
+    .option('--guest-timeout <time>', 'when the guests themselves give up (default: 60s)')
+    .option('--drain-timeout <time>', 'how long a stop waits for reads in flight (default: 10s)');
+  return command
+    .addHelpText(
+      'after',
+      `
+Flags win over the file. It must hold that cache timeout + origin timeout × tries < read timeout < guest timeout.
+SIGTERM or SIGINT drains, unmounts and exits with 0; a second one kills. Logs are JSON lines on stderr.
+
+In the run directory: control.sock (the control API), nbd.sock, drives/ (one file a drive; without FUSE, NBD only).`,
+    )
+    .action((options: Record<string, string | undefined>) => serve(options));
+}
+
+async function serve(options: Readonly<Record<string, string | undefined>>): Promise<void> {
+  const flags: RawSettings = {};
+  for (const [flag, name] of Object.entries(SETTINGS)) {
+    if (options[flag] !== undefined) flags[name] = options[flag];
+  }
+  const file = options.config === undefined ? {} : await readSettingsFile(options.config);
+  const runDir = flags.run_dir ?? file.run_dir ?? defaultRunDir();
+  const config = resolveConfig(file, flags, { run_dir: runDir });
+  const { serveUntilStopped } = await import('../daemon/serve.ts');
+  await serveUntilStopped(config);
+  // Everything is closed and flushed; nothing that was forgotten may hold the process.
+  process.exit(0);
+}

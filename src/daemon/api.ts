@@ -1,0 +1,159 @@
+/**
+ * The control API's words: what goes over the control socket as JSON, both ways. Paths are under /v1; a later
+ * change that a client would trip over gets /v2. Sizes are bytes, times are milliseconds or ISO 8601 in UTC, and
+ * every field is always there (`null` where there is nothing).
+ *
+ *   GET    /v1/status                → DaemonStatus
+ *   GET    /v1/drives                → { drives: DriveInfo[] }, sorted by name
+ *   POST   /v1/drives  AttachRequest → 201 DriveInfo
+ *   GET    /v1/drives/NAME           → DriveStat
+ *   DELETE /v1/drives/NAME           → { name }
+ *   GET    /v1/images                → { images: ImageInfo[] }, sorted by name
+ *   GET    /v1/images/NAME           → ImageDetail      (NAME percent-encoded, or sha256:…)
+ *   GET    /metrics                  → Prometheus text
+ *
+ * An error is { error: { code, message } }, `code` being an ErrorCode; the status follows from the code.
+ */
+import { z } from 'zod';
+import type { TierName } from '../chunk/tier.ts';
+import type { ErrorCode } from '../errors.ts';
+import type { RunConfig } from '../format/manifest-metadata.ts';
+
+export const attachSchema = z.strictObject({
+  /** Name[:tag] or sha256:… */
+  image: z.string().min(1).max(512),
+  /** The drive's name; by default made from the image's. */
+  name: z.string().min(1).max(128).optional(),
+});
+
+export type AttachRequest = z.infer<typeof attachSchema>;
+
+export interface DriveInfo {
+  readonly name: string;
+  /** As it was asked for. */
+  readonly image: string;
+  readonly digest: string;
+  /** Path of the drive's file, or null where the daemon has no FUSE. */
+  readonly fuse: string | null;
+  /** NBD URI on the Unix socket. */
+  readonly nbd: string;
+  /** NBD URI over TCP, or null where the daemon does not listen there. */
+  readonly nbdTcp: string | null;
+  readonly sizeBytes: number;
+  readonly attachedAt: string;
+}
+
+export interface TierInfo {
+  readonly tier: TierName;
+  /** Chunks that this drive had fetched from the tier, and their sealed bytes; none from memory: there they are. */
+  readonly chunks: number;
+  readonly bytes: number;
+  /** Reads whose slowest chunk came from the tier, and how long they took. */
+  readonly reads: number;
+  readonly p50Ms: number;
+  readonly p99Ms: number;
+  readonly maxMs: number;
+}
+
+export interface DriveStat extends DriveInfo {
+  /** Reads that the exports asked of this drive and got, and their bytes. */
+  readonly reads: number;
+  readonly readBytes: number;
+  /** Sealed bytes that came from below memory for this drive, and what of them came before it was asked for. */
+  readonly fetchedBytes: number;
+  readonly readaheadBytes: number;
+  readonly prefetchBytes: number;
+  /** Chunks that hold data, and how many of them were touched. */
+  readonly storedChunks: number;
+  readonly touchedChunks: number;
+  /** touchedChunks / storedChunks, 0 to 1. */
+  readonly touchedShare: number;
+  /** Nearest first; a tier that gave nothing is absent. */
+  readonly tiers: readonly TierInfo[];
+  readonly inFlight: number;
+  readonly oldestInFlightMs: number;
+  /** Reads that failed, and the last failure, whose text names drive, chunk, tier and cause. */
+  readonly errors: number;
+  readonly lastError: { readonly code: ErrorCode; readonly text: string; readonly at: string } | null;
+}
+
+export interface ImageInfo {
+  /** NAME:TAG */
+  readonly name: string;
+  readonly digest: string;
+  readonly updated: string;
+  /** Size of the disk, its chunks that hold data, their sealed bytes; null where the key does not open it. */
+  readonly sizeBytes: number | null;
+  readonly storedChunks: number | null;
+  readonly storedBytes: number | null;
+  /** Why it does not open, or null. */
+  readonly problem: string | null;
+}
+
+export interface ImageDetail {
+  /** NAME:TAG, or the digest where it was asked for by that. */
+  readonly name: string;
+  readonly digest: string;
+  readonly updated: string | null;
+  /** All that a manifest says; null where there is no key to find and open it with. */
+  readonly content: ImageContent | null;
+}
+
+export interface ImageContent {
+  readonly sizeBytes: number;
+  readonly storedChunks: number;
+  readonly storedBytes: number;
+  /** Versions of what laid out the disk and of what encoded its chunks. */
+  readonly writer: string;
+  readonly encoder: string;
+  readonly domain: string;
+  readonly saltEpoch: number;
+  /** Digest of the image that was flattened. */
+  readonly source: string;
+  readonly architecture: string;
+  readonly os: string;
+  readonly layers: readonly {
+    readonly digest: string;
+    readonly sizeBytes: number;
+    readonly chunks: number;
+  }[];
+  readonly config: RunConfig;
+}
+
+export interface DaemonStatus {
+  readonly version: string;
+  readonly pid: number;
+  readonly startedAt: string;
+  readonly state: 'serving' | 'stopping';
+  readonly store: string;
+  readonly runDir: string;
+  readonly drives: number;
+  readonly fuse: string | null;
+  /** Why there is no FUSE, or null. */
+  readonly fuseProblem: string | null;
+  readonly nbd: string;
+  readonly nbdTcp: string | null;
+  readonly metrics: string | null;
+  readonly memoryBytes: number;
+  readonly cacheBytes: number;
+  readonly cacheUsedBytes: number;
+}
+
+/** Error code → HTTP status. */
+export const HTTP_STATUS: Readonly<Record<ErrorCode, number>> = {
+  USAGE: 400,
+  KEY: 403,
+  NOT_FOUND: 404,
+  EXISTS: 409,
+  BUSY: 409,
+  UNSUPPORTED: 422,
+  OVERLOAD: 429,
+  ABORTED: 499,
+  INTERNAL: 500,
+  CORRUPT: 502,
+  UNAVAILABLE: 503,
+  TIMEOUT: 504,
+  NO_SPACE: 507,
+};
+
+export const errorSchema = z.object({ error: z.object({ code: z.string(), message: z.string() }) });

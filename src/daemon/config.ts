@@ -1,0 +1,162 @@
+/**
+ * The daemon's configuration: one zod schema for a TOML file and for flags, which have the same names (a dash in
+ * a flag is an underscore in the file) and win over it. What is wrong is reported all at once, by name.
+ */
+import { readFile } from 'node:fs/promises';
+import { resolve } from 'node:path';
+import { parse as parseToml } from 'smol-toml';
+import { z } from 'zod';
+import { errorText, LazydiskError } from '../errors.ts';
+import { CHUNK_BYTES } from '../format/chunk-id.ts';
+import { parseDuration, parseSize } from '../units.ts';
+import { checkBudget } from './budget.ts';
+import { LOG_LEVELS } from './log.ts';
+
+/** A configuration file is a few lines; whatever is larger is something else. */
+const FILE_BYTES_MAX = 64 * 1024;
+
+/** Memory below this cannot hold the chunks that a few readers have in flight. */
+const MEMORY_BYTES_MIN = 16 * CHUNK_BYTES;
+
+export interface Address {
+  readonly host: string;
+  readonly port: number;
+}
+
+const size = z
+  .union([z.string(), z.int().nonnegative()])
+  .transform((value, ctx) => (typeof value === 'number' ? value : parsed(() => parseSize(value), ctx)));
+const duration = z.string().transform((value, ctx) => parsed(() => parseDuration(value), ctx));
+const address = z.string().transform((value, ctx) => parsed(() => parseAddress(value), ctx));
+
+const path = z.string().min(1);
+
+/** Names as they stand in the file. Defaults are here and nowhere else; durations are text with a unit. */
+const settingsSchema = z.strictObject({
+  store: z.string().min(1),
+  cache: path,
+  cache_size: size,
+  memory: size,
+  key: path,
+  run_dir: path,
+  nbd_tcp: address.optional(),
+  metrics: address.optional(),
+  log_level: z.enum(LOG_LEVELS).default('info'),
+  origin_timeout: duration.prefault('5s'),
+  origin_tries: z.coerce.number().int().min(1).max(20).default(3),
+  origin_concurrency: z.coerce.number().int().min(1).max(1024).default(32),
+  cache_timeout: duration.prefault('2s'),
+  read_timeout: duration.prefault('25s'),
+  guest_timeout: duration.prefault('60s'),
+  drain_timeout: duration.prefault('10s'),
+});
+
+export type SettingName = keyof z.input<typeof settingsSchema>;
+
+/** Settings as they were written, from one place (the file, or the flags). */
+export type RawSettings = Partial<Record<SettingName, unknown>>;
+
+export interface ServeConfig {
+  readonly store: string;
+  readonly cacheDir: string;
+  readonly cacheBytes: number;
+  readonly memoryBytes: number;
+  readonly keyFile: string;
+  readonly runDir: string;
+  readonly nbdTcp: Address | undefined;
+  readonly metrics: Address | undefined;
+  readonly logLevel: (typeof LOG_LEVELS)[number];
+  readonly originTimeoutMs: number;
+  readonly originTries: number;
+  readonly originConcurrency: number;
+  readonly cacheTimeoutMs: number;
+  readonly readTimeoutMs: number;
+  readonly guestTimeoutMs: number;
+  /** How long a stop waits for reads in flight. */
+  readonly drainTimeoutMs: number;
+}
+
+/** What the daemon takes when neither flags nor file say it. */
+export const DEFAULT_SETTINGS: RawSettings = { cache_size: '10G', memory: '512M' };
+
+/** The settings in a TOML file, unchecked. Throws NOT_FOUND, USAGE. */
+export async function readSettingsFile(file: string): Promise<RawSettings> {
+  let text: string;
+  try {
+    text = await readFile(file, 'utf8');
+  } catch (cause) {
+    throw new LazydiskError('NOT_FOUND', `configuration ${file}: ${errorText(cause)}`, { cause });
+  }
+  if (text.length > FILE_BYTES_MAX) throw new LazydiskError('USAGE', `configuration ${file}: over 64 KiB`);
+  try {
+    return parseToml(text) as RawSettings;
+  } catch (cause) {
+    // smol-toml appends an excerpt over several lines; the first says what and where.
+    const [why] = errorText(cause).split('\n');
+    throw new LazydiskError('USAGE', `configuration ${file}: ${why}`, { cause });
+  }
+}
+
+/** Later sources win over earlier ones; undefined wins over nothing. Throws USAGE with everything that is wrong. */
+export function resolveConfig(...sources: RawSettings[]): ServeConfig {
+  const merged: Record<string, unknown> = {};
+  for (const source of [DEFAULT_SETTINGS, ...sources]) {
+    for (const [name, value] of Object.entries(source)) if (value !== undefined) merged[name] = value;
+  }
+  const result = settingsSchema.safeParse(merged);
+  if (!result.success) throw new LazydiskError('USAGE', `configuration: ${issuesText(result.error)}`);
+  const settings = result.data;
+  if (settings.memory < MEMORY_BYTES_MIN) {
+    throw new LazydiskError('USAGE', `configuration: memory: want at least ${MEMORY_BYTES_MIN} bytes`);
+  }
+  const config: ServeConfig = {
+    store: settings.store,
+    cacheDir: resolve(settings.cache),
+    cacheBytes: settings.cache_size,
+    memoryBytes: settings.memory,
+    keyFile: resolve(settings.key),
+    runDir: resolve(settings.run_dir),
+    nbdTcp: settings.nbd_tcp,
+    metrics: settings.metrics,
+    logLevel: settings.log_level,
+    originTimeoutMs: settings.origin_timeout,
+    originTries: settings.origin_tries,
+    originConcurrency: settings.origin_concurrency,
+    cacheTimeoutMs: settings.cache_timeout,
+    readTimeoutMs: settings.read_timeout,
+    guestTimeoutMs: settings.guest_timeout,
+    drainTimeoutMs: settings.drain_timeout,
+  };
+  checkBudget(config);
+  return config;
+}
+
+/** `127.0.0.1:9100`, `[::1]:9100`, `localhost:0` → host and port. Throws USAGE. */
+export function parseAddress(text: string): Address {
+  const match = /^(?:\[([0-9a-fA-F:.]+)\]|([^:[\]\s]+)):(\d{1,5})$/.exec(text);
+  const port = Number(match?.[3]);
+  if (!match || port > 65535) {
+    throw new LazydiskError('USAGE', `address ${JSON.stringify(text)}: want HOST:PORT`);
+  }
+  return { host: (match[1] ?? match[2])!, port };
+}
+
+/** All that a schema found wrong, on one line, without the values (one might be a secret in the wrong place). */
+export function issuesText(error: z.ZodError): string {
+  return error.issues
+    .map((issue) => {
+      const where = issue.path.join('.');
+      return where ? `${where}: ${issue.message}` : issue.message;
+    })
+    .join('; ');
+}
+
+/** What `parse` gives; what it throws becomes an issue of the schema. */
+function parsed<T>(parse: () => T, ctx: z.RefinementCtx): T {
+  try {
+    return parse();
+  } catch (error) {
+    ctx.addIssue({ code: 'custom', message: errorText(error) });
+    return z.NEVER;
+  }
+}

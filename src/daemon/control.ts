@@ -1,0 +1,165 @@
+/**
+ * The control API's server: HTTP on the control socket, one route table, JSON in and out. It is never in the way
+ * of a read; what it does is bounded in every direction (connections, body size, time), since whoever may open
+ * the socket may also send nonsense.
+ */
+import { createServer, type IncomingMessage, type Server, type ServerResponse } from 'node:http';
+import { errorText, LazydiskError } from '../errors.ts';
+import {
+  type AttachRequest,
+  attachSchema,
+  type DaemonStatus,
+  type DriveInfo,
+  type DriveStat,
+  HTTP_STATUS,
+  type ImageDetail,
+  type ImageInfo,
+} from './api.ts';
+import { issuesText } from './config.ts';
+import type { Logger } from './log.ts';
+
+const BODY_BYTES_MAX = 64 * 1024;
+const CONNECTIONS_MAX = 256;
+const REQUEST_TIMEOUT_MS = 30_000;
+
+/** What the API offers; the daemon implements it. */
+export interface ControlService {
+  status(): DaemonStatus;
+  drives(): DriveInfo[];
+  attach(request: AttachRequest): Promise<DriveInfo>;
+  stat(name: string): DriveStat;
+  detach(name: string): Promise<void>;
+  images(): Promise<ImageInfo[]>;
+  inspect(name: string): Promise<ImageDetail>;
+  metrics(): Promise<{ contentType: string; text: string }>;
+}
+
+interface Reply {
+  readonly status: number;
+  readonly body: unknown;
+}
+
+type Handler = (
+  service: ControlService,
+  argument: string,
+  request: IncomingMessage,
+) => Promise<Reply> | Reply;
+
+const ok = (body: unknown): Reply => ({ status: 200, body });
+
+/** By method and path pattern; `*` stands for one percent-encoded segment. */
+const ROUTES: Readonly<Record<string, Readonly<Record<string, Handler>>>> = {
+  '/v1/status': { GET: (service) => ok(service.status()) },
+  '/v1/drives': {
+    GET: (service) => ok({ drives: service.drives() }),
+    POST: async (service, _argument, request) => {
+      const attach = attachSchema.safeParse(await readJson(request));
+      if (!attach.success) throw new LazydiskError('USAGE', `attach: ${issuesText(attach.error)}`);
+      return { status: 201, body: await service.attach(attach.data) };
+    },
+  },
+  '/v1/drives/*': {
+    GET: (service, name) => ok(service.stat(name)),
+    DELETE: async (service, name) => {
+      await service.detach(name);
+      return ok({ name });
+    },
+  },
+  '/v1/images': { GET: async (service) => ok({ images: await service.images() }) },
+  '/v1/images/*': { GET: async (service, name) => ok(await service.inspect(name)) },
+};
+
+export class ControlServer {
+  readonly #server: Server;
+  readonly #log: Logger;
+
+  constructor(service: ControlService, log: Logger) {
+    this.#log = log;
+    this.#server = createServer((request, response) => void this.#answer(service, request, response));
+    this.#server.maxConnections = CONNECTIONS_MAX;
+    this.#server.requestTimeout = REQUEST_TIMEOUT_MS;
+    this.#server.headersTimeout = REQUEST_TIMEOUT_MS;
+  }
+
+  /** Rejects with UNAVAILABLE if the socket cannot be made. */
+  listen(path: string): Promise<void> {
+    return new Promise((resolve, reject) => {
+      this.#server.once('error', (cause) =>
+        reject(new LazydiskError('UNAVAILABLE', `control socket: ${errorText(cause)}`, { cause })),
+      );
+      this.#server.listen(path, () => resolve());
+    });
+  }
+
+  /** Answers what is being asked, for at most `limitMs`, then cuts. */
+  close(limitMs: number): Promise<void> {
+    return new Promise((resolve) => {
+      const timer = setTimeout(() => this.#server.closeAllConnections(), limitMs);
+      this.#server.close(() => {
+        clearTimeout(timer);
+        resolve();
+      });
+      this.#server.closeIdleConnections();
+    });
+  }
+
+  async #answer(service: ControlService, request: IncomingMessage, response: ServerResponse): Promise<void> {
+    const { method = 'GET', url = '/' } = request;
+    try {
+      const path = url.split('?', 1)[0]!;
+      if (path === '/metrics' && method === 'GET') {
+        const { contentType, text } = await service.metrics();
+        response.writeHead(200, { 'content-type': contentType }).end(text);
+        return;
+      }
+      const { route, argument } = routeOf(path);
+      const handler = route[method];
+      if (!handler) throw new LazydiskError('UNSUPPORTED', `${method} is not done on ${path}`);
+      const { status, body } = await handler(service, argument, request);
+      sendJson(response, status, body);
+    } catch (error) {
+      const code = error instanceof LazydiskError ? error.code : 'INTERNAL';
+      if (code === 'INTERNAL') this.#log.error({ error, method, url }, 'control request failed');
+      else this.#log.debug({ code, method, url, message: errorText(error) }, 'control request refused');
+      // What is left of the request is not read: the connection ends with the answer.
+      response.shouldKeepAlive = false;
+      sendJson(response, HTTP_STATUS[code], { error: { code, message: errorText(error) } });
+    }
+  }
+}
+
+function routeOf(path: string): { route: Readonly<Record<string, Handler>>; argument: string } {
+  const exact = Object.hasOwn(ROUTES, path) ? ROUTES[path] : undefined;
+  if (exact) return { route: exact, argument: '' };
+  const cut = path.lastIndexOf('/');
+  const pattern = `${path.slice(0, cut)}/*`;
+  const route = Object.hasOwn(ROUTES, pattern) ? ROUTES[pattern] : undefined;
+  const segment = path.slice(cut + 1);
+  if (!route || segment === '') throw new LazydiskError('NOT_FOUND', `no such path: ${path}`);
+  try {
+    return { route, argument: decodeURIComponent(segment) };
+  } catch {
+    throw new LazydiskError('USAGE', `not percent-encoding: ${segment}`);
+  }
+}
+
+async function readJson(request: IncomingMessage): Promise<unknown> {
+  const parts: Buffer[] = [];
+  let bytes = 0;
+  for await (const part of request as AsyncIterable<Buffer>) {
+    bytes += part.length;
+    if (bytes > BODY_BYTES_MAX) throw new LazydiskError('USAGE', `body over ${BODY_BYTES_MAX} bytes`);
+    parts.push(part);
+  }
+  try {
+    return JSON.parse(Buffer.concat(parts).toString('utf8')) as unknown;
+  } catch {
+    throw new LazydiskError('USAGE', 'the body is not JSON');
+  }
+}
+
+function sendJson(response: ServerResponse, status: number, body: unknown): void {
+  if (response.headersSent || response.destroyed) return;
+  const text = Buffer.from(`${JSON.stringify(body)}\n`);
+  response.writeHead(status, { 'content-type': 'application/json', 'content-length': text.length }).end(text);
+}

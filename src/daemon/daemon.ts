@@ -1,0 +1,303 @@
+/**
+ * The daemon: the parts put together, started in an order in which each finds what it needs and stopped in reverse,
+ * however far the start came. The run directory is taken first, so that nothing of a daemon that serves is touched;
+ * the control socket is opened last, so that whoever can connect finds everything there.
+ */
+
+import type { AddressInfo } from 'node:net';
+import { DiskCache } from '../chunk/disk/disk-cache.ts';
+import { ChunkMemory } from '../chunk/memory.ts';
+import { OriginTier } from '../chunk/origin.ts';
+import { ChunkReader } from '../chunk/reader.ts';
+import { LimitTier } from '../chunk/wrappers/limit.ts';
+import { RetryTier } from '../chunk/wrappers/retry.ts';
+import { LazydiskError } from '../errors.ts';
+import { cleanStaleMount, FuseMount } from '../export/fuse/mount.ts';
+import { NbdServer } from '../export/nbd/server.ts';
+import type { TenantKey } from '../format/keys.ts';
+import { loadKeyFile } from '../store/key-file.ts';
+import { openStore } from '../store/open.ts';
+import type { Store } from '../store/store.ts';
+import { VERSION } from '../version.ts';
+import type { AttachRequest, DaemonStatus, DriveInfo, DriveStat, ImageDetail, ImageInfo } from './api.ts';
+import type { Address, ServeConfig } from './config.ts';
+import { ControlServer, type ControlService } from './control.ts';
+import { type DrivePlaces, Drives } from './drives.ts';
+import { describeImage, describeImages } from './image-info.ts';
+import { SharedImages } from './images.ts';
+import type { Logger } from './log.ts';
+import { type CacheFigures, DaemonMetrics, type ExportFigures } from './metrics.ts';
+import { MetricsServer } from './metrics-server.ts';
+import { ReadErrorLog } from './read-errors.ts';
+import { type RunPaths, takeRunDir } from './run-dir.ts';
+
+/** Where the exports listen; filled in while they start. */
+interface Places {
+  fuse: FuseMount | undefined;
+  fuseProblem: string | null;
+  nbdTcp: Address | undefined;
+  metrics: Address | undefined;
+}
+
+interface Parts {
+  readonly config: ServeConfig;
+  readonly log: Logger;
+  readonly paths: RunPaths;
+  readonly key: TenantKey;
+  readonly store: Store;
+  readonly cache: DiskCache;
+  readonly reader: ChunkReader;
+  readonly images: SharedImages;
+  readonly drives: Drives;
+  readonly nbd: NbdServer;
+  readonly metrics: DaemonMetrics;
+  readonly places: Places;
+  readonly closers: AsyncDisposableStack;
+}
+
+export class Daemon implements ControlService {
+  readonly #parts: Parts;
+  readonly #startedAt = new Date().toISOString();
+  #stopping: Promise<void> | undefined;
+
+  private constructor(parts: Parts) {
+    this.#parts = parts;
+  }
+
+  /** Rejects with the error of the part that could not start; then all is as it was before. */
+  static async start(config: ServeConfig, log: Logger): Promise<Daemon> {
+    const closers = new AsyncDisposableStack();
+    try {
+      const daemon = new Daemon(await openParts(config, log, closers));
+      await daemon.#listen();
+      return daemon;
+    } catch (error) {
+      await closers.disposeAsync();
+      throw error;
+    }
+  }
+
+  /** Refuses what is new, lets reads in flight end (up to the drain timeout), then closes everything. */
+  stop(): Promise<void> {
+    this.#stopping ??= this.#stop();
+    return this.#stopping;
+  }
+
+  async attach(request: AttachRequest): Promise<DriveInfo> {
+    const drive = await this.#parts.drives.attach(request);
+    const { name, image, digest } = drive;
+    this.#parts.log.info({ drive: name, image, digest }, 'attached');
+    return drive;
+  }
+
+  async detach(name: string): Promise<void> {
+    this.#parts.drives.detach(name);
+    this.#parts.log.info({ drive: name }, 'detached');
+  }
+
+  drives(): DriveInfo[] {
+    return this.#parts.drives.list();
+  }
+
+  stat(name: string): DriveStat {
+    return this.#parts.drives.stat(name);
+  }
+
+  images(): Promise<ImageInfo[]> {
+    return describeImages(this.#parts.store, this.#parts.key);
+  }
+
+  inspect(name: string): Promise<ImageDetail> {
+    return describeImage(this.#parts.store, name, this.#parts.key);
+  }
+
+  metrics(): Promise<{ contentType: string; text: string }> {
+    return this.#parts.metrics.text();
+  }
+
+  status(): DaemonStatus {
+    const { config, paths, store, drives, places, cache } = this.#parts;
+    const disk = cache.stats();
+    return {
+      version: VERSION,
+      pid: process.pid,
+      startedAt: this.#startedAt,
+      state: this.#stopping ? 'stopping' : 'serving',
+      store: store.url,
+      runDir: paths.dir,
+      drives: drives.size,
+      fuse: places.fuse?.dir ?? null,
+      fuseProblem: places.fuseProblem,
+      nbd: nbdUnixUri(paths.nbd, ''),
+      nbdTcp: places.nbdTcp ? nbdTcpUri(places.nbdTcp, '') : null,
+      metrics: places.metrics ? `http://${hostPort(places.metrics)}/metrics` : null,
+      memoryBytes: config.memoryBytes,
+      cacheBytes: disk.capBytes,
+      cacheUsedBytes: disk.usedBytes,
+    };
+  }
+
+  async #listen(): Promise<void> {
+    const { config, log, paths, drives, nbd, metrics, places, closers } = this.#parts;
+    closers.defer(() => nbd.close({ drainMs: config.drainTimeoutMs }));
+    await nbd.listen({ path: paths.nbd });
+    if (config.nbdTcp) {
+      await nbd.listen(config.nbdTcp);
+      // The port may have been 0, for the system to choose.
+      const { port } = nbd.addresses.at(-1) as AddressInfo;
+      places.nbdTcp = { host: config.nbdTcp.host, port };
+    }
+
+    try {
+      const onLost = (error: LazydiskError) => this.#fuseGone(error.message);
+      const mount = await FuseMount.mount({ dir: paths.drives, registry: drives.registry, onLost });
+      places.fuse = mount;
+      closers.defer(() => mount.unmount());
+    } catch (error) {
+      if (!(error instanceof LazydiskError)) throw error;
+      places.fuseProblem = error.message;
+      log.warn({ error }, 'no FUSE here: drives are served over NBD only');
+    }
+
+    if (config.metrics) {
+      const server = new MetricsServer(() => metrics.text());
+      places.metrics = await server.listen(config.metrics);
+      closers.defer(() => server.close());
+    }
+
+    const control = new ControlServer(this, log);
+    await control.listen(paths.control);
+    closers.defer(() => control.close(config.drainTimeoutMs));
+  }
+
+  async #stop(): Promise<void> {
+    const { drives, closers, log } = this.#parts;
+    drives.refuseNew();
+    try {
+      await closers.disposeAsync();
+    } catch (error) {
+      // Each part was closed; one of them, or several, could not do it cleanly.
+      log.error({ error }, 'a part did not stop cleanly');
+    }
+  }
+
+  #fuseGone(why: string): void {
+    const { places, log } = this.#parts;
+    if (this.#stopping) return;
+    places.fuse = undefined;
+    places.fuseProblem = why;
+    log.error({ why }, 'the FUSE mount is gone: drives are served over NBD only');
+  }
+}
+
+/** Everything that the exports stand on. */
+async function openParts(config: ServeConfig, log: Logger, closers: AsyncDisposableStack): Promise<Parts> {
+  const key = await loadKeyFile(config.keyFile);
+  const store = await openStore(config.store);
+  closers.defer(() => store.close());
+  const { paths, release } = await takeRunDir(config.runDir, cleanStaleMount);
+  closers.defer(release);
+
+  const memory = new ChunkMemory({ capacityBytes: config.memoryBytes });
+  const cache = await DiskCache.open({
+    dir: config.cacheDir,
+    capBytes: config.cacheBytes,
+    onWarning: (text) => log.warn({ part: 'disk cache' }, text),
+  });
+  const metrics = new DaemonMetrics(VERSION);
+  closers.defer(() => metrics.close());
+  const origin = new LimitTier(
+    new RetryTier(new OriginTier(store), { tries: config.originTries, tryTimeoutMs: config.originTimeoutMs }),
+    { concurrency: config.originConcurrency },
+  );
+  const reader = new ChunkReader({
+    memory,
+    tiers: [cache, origin],
+    observer: metrics.observer,
+    cacheTimeoutMs: config.cacheTimeoutMs,
+  });
+  closers.defer(() => reader.close());
+
+  const places: Places = { fuse: undefined, fuseProblem: null, nbdTcp: undefined, metrics: undefined };
+  const images = new SharedImages(store, key);
+  const readErrors = new ReadErrorLog(log);
+  const drives = new Drives({
+    images,
+    reader,
+    readTimeoutMs: config.readTimeoutMs,
+    places: drivePlaces(paths, places),
+    onReadError: (drive, error) => readErrors.report(drive, error),
+  });
+  closers.defer(() => drives.closeAll());
+  const nbd = new NbdServer({ registry: drives.registry });
+  metrics.watch({
+    drives: () => drives.size,
+    images: () => images.size,
+    exports: () => exportFigures(nbd, places.fuse),
+    caches: () => [memoryFigures(memory), { tier: 'disk', ...cache.stats() }],
+    reader: () => reader.stats(),
+    cacheDrops: () => {
+      const { droppedPuts, writeErrors } = cache.stats();
+      return { dropped: droppedPuts + reader.stats().droppedWriteBacks, failed: writeErrors };
+    },
+  });
+  return { config, log, paths, key, store, cache, reader, images, drives, nbd, metrics, places, closers };
+}
+
+function drivePlaces(paths: RunPaths, places: Places): DrivePlaces {
+  return {
+    fuse: (name) => places.fuse?.pathOf(name) ?? null,
+    nbd: (name) => nbdUnixUri(paths.nbd, name),
+    nbdTcp: (name) => (places.nbdTcp ? nbdTcpUri(places.nbdTcp, name) : null),
+  };
+}
+
+function exportFigures(nbd: NbdServer, fuse: FuseMount | undefined): ExportFigures[] {
+  const { ops, readBytes, errors, inflight, oldestInflightMs } = nbd.stats();
+  const figures: ExportFigures[] = [
+    {
+      export: 'nbd',
+      reads: ops.read,
+      readBytes,
+      errors,
+      inFlight: inflight,
+      oldestInFlightMs: oldestInflightMs,
+    },
+  ];
+  if (fuse) {
+    const { ops, readBytes, readErrors, inFlight, oldestInFlightMs } = fuse.stats();
+    figures.push({
+      export: 'fuse',
+      reads: ops.read ?? 0,
+      readBytes,
+      errors: readErrors,
+      inFlight,
+      oldestInFlightMs,
+    });
+  }
+  return figures;
+}
+
+function memoryFigures(memory: ChunkMemory): CacheFigures {
+  const { cachedBytes, capacityBytes, evictions } = memory.stats();
+  return {
+    tier: 'memory',
+    usedBytes: cachedBytes,
+    reservedBytes: capacityBytes,
+    capBytes: capacityBytes,
+    evictions,
+  };
+}
+
+/** As nbd's doc/uri.md has it. */
+function nbdUnixUri(path: string, name: string): string {
+  return `nbd+unix:///${encodeURIComponent(name)}?socket=${encodeURI(path).replace(/[?#&+]/g, encodeURIComponent)}`;
+}
+
+function nbdTcpUri(address: Address, name: string): string {
+  return `nbd://${hostPort(address)}/${encodeURIComponent(name)}`;
+}
+
+function hostPort({ host, port }: Address): string {
+  return `${host.includes(':') ? `[${host}]` : host}:${port}`;
+}

@@ -1,0 +1,176 @@
+/**
+ * The drives of one daemon: attached and detached by name, each a thin object over its image's shared manifest and
+ * the shared chunk reader. A name is taken from the moment that somebody asks for it, so of two who ask at once one
+ * wins, and a drive is in the registry (and so in the exports) only when it can be read.
+ */
+import type { ChunkReader } from '../chunk/reader.ts';
+import type { TierName } from '../chunk/tier.ts';
+import type { PinnedBytes } from '../drive/block-device.ts';
+import { Drive, type DriveOptions } from '../drive/drive.ts';
+import { DRIVE_NAME, DriveRegistry } from '../drive/registry.ts';
+import { LazydiskError } from '../errors.ts';
+import type { ImageDigest } from '../store/store.ts';
+import type { AttachRequest, DriveInfo, DriveStat, TierInfo } from './api.ts';
+import { driveNameFor } from './drive-name.ts';
+import type { SharedImages } from './images.ts';
+
+/** Attached and being attached, together. */
+const DRIVES_MAX = 16_384;
+
+const TIERS: readonly TierName[] = ['memory', 'disk', 'fleet', 'origin'];
+
+/** Where the exports offer a drive. */
+export interface DrivePlaces {
+  fuse(name: string): string | null;
+  nbd(name: string): string;
+  nbdTcp(name: string): string | null;
+}
+
+interface Attached {
+  readonly drive: Drive;
+  /** As it was asked for, in full. */
+  readonly image: string;
+  readonly attachedAt: string;
+}
+
+export interface DrivesOptions {
+  readonly images: SharedImages;
+  readonly reader: ChunkReader;
+  readonly readTimeoutMs: number;
+  readonly places: DrivePlaces;
+  readonly onReadError: (drive: string, error: unknown) => void;
+}
+
+/** A drive whose failed reads are reported. Reads that memory answers do not come this way. */
+class ServedDrive extends Drive {
+  readonly #onReadError: (drive: string, error: unknown) => void;
+
+  constructor(options: DriveOptions, onReadError: (drive: string, error: unknown) => void) {
+    super(options);
+    this.#onReadError = onReadError;
+  }
+
+  override async read(offset: number, lengthBytes: number, signal?: AbortSignal): Promise<PinnedBytes> {
+    try {
+      return await super.read(offset, lengthBytes, signal);
+    } catch (error) {
+      this.#onReadError(this.name, error);
+      throw error;
+    }
+  }
+}
+
+export class Drives {
+  readonly registry = new DriveRegistry<Drive>();
+  readonly #options: DrivesOptions;
+  readonly #attached = new Map<string, Attached>();
+  readonly #attaching = new Set<string>();
+  #closed = false;
+
+  constructor(options: DrivesOptions) {
+    this.#options = options;
+  }
+
+  get size(): number {
+    return this.#attached.size;
+  }
+
+  /** Throws USAGE, EXISTS, NOT_FOUND, KEY, CORRUPT, UNAVAILABLE; OVERLOAD above DRIVES_MAX. */
+  async attach(request: AttachRequest): Promise<DriveInfo> {
+    const name = request.name ?? driveNameFor(request.image);
+    if (!DRIVE_NAME.test(name)) {
+      throw new LazydiskError('USAGE', `drive name ${JSON.stringify(name)}: want ${DRIVE_NAME.source}`);
+    }
+    if (this.#closed) throw new LazydiskError('UNAVAILABLE', 'the daemon is stopping');
+    if (this.#attached.has(name) || this.#attaching.has(name)) {
+      const hint = request.name === undefined ? '; give another name with --name' : '';
+      throw new LazydiskError('EXISTS', `drive ${name} is attached already${hint}`);
+    }
+    if (this.#attached.size + this.#attaching.size >= DRIVES_MAX) {
+      throw new LazydiskError('OVERLOAD', `${DRIVES_MAX} drives are attached`);
+    }
+    this.#attaching.add(name);
+    try {
+      const { images, reader, readTimeoutMs, onReadError } = this.#options;
+      const image = await images.acquire(request.image);
+      if (this.#closed) {
+        images.release(image.digest);
+        throw new LazydiskError('UNAVAILABLE', 'the daemon is stopping');
+      }
+      const drive = new ServedDrive({ name, image, reader, readTimeoutMs }, onReadError);
+      const attached = { drive, image: image.name, attachedAt: new Date().toISOString() };
+      this.#attached.set(name, attached);
+      this.registry.add(drive);
+      return this.#info(attached);
+    } finally {
+      this.#attaching.delete(name);
+    }
+  }
+
+  /** Takes the drive out of the exports, then cancels what it still reads. Throws NOT_FOUND. */
+  detach(name: string): void {
+    const { drive } = this.#get(name);
+    this.#attached.delete(name);
+    this.registry.remove(name);
+    drive.close();
+    this.#options.images.release(drive.imageDigest as ImageDigest);
+  }
+
+  /** Sorted by name. */
+  list(): DriveInfo[] {
+    const names = [...this.#attached.keys()].sort();
+    return names.map((name) => this.#info(this.#get(name)));
+  }
+
+  /** Throws NOT_FOUND. */
+  stat(name: string): DriveStat {
+    const attached = this.#get(name);
+    const { tiers: byTier, readahead, prefetch, lastError, ...counted } = attached.drive.stats();
+    const tiers = TIERS.flatMap((tier): TierInfo[] => {
+      const found = byTier[tier];
+      if (!found) return [];
+      const { chunks, bytes, latency } = found;
+      const { count, p50Ms, p99Ms, maxMs } = latency;
+      return [{ tier, chunks, bytes, reads: count, p50Ms, p99Ms, maxMs }];
+    });
+    return {
+      ...this.#info(attached),
+      ...counted,
+      fetchedBytes: tiers.reduce((sum, { bytes }) => sum + bytes, 0),
+      readaheadBytes: readahead.bytes,
+      prefetchBytes: prefetch.bytes,
+      tiers,
+      lastError: lastError ?? null,
+    };
+  }
+
+  /** From now on nothing is attached; what is stays, for the exports to drain. */
+  refuseNew(): void {
+    this.#closed = true;
+  }
+
+  closeAll(): void {
+    for (const name of [...this.#attached.keys()]) this.detach(name);
+  }
+
+  #get(name: string): Attached {
+    const attached = this.#attached.get(name);
+    if (!attached) throw new LazydiskError('NOT_FOUND', `no drive ${name} is attached`);
+    return attached;
+  }
+
+  #info({ drive, image, attachedAt }: Attached): DriveInfo {
+    const { name, imageDigest: digest, sizeBytes } = drive;
+    const { places } = this.#options;
+    return {
+      name,
+      image,
+      digest,
+      fuse: places.fuse(name),
+      nbd: places.nbd(name),
+      nbdTcp: places.nbdTcp(name),
+      sizeBytes,
+      attachedAt,
+    };
+  }
+}

@@ -1,0 +1,59 @@
+/** What people are told of images: from the store's references and manifests to the API's words. */
+
+import { LazydiskError } from '../errors.ts';
+import type { TenantKey } from '../format/keys.ts';
+import type { Manifest } from '../format/manifest.ts';
+import { listImages, loadImage } from '../store/image.ts';
+import { isDigest, referenceName } from '../store/reference-name.ts';
+import type { Store } from '../store/store.ts';
+import type { ImageContent, ImageDetail, ImageInfo } from './api.ts';
+
+/** All names in `store`. Without a key only what a reference says is known. */
+export async function describeImages(store: Store, key: TenantKey | undefined): Promise<ImageInfo[]> {
+  const listings = await listImages(store, key);
+  return listings.map(({ reference, manifest, problem }) => ({
+    name: reference.name,
+    digest: reference.digest,
+    updated: reference.updated,
+    sizeBytes: manifest?.diskBytes ?? null,
+    storedChunks: manifest?.storedChunks ?? null,
+    storedBytes: manifest?.clear.sealedBytes() ?? null,
+    problem: problem ?? null,
+  }));
+}
+
+/** One image by name or digest. Throws NOT_FOUND, KEY, CORRUPT, USAGE. */
+export async function describeImage(
+  store: Store,
+  nameOrDigest: string,
+  key: TenantKey | undefined,
+): Promise<ImageDetail> {
+  if (key) {
+    const { name, digest, reference, manifest } = await loadImage(store, nameOrDigest, key);
+    return { name, digest, updated: reference?.updated ?? null, content: contentOf(manifest) };
+  }
+  if (isDigest(nameOrDigest))
+    throw new LazydiskError('KEY', 'an image is looked up by its digest with a key only');
+  const name = referenceName(nameOrDigest);
+  const reference = await store.getReference(name);
+  if (!reference) throw new LazydiskError('NOT_FOUND', `no image ${name} in ${store.url}`);
+  return { name, digest: reference.digest, updated: reference.updated, content: null };
+}
+
+function contentOf(manifest: Manifest): ImageContent {
+  const { clear, metadata } = manifest;
+  return {
+    sizeBytes: manifest.diskBytes,
+    storedChunks: manifest.storedChunks,
+    storedBytes: clear.sealedBytes(),
+    writer: clear.writerVersion,
+    encoder: clear.encoderVersion,
+    domain: clear.domain,
+    saltEpoch: clear.saltEpoch,
+    source: metadata.source.digest,
+    architecture: metadata.architecture,
+    os: metadata.os,
+    layers: metadata.layers.map(({ digest, sizeBytes, chunks }) => ({ digest, sizeBytes, chunks })),
+    config: metadata.config,
+  };
+}

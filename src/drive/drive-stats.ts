@@ -1,0 +1,140 @@
+/** What one drive counts of itself, cheap enough to count every read: how much of the image it used, and from where. */
+import { Histogram, type LatencySummary } from '../chunk/histogram.ts';
+import type { ReadClass, TierName } from '../chunk/tier.ts';
+import type { ErrorCode, LazydiskError } from '../errors.ts';
+
+export interface TierStats {
+  /** Chunks that this drive had fetched from the tier, in all classes. None come from memory: there they are. */
+  readonly chunks: number;
+  /** The same in sealed bytes. */
+  readonly bytes: number;
+  /** Reads of the guest whose slowest chunk came from the tier. */
+  readonly latency: LatencySummary;
+}
+
+export interface DriveStats {
+  /** Reads that the export asked for and got, and their bytes. */
+  readonly reads: number;
+  readonly readBytes: number;
+  /** Chunks of the disk that are stored (the rest is zero), and those of them that the guest read. */
+  readonly storedChunks: number;
+  readonly touchedChunks: number;
+  /** touchedChunks / storedChunks, 0 to 1. */
+  readonly touchedShare: number;
+  /** By tier; a tier that gave nothing is absent. */
+  readonly tiers: Partial<Record<TierName, TierStats>>;
+  /** Of the fetched chunks, those that were fetched before the guest asked. */
+  readonly readahead: { readonly chunks: number; readonly bytes: number };
+  readonly prefetch: { readonly chunks: number; readonly bytes: number };
+  /** Reads that failed, and the last failure; `at` is ISO 8601, UTC. */
+  readonly errors: number;
+  readonly lastError: { readonly code: ErrorCode; readonly text: string; readonly at: string } | undefined;
+  /** Reads that wait now, and since when the oldest does. */
+  readonly inFlight: number;
+  readonly oldestInFlightMs: number;
+}
+
+/** Nearest first. */
+const TIERS: readonly TierName[] = ['memory', 'disk', 'fleet', 'origin'];
+
+/** The one of the two that is farther from the guest. */
+export function fartherTier(a: TierName, b: TierName): TierName {
+  return TIERS.indexOf(a) > TIERS.indexOf(b) ? a : b;
+}
+
+interface Fetched {
+  chunks: number;
+  bytes: number;
+}
+
+interface TierCounter extends Fetched {
+  readonly latency: Histogram;
+}
+
+export class DriveCounters {
+  readonly #storedChunks: number;
+  readonly #touched: Uint8Array;
+  readonly #tiers = new Map<TierName, TierCounter>();
+  readonly #memoryLatency: Histogram;
+  readonly #background = { readahead: { chunks: 0, bytes: 0 }, prefetch: { chunks: 0, bytes: 0 } };
+  #reads = 0;
+  #readBytes = 0;
+  #touchedChunks = 0;
+  #errors = 0;
+  #lastError: DriveStats['lastError'];
+
+  constructor(storedChunks: number) {
+    this.#storedChunks = storedChunks;
+    this.#touched = new Uint8Array(Math.ceil(storedChunks / 8));
+    this.#memoryLatency = this.#tier('memory').latency;
+  }
+
+  /** A guest's read had something of `entry`. */
+  touch(entry: number): void {
+    const bit = 1 << (entry & 7);
+    const byte = this.#touched[entry >> 3]!;
+    if (byte & bit) return;
+    this.#touched[entry >> 3] = byte | bit;
+    this.#touchedChunks++;
+  }
+
+  /** A read was answered on the spot. */
+  readAtOnce(lengthBytes: number): void {
+    this.#reads++;
+    this.#readBytes += lengthBytes;
+    this.#memoryLatency.recordInstant();
+  }
+
+  /** A read was answered after `durationMs`; `tier` is the farthest that it needed. */
+  readDone(lengthBytes: number, tier: TierName, durationMs: number): void {
+    this.#reads++;
+    this.#readBytes += lengthBytes;
+    this.#tier(tier).latency.record(durationMs);
+  }
+
+  failed(error: LazydiskError): void {
+    this.#errors++;
+    this.#lastError = { code: error.code, text: error.message, at: new Date().toISOString() };
+  }
+
+  /** A chunk came from a tier on this drive's account. */
+  fetched(tier: TierName, readClass: ReadClass, sealedBytes: number): void {
+    if (sealedBytes === 0) return;
+    count(this.#tier(tier), sealedBytes);
+    if (readClass !== 'demand') count(this.#background[readClass], sealedBytes);
+  }
+
+  stats(inFlight: number, oldestInFlightMs: number): DriveStats {
+    const tiers: Partial<Record<TierName, TierStats>> = {};
+    for (const [name, { chunks, bytes, latency }] of this.#tiers)
+      tiers[name] = { chunks, bytes, latency: latency.summary() };
+    return {
+      reads: this.#reads,
+      readBytes: this.#readBytes,
+      storedChunks: this.#storedChunks,
+      touchedChunks: this.#touchedChunks,
+      touchedShare: this.#storedChunks === 0 ? 0 : this.#touchedChunks / this.#storedChunks,
+      tiers,
+      readahead: { ...this.#background.readahead },
+      prefetch: { ...this.#background.prefetch },
+      errors: this.#errors,
+      lastError: this.#lastError,
+      inFlight,
+      oldestInFlightMs,
+    };
+  }
+
+  #tier(name: TierName): TierCounter {
+    let counter = this.#tiers.get(name);
+    if (!counter) {
+      counter = { chunks: 0, bytes: 0, latency: new Histogram() };
+      this.#tiers.set(name, counter);
+    }
+    return counter;
+  }
+}
+
+function count(counter: Fetched, bytes: number): void {
+  counter.chunks++;
+  counter.bytes += bytes;
+}

@@ -1,0 +1,321 @@
+/**
+ * A read-only drive: an image's chunk map over the chunk reader. What is in memory is answered on the spot, from the
+ * slab; zero chunks from one shared buffer; all else waits for its chunks. The trick against deadlock: no read ever
+ * holds one chunk while it waits for another. It waits for all, then pins them together in one step, and when memory
+ * is too tight for that it copies them out one by one.
+ */
+import type { ChunkRead } from '../chunk/flight.ts';
+import type { ChunkReader } from '../chunk/reader.ts';
+import type { PinnedChunk } from '../chunk/slab.ts';
+import type { ReadClass, ReadContext, TierName } from '../chunk/tier.ts';
+import { errorText, LazydiskError } from '../errors.ts';
+import { CHUNK_BYTES } from '../format/chunk-id.ts';
+import type { BlockDevice, BlockExtent, PinnedBytes } from './block-device.ts';
+import { type ChunkMap, entryFrom, extentsOf } from './chunk-map.ts';
+import { DriveCounters, type DriveStats, fartherTier } from './drive-stats.ts';
+import { PrefetchQueue } from './prefetch-queue.ts';
+import { Readahead } from './readahead.ts';
+
+/** Largest readahead of one sequence, in chunks (8 MiB), and never over an eighth of memory. */
+const READAHEAD_CHUNKS_MAX = 16;
+/** A read of several chunks whose chunks are evicted before they are all there tries this often to have them together. */
+const TOGETHER_TRIES = 3;
+
+const zeroes = Buffer.alloc(CHUNK_BYTES);
+
+export interface DriveOptions {
+  /** See DRIVE_NAME. */
+  readonly name: string;
+  readonly image: { readonly digest: string; readonly manifest: ChunkMap };
+  /** Shared by all drives; stays open when the drive closes. */
+  readonly reader: ChunkReader;
+  /** What a read may take before it rejects with TIMEOUT. */
+  readonly readTimeoutMs: number;
+}
+
+/** A read that waits, with what it needed so far. */
+interface Operation {
+  readonly startedAt: number;
+  readonly controller: AbortController;
+  tier: TierName;
+}
+
+/** What a read covers of one chunk. `entry` is -1 for a zero chunk. */
+interface Piece {
+  readonly index: number;
+  readonly entry: number;
+  readonly from: number;
+  readonly to: number;
+}
+
+export class Drive implements BlockDevice {
+  readonly name: string;
+  readonly sizeBytes: number;
+  readonly readOnly = true;
+  readonly imageDigest: string;
+  readonly #map: ChunkMap;
+  readonly #reader: ChunkReader;
+  readonly #readTimeoutMs: number;
+  readonly #counters: DriveCounters;
+  readonly #readahead: Readahead;
+  readonly #prefetches: PrefetchQueue;
+  readonly #operations = new Set<Operation>();
+  readonly #closing = new AbortController();
+
+  constructor(options: DriveOptions) {
+    const { manifest, digest } = options.image;
+    this.name = options.name;
+    this.sizeBytes = manifest.diskBytes;
+    this.imageDigest = digest;
+    this.#map = manifest;
+    this.#reader = options.reader;
+    this.#readTimeoutMs = options.readTimeoutMs;
+    this.#counters = new DriveCounters(manifest.storedChunks);
+    this.#readahead = new Readahead({
+      entries: manifest.storedChunks,
+      windowMax: Math.max(1, Math.min(READAHEAD_CHUNKS_MAX, options.reader.memory.slots >> 3)),
+      fetch: (entry) => void this.#fetchAhead(entry, 'readahead'),
+    });
+    this.#prefetches = new PrefetchQueue({ fetch: (entry) => this.#fetchAhead(entry, 'prefetch') });
+  }
+
+  tryRead(offset: number, lengthBytes: number): PinnedBytes | undefined {
+    this.#checkRange(offset, lengthBytes);
+    if (this.#closing.signal.aborted) return undefined;
+    const index = Math.floor(offset / CHUNK_BYTES);
+    const from = offset - index * CHUNK_BYTES;
+    const to = from + lengthBytes;
+    let bytes: PinnedBytes | undefined;
+    if (to <= CHUNK_BYTES) {
+      const entry = this.#map.entryOf(index);
+      if (entry < 0) bytes = new Bytes([zeroes.subarray(from, to)]);
+      else {
+        const chunk = this.#reader.tryGet(this.#map.ref(entry));
+        if (!chunk) return undefined;
+        bytes = this.#lend(chunk, from, to);
+        this.#counters.touch(entry);
+        this.#readahead.observe(entry, entry);
+      }
+    } else {
+      const pieces = this.#pieces(offset, lengthBytes);
+      bytes = this.#pinTogether(pieces);
+      if (!bytes) return undefined;
+      this.#observe(pieces);
+    }
+    this.#counters.readAtOnce(lengthBytes);
+    return bytes;
+  }
+
+  async read(offset: number, lengthBytes: number, signal?: AbortSignal): Promise<PinnedBytes> {
+    this.#checkRange(offset, lengthBytes);
+    const operation: Operation = {
+      startedAt: performance.now(),
+      controller: new AbortController(),
+      tier: 'memory',
+    };
+    const { controller, startedAt } = operation;
+    const abort = () => controller.abort();
+    if (signal?.aborted || this.#closing.signal.aborted) abort();
+    signal?.addEventListener('abort', abort, { once: true });
+    this.#operations.add(operation);
+    try {
+      const bytes = await this.#readPieces(this.#pieces(offset, lengthBytes), operation);
+      this.#counters.readDone(lengthBytes, operation.tier, performance.now() - startedAt);
+      return bytes;
+    } catch (error) {
+      const failure =
+        error instanceof LazydiskError
+          ? error
+          : new LazydiskError('INTERNAL', `drive ${this.name}: ${errorText(error)}`, { cause: error });
+      // Cancelled by who asked for it: that is no fault of the drive.
+      if (failure.code !== 'ABORTED') this.#counters.failed(failure);
+      throw failure;
+    } finally {
+      signal?.removeEventListener('abort', abort);
+      this.#operations.delete(operation);
+    }
+  }
+
+  extents(offset: number, lengthBytes: number, extentsMax: number): BlockExtent[] {
+    this.#checkRange(offset, lengthBytes);
+    return extentsOf(this.#map, offset, lengthBytes, extentsMax);
+  }
+
+  prefetch(offset: number, lengthBytes: number): void {
+    const end = Math.min(offset + lengthBytes, this.sizeBytes);
+    if (offset < 0 || offset >= end) return;
+    const first = entryFrom(this.#map, Math.floor(offset / CHUNK_BYTES));
+    this.#prefetches.add(first, entryFrom(this.#map, Math.ceil(end / CHUNK_BYTES)));
+  }
+
+  stats(): DriveStats {
+    const [oldest] = this.#operations;
+    return this.#counters.stats(this.#operations.size, oldest ? performance.now() - oldest.startedAt : 0);
+  }
+
+  /** Reads that wait reject with ABORTED, what was read ahead is cancelled. Bytes on loan stay until released. */
+  close(): void {
+    this.#closing.abort();
+    this.#prefetches.close();
+    for (const { controller } of this.#operations) controller.abort();
+  }
+
+  #checkRange(offset: number, lengthBytes: number): void {
+    if (offset >= 0 && lengthBytes >= 0 && offset + lengthBytes <= this.sizeBytes) return;
+    throw new LazydiskError(
+      'INTERNAL',
+      `drive ${this.name}: ${lengthBytes} bytes at ${offset} are outside its ${this.sizeBytes} bytes`,
+    );
+  }
+
+  #pieces(offset: number, lengthBytes: number): Piece[] {
+    const pieces: Piece[] = [];
+    const end = offset + lengthBytes;
+    for (let at = offset; at < end; ) {
+      const index = Math.floor(at / CHUNK_BYTES);
+      const start = index * CHUNK_BYTES;
+      const to = Math.min(CHUNK_BYTES, end - start);
+      pieces.push({ index, entry: this.#map.entryOf(index), from: at - start, to });
+      at = start + to;
+    }
+    return pieces;
+  }
+
+  /** For statistics and readahead: the guest reads this. */
+  #observe(pieces: readonly Piece[]): void {
+    let first = -1;
+    let last = -1;
+    for (const { entry } of pieces) {
+      if (entry < 0) continue;
+      this.#counters.touch(entry);
+      if (first < 0) first = entry;
+      last = entry;
+    }
+    if (first >= 0) this.#readahead.observe(first, last);
+  }
+
+  async #readPieces(pieces: readonly Piece[], operation: Operation): Promise<PinnedBytes> {
+    const [piece] = pieces;
+    if (piece && pieces.length === 1) {
+      if (piece.entry < 0) return new Bytes([zeroes.subarray(piece.from, piece.to)]);
+      const getting = this.#get(piece, operation);
+      this.#observe(pieces);
+      return this.#lend(await getting, piece.from, piece.to);
+    }
+    // Pinning more than half of memory for one read would never be possible together with another one's.
+    const tries = pieces.length * 2 <= this.#reader.memory.slots ? TOGETHER_TRIES : 0;
+    for (let attempt = 0; attempt < tries; attempt++) {
+      const getting = pieces.map(async (wanted) => {
+        if (wanted.entry >= 0) (await this.#get(wanted, operation)).release();
+      });
+      if (attempt === 0) this.#observe(pieces);
+      await Promise.all(getting);
+      const bytes = this.#pinTogether(pieces);
+      if (bytes) return bytes;
+    }
+    return this.#copyOneByOne(pieces, operation);
+  }
+
+  /** All of it, if all of it is in memory now. */
+  #pinTogether(pieces: readonly Piece[]): PinnedBytes | undefined {
+    const parts: Buffer[] = [];
+    const pins: PinnedChunk[] = [];
+    for (const { entry, from, to } of pieces) {
+      if (entry < 0) {
+        parts.push(zeroes.subarray(from, to));
+        continue;
+      }
+      const chunk = this.#reader.tryGet(this.#map.ref(entry));
+      if (!chunk) {
+        for (const pin of pins) pin.release();
+        return undefined;
+      }
+      pins.push(chunk);
+      parts.push(chunk.bytes.subarray(from, to));
+    }
+    if (!this.#reader.memory.crowded) return new Bytes(parts, pins);
+    const copy = Buffer.concat(parts);
+    for (const pin of pins) pin.release();
+    return new Bytes([copy]);
+  }
+
+  async #copyOneByOne(pieces: readonly Piece[], operation: Operation): Promise<PinnedBytes> {
+    const copies: Buffer[] = [];
+    for (const piece of pieces) {
+      const { entry, from, to } = piece;
+      if (entry < 0) {
+        copies.push(zeroes.subarray(from, to));
+        continue;
+      }
+      const chunk = await this.#get(piece, operation);
+      copies.push(Buffer.from(chunk.bytes.subarray(from, to)));
+      chunk.release();
+      this.#observe([piece]);
+    }
+    return new Bytes(copies);
+  }
+
+  /** Bytes of a chunk that is pinned for this; a copy while much is pinned, for the holder may be slow. */
+  #lend(chunk: PinnedChunk, from: number, to: number): PinnedBytes {
+    const part = chunk.bytes.subarray(from, to);
+    if (!this.#reader.memory.crowded) return new Bytes([part], [chunk]);
+    const copy = Buffer.from(part);
+    chunk.release();
+    return new Bytes([copy]);
+  }
+
+  /** Rejects with an error that names drive and chunk beside what the reader says of the tiers. */
+  async #get({ index, entry }: Piece, operation: Operation): Promise<PinnedChunk> {
+    const ctx: ReadContext = {
+      class: 'demand',
+      deadline: operation.startedAt + this.#readTimeoutMs,
+      signal: operation.controller.signal,
+      drive: this.name,
+    };
+    let read: ChunkRead;
+    try {
+      read = await this.#reader.get(this.#map.ref(entry), ctx);
+    } catch (error) {
+      const code = error instanceof LazydiskError ? error.code : 'INTERNAL';
+      const text = `drive ${this.name}, chunk index ${index}: ${errorText(error)}`;
+      throw new LazydiskError(code, text, { cause: error });
+    }
+    this.#counters.fetched(read.tier, 'demand', read.fetchedBytes);
+    operation.tier = fartherTier(operation.tier, read.tier);
+    return read.chunk;
+  }
+
+  /** Undefined if the chunk is near or on its way; else resolves when it is, to false when the reader is too busy. */
+  #fetchAhead(entry: number, readClass: Exclude<ReadClass, 'demand'>): Promise<boolean> | undefined {
+    const ref = this.#map.ref(entry);
+    if (this.#closing.signal.aborted || this.#reader.isNear(ref)) return undefined;
+    const deadline = performance.now() + this.#readTimeoutMs;
+    const ctx: ReadContext = { class: readClass, deadline, signal: this.#closing.signal, drive: this.name };
+    return this.#reader.get(ref, ctx).then(
+      ({ chunk, tier, fetchedBytes }) => {
+        chunk.release();
+        this.#counters.fetched(tier, readClass, fetchedBytes);
+        return true;
+      },
+      // Nobody asked for it yet; whoever does gets the error of a read of its own.
+      (error) => !(error instanceof LazydiskError && error.code === 'OVERLOAD'),
+    );
+  }
+}
+
+/** Parts that stay in place until `release`; without pins they are nobody else's, or zeroes. */
+class Bytes implements PinnedBytes {
+  readonly parts: readonly Buffer[];
+  #pins: readonly PinnedChunk[] | undefined;
+
+  constructor(parts: readonly Buffer[], pins: readonly PinnedChunk[] = []) {
+    this.parts = parts;
+    this.#pins = pins;
+  }
+
+  release(): void {
+    if (!this.#pins) throw new LazydiskError('INTERNAL', 'bytes of a drive were released twice');
+    for (const pin of this.#pins) pin.release();
+    this.#pins = undefined;
+  }
+}

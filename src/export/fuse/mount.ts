@@ -1,0 +1,167 @@
+/**
+ * A mount with one file a drive, which follows the registry. Lifecycle only: the file system answers
+ * (file-system.ts), the addon carries (native/fuse-channel.cc). This process must never touch the mount itself,
+ * not even with a stat: the answer would have to come from the thread that asks.
+ */
+import { mkdir } from 'node:fs/promises';
+import { constants as osConstants } from 'node:os';
+import { join } from 'node:path';
+import {
+  type FuseChannel,
+  fuseClose,
+  fuseNotified,
+  fuseNotify,
+  fuseOpen,
+  fuseReply,
+} from '../../../native/index.ts';
+import type { BlockDevice } from '../../drive/block-device.ts';
+import type { DriveRegistry } from '../../drive/registry.ts';
+import { LazydiskError } from '../../errors.ts';
+import { attach, cleanStaleMount, detach, mountPointOf } from './attach.ts';
+import { FuseFileSystem, type FuseStats } from './file-system.ts';
+import { Guard } from './guard.ts';
+import { MOUNT_SOURCE, ourMountsAt } from './mountinfo.ts';
+import type { ReadHook } from './reads.ts';
+
+export { cleanStaleMount };
+
+/** Room for a batch of small requests; each needs 8 KiB free when it is read. */
+const REQUESTS_BYTES = 64 * 1024;
+/** Reads under way at unmount get this long; they have shorter deadlines of their own. */
+const DRAIN_TIMEOUT_MS = 5000;
+
+export interface FuseMountOptions {
+  /** Made if it is not there. Its parent must not be inside a FUSE mount of this process. */
+  readonly dir: string;
+  readonly registry: DriveRegistry;
+  /** Push whole chunks into the page cache after their first touch; the default. */
+  readonly pushChunks?: boolean;
+  /** Called after each read, with its cost; see ReadHook. */
+  readonly onRead?: ReadHook;
+  /** The kernel ended the connection without our asking: somebody unmounted it. `unmount` is still due. */
+  readonly onLost?: (error: LazydiskError) => void;
+}
+
+/** Counters of the file system, and of the pushes that the kernel took or refused. */
+export interface FuseMountStats extends FuseStats {
+  readonly pushesSent: number;
+  readonly pushesFailed: number;
+}
+
+export class FuseMount {
+  /** Absolute. */
+  readonly dir: string;
+  readonly #registry: DriveRegistry;
+  readonly #onLost: FuseMountOptions['onLost'];
+  readonly #fileSystem: FuseFileSystem;
+  readonly #channel: FuseChannel;
+  readonly #ready = Promise.withResolvers<void>();
+  readonly #added = (device: BlockDevice) => this.#fileSystem.addDrive(device);
+  readonly #removed = (device: BlockDevice) => this.#fileSystem.removeDrive(device);
+  #guard: Guard | undefined;
+  #unmounting: Promise<void> | undefined;
+
+  /** Mounts on `options.dir` and serves it from then on. Throws BUSY, UNAVAILABLE, UNSUPPORTED. */
+  static async mount(options: FuseMountOptions): Promise<FuseMount> {
+    const dir = await mountPointOf(options.dir);
+    // Before anything looks at the directory: a stale mount there would fail or hang.
+    if ((await ourMountsAt(dir)).length > 0) throw new LazydiskError('BUSY', `${dir} is mounted already`);
+    await mkdir(dir, { recursive: true });
+    const mount = new FuseMount(dir, await attach(dir), options);
+    try {
+      await mount.#ready.promise;
+      const place = (await ourMountsAt(dir)).at(-1);
+      if (place) mount.#guard = new Guard(place);
+    } catch (error) {
+      await mount.unmount();
+      throw error;
+    }
+    return mount;
+  }
+
+  private constructor(dir: string, fd: number, options: FuseMountOptions) {
+    this.dir = dir;
+    this.#registry = options.registry;
+    this.#onLost = options.onLost;
+    const requests = Buffer.from(new ArrayBuffer(REQUESTS_BYTES));
+    this.#fileSystem = new FuseFileSystem({
+      requests,
+      transport: { reply: (unique, errno, parts) => fuseReply(this.#channel, unique, errno, parts) },
+      notify: (code, parts) => fuseNotify(this.#channel, code, parts),
+      uid: process.geteuid?.() ?? 0,
+      gid: process.getegid?.() ?? 0,
+      pushChunks: options.pushChunks ?? true,
+      onInit: (error) => (error ? this.#ready.reject(error) : this.#ready.resolve()),
+      onRead: options.onRead,
+    });
+    for (const device of this.#registry.list()) this.#added(device);
+    this.#registry.on('added', this.#added);
+    this.#registry.on('removed', this.#removed);
+    this.#channel = fuseOpen(
+      fd,
+      requests,
+      (lengthBytes) => this.#handle(lengthBytes),
+      (errno) => this.#connectionLost(errno),
+    );
+  }
+
+  /** Where the drive `name` is, attached or not. */
+  pathOf(name: string): string {
+    return join(this.dir, name);
+  }
+
+  /** Cheap: numbers that are counted anyway. */
+  stats(): FuseMountStats {
+    const [pushesSent, pushesFailed] = fuseNotified(this.#channel);
+    return { ...this.#fileSystem.stats(), pushesSent, pushesFailed };
+  }
+
+  /**
+   * Takes the mount away, lets the reads under way end, and ends the connection. Files that are still open give
+   * errors from then on. Resolves also if somebody else unmounted it before.
+   */
+  unmount(): Promise<void> {
+    this.#unmounting ??= this.#unmount();
+    return this.#unmounting;
+  }
+
+  async #unmount(): Promise<void> {
+    this.#registry.off('added', this.#added);
+    this.#registry.off('removed', this.#removed);
+    let failure: unknown;
+    try {
+      if (await this.#isMounted()) await detach(this.dir);
+    } catch (error) {
+      // Unmounted from outside at this moment, or still there: then the connection ends all the same.
+      if (await this.#isMounted()) failure = error;
+    }
+    await this.#fileSystem.reads.drain(DRAIN_TIMEOUT_MS);
+    await new Promise<void>((resolve) => fuseClose(this.#channel, resolve));
+    await this.#guard?.release();
+    if (failure) throw failure;
+  }
+
+  /** False after somebody else unmounted it, even if another daemon has mounted there since. */
+  async #isMounted(): Promise<boolean> {
+    return (await ourMountsAt(this.dir)).at(-1)?.source === MOUNT_SOURCE;
+  }
+
+  #handle(lengthBytes: number): void {
+    try {
+      this.#fileSystem.handle(lengthBytes);
+    } catch {
+      // The kernel does not send such bytes. What they were meant to be is not known, so nobody can be answered.
+      this.#connectionLost(osConstants.errno.EPROTO);
+    }
+  }
+
+  #connectionLost(errno: number): void {
+    const error = new LazydiskError(
+      'UNAVAILABLE',
+      `the FUSE connection of ${this.dir} ended (errno ${errno})`,
+    );
+    this.#ready.reject(error);
+    this.#fileSystem.reads.abort();
+    if (!this.#unmounting) this.#onLost?.(error);
+  }
+}

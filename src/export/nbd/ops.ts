@@ -1,0 +1,36 @@
+/** What the NBD export has done and is doing, counted for metrics. */
+import { COMMAND, type Request } from './protocol.ts';
+
+export type NbdOp = 'read' | 'blockStatus' | 'cache' | 'flush' | 'other';
+
+/** Under which name a request is counted. */
+export function opOf({ type }: Request): NbdOp {
+  if (type === COMMAND.read) return 'read';
+  if (type === COMMAND.blockStatus) return 'blockStatus';
+  if (type === COMMAND.cache) return 'cache';
+  return type === COMMAND.flush ? 'flush' : 'other';
+}
+
+export interface NbdStats {
+  readonly connections: number;
+  readonly inflight: number;
+  /** Age of the oldest request that is not answered; 0 if there is none. */
+  readonly oldestInflightMs: number;
+  readonly ops: Readonly<Record<NbdOp, number>>;
+  readonly errors: number;
+  readonly readBytes: number;
+}
+
+export class NbdCounters {
+  readonly ops: Record<NbdOp, number> = { read: 0, blockStatus: 0, cache: 0, flush: 0, other: 0 };
+  errors = 0;
+  readBytes = 0;
+  /** Start times of requests that had to wait; those answered at once never come here. */
+  readonly waiting = new Set<{ startedMs: number }>();
+
+  oldestMs(): number {
+    // A Set keeps the order of insertion, so the first is the oldest.
+    for (const { startedMs } of this.waiting) return performance.now() - startedMs;
+    return 0;
+  }
+}

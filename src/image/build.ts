@@ -1,0 +1,214 @@
+/**
+ * From a container image to a disk image in a store: layers are flattened as they stream, their data chunks are
+ * sealed and stored at once, the file system's metadata follows when the tree is complete, then the manifest, and
+ * last, only when all else is durable, the name. So a build that stops anywhere leaves no name behind, and one
+ * that is run again finds what the first one stored.
+ */
+import { ENCODER_VERSION } from '../format/chunk-codec.ts';
+import { CHUNK_BYTES, type ChunkRef } from '../format/chunk-id.ts';
+import { SALT_EPOCH, type TenantKey } from '../format/keys.ts';
+import { type ManifestEntry, sealManifest } from '../format/manifest-seal.ts';
+import { referenceName } from '../store/reference-name.ts';
+import type { ImageDigest, Store } from '../store/store.ts';
+import { ChunkEncoder } from './encode.ts';
+import { type Ext4Layout, layoutExt4 } from './ext4/writer.ts';
+import { type FlattenedImage, flatten } from './flatten.ts';
+import type { ImageSource } from './source.ts';
+
+/**
+ * Version of all that decides a disk's bytes: the layer merge, the placement of data, the ext4 writer. It goes up
+ * with every change of theirs that changes the disk of any image.
+ */
+export const WRITER_VERSION = 'lazydisk-ext4/1';
+
+export interface BuildProgress {
+  /** Reading layers, then writing the file system around their data, then committing manifest and name. */
+  readonly phase: 'layers' | 'filesystem' | 'commit';
+  /** Which layer is being read, from 1. */
+  readonly layer: number;
+  readonly layers: number;
+  /** Bytes of layer blobs read so far, and what they come to. */
+  readonly inputBytes: number;
+  readonly totalInputBytes: number;
+  /** Chunks stored so far by this build, and their sealed bytes. */
+  readonly newChunks: number;
+  readonly newBytes: number;
+}
+
+export interface BuildOptions {
+  /** Stays the caller's to close. */
+  readonly source: ImageSource;
+  readonly store: Store;
+  readonly key: TenantKey;
+  /** `NAME[:TAG]`; an older image of that name loses it when this one is complete. */
+  readonly name: string;
+  /** Size of the disk; default: content plus room, at least 1 GiB. */
+  readonly sizeBytes?: number;
+  /** Called some hundred times a second at most, and once at the start of each phase. */
+  onProgress?(progress: BuildProgress): void;
+  readonly signal?: AbortSignal;
+}
+
+export interface BuildReport {
+  /** In full, with its tag. */
+  readonly name: string;
+  readonly digest: ImageDigest;
+  readonly diskBytes: number;
+  /** Bytes of the disk in chunks that are not all zero. */
+  readonly dataBytes: number;
+  /** Sealed bytes of the image's chunks, each counted once. */
+  readonly sealedBytes: number;
+  /** Chunks of the disk that are not all zero. */
+  readonly storedChunks: number;
+  /** What this build added to the store; the rest was there, or came up twice. */
+  readonly newChunks: number;
+  readonly newBytes: number;
+  readonly reusedChunks: number;
+  readonly layers: number;
+  /** Compressed bytes of the source's layers. */
+  readonly inputBytes: number;
+  readonly durationMs: number;
+}
+
+/**
+ * Builds `source` into `store` under `name`. Rejects with a LazydiskError: USAGE for the name, what `flatten` and
+ * `layoutExt4` say of a bad image (CORRUPT, UNSUPPORTED, NO_SPACE), the store's NO_SPACE and UNAVAILABLE,
+ * ABORTED. After a rejection nothing is in flight, and the store's names are as they were.
+ */
+export async function buildImage(options: BuildOptions): Promise<BuildReport> {
+  const { source, store, key, signal } = options;
+  const startMs = performance.now();
+  const name = referenceName(options.name);
+  const encoder = new ChunkEncoder(store, key.salt(SALT_EPOCH), signal);
+  const progress = new Progress(source, encoder, options.onProgress);
+  try {
+    const dataRefs: ChunkRef[] = [];
+    progress.enter('layers');
+    const tree = await flatten(
+      source,
+      (chunk, bytes) => encoder.add(bytes, (ref) => (dataRefs[chunk] = ref)),
+      {
+        ...(signal && { signal }),
+        takeBuffer: () => encoder.takeBuffer(),
+        onProgress: ({ layer, inputBytes }) => progress.read(layer, inputBytes),
+      },
+    );
+
+    progress.enter('filesystem');
+    const metadataRefs: ChunkRef[] = [];
+    const layout = await layoutExt4(tree, {
+      ...(options.sizeBytes !== undefined && { sizeBytes: options.sizeBytes }),
+      contentDigest: source.digest,
+    });
+    await layout.emit((chunk, bytes) => encoder.add(bytes, (ref) => (metadataRefs[chunk] = ref)));
+    await encoder.drain();
+
+    progress.enter('commit');
+    const entries = entriesOf(tree, layout, metadataRefs, dataRefs);
+    const { digest, bytes } = sealManifest({
+      key,
+      saltEpoch: SALT_EPOCH,
+      diskBytes: layout.diskBytes,
+      writerVersion: WRITER_VERSION,
+      encoderVersion: ENCODER_VERSION,
+      entries,
+      metadata: {
+        architecture: source.config.architecture,
+        os: source.config.os,
+        config: source.config,
+        source: { digest: source.digest },
+        layers: tree.layerMap.map((layer) => ({
+          ...layer,
+          firstChunk: layer.firstChunk + layout.metadataChunks,
+        })),
+      },
+    });
+    encoder.check();
+    await store.putManifest(digest, key.id, bytes);
+    encoder.check();
+    await store.putReference(name, digest);
+
+    const distinct = new Map(entries.map(({ ref }) => [ref.id, ref.sealedBytes]));
+    const { newChunks, newBytes, reusedChunks } = encoder.counts;
+    return {
+      name,
+      digest,
+      diskBytes: layout.diskBytes,
+      dataBytes: entries.length * CHUNK_BYTES,
+      sealedBytes: [...distinct.values()].reduce((sum, bytes) => sum + bytes, 0),
+      storedChunks: entries.length,
+      newChunks,
+      newBytes,
+      reusedChunks,
+      layers: source.layers.length,
+      inputBytes: source.layers.reduce((sum, layer) => sum + layer.sizeBytes, 0),
+      durationMs: performance.now() - startMs,
+    };
+  } catch (error) {
+    // What is in flight must not write to a store that the caller may close now.
+    await encoder.drain().catch(() => undefined);
+    throw error;
+  }
+}
+
+/** The disk's chunks in order: the file system's metadata in front, then the data that any live file refers to. */
+function entriesOf(
+  tree: FlattenedImage,
+  layout: Ext4Layout,
+  metadataRefs: readonly ChunkRef[],
+  dataRefs: readonly ChunkRef[],
+): ManifestEntry[] {
+  const entries: ManifestEntry[] = [];
+  for (const [index, ref] of metadataRefs.entries()) {
+    if (ref) entries.push({ index, ref });
+  }
+  for (const [chunk, ref] of dataRefs.entries()) {
+    const live = (tree.liveChunks[chunk >> 3]! >> (chunk & 7)) & 1;
+    if (ref && live) entries.push({ index: layout.metadataChunks + chunk, ref });
+  }
+  return entries;
+}
+
+/** Tells the caller how far the build is, at most once in INTERVAL_MS. */
+class Progress {
+  static readonly INTERVAL_MS = 10;
+  readonly #source: ImageSource;
+  readonly #encoder: ChunkEncoder;
+  readonly #tell: ((progress: BuildProgress) => void) | undefined;
+  readonly #totalInputBytes: number;
+  #phase: BuildProgress['phase'] = 'layers';
+  #layer = 1;
+  #inputBytes = 0;
+  #toldMs = Number.NEGATIVE_INFINITY;
+
+  constructor(source: ImageSource, encoder: ChunkEncoder, tell: BuildOptions['onProgress']) {
+    this.#source = source;
+    this.#encoder = encoder;
+    this.#tell = tell;
+    this.#totalInputBytes = source.layers.reduce((sum, layer) => sum + layer.sizeBytes, 0);
+  }
+
+  enter(phase: BuildProgress['phase']): void {
+    this.#phase = phase;
+    this.#report();
+  }
+
+  read(layer: number, inputBytes: number): void {
+    this.#layer = layer;
+    this.#inputBytes = inputBytes;
+    if (performance.now() - this.#toldMs >= Progress.INTERVAL_MS) this.#report();
+  }
+
+  #report(): void {
+    this.#toldMs = performance.now();
+    this.#tell?.({
+      phase: this.#phase,
+      layer: this.#layer,
+      layers: this.#source.layers.length,
+      inputBytes: this.#inputBytes,
+      totalInputBytes: this.#totalInputBytes,
+      newChunks: this.#encoder.counts.newChunks,
+      newBytes: this.#encoder.counts.newBytes,
+    });
+  }
+}

@@ -1,0 +1,124 @@
+/**
+ * From chunks as the build makes them to sealed chunks in the store. Compression fills the thread pool while the
+ * main thread seals what was compressed and makes more; a chunk that this build or the store has already is not
+ * written again. Memory is bounded by two windows: chunks being compressed, and sealed chunks on their way to the
+ * store. The result does not depend on the order in which anything finishes.
+ */
+import { availableParallelism } from 'node:os';
+import { LazydiskError } from '../errors.ts';
+import { type EncodedChunk, encodeChunk, isZero } from '../format/chunk-codec.ts';
+import { CHUNK_BYTES, type ChunkId, type ChunkRef } from '../format/chunk-id.ts';
+import type { Store } from '../store/store.ts';
+import { Slots } from './slots.ts';
+
+/** Enough to keep every core compressing while one more chunk is sealed; each holds 512 KiB and zstd's tables. */
+const ENCODING_MAX = Math.min(8, Math.max(2, availableParallelism())) + 1;
+
+/** Sealed chunks being written; the store makes them durable together. At most 17 MiB. */
+const WRITING_MAX = 32;
+
+/** What came of the chunks so far. */
+export interface EncodeCounts {
+  /** Chunks that are not all zero. */
+  chunks: number;
+  /** Of these, written by this build, and their sealed bytes. */
+  newChunks: number;
+  newBytes: number;
+  /** Of these, in the store before, or twice in this build. */
+  reusedChunks: number;
+}
+
+export class ChunkEncoder {
+  readonly counts: EncodeCounts = { chunks: 0, newChunks: 0, newBytes: 0, reusedChunks: 0 };
+  readonly #store: Store;
+  readonly #salt: Buffer;
+  readonly #signal: AbortSignal | undefined;
+  readonly #encoding = new Slots(ENCODING_MAX);
+  readonly #writing = new Slots(WRITING_MAX);
+  readonly #tasks = new Set<Promise<void>>();
+  readonly #refs = new Map<ChunkId, ChunkRef>();
+  readonly #spareBuffers: Buffer[] = [];
+  #failure: { readonly error: unknown } | undefined;
+
+  constructor(store: Store, salt: Buffer, signal?: AbortSignal) {
+    this.#store = store;
+    this.#salt = salt;
+    this.#signal = signal;
+  }
+
+  /**
+   * CHUNK_BYTES of memory with anything in them, for a chunk to give to `add`. Buffers go round, because fresh
+   * ones cost page faults, and count against the heap's limit until a collection of all of it finds them dead.
+   */
+  takeBuffer(): Buffer {
+    return this.#spareBuffers.pop() ?? Buffer.allocUnsafeSlow(CHUNK_BYTES);
+  }
+
+  /**
+   * Takes one chunk; `bytes` is ours from now on. Resolves when there is room for another, long before the chunk
+   * is stored; `done` is called with its reference then, and not at all for a chunk of zeroes. Rejects with
+   * ABORTED, or with the failure of any chunk before.
+   */
+  async add(bytes: Buffer, done: (ref: ChunkRef) => void): Promise<void> {
+    this.check();
+    if (isZero(bytes)) return this.#spare(bytes);
+    await this.#encoding.take();
+    const task = this.#encode(bytes, done)
+      .catch((error) => {
+        this.#failure ??= { error };
+      })
+      .finally(() => this.#tasks.delete(task));
+    this.#tasks.add(task);
+  }
+
+  /** Resolves when all chunks are in the store; rejects like `add`. Nothing is in flight after it either way. */
+  async drain(): Promise<void> {
+    await Promise.all(this.#tasks);
+    this.check();
+  }
+
+  /** Throws the first failure of any chunk, or ABORTED. */
+  check(): void {
+    if (this.#failure) throw this.#failure.error;
+    if (this.#signal?.aborted)
+      throw new LazydiskError('ABORTED', 'the build was cancelled', { cause: this.#signal.reason });
+  }
+
+  /** Holds an encoding slot from the start, given back when the chunk is sealed and there is room to write it. */
+  async #encode(bytes: Buffer, done: (ref: ChunkRef) => void): Promise<void> {
+    let encoded: EncodedChunk;
+    let known: ChunkRef | undefined;
+    try {
+      this.check();
+      encoded = await encodeChunk(bytes, this.#salt);
+      this.#spare(bytes);
+      known = this.#refs.get(encoded.id);
+      if (!known) {
+        const { id, key, sealed } = encoded;
+        this.#refs.set(id, { id, key, sealedBytes: sealed.length });
+        await this.#writing.take();
+      }
+    } finally {
+      this.#encoding.give();
+    }
+    this.counts.chunks++;
+    if (known) this.counts.reusedChunks++;
+    else await this.#write(encoded).finally(() => this.#writing.give());
+    done(this.#refs.get(encoded.id)!);
+  }
+
+  async #write({ id, sealed }: EncodedChunk): Promise<void> {
+    this.check();
+    if (await this.#store.hasChunk(id, sealed.length)) {
+      this.counts.reusedChunks++;
+      return;
+    }
+    await this.#store.putChunk(id, sealed);
+    this.counts.newChunks++;
+    this.counts.newBytes += sealed.length;
+  }
+
+  #spare(bytes: Buffer): void {
+    if (this.#spareBuffers.length < ENCODING_MAX) this.#spareBuffers.push(bytes);
+  }
+}

@@ -1,0 +1,168 @@
+/**
+ * Layers to one tree and its data chunks, in one pass over each layer's tar: file data goes to the sink as it
+ * streams past, and only the tree stays in memory.
+ */
+import { LazydiskError } from '../errors.ts';
+import { CHUNK_BYTES } from '../format/chunk-id.ts';
+import { isWhiteout, TreeMerge } from './merge.ts';
+import { Placement } from './placement.ts';
+import { quote } from './quote.ts';
+import type { ImageSource, LayerBlob } from './source.ts';
+import { StreamInput } from './tar/input.ts';
+import { readTar, type TarEntry } from './tar/reader.ts';
+import type { ChunkSink, DataExtent, MergedTree, TreeInode } from './tree.ts';
+
+/** All layers of an image unpacked, file data or not; it bounds what a decompression bomb can cost. */
+const UNPACKED_BYTES_MAX = 2 * 2 ** 40;
+
+/** Where a layer's data lies among the data chunks: [firstChunk, firstChunk + chunks). */
+export interface LayerMapEntry {
+  readonly digest: string;
+  /** Bytes of the layer's blob, as compressed as it came. */
+  readonly sizeBytes: number;
+  readonly firstChunk: number;
+  readonly chunks: number;
+}
+
+export interface FlattenProgress {
+  /** Which layer is being read, from 1. */
+  readonly layer: number;
+  readonly layers: number;
+  /** Bytes of blobs read so far, over all layers, and what they come to. */
+  readonly inputBytes: number;
+  readonly totalInputBytes: number;
+}
+
+export interface FlattenOptions {
+  /** Called about once per buffer read. */
+  onProgress?(progress: FlattenProgress): void;
+  readonly signal?: AbortSignal;
+  /**
+   * Gives the memory for the next chunk, CHUNK_BYTES of it, whatever it holds. A sink that knows when it is done
+   * with a chunk saves the garbage collector's time by giving the same few buffers again and again: 1 GiB of fresh
+   * ones sets off a full collection every 32 MiB. By default each is fresh.
+   */
+  takeBuffer?(): Buffer;
+}
+
+export interface FlattenedImage extends MergedTree {
+  readonly layerMap: LayerMapEntry[];
+}
+
+/**
+ * Merges the layers of `source`, base first, and gives their data chunks to `sink` in order; the promise that the
+ * sink returns is awaited before the next chunk is made, so a sink that wants to work on several at once resolves
+ * when it has room for another. Rejects with a LazydiskError that names layer and path: CORRUPT, UNSUPPORTED,
+ * NO_SPACE, ABORTED; what the sink throws comes out as it is.
+ */
+export async function flatten(
+  source: ImageSource,
+  sink: ChunkSink,
+  options: FlattenOptions = {},
+): Promise<FlattenedImage> {
+  const { signal, takeBuffer = () => Buffer.allocUnsafeSlow(CHUNK_BYTES) } = options;
+  const merge = new TreeMerge();
+  const placement = new Placement(async (chunk, bytes) => {
+    try {
+      await sink(chunk, bytes);
+    } catch (error) {
+      throw new SinkFailure(error);
+    }
+  }, takeBuffer);
+  const layerMap: LayerMapEntry[] = [];
+  const layers = source.layers.length;
+  const totalInputBytes = source.layers.reduce((sum, layer) => sum + layer.sizeBytes, 0);
+  let inputBytes = 0;
+  let unpackedBytes = 0;
+  for (const [index, layer] of source.layers.entries()) {
+    const firstChunk = placement.chunks;
+    const onInput = (lengthBytes: number) => {
+      inputBytes += lengthBytes;
+      options.onProgress?.({ layer: index + 1, layers, inputBytes, totalInputBytes });
+    };
+    try {
+      signal?.throwIfAborted();
+      unpackedBytes += await flattenLayer(
+        layer,
+        merge,
+        placement,
+        UNPACKED_BYTES_MAX - unpackedBytes,
+        signal,
+        onInput,
+      );
+      await placement.border();
+    } catch (error) {
+      if (error instanceof SinkFailure) throw error.cause;
+      if (signal?.aborted)
+        throw new LazydiskError('ABORTED', 'flattening was cancelled', { cause: signal.reason });
+      if (!(error instanceof LazydiskError)) throw error;
+      const which = `layer ${index + 1} of ${layers} (${layer.digest})`;
+      throw new LazydiskError(error.code, `${which}: ${error.message}`, { cause: error });
+    }
+    const { digest, sizeBytes } = layer;
+    layerMap.push({ digest, sizeBytes, firstChunk, chunks: placement.chunks - firstChunk });
+  }
+  return {
+    root: merge.root,
+    dataChunks: placement.chunks,
+    liveChunks: liveChunks(merge.root, placement.chunks),
+    layerMap,
+  };
+}
+
+/** Resolves to the bytes that the layer unpacked to. */
+async function flattenLayer(
+  layer: LayerBlob,
+  merge: TreeMerge,
+  placement: Placement,
+  limitBytes: number,
+  signal: AbortSignal | undefined,
+  onInput: (lengthBytes: number) => void,
+): Promise<number> {
+  const stream = layer.open(signal, onInput);
+  try {
+    const input = new StreamInput(stream, limitBytes);
+    merge.beginLayer();
+    for await (const entry of readTar(input)) {
+      const data = entry.kind === 'file' && !isWhiteout(entry.name) ? await placed(entry, placement) : [];
+      merge.apply(entry, data);
+    }
+    // The blob is proven at its last byte, which lies behind the archive's end marker.
+    await input.drain();
+    return input.position;
+  } finally {
+    stream.destroy();
+  }
+}
+
+async function placed(entry: TarEntry, placement: Placement): Promise<DataExtent[]> {
+  try {
+    return await placement.place(entry);
+  } catch (error) {
+    if (!(error instanceof LazydiskError) || error.code !== 'NO_SPACE') throw error;
+    throw new LazydiskError('NO_SPACE', `path ${quote(entry.name)}: ${error.message}`, { cause: error });
+  }
+}
+
+/** Which data chunks the tree still refers to, one bit each. */
+function liveChunks(root: TreeInode, dataChunks: number): Uint8Array {
+  const live = new Uint8Array(Math.ceil(dataChunks / 8));
+  const pending = [root];
+  for (let inode = pending.pop(); inode; inode = pending.pop()) {
+    for (const { dataOffset, lengthBytes } of inode.extents) {
+      const last = Math.floor((dataOffset + lengthBytes - 1) / CHUNK_BYTES);
+      for (let chunk = Math.floor(dataOffset / CHUNK_BYTES); chunk <= last; chunk++) {
+        live[chunk >> 3]! |= 1 << (chunk & 7);
+      }
+    }
+    for (const child of inode.children.values()) pending.push(child);
+  }
+  return live;
+}
+
+/** Carries what the sink threw past the code that blames layers. */
+class SinkFailure extends Error {
+  constructor(cause: unknown) {
+    super('the sink failed', { cause });
+  }
+}

@@ -1,0 +1,184 @@
+/**
+ * Where file data goes: into data chunks, layer by layer, so that equal files give equal chunks wherever they come
+ * up again. Placement depends on the content of files and their order, on nothing else. The rules, which are part
+ * of the writer version:
+ *
+ * 1. A layer's first data starts a chunk.
+ * 2. A file of CHUNK_BYTES or more starts a chunk, and nothing follows its tail. Each of its chunks that is wholly
+ *    zero becomes a hole and takes no data chunk; so a sparse file lies as the same file stored in full does.
+ * 3. A smaller file lies in one chunk, on a multiple of 4096. It starts a new chunk when it does not fit into the
+ *    open one, or when its content says so: CRC-32 (zlib's) of its bytes, modulo 48, is less than the number of
+ *    4096-byte blocks that it takes.
+ * 4. What stays free is zeroes. An empty file takes nothing.
+ *
+ * Because of the borders that content decides (3), two trees that differ in one file share their chunks again soon
+ * after it, instead of never. A border comes about every 192 KiB of content, however large the files are. Measured
+ * against "one file in sixteen starts a chunk": more is shared (a tree of 97,000 files against the same without one
+ * in 33: 78 % of bytes against 73 %, and 56 % without borders) in fewer chunks, and a tree of tiny files, of which
+ * sixteen would fill an eighth of a chunk, does not blow up the disk (node_modules: 1.8 times its size, not 2.1).
+ */
+import { crc32 } from 'node:zlib';
+import { LazydiskError } from '../errors.ts';
+import { CHUNK_BYTES } from '../format/chunk-id.ts';
+import type { TarEntry } from './tar/reader.ts';
+import type { ChunkSink, DataExtent } from './tree.ts';
+
+/** Data chunks of one image at most: 1 TiB, the largest disk there is. */
+const DATA_CHUNKS_MAX = 2 ** 40 / CHUNK_BYTES;
+
+const BLOCK_BYTES = 4096;
+/** A small file starts a chunk with a probability of its blocks in this many. */
+const BORDER_BLOCKS = 48;
+const ZERO_CHUNK = Buffer.alloc(CHUNK_BYTES);
+
+export class Placement {
+  readonly #sink: ChunkSink;
+  readonly #takeBuffer: () => Buffer;
+  readonly #chunksMax: number;
+  #chunks = 0;
+  /** Holds the open chunk; behind `#filledBytes` it holds anything. */
+  #buffer: Buffer | undefined;
+  /** Bytes of the open chunk that are written; 0 when none is open. */
+  #filledBytes = 0;
+
+  /**
+   * A chunk's buffer is given to `sink` for good; the next one is taken when the sink's promise has resolved.
+   * `takeBuffer` gives CHUNK_BYTES of memory, used or not.
+   */
+  constructor(sink: ChunkSink, takeBuffer: () => Buffer, chunksMax = DATA_CHUNKS_MAX) {
+    this.#sink = sink;
+    this.#takeBuffer = takeBuffer;
+    this.#chunksMax = chunksMax;
+  }
+
+  /** Data chunks given to the sink so far. */
+  get chunks(): number {
+    return this.#chunks;
+  }
+
+  /** Ends the open chunk: what comes next starts another. Every layer ends with it. */
+  async border(): Promise<void> {
+    const bytes = this.#buffer;
+    if (!bytes || this.#filledBytes === 0) return;
+    if (this.#chunks === this.#chunksMax) {
+      const limitGiB = (this.#chunksMax * CHUNK_BYTES) / 2 ** 30;
+      throw new LazydiskError('NO_SPACE', `the image holds more than ${limitGiB} GiB of data`);
+    }
+    bytes.fill(0, this.#filledBytes);
+    this.#buffer = undefined;
+    this.#filledBytes = 0;
+    await this.#sink(this.#chunks++, bytes);
+  }
+
+  /** Takes the file's data; resolves to where it lies. Throws NO_SPACE when the image outgrows every disk. */
+  async place(entry: TarEntry): Promise<DataExtent[]> {
+    if (entry.sizeBytes >= CHUNK_BYTES) return await this.#placeBig(entry);
+    if (entry.sizeBytes === 0) return [];
+    return [await this.#placeSmall(entry.segments ? await expanded(entry) : await entry.whole())];
+  }
+
+  async #placeSmall(bytes: Buffer): Promise<DataExtent> {
+    let at = Math.ceil(this.#filledBytes / BLOCK_BYTES) * BLOCK_BYTES;
+    if (at + bytes.length > CHUNK_BYTES || startsChunk(bytes)) {
+      await this.border();
+      at = 0;
+    }
+    this.#write(at, bytes);
+    return { fileOffset: 0, dataOffset: this.#chunks * CHUNK_BYTES + at, lengthBytes: bytes.length };
+  }
+
+  async #placeBig(entry: TarEntry): Promise<DataExtent[]> {
+    await this.border();
+    const extents: DataExtent[] = [];
+    let fileChunk = 0;
+    const finishChunk = async () => {
+      if (this.#isZero()) {
+        this.#filledBytes = 0;
+        return;
+      }
+      const fileOffset = fileChunk * CHUNK_BYTES;
+      const lengthBytes = Math.min(CHUNK_BYTES, entry.sizeBytes - fileOffset);
+      append(extents, { fileOffset, dataOffset: this.#chunks * CHUNK_BYTES, lengthBytes });
+      await this.border();
+    };
+    for await (const { offset, part } of pieces(entry)) {
+      for (let taken = 0; taken < part.length; ) {
+        const at = (offset + taken) % CHUNK_BYTES;
+        const chunk = (offset + taken - at) / CHUNK_BYTES;
+        if (chunk !== fileChunk) {
+          await finishChunk();
+          fileChunk = chunk;
+        }
+        taken += this.#write(at, part.subarray(taken));
+      }
+    }
+    await finishChunk();
+    return extents;
+  }
+
+  /** Writes what fits of `bytes` at `at`, which is not before the last write's end; between them come zeroes. */
+  #write(at: number, bytes: Buffer): number {
+    this.#buffer ??= this.#takeBuffer();
+    if (at > this.#filledBytes) this.#buffer.fill(0, this.#filledBytes, at);
+    const written = bytes.copy(this.#buffer, at);
+    this.#filledBytes = at + written;
+    return written;
+  }
+
+  /** True for an open chunk of zeroes, and for none. */
+  #isZero(): boolean {
+    return (
+      !this.#buffer || this.#buffer.compare(ZERO_CHUNK, 0, this.#filledBytes, 0, this.#filledBytes) === 0
+    );
+  }
+}
+
+function startsChunk(bytes: Buffer): boolean {
+  return crc32(bytes) % BORDER_BLOCKS < Math.ceil(bytes.length / BLOCK_BYTES);
+}
+
+/** A sparse file's stored bytes with the place of each in the file; of any other file, simply its bytes. */
+async function* pieces(entry: TarEntry): AsyncGenerator<{ offset: number; part: Buffer }> {
+  if (!entry.segments) {
+    let offset = 0;
+    for await (const part of entry.body()) {
+      yield { offset, part };
+      offset += part.length;
+    }
+    return;
+  }
+  let segment = 0;
+  let into = 0;
+  for await (let part of entry.body()) {
+    while (part.length > 0) {
+      const { offset, lengthBytes } = entry.segments[segment]!;
+      const fits = part.subarray(0, lengthBytes - into);
+      yield { offset: offset + into, part: fits };
+      part = part.subarray(fits.length);
+      into += fits.length;
+      if (into === lengthBytes) {
+        segment++;
+        into = 0;
+      }
+    }
+  }
+}
+
+/** A small sparse file with its holes filled in. */
+async function expanded(entry: TarEntry): Promise<Buffer> {
+  const bytes = Buffer.alloc(entry.sizeBytes);
+  for await (const { offset, part } of pieces(entry)) part.copy(bytes, offset);
+  return bytes;
+}
+
+/** Adds an extent, or makes the last one longer if this one carries on where it ends. */
+function append(extents: DataExtent[], extent: DataExtent): void {
+  const last = extents.at(-1);
+  if (
+    last &&
+    last.fileOffset + last.lengthBytes === extent.fileOffset &&
+    last.dataOffset + last.lengthBytes === extent.dataOffset
+  ) {
+    extents[extents.length - 1] = { ...last, lengthBytes: last.lengthBytes + extent.lengthBytes };
+  } else extents.push(extent);
+}

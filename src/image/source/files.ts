@@ -1,0 +1,62 @@
+/**
+ * The files that an image's source consists of, by their relative names: a directory and an archive look alike to
+ * whoever reads a layout out of them.
+ */
+import type { FileHandle } from 'node:fs/promises';
+import { errorText, LazydiskError } from '../../errors.ts';
+
+export interface SourceFiles {
+  /** Where they are, for messages. */
+  readonly description: string;
+  /** Bytes of the file, or undefined if there is none of that name. */
+  sizeOf(name: string): Promise<number | undefined>;
+  /** Its bytes. Throws NOT_FOUND, UNAVAILABLE when it cannot be read. */
+  read(name: string): AsyncGenerator<Buffer>;
+  close(): Promise<void>;
+}
+
+/** How much is read from a blob at once. */
+const READ_BYTES = 512 * 1024;
+
+/** The bytes of a range of an open file, each buffer the taker's; ends early where the file does. */
+export async function* readRange(
+  file: FileHandle,
+  offset: number,
+  lengthBytes: number,
+): AsyncGenerator<Buffer> {
+  for (let done = 0; done < lengthBytes; ) {
+    const buffer = Buffer.allocUnsafeSlow(Math.min(READ_BYTES, lengthBytes - done));
+    const { bytesRead } = await file.read(buffer, 0, buffer.length, offset + done);
+    if (bytesRead === 0) return;
+    done += bytesRead;
+    yield buffer.subarray(0, bytesRead);
+  }
+}
+
+/** A whole file of at most `maxBytes`, or undefined. Throws CORRUPT for a longer one. */
+export async function readWhole(
+  files: SourceFiles,
+  name: string,
+  maxBytes: number,
+): Promise<Buffer | undefined> {
+  const sizeBytes = await files.sizeOf(name);
+  if (sizeBytes === undefined) return undefined;
+  if (sizeBytes > maxBytes) {
+    throw new LazydiskError(
+      'CORRUPT',
+      `${files.description}: ${name} is ${sizeBytes} bytes, at most ${maxBytes} expected`,
+    );
+  }
+  const parts: Buffer[] = [];
+  for await (const part of files.read(name)) parts.push(part);
+  return Buffer.concat(parts);
+}
+
+/** A failure of the system under a source, as NOT_FOUND or UNAVAILABLE. */
+export function systemError(description: string, error: unknown): LazydiskError {
+  if (error instanceof LazydiskError) return error;
+  const missing = (error as NodeJS.ErrnoException).code === 'ENOENT';
+  return new LazydiskError(missing ? 'NOT_FOUND' : 'UNAVAILABLE', `${description}: ${errorText(error)}`, {
+    cause: error,
+  });
+}

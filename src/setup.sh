@@ -1,0 +1,64 @@
+#!/bin/sh
+# Everything that a fresh checkout needs before it can run: Debian packages, npm packages, the native addon.
+# Does nothing, in well under a second, where nothing is missing. Without root it says what to install.
+# Usage: sh src/setup.sh [demo|test|bench]
+set -eu
+cd "$(dirname "$0")/.."
+
+# A package is missing when the file that it is wanted for is not there.
+missing=
+want() { [ -e "$2" ] || missing="$missing $1"; }
+program() { command -v "$2" >/dev/null 2>&1 || [ -x "/usr/sbin/$2" ] || missing="$missing $1"; }
+
+program g++ g++
+program fuse3 fusermount3
+case "${1:-demo}" in
+demo | test | bench)
+  program qemu-system-x86 qemu-system-x86_64
+  program busybox-static busybox
+  program debootstrap debootstrap
+  want debian-archive-keyring /usr/share/keyrings/debian-archive-keyring.gpg
+  ;;
+esac
+case "${1:-demo}" in
+test | bench)
+  program qemu-utils qemu-img
+  program qemu-system-common qemu-storage-daemon
+  program nbdkit nbdkit
+  program libnbd-bin nbdinfo
+  program fio fio
+  program umoci umoci
+  program skopeo skopeo
+  program prometheus promtool
+  program e2fsprogs e2fsck
+  program attr getfattr
+  program libcap2-bin setcap
+  program acl setfacl
+  program zstd zstd
+  program util-linux losetup
+  program systemd systemd-analyze
+  want libasan6 "$(g++ -print-file-name=libasan.so 2>/dev/null || echo /nonexistent)"
+  ;;
+esac
+
+if [ -n "$missing" ]; then
+  if [ "$(id -u)" != 0 ]; then
+    echo "lazydisk needs some Debian packages first: sudo apt-get install --no-install-recommends$missing" >&2
+    exit 1
+  fi
+  echo "installing$missing" >&2
+  export DEBIAN_FRONTEND=noninteractive
+  apt-get update -qq
+  # shellcheck disable=SC2086
+  apt-get install -y -qq --no-install-recommends $missing >/dev/null
+fi
+
+stamp=node_modules/.lazydisk-setup
+if ! cmp -s package-lock.json "$stamp"; then
+  echo "installing npm packages" >&2
+  # Of the locked versions exactly: an older npm would choose others and write the lock file anew.
+  npm ci --no-audit --no-fund --loglevel=error >&2
+  cp package-lock.json "$stamp"
+fi
+
+node_modules/.bin/node native/build.ts >&2

@@ -1,0 +1,69 @@
+/**
+ * Sizes and durations as people write and read them. Sizes are powers of 1024 throughout (`10G` is 10 GiB), as
+ * in QEMU and in most disk tools; a program that wants exact figures takes `--json`.
+ */
+import { LazydiskError } from './errors.ts';
+
+const SIZE = /^(\d{1,15})(?:\.(\d{1,3}))?\s?(?:([KMGTP])i?)?B?$/i;
+const POWERS = { K: 1, M: 2, G: 3, T: 4, P: 5 } as const;
+
+/** `512M`, `10G`, `1.5GiB`, `4096` → bytes. Throws USAGE. */
+export function parseSize(text: string): number {
+  const match = SIZE.exec(text.trim());
+  const power = match?.[3] ? POWERS[match[3].toUpperCase() as keyof typeof POWERS] : 0;
+  const bytes = match ? Number(`${match[1]}.${match[2] ?? 0}`) * 1024 ** power : Number.NaN;
+  if (!Number.isFinite(bytes) || bytes > Number.MAX_SAFE_INTEGER || (power === 0 && match?.[2])) {
+    throw new LazydiskError('USAGE', `size ${JSON.stringify(text)}: want something like 512M or 10G`);
+  }
+  return Math.round(bytes);
+}
+
+const DURATION = /^(\d{1,9})(?:\.(\d{1,3}))?\s?(ms|s|m)$/;
+const DURATION_MS = { ms: 1, s: 1000, m: 60_000 } as const;
+
+/** `250ms`, `1.5s`, `2m` → milliseconds. Throws USAGE. */
+export function parseDuration(text: string): number {
+  const match = DURATION.exec(text.trim());
+  if (!match) {
+    throw new LazydiskError(
+      'USAGE',
+      `duration ${JSON.stringify(text)}: want something like 500ms, 10s or 2m`,
+    );
+  }
+  const unit = DURATION_MS[match[3] as keyof typeof DURATION_MS];
+  return Math.round(Number(`${match[1]}.${match[2] ?? 0}`) * unit);
+}
+
+const SIZE_UNITS = ['B', 'KiB', 'MiB', 'GiB', 'TiB', 'PiB'];
+
+/** 1536 → `1.5 KiB`: three significant digits, so that columns stay narrow. */
+export function formatSize(bytes: number): string {
+  let value = bytes;
+  let unit = 0;
+  while (value >= 999.5 && unit < SIZE_UNITS.length - 1) {
+    value /= 1024;
+    unit++;
+  }
+  return `${threeDigits(value, unit > 0)} ${SIZE_UNITS[unit]}`;
+}
+
+/** 0.4 → `0.4 ms`, 1500 → `1.5 s`, 90000 → `1 min 30 s`. */
+export function formatDuration(ms: number): string {
+  if (ms < 999.5) return `${threeDigits(ms, true)} ms`;
+  if (ms < 99_950) return `${threeDigits(ms / 1000, true)} s`;
+  const seconds = Math.round(ms / 1000);
+  if (seconds < 3600) return `${Math.floor(seconds / 60)} min ${seconds % 60} s`;
+  return `${Math.floor(seconds / 3600)} h ${Math.floor((seconds % 3600) / 60)} min`;
+}
+
+/** A share of 1 → `6.4 %`. */
+export function formatShare(share: number): string {
+  if (!Number.isFinite(share)) return '–';
+  return `${threeDigits(share * 100, true)} %`;
+}
+
+function threeDigits(value: number, fraction: boolean): string {
+  if (!fraction || value >= 100) return value.toFixed(0);
+  const text = value.toFixed(value >= 10 ? 1 : 2);
+  return text.replace(/\.?0+$/, '');
+}

@@ -1,0 +1,6 @@
+/** The program's version, out of package.json so that it stands in one place. */
+import { readFileSync } from 'node:fs';
+
+const text = readFileSync(new URL('../package.json', import.meta.url), 'utf8');
+
+export const VERSION: string = (JSON.parse(text) as { version: string }).version;

@@ -1,0 +1,73 @@
+import t from 'tap';
+import { OriginTier } from '../../src/chunk/origin.ts';
+import { LimitTier } from '../../src/chunk/wrappers/limit.ts';
+import { RetryTier } from '../../src/chunk/wrappers/retry.ts';
+import { DirStore } from '../../src/store/dir-store.ts';
+import type { Store } from '../../src/store/store.ts';
+import { FaultTier, MapTier } from '../support/tiers.ts';
+import { tierSuite } from './tier-suite.ts';
+
+function hang(tier: FaultTier): void {
+  tier.fault = { kind: 'slow', delayMs: 60_000 };
+}
+
+t.test('MapTier, the double', async (t) => {
+  tierSuite(t, async () => ({ tier: new MapTier('disk') }));
+});
+
+t.test('FaultTier without a fault', async (t) => {
+  tierSuite(t, async () => {
+    const tier = new FaultTier(new MapTier('disk'));
+    return { tier, stall: () => hang(tier) };
+  });
+});
+
+t.test('OriginTier over a directory', async (t) => {
+  tierSuite(t, async (t) => {
+    const store = await DirStore.open(t.testdir(), { create: true });
+    t.teardown(() => store.close());
+    return { tier: new OriginTier(store), seed: (id, sealed) => store.putChunk(id, sealed), keeps: false };
+  });
+});
+
+t.test('OriginTier over a store that hangs and heeds no signal', async (t) => {
+  tierSuite(t, async () => {
+    const chunks = new Map<string, Buffer>();
+    let hangs = false;
+    const store = {
+      url: 'test://store',
+      getChunk: (id: string) => (hangs ? new Promise(() => {}) : Promise.resolve(chunks.get(id))),
+    } as unknown as Store;
+    const stall = () => {
+      hangs = true;
+    };
+    const seed = async (id: string, sealed: Buffer) => void chunks.set(id, sealed);
+    return { tier: new OriginTier(store), seed, keeps: false, stall };
+  });
+});
+
+t.test('RetryTier', async (t) => {
+  tierSuite(t, async () => {
+    const inner = new FaultTier(new MapTier('origin'));
+    const stall = () => hang(inner);
+    return { tier: new RetryTier(inner, { tries: 3, tryTimeoutMs: 10_000 }), stall };
+  });
+});
+
+t.test('LimitTier, narrower than what is asked of it', async (t) => {
+  tierSuite(t, async () => {
+    const inner = new FaultTier(new MapTier('origin'));
+    const stall = () => hang(inner);
+    // As many places as the suite has loans at once; they are given back with the loan.
+    return { tier: new LimitTier(inner, { concurrency: 80 }), stall };
+  });
+});
+
+t.test('all of them together, as the daemon has them', async (t) => {
+  tierSuite(t, async () => {
+    const inner = new FaultTier(new MapTier('origin'));
+    const retry = new RetryTier(inner, { tries: 2, tryTimeoutMs: 10_000 });
+    const stall = () => hang(inner);
+    return { tier: new LimitTier(retry, { concurrency: 80 }), stall };
+  });
+});

@@ -1,0 +1,195 @@
+/** The command line as a process: help, exit codes, one-line errors, JSON; what needs no daemon. */
+import { spawn } from 'node:child_process';
+import { once } from 'node:events';
+import { chmodSync, existsSync, readdirSync, readFileSync, statSync, writeFileSync } from 'node:fs';
+import { join } from 'node:path';
+import t from 'tap';
+import type { ImageDetail, ImageInfo } from '../../src/daemon/api.ts';
+import { buildWorkplace, lazydisk, lazydiskJson, tempDir } from '../support/daemon.ts';
+
+const MAIN = new URL('../../src/main.ts', import.meta.url).pathname;
+const COMMANDS = [
+  'build',
+  'images',
+  'inspect',
+  'export',
+  'serve',
+  'attach',
+  'detach',
+  'drives',
+  'stat',
+  'boot',
+];
+
+t.test('every command has help, and the help lists commands and exit codes', async (t) => {
+  const { code, stdout, stderr } = await lazydisk(['--help']);
+  t.equal(code, 0);
+  t.equal(stderr, '');
+  for (const command of COMMANDS) t.match(stdout, new RegExp(`^  ${command} `, 'm'));
+  t.match(stdout, /^ +5 {2}KEY /m);
+  const helps = await Promise.all(
+    [...COMMANDS.map((command) => [command]), ['key', 'new']].map((words) => lazydisk([...words, '--help'])),
+  );
+  for (const [at, help] of helps.entries()) {
+    t.equal(help.code, 0, COMMANDS[at] ?? 'key new');
+    t.match(help.stdout, /^Usage: lazydisk /);
+    t.match(help.stdout, COMMANDS[at] === 'serve' ? /SIGTERM/ : /JSON|json/);
+  }
+  t.match((await lazydisk(['--version'])).stdout, /^\d+\.\d+\.\d+\n$/);
+});
+
+t.test('wrong words are exit code 2 and one line', async (t) => {
+  const cases = [
+    ['frobnicate'],
+    ['images', '--colour'],
+    ['build'],
+    ['build', 'oci:x'],
+    ['attach'],
+    ['detach', 'a', 'b'],
+    ['export', 'x', 'y'],
+    ['images', '--store', 's3://bucket', '--key'],
+    [
+      'build',
+      'floppy:x',
+      '--name',
+      'a',
+      '--store',
+      '/nonexistent/s',
+      '--key',
+      '/nonexistent/k',
+      '--size',
+      'huge',
+    ],
+  ];
+  const results = await Promise.all(cases.map((words) => lazydisk(words)));
+  for (const [at, { code, stderr, stdout }] of results.entries()) {
+    t.equal(code, 2, cases[at]!.join(' '));
+    t.match(stderr, /^lazydisk: [^\n]+\n$/, stderr);
+    t.equal(stdout, '');
+  }
+});
+
+t.test('a key is made once, private, and never shown', async (t) => {
+  const key = join(tempDir(t), 'key');
+  const made = await lazydisk(['key', 'new', key]);
+  t.equal(made.code, 0);
+  t.equal(statSync(key).mode & 0o777, 0o600);
+  const { wrapKey, domainSecret } = JSON.parse(readFileSync(key, 'utf8')) as Record<string, string>;
+  for (const secret of [wrapKey!, domainSecret!]) t.notOk(made.stdout.includes(secret));
+  const again = await lazydisk(['key', 'new', key]);
+  t.equal(again.code, 4);
+  t.match(again.stderr, /^lazydisk: .*exists.*\n$/);
+});
+
+t.test('a store is built, listed, inspected and exported without a daemon', async (t) => {
+  const { dir, store, key } = await buildWorkplace(t, 3);
+  const [image] = await lazydiskJson<ImageInfo[]>(['images', '--store', store, '--key', key]);
+  t.match(image, { name: 'app:1', digest: /^sha256:/, sizeBytes: 256 * 1024 ** 2, problem: null });
+  t.ok(image!.storedBytes! > 3 * 700_000);
+
+  const env = { LAZYDISK_STORE: store, LAZYDISK_KEY: key };
+  const detail = await lazydiskJson<ImageDetail>(['inspect', 'app:1'], env);
+  t.equal(detail.digest, image!.digest);
+  t.match(detail.content?.config, {
+    entrypoint: ['/bin/app'],
+    env: ['TOKEN=hunter2'],
+    labels: { team: 'disks' },
+  });
+  const human = await lazydisk(['inspect', 'app:1'], env);
+  t.match(human.stdout, /^entrypoint +\["\/bin\/app"\]$/m);
+
+  const sealed = await lazydisk(['inspect', 'app:1', '--store', store]);
+  t.equal(sealed.code, 0);
+  t.notMatch(sealed.stdout, /hunter2/);
+  t.match(await lazydiskJson(['inspect', 'app:1', '--store', store]), { content: null });
+
+  const file = join(dir, 'disk');
+  t.match(await lazydiskJson(['export', 'app:1', file], env), { diskBytes: 256 * 1024 ** 2, file });
+  t.equal(statSync(file).size, 256 * 1024 ** 2);
+  t.ok(statSync(file).blocks * 512 < 16 * 1024 ** 2, 'sparse');
+  t.match((await lazydisk(['images'], env)).stdout, /^NAME +DIGEST +DISK +STORED +BUILT/);
+});
+
+t.test('each failure has its code', async (t) => {
+  const { dir, store, key } = await buildWorkplace(t, 1);
+  const other = join(dir, 'other');
+  await lazydiskJson(['key', 'new', other]);
+  const open = join(dir, 'open');
+  writeFileSync(open, readFileSync(key));
+  chmodSync(open, 0o644);
+  const run = join(dir, 'nobody');
+  const cases: [number, string[]][] = [
+    [3, ['inspect', 'none', '--store', store, '--key', key]],
+    [3, ['images', '--store', `${dir}/nothing`, '--key', key]],
+    [3, ['build', `oci:${dir}/nothing`, '--name', 'a', '--store', store, '--key', key]],
+    [5, ['inspect', 'app:1', '--store', store, '--key', other]],
+    [5, ['inspect', 'app:1', '--store', store, '--key', open]],
+    [5, ['export', 'app:1', '/dev/null', '--store', store, '--key', `${dir}/nokey`]],
+    [2, ['export', 'app:1', '/dev/null', '--store', store]],
+    [7, ['images', '--store', 's3://bucket/x']],
+    [8, ['build', `oci:${dir}/oci`, '--name', 'a', '--store', store, '--key', key, '--size', '512K']],
+    [10, ['drives', '--run-dir', run]],
+    [10, ['attach', 'app:1', '--run-dir', run]],
+    [10, ['detach', 'x', '--run-dir', run]],
+    [10, ['stat', 'x', '--run-dir', run]],
+    [10, ['boot', 'app:1', '--run-dir', run]],
+    [10, ['images', '--run-dir', run]],
+  ];
+  const results = await Promise.all(cases.map(([, words]) => lazydisk(words)));
+  for (const [at, { code, stderr }] of results.entries()) {
+    const [expected, words] = cases[at]!;
+    t.equal(code, expected, `${words.slice(0, 2).join(' ')}: ${stderr}`);
+    t.match(stderr, /^lazydisk: [^\n]+\n$/);
+    t.notMatch(stderr, /\.ts:\d/, 'no stack');
+  }
+  const debug = await lazydisk(['drives', '--run-dir', run], { LAZYDISK_DEBUG: '1' });
+  t.match(debug.stderr, /client\.ts:\d/, 'but with LAZYDISK_DEBUG there is one');
+});
+
+t.test('a broken pipe is no error', async (t) => {
+  const { store, key } = await buildWorkplace(t, 1);
+  const words = ['export', 'app:1', '-', '--store', store, '--key', key];
+  const child = spawn(process.execPath, [MAIN, ...words], { stdio: ['ignore', 'pipe', 'pipe'] });
+  let stderr = '';
+  child.stderr.on('data', (text) => (stderr += text));
+  child.stdout.once('data', () => child.stdout.destroy());
+  const [code] = await once(child, 'close');
+  t.equal(stderr, '');
+  t.equal(code, 0);
+});
+
+t.test('an export to standard output is the disk and nothing else', async (t) => {
+  const { dir, store, key } = await buildWorkplace(t, 1);
+  const env = { LAZYDISK_STORE: store, LAZYDISK_KEY: key };
+  await lazydiskJson(['export', 'app:1', join(dir, 'disk')], env);
+  const child = spawn(
+    'sh',
+    ['-c', `"$0" "$1" export app:1 - | cmp - "$2"`, process.execPath, MAIN, join(dir, 'disk')],
+    {
+      env: { ...process.env, ...env },
+      stdio: 'ignore',
+    },
+  );
+  t.equal((await once(child, 'close'))[0], 0);
+});
+
+t.test('an interrupted build says so, and leaves no name', async (t) => {
+  const { dir, store, key } = await buildWorkplace(t, 40, 1_200_000);
+  const words = ['build', `oci:${dir}/oci`, '--name', 'late', '--store', `${store}2`, '--key', key];
+  const child = spawn(process.execPath, [MAIN, ...words], { stdio: ['ignore', 'pipe', 'pipe'] });
+  let stderr = '';
+  child.stderr.on('data', (text) => (stderr += text));
+  // A few chunks are stored: the build is in the middle.
+  const chunks = join(dir, 'store2', 'chunks');
+  const poll = setInterval(() => {
+    if (existsSync(chunks) && readdirSync(chunks, { recursive: true }).length > 8) {
+      clearInterval(poll);
+      child.kill('SIGINT');
+    }
+  }, 5);
+  const [code] = await once(child, 'close');
+  clearInterval(poll);
+  t.equal(code, 13);
+  t.equal(stderr, 'lazydisk: stopped by SIGINT\n');
+  t.same(await lazydiskJson(['images', '--store', `${store}2`]), []);
+});

@@ -1,0 +1,74 @@
+/**
+ * What tests on real mounts share. The mount is served by the test's own process, so nothing here may touch it
+ * but child processes that are waited for without blocking.
+ */
+import { type ExecFileException, execFile } from 'node:child_process';
+import { accessSync, constants } from 'node:fs';
+import { mkdtemp, rm } from 'node:fs/promises';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import type { Test } from 'tap';
+import type { BlockDevice } from '../../../src/drive/block-device.ts';
+import { DriveRegistry } from '../../../src/drive/registry.ts';
+import { FuseMount, type FuseMountOptions } from '../../../src/export/fuse/mount.ts';
+import { hasTool, skipWithout } from '../../support/tools.ts';
+
+/** True, after a visible skip (in CI: a failure), where FUSE cannot be mounted at all. */
+export function skipWithoutFuse(t: Test, ...tools: string[]): boolean {
+  if (skipWithout(t, ...tools)) return true;
+  let usable = process.geteuid?.() === 0 || hasTool('fusermount3');
+  try {
+    accessSync('/dev/fuse', constants.R_OK | constants.W_OK);
+  } catch {
+    usable = false;
+  }
+  if (usable) return false;
+  if (process.env.CI) t.fail('needs /dev/fuse');
+  else t.comment('skipped: needs /dev/fuse, and root or fusermount3');
+  return true;
+}
+
+/**
+ * A mount with these drives; unmounted at the test's end. Not in a `t.testdir()`: tap removes that synchronously,
+ * which would walk into the mount and wait for this very process.
+ */
+export async function mountDrives(
+  t: Test,
+  devices: readonly BlockDevice[],
+  options: Partial<FuseMountOptions> = {},
+): Promise<{ mount: FuseMount; registry: DriveRegistry }> {
+  const registry = new DriveRegistry();
+  for (const device of devices) registry.add(device);
+  const parent = await mkdtemp(join(tmpdir(), 'lazydisk-fuse-'));
+  const mount = await FuseMount.mount({ dir: join(parent, 'drives'), registry, ...options });
+  t.teardown(async () => {
+    await mount.unmount();
+    await rm(parent, { recursive: true });
+  });
+  return { mount, registry };
+}
+
+export interface RunResult {
+  /** Exit code; -1 if a signal or the time limit ended it. */
+  readonly code: number;
+  readonly stdout: Buffer;
+  readonly stderr: string;
+}
+
+const RUN_TIMEOUT_MS = 60_000;
+
+/** What test/native/asan.ts preloads is for our code; other programs have faults of their own under it. */
+const TOOL_ENV = { ...process.env, LD_PRELOAD: '' };
+
+/** Runs a shell script with `$1`… set to `args`; never rejects. */
+export function sh(script: string, ...args: string[]): Promise<RunResult> {
+  const limits = { maxBuffer: 64 * 1024 * 1024, timeout: RUN_TIMEOUT_MS };
+  const options = { encoding: 'buffer', env: TOOL_ENV, ...limits } as const;
+  return new Promise((resolve) => {
+    const done = (error: ExecFileException | null, stdout: Buffer, stderr: Buffer) => {
+      const code = error ? (typeof error.code === 'number' ? error.code : -1) : 0;
+      resolve({ code, stdout, stderr: stderr.toString() });
+    };
+    execFile('/bin/sh', ['-c', script, 'sh', ...args], options, done);
+  });
+}

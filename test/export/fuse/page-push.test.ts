@@ -1,0 +1,89 @@
+/** When a chunk is pushed into the page cache, and when it is not. */
+import t from 'tap';
+import { InodeTable } from '../../../src/export/fuse/inodes.ts';
+import { PagePush } from '../../../src/export/fuse/page-push.ts';
+import { CHUNK_BYTES } from '../../../src/format/chunk-id.ts';
+import { BufferDevice } from '../../support/buffer-device.ts';
+import { diskOf, fields } from './wire.ts';
+
+function setUp(room = true) {
+  const device = new BufferDevice(diskOf('dddd'));
+  const inodes = new InodeTable();
+  inodes.add(device);
+  const inode = inodes.byName(device.name)!;
+  const pushed: Buffer[] = [];
+  const clock = { now: 10_000 };
+  const notify = (code: number, parts: readonly Uint8Array[]) => {
+    if (room) pushed.push(Buffer.concat([Buffer.of(code), ...parts]));
+    return room;
+  };
+  const push = new PagePush(notify, () => clock.now);
+  return {
+    push,
+    device,
+    clock,
+    pushed,
+    touch: (at: number, length: number) => push.touched(inode, device, at, length),
+  };
+}
+
+t.test('the whole chunk around a small read is pushed, with its place', async (t) => {
+  const { touch, pushed, device } = setUp();
+  touch(CHUNK_BYTES + 8192, 4096);
+  const header = fields(['u64', 2], ['u64', CHUNK_BYTES], ['u32', CHUNK_BYTES], ['u32', 0]);
+  t.equal(pushed.length, 1);
+  t.ok(pushed[0]!.equals(Buffer.concat([Buffer.of(4), header, Buffer.alloc(CHUNK_BYTES, 2)])));
+  t.equal(device.pinned, 0);
+});
+
+t.test('a chunk that was read as a whole is not pushed; those at the ends of the read are', async (t) => {
+  const { touch, pushed } = setUp();
+  touch(0, 2 * CHUNK_BYTES);
+  t.equal(pushed.length, 0);
+  touch(CHUNK_BYTES - 4096, 2 * CHUNK_BYTES);
+  t.same(
+    pushed.map((bytes) => Number(bytes.readBigUInt64LE(1 + 8)) / CHUNK_BYTES),
+    [0, 2],
+  );
+});
+
+t.test('a crowd of reads causes one push; a read after a while causes another', async (t) => {
+  const { touch, pushed, clock } = setUp();
+  for (let at = 0; at < 100; at++) {
+    touch(at * 4096, 4096);
+    clock.now += 9;
+  }
+  t.equal(pushed.length, 1, 'within a second');
+  clock.now += 2000;
+  touch(0, 4096);
+  t.equal(pushed.length, 2, 'the kernel asks again long after: it dropped the pages');
+});
+
+t.test('whenever reads come, a chunk is never pushed twice within the quiet time', async (t) => {
+  const { touch, pushed, clock } = setUp();
+  const times: number[] = [];
+  for (let step = 0; step < 2000; step++) {
+    const before = pushed.length;
+    touch(0, 4096);
+    if (pushed.length > before) times.push(clock.now);
+    clock.now += (step * 7919) % 97;
+  }
+  t.ok(times.length > 10, `${times.length} pushes`);
+  t.ok(times.every((time, at) => at === 0 || time - times[at - 1]! >= 1000));
+});
+
+t.test('what the queue has no room for is dropped, counted, and tried again', async (t) => {
+  const { touch, push, device } = setUp(false);
+  touch(0, 4096);
+  touch(4096, 4096);
+  t.same([push.queued, push.dropped, device.pinned], [0, 2, 0]);
+});
+
+t.test('a chunk that is not in memory any more is left alone', async (t) => {
+  const cold = new BufferDevice(diskOf('d'), { cold: true });
+  const inodes = new InodeTable();
+  inodes.add(cold);
+  const push = new PagePush(() => t.fail('pushed'));
+  push.touched(inodes.byName(cold.name)!, cold, 0, 4096);
+  t.equal(push.queued, 0);
+});

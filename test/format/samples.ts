@@ -1,0 +1,50 @@
+/** A small manifest and its parts, for tests of the format and the store. */
+import { CHUNK_BYTES, type ChunkId, KEY_BYTES } from '../../src/format/chunk-id.ts';
+import { type NewKeyOptions, SALT_EPOCH, TenantKey } from '../../src/format/keys.ts';
+import type { ImageMetadata } from '../../src/format/manifest-metadata.ts';
+import { type ManifestEntry, type ManifestParts, sealManifest } from '../../src/format/manifest-seal.ts';
+
+export const sampleMetadata: ImageMetadata = {
+  architecture: 'amd64',
+  os: 'linux',
+  config: {
+    entrypoint: ['/bin/sh'],
+    cmd: ['-c', 'true'],
+    env: ['PATH=/usr/bin', 'SECRET=hunter2-is-not-in-the-clear'],
+    user: '1000:1000',
+    workingDir: '/srv',
+    labels: { b: '2', a: '1' },
+  },
+  source: { digest: `sha256:${'ab'.repeat(32)}` },
+  layers: [{ digest: `sha256:${'cd'.repeat(32)}`, sizeBytes: 12345, firstChunk: 2, chunks: 3 }],
+};
+
+/** Entries for the given chunks of a disk, each with an id, key and length of its own. */
+export function sampleEntries(indices: readonly number[]): ManifestEntry[] {
+  return indices.map((index) => ({
+    index,
+    ref: {
+      id: Buffer.alloc(32, `id ${index}`).toString('hex') as ChunkId,
+      key: Buffer.alloc(KEY_BYTES, `key ${index}`),
+      sealedBytes: 1000 + (index % 1000),
+    },
+  }));
+}
+
+export function sampleParts(key: TenantKey, overrides: Partial<ManifestParts> = {}): ManifestParts {
+  return {
+    key,
+    saltEpoch: SALT_EPOCH,
+    diskBytes: 2048 * CHUNK_BYTES,
+    writerVersion: 'test/1',
+    encoderVersion: 'zstd-1.5.7/3',
+    entries: sampleEntries([0, 1, 7, 2047]),
+    metadata: sampleMetadata,
+    ...overrides,
+  };
+}
+
+export function sampleManifest(options: NewKeyOptions = {}) {
+  const key = TenantKey.generate(options);
+  return { key, ...sealManifest(sampleParts(key)) };
+}

@@ -1,0 +1,22 @@
+/**
+ * `SOURCE STORE KEYFILE NAME PUTS`: a build whose store hangs after PUTS chunks were stored, which it says on
+ * standard output, so that build.test.ts can kill it there.
+ */
+import { buildImage } from '../../src/image/build.ts';
+import { openSource } from '../../src/image/source.ts';
+import { loadKeyFile } from '../../src/store/key-file.ts';
+import { openStore } from '../../src/store/open.ts';
+
+const [spec, url, keyFile, name, putsText] = process.argv.slice(2);
+const store = await openStore(url!, { create: true });
+const putChunk = store.putChunk.bind(store);
+let puts = 0;
+store.putChunk = async (id, sealed) => {
+  await putChunk(id, sealed);
+  if (++puts < Number(putsText)) return;
+  process.stdout.write('hanging\n');
+  await new Promise(() => setInterval(() => undefined, 1000));
+};
+await buildImage({ source: await openSource(spec!), store, key: await loadKeyFile(keyFile!), name: name! });
+await store.close();
+process.stdout.write('finished\n');

@@ -1,0 +1,251 @@
+import { execFileSync } from 'node:child_process';
+import { lstatSync, mkdtempSync, readFileSync, readlinkSync, rmSync, truncateSync } from 'node:fs';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import t from 'tap';
+import { LazydiskError } from '../../src/errors.ts';
+import { CHUNK_BYTES } from '../../src/format/chunk-id.ts';
+import { type FlattenProgress, flatten } from '../../src/image/flatten.ts';
+import { openSource } from '../../src/image/source.ts';
+import { contentOf, flattenAll, flattenLayers, sourceOf } from '../support/image.ts';
+import { makeOciLayout, packTar, type TarEntrySpec } from '../support/oci.ts';
+import { skipWithout } from '../support/tools.ts';
+
+const big = (name: string, chunks: number): TarEntrySpec => ({
+  name,
+  body: Buffer.alloc(chunks * CHUNK_BYTES, name),
+});
+
+t.test('one image gives one result, however it is compressed', async (t) => {
+  const layers: TarEntrySpec[][] = [
+    [{ name: './', mode: 0o700 }, { name: 'etc/hosts', body: 'localhost' }, big('bin/sh', 3)],
+    [{ name: 'etc/.wh.hosts' }, { name: 'bin/bash', type: 'link', target: 'bin/sh' }],
+  ];
+  const results: unknown[] = [];
+  for (const compression of ['none', 'gzip', 'zstd'] as const) {
+    const dir = t.testdirName + compression;
+    t.teardown(() => rmSync(dir, { recursive: true }));
+    await makeOciLayout(dir, { layers, compression });
+    const source = await openSource(`oci:${dir}`);
+    const { image, chunks } = await flattenAll(source);
+    await source.close();
+    t.same(
+      image.layerMap.map(({ digest, sizeBytes }) => ({ digest, sizeBytes })),
+      source.layers.map(({ digest, sizeBytes }) => ({ digest, sizeBytes })),
+    );
+    const places = image.layerMap.map(({ firstChunk, chunks }) => [firstChunk, chunks]);
+    results.push({ root: image.root, live: image.liveChunks, places, chunks });
+  }
+  t.same(results[1], results[0]);
+  t.same(results[2], results[0]);
+});
+
+t.test('progress counts the blobs’ bytes up to their sum', async (t) => {
+  const dir = t.testdir();
+  await makeOciLayout(dir, { layers: [[big('a', 2)], [big('b', 1)]] });
+  const source = await openSource(`oci:${dir}`);
+  const seen: FlattenProgress[] = [];
+  await flatten(source, async () => {}, { onProgress: (progress) => seen.push(progress) });
+  await source.close();
+  const total = source.layers.reduce((sum, { sizeBytes }) => sum + sizeBytes, 0);
+  t.same(seen.at(-1), { layer: 2, layers: 2, inputBytes: total, totalInputBytes: total });
+  t.ok(seen.every((one, at) => at === 0 || one.inputBytes > seen[at - 1]!.inputBytes));
+});
+
+t.test('the next chunk waits until the sink has room', async (t) => {
+  let taken = 0;
+  let inSink = 0;
+  await flatten(
+    sourceOf([[big('a', 5), { name: 'b', body: 'x' }]]),
+    async () => {
+      inSink++;
+      const before = taken;
+      await new Promise((resolve) => setTimeout(resolve, 5));
+      t.equal(taken, before, 'no buffer is taken meanwhile');
+      t.equal(inSink--, 1, 'one chunk at a time');
+    },
+    { takeBuffer: () => Buffer.alloc(CHUNK_BYTES, taken++) },
+  );
+  t.equal(taken, 6);
+});
+
+t.test('a failure of the sink comes out as it is, and stops the work', async (t) => {
+  const failure = new LazydiskError('UNAVAILABLE', 'the store is gone');
+  let calls = 0;
+  const sink = async () => {
+    if (++calls === 2) throw failure;
+  };
+  const thrown = await flatten(sourceOf([[big('a', 5)]]), sink).catch((error: unknown) => error);
+  t.equal(thrown, failure);
+  t.equal(calls, 2);
+});
+
+t.test('a signal ends it with ABORTED', async (t) => {
+  const dir = t.testdir();
+  await makeOciLayout(dir, { layers: [[big('a', 20)]], compression: 'gzip' });
+  const source = await openSource(`oci:${dir}`);
+  t.teardown(() => source.close());
+  const abort = new AbortController();
+  let calls = 0;
+  const sink = async () => {
+    if (++calls === 3) abort.abort();
+  };
+  await t.rejects(flatten(source, sink, { signal: abort.signal }), { code: 'ABORTED' });
+  t.ok(calls < 20, `${calls} chunks`);
+  await t.rejects(flatten(source, sink, { signal: AbortSignal.abort() }), { code: 'ABORTED' });
+});
+
+t.test('a truncated layer is refused with its layer and path', async (t) => {
+  const tar = packTar([{ name: 'ok', body: 'x' }, big('usr/bin/cut', 1)]);
+  await t.rejects(flattenLayers([[{ name: 'a' }], tar.subarray(0, 100_000)]), {
+    code: 'CORRUPT',
+    message:
+      /^layer 2 of 2 \(sha256:[0-9a-f]{64}\): path "usr\/bin\/cut": the tar ends after 98464 of 524288/,
+  });
+});
+
+t.test('a layer is read to its end, behind the archive’s end marker', async (t) => {
+  const dir = t.testdir();
+  const tar = Buffer.concat([packTar([{ name: 'a' }]), Buffer.alloc(2 ** 20, 'trailing')]);
+  const { layerDigests } = await makeOciLayout(dir, { layers: [tar], compression: 'none' });
+  const source = await openSource(`oci:${dir}`);
+  await flatten(source, async () => {});
+  truncateSync(join(dir, 'blobs/sha256', layerDigests[0]!.slice(7)), tar.length - 1);
+  await t.rejects(
+    flatten(source, async () => {}),
+    { code: 'CORRUPT', message: /is \d+ bytes, expected \d+/ },
+  );
+  await source.close();
+});
+
+t.test('no layers, and empty layers, give an empty root', async (t) => {
+  for (const layers of [[], [[]], [Buffer.alloc(0)], [[], []]]) {
+    const flat = await flattenLayers(layers);
+    t.equal(flat.image.dataChunks, 0);
+    t.match(flat.image.root, { kind: 'directory', mode: 0o755 });
+  }
+});
+
+const ugly: TarEntrySpec[][] = [
+  [
+    { name: './', mode: 0o751, uid: 3, mtime: 1_600_000_000_123_456_789n },
+    { name: 'usr/', mtime: 1 },
+    { name: 'usr/lib/', mtime: 2 },
+    { name: 'lib', type: 'symlink', target: 'usr/lib', mtime: 3, uid: 8 },
+    { name: 'usr/lib/libc', body: Buffer.alloc(1_300_000, 'c'), mode: 0o755, mtime: 4 },
+    { name: 'usr/lib/libc.so', type: 'link', target: 'usr/lib/libc' },
+    { name: 'suid', body: 'x', mode: 0o6755, uid: 70_000, gid: 4_294_967_294, mtime: -5_500_000_000n },
+    { name: 'caps', body: 'x', mtime: 7, xattrs: { 'user.a': Buffer.from([0, 1, 255]), 'user.b': 'text' } },
+    { name: 'dev/', mtime: 6 },
+    { name: 'dev/null', type: 'char', major: 1, minor: 3, mode: 0o666, mtime: 6 },
+    { name: 'dev/big', type: 'block', major: 259, minor: 70_000, mtime: 6 },
+    { name: 'fifo', type: 'fifo', mode: 0o600, mtime: 6 },
+    { name: `${'long-'.repeat(40)}/${'name-'.repeat(50)}`, body: 'long', mtime: 9 },
+    { name: 'old/', mtime: 1 },
+    { name: 'old/a', body: 'a' },
+    { name: 'old/sub/', mtime: 1 },
+    { name: 'old/sub/b', body: 'b' },
+    { name: 'gone/', mtime: 1 },
+    { name: 'gone/x', body: 'x' },
+    { name: 'file-then-dir', body: 'f' },
+    { name: 'dir-then-file/', mtime: 1 },
+    { name: 'dir-then-file/x', body: 'x' },
+    { name: 'meta/', mode: 0o700, mtime: 10, xattrs: { 'user.old': '1' } },
+    { name: 'meta/keep', body: 'k' },
+  ],
+  [
+    { name: 'old/', mtime: 20 },
+    { name: 'old/.wh..wh..opq' },
+    { name: 'old/new', body: 'n', mtime: 21 },
+    { name: '.wh.gone' },
+    { name: 'file-then-dir/', mtime: 22 },
+    { name: 'file-then-dir/in', body: 'in', mtime: 22 },
+    { name: 'dir-then-file', body: 'now a file', mtime: 23 },
+    { name: 'meta/', mode: 0o1777, uid: 9, mtime: 24, xattrs: { 'user.new': '2' } },
+    { name: 'lib/through', body: 'a symlink', mtime: 25 },
+    { name: 'hard', type: 'link', target: 'usr/lib/libc' },
+  ],
+  [
+    { name: 'usr/lib/libc', body: 'upgraded', mtime: 30 },
+    { name: 'lib/.wh.through' },
+    {
+      name: 'sparse',
+      body: 'xy',
+      mtime: 31,
+      pax: [
+        ['GNU.sparse.size', '5000000'],
+        ['GNU.sparse.numblocks', '2'],
+        ['GNU.sparse.map', '4096,1,4999999,1'],
+      ],
+    },
+  ],
+];
+
+t.test('the tree is what umoci unpacks', async (t) => {
+  if (skipWithout(t, 'umoci', 'getfattr')) return;
+  if (process.getuid?.() !== 0) return t.comment('skipped: unpacking owners and devices needs root');
+  const dir = mkdtempSync(join(tmpdir(), 'lazydisk-flatten-'));
+  t.teardown(() => rmSync(dir, { recursive: true, force: true }));
+  await makeOciLayout(join(dir, 'image'), { layers: ugly });
+  execFileSync('umoci', ['unpack', '--image', `${dir}/image:latest`, `${dir}/bundle`], { stdio: 'pipe' });
+  const source = await openSource(`oci:${dir}/image:latest`);
+  const { image, chunks } = await flattenAll(source);
+  await source.close();
+
+  const rootfs = join(dir, 'bundle/rootfs');
+  // umoci gives parents that no entry names, and directories in which it removed something, the time of unpacking.
+  const timeless = new Set(['usr/lib', 'long-'.repeat(40), '.', 'meta']);
+  let compared = 0;
+  const compare = (inode: typeof image.root, path: string) => {
+    const real = join(rootfs, path);
+    const stat = lstatSync(real, { bigint: true });
+    const names = stat.isDirectory()
+      ? execFileSync('find', [real, '-mindepth', '1', '-maxdepth', '1', '-printf', '%f\\n'], {
+          encoding: 'latin1',
+        })
+      : '';
+    t.same([...inode.children.keys()].sort(), names.split('\n').filter(Boolean).sort(), `names in ${path}`);
+    t.equal(BigInt(inode.mode), stat.mode & 0o7777n, `mode of ${path}`);
+    t.equal(BigInt(inode.uid), stat.uid, `uid of ${path}`);
+    t.equal(BigInt(inode.gid), stat.gid, `gid of ${path}`);
+    if (!timeless.has(path)) t.equal(inode.mtimeNs, stat.mtimeNs, `mtime of ${path}`);
+    if (inode.kind !== 'directory') t.equal(BigInt(inode.links), stat.nlink, `links of ${path}`);
+    if (inode.kind === 'symlink') t.equal(inode.target, readlinkSync(real));
+    if (inode.kind === 'file')
+      t.ok(contentOf(inode, chunks).equals(readFileSync(real)), `content of ${path}`);
+    if (inode.kind === 'char' || inode.kind === 'block') {
+      const { rdevMajor: major, rdevMinor: minor } = inode;
+      const rdev = (minor & 0xff) | (major << 8) | ((minor & ~0xff) << 12);
+      t.equal(BigInt(rdev), stat.rdev, `device number of ${path}`);
+    }
+    const kinds = [
+      'isFile',
+      'isDirectory',
+      'isSymbolicLink',
+      'isCharacterDevice',
+      'isBlockDevice',
+      'isFIFO',
+    ] as const;
+    const kind = ['file', 'directory', 'symlink', 'char', 'block', 'fifo'][
+      kinds.findIndex((is) => stat[is]())
+    ];
+    t.equal(inode.kind, kind, `kind of ${path}`);
+    const dump = execFileSync('getfattr', ['-h', '-d', '-m', '-', '-e', 'hex', real], {
+      encoding: 'utf8',
+      stdio: 'pipe',
+    });
+    const xattrs = [...inode.xattrs].map(([name, value]) => `${name}=0x${value.toString('hex')}`);
+    t.same(
+      xattrs.sort(),
+      dump
+        .split('\n')
+        .filter((line) => line.includes('=0x'))
+        .sort(),
+      `xattrs of ${path}`,
+    );
+    compared++;
+    for (const [name, child] of inode.children) compare(child, path === '.' ? name : `${path}/${name}`);
+  };
+  compare(image.root, '.');
+  t.ok(compared >= 20, `${compared} inodes`);
+});

@@ -1,0 +1,113 @@
+/** systemd's own tools on the unit, and on what the daemon says to systemd. */
+import { execFile, spawn } from 'node:child_process';
+import { once } from 'node:events';
+import { existsSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { createInterface } from 'node:readline';
+import { promisify } from 'node:util';
+import t, { type Test } from 'tap';
+import { createLog } from '../../src/daemon/log.ts';
+import { Notifier } from '../../src/daemon/notify.ts';
+import { skipWithout } from '../support/tools.ts';
+
+const run = promisify(execFile);
+const UNIT = new URL('../../systemd/lazydisk.service', import.meta.url).pathname;
+const LAUNCHER = new URL('../../src/lazydisk', import.meta.url).pathname;
+
+function tempDir(t: Test): string {
+  const dir = mkdtempSync(join(tmpdir(), 'lzd-'));
+  t.teardown(() => rmSync(dir, { recursive: true, force: true }));
+  return dir;
+}
+
+/** Receives datagrams on a Unix socket, which Node cannot; perl is in every Debian. */
+async function notifySocket(t: Test): Promise<{ path: string; next(): Promise<string> }> {
+  const path = join(tempDir(t), 'notify');
+  const code = `use Socket; $| = 1; socket(my $s, AF_UNIX, SOCK_DGRAM, 0) or die $!; bind($s, sockaddr_un($ARGV[0])) or die $!;
+    print "bound\\n"; while (defined recv($s, my $m, 65536, 0)) { $m =~ s/\\n/|/g; print "$m\\n" }`;
+  const perl = spawn('perl', ['-e', code, path], { stdio: ['ignore', 'pipe', 'inherit'] });
+  t.teardown(async () => {
+    perl.kill('SIGKILL');
+    await once(perl, 'exit');
+  });
+  const lines = createInterface({ input: perl.stdout })[Symbol.asyncIterator]();
+  // systemd-notify also passes a descriptor that is closed when its message was read: perl ignores it.
+  const next = async () => String((await lines.next()).value);
+  t.equal(await next(), 'bound');
+  return {
+    path,
+    async next() {
+      for (;;) {
+        const message = await next();
+        if (!message.startsWith('BARRIER=1')) return message;
+      }
+    },
+  };
+}
+
+t.test('systemd finds nothing wrong with the unit', async (t) => {
+  if (skipWithout(t, 'systemd-analyze')) return;
+  const unit = join(tempDir(t), 'lazydisk.service');
+  // Where the program lies differs; that it can be executed is checked of the launcher here.
+  const text = readFileSync(UNIT, 'utf8');
+  writeFileSync(
+    unit,
+    text.replaceAll('/opt/lazydisk/src/lazydisk', existsSync(LAUNCHER) ? LAUNCHER : '/bin/true'),
+  );
+  const { stdout, stderr } = await run('systemd-analyze', ['verify', '--man=no', unit]);
+  t.equal(stdout + stderr, '');
+});
+
+t.test('nothing in the unit makes a private mount namespace, which would hide the drives', async (t) => {
+  const text = readFileSync(UNIT, 'utf8').replace(/^#.*$/gm, '');
+  t.notMatch(
+    text,
+    /^(Private(Tmp|Mounts|Devices|IPC)|Protect(System|Home|Proc|Kernel\w+|ControlGroups)|ProcSubset|Read(Write|Only)Paths|InaccessiblePaths|ExecPaths|NoExecPaths|TemporaryFileSystem|Bind\w*Paths|Root\w+|MountFlags|DynamicUser)=/m,
+  );
+  t.match(text, /^DeviceAllow=\/dev\/fuse rw$/m, 'a device policy that still lets FUSE through');
+});
+
+t.test('systemd hears ready, watchdog and stopping', async (t) => {
+  if (skipWithout(t, 'systemd-notify', 'perl')) return;
+  const socket = await notifySocket(t);
+  const env = {
+    ...process.env,
+    NOTIFY_SOCKET: socket.path,
+    WATCHDOG_USEC: '200000',
+    WATCHDOG_PID: String(process.pid),
+  };
+  const notifier = new Notifier(createLog('silent'), env);
+  await notifier.ready('serving\n2 drives');
+  t.match(await socket.next(), /^READY=1\|STATUS=serving 2 drives/);
+  // Unreferenced, the watchdog's timer does not keep the test alive: something must.
+  const alive = setInterval(() => {}, 1000);
+  t.match(await socket.next(), /^WATCHDOG=1/);
+  clearInterval(alive);
+  await notifier.stopping();
+  let message = await socket.next();
+  while (message.startsWith('WATCHDOG=1')) message = await socket.next();
+  t.match(message, /^STOPPING=1/);
+});
+
+t.test('a watchdog meant for another process is not fed, and without systemd nothing happens', async (t) => {
+  const notifier = new Notifier(createLog('silent'), {});
+  await notifier.ready('x');
+  await notifier.stopping();
+  if (skipWithout(t, 'systemd-notify', 'perl')) return;
+  const socket = await notifySocket(t);
+  const other = { ...process.env, NOTIFY_SOCKET: socket.path, WATCHDOG_USEC: '1000', WATCHDOG_PID: '1' };
+  const quiet = new Notifier(createLog('silent'), other);
+  await quiet.ready('x');
+  t.match(await socket.next(), /^READY=1/);
+  await quiet.stopping();
+  t.match(await socket.next(), /^STOPPING=1/);
+});
+
+t.test('a notify socket that is gone is logged and does not stop the daemon', async (t) => {
+  if (skipWithout(t, 'systemd-notify')) return;
+  const lines: string[] = [];
+  const log = createLog('info', { write: (line) => void lines.push(line) });
+  await new Notifier(log, { ...process.env, NOTIFY_SOCKET: '/nonexistent/notify' }).ready('x');
+  t.match(lines.join(''), /could not be notified/);
+});

@@ -1,0 +1,175 @@
+/** openChunk against node:crypto and node:zlib: what they seal it opens, and every other input has its status. */
+import assert from 'node:assert/strict';
+import { createCipheriv, createHash, randomBytes } from 'node:crypto';
+import { zstdCompressSync } from 'node:zlib';
+import fc from 'fast-check';
+import t from 'tap';
+import { OPEN_BAD_PAYLOAD, OPEN_OK, OPEN_WRONG_ID, OPEN_WRONG_TAG, openChunk } from '../../native/index.ts';
+import { CHUNK_BYTES } from '../../src/format/chunk-id.ts';
+
+interface Sealed {
+  readonly sealed: Buffer;
+  readonly id: Buffer;
+  readonly key: Buffer;
+}
+
+function sha256(bytes: Uint8Array): Buffer {
+  return createHash('sha256').update(bytes).digest();
+}
+
+/** Seals any payload, also one that no encoder would make. */
+function seal(payload: Uint8Array, key = randomBytes(32)): Sealed {
+  const cipher = createCipheriv('aes-256-gcm', key, Buffer.alloc(12));
+  const sealed = Buffer.concat([cipher.update(payload), cipher.final(), cipher.getAuthTag()]);
+  return { sealed, id: sha256(sealed), key };
+}
+
+function encode(plain: Uint8Array, codec: 'raw' | 'zstd'): Buffer {
+  const body = codec === 'raw' ? plain : zstdCompressSync(plain);
+  return Buffer.concat([Buffer.of(codec === 'raw' ? 0 : 1), body]);
+}
+
+function open({ sealed, id, key }: Sealed, target: Uint8Array): Promise<number> {
+  return new Promise((resolve) => openChunk(sealed, id, key, target, resolve));
+}
+
+const anyPlain = fc
+  .tuple(fc.uint8Array({ minLength: 1, maxLength: 300 }), fc.integer({ min: 1, max: 1500 }))
+  .map(([unit, times]) => Buffer.concat(Array.from({ length: times }, () => unit)));
+const anyCodec = fc.constantFrom('raw' as const, 'zstd' as const);
+
+t.test('opens what the reference seals, whatever the content and length', async (t) => {
+  await fc.assert(
+    fc.asyncProperty(anyPlain, anyCodec, async (plain, codec) => {
+      const target = Buffer.alloc(plain.length, 0xee);
+      assert.equal(await open(seal(encode(plain, codec)), target), OPEN_OK);
+      assert.ok(target.equals(plain), 'the same bytes');
+    }),
+    { numRuns: 60 },
+  );
+  t.pass('holds');
+});
+
+t.test('opens whole chunks of both codecs, many at once, each into its own slot', async (t) => {
+  const slab = Buffer.alloc(24 * CHUNK_BYTES);
+  const chunks = Array.from({ length: 24 }, (_, at) => {
+    const plain = at % 2 ? randomBytes(CHUNK_BYTES) : Buffer.alloc(CHUNK_BYTES, `chunk ${at} `);
+    return { plain, sealed: seal(encode(plain, at % 2 ? 'raw' : 'zstd')) };
+  });
+  const slot = (at: number) => slab.subarray(at * CHUNK_BYTES, (at + 1) * CHUNK_BYTES);
+  const statuses = await Promise.all(chunks.map(({ sealed }, at) => open(sealed, slot(at))));
+  t.ok(statuses.every((status) => status === OPEN_OK));
+  for (const [at, { plain }] of chunks.entries()) t.ok(slot(at).equals(plain), `chunk ${at}`);
+});
+
+t.test('any changed byte, and any cut, is a wrong id', async (t) => {
+  await fc.assert(
+    fc.asyncProperty(
+      anyPlain,
+      anyCodec,
+      fc.nat(),
+      fc.integer({ min: 1, max: 255 }),
+      async (plain, codec, at, flip) => {
+        const good = seal(encode(plain, codec));
+        const bad = Buffer.from(good.sealed);
+        bad[at % bad.length]! ^= flip;
+        const target = Buffer.alloc(plain.length);
+        assert.equal(await open({ ...good, sealed: bad }, target), OPEN_WRONG_ID);
+        const cut = good.sealed.subarray(0, at % good.sealed.length);
+        assert.equal(await open({ ...good, sealed: cut }, target), OPEN_WRONG_ID);
+      },
+    ),
+    { numRuns: 40 },
+  );
+  t.pass('holds');
+});
+
+t.test('bytes that were changed and named anew, or another key, are a wrong tag', async (t) => {
+  await fc.assert(
+    fc.asyncProperty(anyPlain, anyCodec, fc.nat(), async (plain, codec, at) => {
+      const good = seal(encode(plain, codec));
+      const bad = Buffer.from(good.sealed);
+      bad[at % bad.length]! ^= 0x40;
+      const target = Buffer.alloc(plain.length);
+      assert.equal(await open({ ...good, sealed: bad, id: sha256(bad) }, target), OPEN_WRONG_TAG);
+      assert.equal(await open({ ...good, key: randomBytes(32) }, target), OPEN_WRONG_TAG);
+      assert.equal(await open(good, target), OPEN_OK, 'and the thread still opens a good one');
+    }),
+    { numRuns: 40 },
+  );
+  t.pass('holds');
+});
+
+t.test('an authentic payload that is no chunk of this length is refused', async (t) => {
+  const plain = Buffer.alloc(4096, 'x');
+  const frame = zstdCompressSync(plain);
+  const cases: [string, Uint8Array][] = [
+    ['no payload', Buffer.alloc(0)],
+    ['a codec byte alone', Buffer.of(0)],
+    ['a zstd codec byte alone', Buffer.of(1)],
+    ['an unknown codec', Buffer.concat([Buffer.of(2), plain])],
+    ['raw, a byte short', encode(plain.subarray(1), 'raw')],
+    ['raw, a byte long', encode(Buffer.alloc(4097), 'raw')],
+    ['zstd of a byte less', encode(plain.subarray(1), 'zstd')],
+    ['zstd of a byte more', encode(Buffer.alloc(4097), 'zstd')],
+    ['zstd of far more', encode(Buffer.alloc(64 * 1024 * 1024), 'zstd')],
+    ['a cut frame', Buffer.concat([Buffer.of(1), frame.subarray(0, -1)])],
+    ['a frame and a byte', Buffer.concat([Buffer.of(1), frame, Buffer.of(0)])],
+    ['no frame', Buffer.concat([Buffer.of(1), randomBytes(100)])],
+    ['longer than any chunk', Buffer.alloc(1 + CHUNK_BYTES + 1)],
+  ];
+  for (const [name, payload] of cases) {
+    t.equal(await open(seal(payload), Buffer.alloc(4096)), OPEN_BAD_PAYLOAD, name);
+  }
+  for (const length of [0, 1, 15]) {
+    const sealed = randomBytes(length);
+    const status = await open({ sealed, id: sha256(sealed), key: randomBytes(32) }, Buffer.alloc(4096));
+    t.equal(status, OPEN_BAD_PAYLOAD, `${length} bytes, too short for a tag`);
+  }
+});
+
+t.test('a decoder never writes outside of its target', async (t) => {
+  const guard = 64;
+  await fc.assert(
+    fc.asyncProperty(
+      fc.uint8Array({ maxLength: 2000 }),
+      fc.integer({ min: 0, max: 3000 }),
+      async (noise, length) => {
+        const whole = Buffer.alloc(length + 2 * guard, 0xaa);
+        const frame = zstdCompressSync(Buffer.alloc(2500, 'z'));
+        // Damage in the middle of a frame gets past its header.
+        noise.subarray(0, 4).forEach((byte, at) => {
+          frame[(byte + at * 7) % frame.length]! ^= byte | 1;
+        });
+        await open(seal(Buffer.concat([Buffer.of(1), frame])), whole.subarray(guard, guard + length));
+        const outside = Buffer.concat([whole.subarray(0, guard), whole.subarray(guard + length)]);
+        assert.ok(outside.equals(Buffer.alloc(2 * guard, 0xaa)));
+      },
+    ),
+    { numRuns: 200 },
+  );
+  t.pass('holds');
+});
+
+t.test('buffers are held while the pool uses them, though nobody else does', async (t) => {
+  const statuses: Promise<number>[] = [];
+  for (let round = 0; round < 50; round++) {
+    statuses.push(open(seal(encode(Buffer.alloc(CHUNK_BYTES, round), 'zstd')), Buffer.alloc(CHUNK_BYTES)));
+    // Makes the collector run while jobs are under way.
+    Array.from({ length: 50 }, () => new ArrayBuffer(256 * 1024));
+  }
+  t.ok((await Promise.all(statuses)).every((status) => status === OPEN_OK));
+});
+
+t.test('arguments of another shape throw, and nothing is queued', async (t) => {
+  const bytes = Buffer.alloc(32);
+  const call = (...args: unknown[]) => Reflect.apply(openChunk, undefined, args);
+  const nobody = () => t.fail('called back');
+  t.throws(() => call(), TypeError);
+  t.throws(() => call('a', bytes, bytes, bytes, nobody), TypeError);
+  t.throws(() => call(bytes, bytes, bytes, bytes), TypeError);
+  t.throws(() => call(bytes, bytes, bytes, bytes, {}), TypeError);
+  t.throws(() => call(bytes, bytes.subarray(1), bytes, bytes, nobody), TypeError);
+  t.throws(() => call(bytes, bytes, Buffer.alloc(33), bytes, nobody), TypeError);
+  t.throws(() => call(new Uint16Array(16), bytes, bytes, bytes, nobody), TypeError);
+});

@@ -1,0 +1,84 @@
+/** Finding an image by name or digest: each way it can be absent, sealed for another, or broken has its own code. */
+import { writeFileSync } from 'node:fs';
+import { join } from 'node:path';
+import t, { type Test } from 'tap';
+import { TenantKey } from '../../src/format/keys.ts';
+import { sealManifest } from '../../src/format/manifest-seal.ts';
+import { DirStore } from '../../src/store/dir-store.ts';
+import { listImages, loadImage } from '../../src/store/image.ts';
+import { sampleParts } from '../format/samples.ts';
+
+async function storeWithImage(t: Test) {
+  const store = await DirStore.open(join(t.testdir(), 'store'), { create: true });
+  t.teardown(() => store.close());
+  const key = TenantKey.generate();
+  const { digest, bytes } = sealManifest(sampleParts(key));
+  await store.putManifest(digest, key.id, bytes);
+  await store.putReference('app', digest);
+  return { store, key, digest, bytes };
+}
+
+t.test('an image is found by name, by name and tag, and by digest', async (t) => {
+  const { store, key, digest } = await storeWithImage(t);
+  for (const name of ['app', 'app:latest']) {
+    const image = await loadImage(store, name, key);
+    t.match(image, { name: 'app:latest', digest, reference: { name: 'app:latest' } });
+    t.equal(image.manifest.digest, digest);
+  }
+  const byDigest = await loadImage(store, digest, key);
+  t.match(byDigest, { name: digest, digest });
+  t.equal(byDigest.reference, undefined);
+});
+
+t.test('what is not there is NOT_FOUND, what is no name is USAGE', async (t) => {
+  const { store, key } = await storeWithImage(t);
+  await t.rejects(loadImage(store, 'app:other', key), { code: 'NOT_FOUND', message: /app:other/ });
+  await t.rejects(loadImage(store, `sha256:${'0'.repeat(64)}`, key), { code: 'NOT_FOUND' });
+  await t.rejects(loadImage(store, '../app', key), { code: 'USAGE' });
+});
+
+t.test('an image of another key is KEY, by both ways of not having it', async (t) => {
+  const { store, key, digest, bytes } = await storeWithImage(t);
+  const stranger = TenantKey.generate({ sharing: key });
+  await t.rejects(loadImage(store, 'app', stranger), { code: 'KEY', message: new RegExp(stranger.id) });
+  await store.putManifest(digest, stranger.id, bytes);
+  await t.rejects(loadImage(store, 'app', stranger), { code: 'KEY', message: /app:latest/ });
+});
+
+t.test('two tenants of a domain hold one image side by side', async (t) => {
+  const { store, key, digest } = await storeWithImage(t);
+  const other = TenantKey.generate({ sharing: key });
+  const again = sealManifest(sampleParts(other));
+  t.equal(again.digest, digest);
+  await store.putManifest(again.digest, other.id, again.bytes);
+  for (const tenant of [key, other]) t.equal((await loadImage(store, 'app', tenant)).digest, digest);
+});
+
+t.test("a manifest that is bent, or another image's, is CORRUPT and named", async (t) => {
+  const { store, key, digest, bytes } = await storeWithImage(t);
+  const path = join(store.path, 'manifests/sha256', digest.slice(7), key.id);
+  const bent = Buffer.from(bytes);
+  bent[300]! ^= 1;
+  writeFileSync(path, bent);
+  await t.rejects(loadImage(store, 'app', key), { message: /app:latest/ });
+  const { bytes: otherImage } = sealManifest(sampleParts(key, { writerVersion: 'other/1' }));
+  writeFileSync(path, otherImage);
+  await t.rejects(loadImage(store, 'app', key), { code: 'CORRUPT', message: /is that of/ });
+  writeFileSync(path, '');
+  await t.rejects(loadImage(store, 'app', key), { code: 'CORRUPT' });
+});
+
+t.test('the list shows every name, and what is wrong with one hides no other', async (t) => {
+  const { store, key, digest } = await storeWithImage(t);
+  await store.putReference('gone', `sha256:${'0'.repeat(64)}`);
+  const listed = await listImages(store, key);
+  t.match(listed, [
+    { reference: { name: 'app:latest', digest }, manifest: { digest } },
+    { reference: { name: 'gone:latest' }, problem: /no manifest/ },
+  ]);
+  t.equal(listed[1]!.manifest, undefined);
+  t.same(
+    (await listImages(store)).map(({ reference }) => reference.name),
+    ['app:latest', 'gone:latest'],
+  );
+});
