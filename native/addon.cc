@@ -19,6 +19,12 @@ void SetFunction(napi_env env, napi_value exports, const char* name, napi_callba
   napi_set_named_property(env, exports, name, function);
 }
 
+napi_value Int(napi_env env, int value) {
+  napi_value result = nullptr;
+  napi_create_int32(env, value, &result);
+  return result;
+}
+
 napi_value ThrowUsage(napi_env env, const char* message) {
   napi_throw_type_error(env, "ERR_INVALID_ARG_TYPE", message);
   return nullptr;

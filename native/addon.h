@@ -24,6 +24,8 @@ bool GetBytes(napi_env env, napi_value value, Bytes* bytes);
 
 void SetFunction(napi_env env, napi_value exports, const char* name, napi_callback callback);
 
+napi_value Int(napi_env env, int value);
+
 napi_value ThrowUsage(napi_env env, const char* message);
 
 }  // namespace lazydisk

@@ -1,27 +1,17 @@
 // The way between /dev/fuse and JavaScript. The trick is batching on Node's own loop: one wake-up reads every
 // request that waits into one buffer and calls JavaScript once; each reply is one writev straight out of the
-// caller's memory. Notifications (pages pushed into the kernel's cache) block while the kernel holds a page
-// locked, which it does until we answer the read that locked it, so they are copied and written by a thread of
-// their own, which never touches JavaScript's memory and which the loop never waits for.
+// caller's memory. Notifications go to a thread of their own (fuse-notify.h), which the loop never waits for.
 #include <fcntl.h>
-#include <linux/close_range.h>
 #include <linux/fuse.h>
-#include <sched.h>
-#include <sys/syscall.h>
 #include <sys/uio.h>
 #include <unistd.h>
 #include <uv.h>
 
 #include <cerrno>
-#include <condition_variable>
-#include <cstdlib>
 #include <cstring>
-#include <deque>
-#include <mutex>
-#include <thread>
-#include <vector>
 
 #include "addon.h"
+#include "fuse-notify.h"
 
 namespace lazydisk {
 namespace {
@@ -32,21 +22,13 @@ constexpr size_t kRequestBytesMax = FUSE_MIN_READ_BUFFER;
 constexpr int kBatchMax = 64;
 constexpr int kRoundsMax = 4;
 constexpr size_t kPartsMax = 1023;  // and a header: IOV_MAX
-// One chunk and its notification header, and how many may wait for the kernel.
-constexpr size_t kNotifyBytesMax = 512 * 1024 + 64;
-constexpr size_t kNotifyQueueMax = 16;
 constexpr uint64_t kClosingTickMs = 1;
-
-struct Notification {
-  size_t length = 0;
-  alignas(8) uint8_t bytes[sizeof(fuse_out_header) + kNotifyBytesMax];
-};
 
 struct Channel {
   napi_env env = nullptr;
   int fd = -1;
   uv_poll_t poll;
-  // Runs while closing, to see whether the thread is done: it cannot wake the loop, see NotifyLoop.
+  // Runs while closing, to see whether the notifier is done: it cannot wake the loop.
   uv_timer_t closing_timer;
   int handles_open = 0;
   uint8_t* requests = nullptr;
@@ -59,46 +41,8 @@ struct Channel {
   napi_ref on_closed = nullptr;
   bool closing = false;
   iovec iov[kPartsMax + 1];
-
-  std::thread thread;
-  std::mutex mutex;
-  std::condition_variable wake;
-  // Guarded by the mutex.
-  std::deque<Notification*> queue;
-  std::vector<Notification*> spare;
-  bool stopping = false;
-  bool stopped = false;
-  uint64_t sent = 0;
-  uint64_t failed = 0;
+  Notifier notifier;
 };
-
-// The notifying thread. It may hang in the kernel with a page's lock awaited (uninterruptibly) when the process
-// is killed. So that it then holds nothing open but the one descriptor, it leaves the process's descriptor table:
-// whoever waits for an end-of-file of a pipe of ours still gets it (src/export/fuse/guard.ts does). The price is
-// that the loop's wake-up descriptor is not there either.
-void NotifyLoop(Channel* channel) {
-  const unsigned fd = static_cast<unsigned>(channel->fd);
-  if (unshare(CLONE_FILES) == 0) {
-    if (fd > 3) syscall(SYS_close_range, 3u, fd - 1, 0u);
-    syscall(SYS_close_range, fd + 1, ~0u, 0u);
-  }
-  std::unique_lock<std::mutex> lock(channel->mutex);
-  for (;;) {
-    channel->wake.wait(lock, [channel] { return channel->stopping || !channel->queue.empty(); });
-    if (channel->stopping) break;
-    Notification* next = channel->queue.front();
-    channel->queue.pop_front();
-    lock.unlock();
-    ssize_t written;
-    do {
-      written = write(static_cast<int>(fd), next->bytes, next->length);
-    } while (written < 0 && errno == EINTR);
-    lock.lock();
-    written < 0 ? channel->failed++ : channel->sent++;
-    channel->spare.push_back(next);
-  }
-  channel->stopped = true;
-}
 
 napi_value CallBack(Channel* channel, napi_ref function_ref, size_t count, napi_value* args) {
   napi_value function, global, result = nullptr;
@@ -187,11 +131,7 @@ void OnHandleClosed(uv_handle_t* handle) {
 
 void OnClosingTick(uv_timer_t* handle) {
   Channel* channel = static_cast<Channel*>(handle->data);
-  {
-    std::lock_guard<std::mutex> lock(channel->mutex);
-    if (!channel->stopped) return;
-  }
-  channel->thread.join();
+  if (!channel->notifier.Stopped()) return;
   uv_poll_stop(&channel->poll);
   uv_close(reinterpret_cast<uv_handle_t*>(&channel->poll), OnHandleClosed);
   uv_close(reinterpret_cast<uv_handle_t*>(&channel->closing_timer), OnHandleClosed);
@@ -204,10 +144,7 @@ void OnClosingTick(uv_timer_t* handle) {
 void OnTeardown(void* data) {
   Channel* channel = static_cast<Channel*>(data);
   if (channel->fd < 0) return;
-  {
-    std::lock_guard<std::mutex> lock(channel->mutex);
-    channel->queue.clear();
-  }
+  channel->notifier.Stop();
   uv_poll_stop(&channel->poll);
   close(channel->fd);
   channel->fd = -1;
@@ -215,11 +152,8 @@ void OnTeardown(void* data) {
 
 void Finalize(napi_env, void* data, void*) {
   Channel* channel = static_cast<Channel*>(data);
-  // SAFETY: a thread that was not joined (see OnTeardown) still uses the channel; the process is ending.
-  if (channel->thread.joinable()) return;
-  for (Notification* one : channel->queue) delete one;
-  for (Notification* one : channel->spare) delete one;
-  delete channel;
+  // SAFETY: a thread that was not joined (see OnTeardown) still uses the notifier; the process is ending.
+  if (!channel->notifier.running()) delete channel;
 }
 
 Channel* ChannelOf(napi_env env, napi_value value) {
@@ -247,12 +181,6 @@ bool GetParts(napi_env env, napi_value value, Channel* channel, int* count, size
     *total += bytes.length;
   }
   return true;
-}
-
-napi_value Int(napi_env env, int value) {
-  napi_value result = nullptr;
-  napi_create_int32(env, value, &result);
-  return result;
 }
 
 napi_value FuseReply(napi_env env, napi_callback_info info) {
@@ -291,42 +219,13 @@ napi_value FuseNotify(napi_env env, napi_callback_info info) {
   int parts = 1;
   size_t total = 0;
   if (!channel || napi_get_value_int32(env, args[1], &code) != napi_ok ||
-      !GetParts(env, args[2], channel, &parts, &total) || total > kNotifyBytesMax) {
+      !GetParts(env, args[2], channel, &parts, &total) || total > Notifier::kBytesMax) {
     return ThrowUsage(env, "fuseNotify(channel, code, parts)");
   }
-  Notification* notification = nullptr;
-  {
-    std::lock_guard<std::mutex> lock(channel->mutex);
-    const bool room = !channel->stopping && channel->fd >= 0 && channel->queue.size() < kNotifyQueueMax;
-    if (room && !channel->spare.empty()) {
-      notification = channel->spare.back();
-      channel->spare.pop_back();
-    } else if (room) {
-      notification = new Notification;
-    }
-  }
-  napi_value queued = nullptr;
-  napi_get_boolean(env, notification != nullptr, &queued);
-  if (!notification) return queued;
-
-  fuse_out_header header;
-  header.len = static_cast<uint32_t>(sizeof header + total);
-  header.error = code;
-  header.unique = 0;
-  memcpy(notification->bytes, &header, sizeof header);
-  size_t at = sizeof header;
-  // SAFETY: total, the sum of the lengths, is at most kNotifyBytesMax.
-  for (int index = 1; index < parts; index++) {
-    memcpy(notification->bytes + at, channel->iov[index].iov_base, channel->iov[index].iov_len);
-    at += channel->iov[index].iov_len;
-  }
-  notification->length = at;
-  {
-    std::lock_guard<std::mutex> lock(channel->mutex);
-    channel->queue.push_back(notification);
-  }
-  channel->wake.notify_one();
-  return queued;
+  const bool queued = channel->fd >= 0 && channel->notifier.Queue(code, channel->iov + 1, parts - 1, total);
+  napi_value result = nullptr;
+  napi_get_boolean(env, queued, &result);
+  return result;
 }
 
 napi_value FuseNotified(napi_env env, napi_callback_info info) {
@@ -335,13 +234,12 @@ napi_value FuseNotified(napi_env env, napi_callback_info info) {
   if (napi_get_cb_info(env, info, &count, args, nullptr, nullptr) != napi_ok) return nullptr;
   Channel* channel = count == 1 ? ChannelOf(env, args[0]) : nullptr;
   if (!channel) return ThrowUsage(env, "fuseNotified(channel)");
-  std::lock_guard<std::mutex> lock(channel->mutex);
-  const double values[] = {static_cast<double>(channel->sent), static_cast<double>(channel->failed),
-                           static_cast<double>(channel->queue.size())};
+  const Notifier::Counts counts = channel->notifier.GetCounts();
+  const uint64_t values[] = {counts.sent, counts.failed, counts.waiting};
   napi_value result = nullptr, value;
   napi_create_array_with_length(env, 3, &result);
   for (uint32_t index = 0; index < 3; index++) {
-    if (napi_create_double(env, values[index], &value) == napi_ok) napi_set_element(env, result, index, value);
+    if (napi_create_double(env, static_cast<double>(values[index]), &value) == napi_ok) napi_set_element(env, result, index, value);
   }
   return result;
 }
@@ -358,11 +256,7 @@ napi_value FuseClose(napi_env env, napi_callback_info info) {
   }
   channel->closing = true;
   napi_create_reference(env, args[1], 1, &channel->on_closed);
-  {
-    std::lock_guard<std::mutex> lock(channel->mutex);
-    channel->stopping = true;
-  }
-  channel->wake.notify_one();
+  channel->notifier.Stop();
   uv_timer_start(&channel->closing_timer, OnClosingTick, 0, kClosingTickMs);
   return nullptr;
 }
@@ -407,7 +301,7 @@ napi_value FuseOpen(napi_env env, napi_callback_info info) {
   napi_create_string_utf8(env, "lazydisk:fuse", NAPI_AUTO_LENGTH, &name);
   napi_async_init(env, nullptr, name, &channel->context);
   napi_add_env_cleanup_hook(env, OnTeardown, channel);
-  channel->thread = std::thread(NotifyLoop, channel);
+  channel->notifier.Start(fd);
   uv_poll_start(&channel->poll, UV_READABLE, OnReadable);
   return external;
 }

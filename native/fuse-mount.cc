@@ -27,12 +27,6 @@ bool GetText(napi_env env, napi_value value, std::string* text) {
   return true;
 }
 
-napi_value Int(napi_env env, int value) {
-  napi_value result = nullptr;
-  napi_create_int32(env, value, &result);
-  return result;
-}
-
 napi_value FuseMount(napi_env env, napi_callback_info info) {
   size_t count = 4;
   napi_value args[4];

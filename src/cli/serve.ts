@@ -1,6 +1,6 @@
 /** `lazydisk serve`: flags and file into a configuration, and the daemon run until it is told to stop. */
 import { Command } from 'commander';
-import { type RawSettings, readSettingsFile, resolveConfig, type SettingName } from '../daemon/config.ts';
+import type { RawSettings, SettingName } from '../daemon/config.ts';
 import { defaultRunDir } from '../daemon/run-dir.ts';
 import { withRunDir, withStore } from './context.ts';
 
@@ -58,6 +58,7 @@ async function serve(options: Readonly<Record<string, string | undefined>>): Pro
   for (const [flag, name] of Object.entries(SETTINGS)) {
     if (options[flag] !== undefined) flags[name] = options[flag];
   }
+  const { readSettingsFile, resolveConfig } = await import('../daemon/config.ts');
   const file = options.config === undefined ? {} : await readSettingsFile(options.config);
   const runDir = flags.run_dir ?? file.run_dir ?? defaultRunDir();
   const config = resolveConfig(file, flags, { run_dir: runDir });

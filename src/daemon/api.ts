@@ -14,19 +14,16 @@
  *
  * An error is { error: { code, message } }, `code` being an ErrorCode; the status follows from the code.
  */
-import { z } from 'zod';
 import type { TierName } from '../chunk/tier.ts';
 import type { ErrorCode } from '../errors.ts';
 import type { RunConfig } from '../format/manifest-metadata.ts';
 
-export const attachSchema = z.strictObject({
+export interface AttachRequest {
   /** Name[:tag] or sha256:… */
-  image: z.string().min(1).max(512),
+  readonly image: string;
   /** The drive's name; by default made from the image's. */
-  name: z.string().min(1).max(128).optional(),
-});
-
-export type AttachRequest = z.infer<typeof attachSchema>;
+  readonly name?: string | undefined;
+}
 
 export interface DriveInfo {
   readonly name: string;
@@ -156,4 +153,7 @@ export const HTTP_STATUS: Readonly<Record<ErrorCode, number>> = {
   NO_SPACE: 507,
 };
 
-export const errorSchema = z.object({ error: z.object({ code: z.string(), message: z.string() }) });
+/** The body of every answer that is no success. */
+export interface ErrorBody {
+  readonly error: { readonly code: ErrorCode; readonly message: string };
+}

@@ -6,7 +6,7 @@ import {
   type DaemonStatus,
   type DriveInfo,
   type DriveStat,
-  errorSchema,
+  type ErrorBody,
   HTTP_STATUS,
   type ImageDetail,
   type ImageInfo,
@@ -112,11 +112,16 @@ export class ControlClient {
 }
 
 function errorOf(status: number, text: string): LazydiskError {
+  let body: Partial<ErrorBody> | null;
   try {
-    const { error } = errorSchema.parse(JSON.parse(text));
-    const code = Object.hasOwn(HTTP_STATUS, error.code) ? (error.code as ErrorCode) : 'INTERNAL';
-    return new LazydiskError(code, error.message);
-  } catch (cause) {
-    return new LazydiskError('INTERNAL', `the daemon answered ${status}`, { cause });
+    body = JSON.parse(text) as Partial<ErrorBody> | null;
+  } catch {
+    body = null;
   }
+  const { code, message } = body?.error ?? {};
+  if (typeof code !== 'string' || typeof message !== 'string') {
+    return new LazydiskError('INTERNAL', `the daemon answered ${status} and no reason`);
+  }
+  // A newer daemon may know codes that this client does not.
+  return new LazydiskError(Object.hasOwn(HTTP_STATUS, code) ? (code as ErrorCode) : 'INTERNAL', message);
 }

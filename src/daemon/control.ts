@@ -4,13 +4,14 @@
  * the socket may also send nonsense.
  */
 import { createServer, type IncomingMessage, type Server, type ServerResponse } from 'node:http';
+import { z } from 'zod';
 import { errorText, LazydiskError } from '../errors.ts';
 import {
   type AttachRequest,
-  attachSchema,
   type DaemonStatus,
   type DriveInfo,
   type DriveStat,
+  type ErrorBody,
   HTTP_STATUS,
   type ImageDetail,
   type ImageInfo,
@@ -21,6 +22,11 @@ import type { Logger } from './log.ts';
 const BODY_BYTES_MAX = 64 * 1024;
 const CONNECTIONS_MAX = 256;
 const REQUEST_TIMEOUT_MS = 30_000;
+
+const attachSchema = z.strictObject({
+  image: z.string().min(1).max(512),
+  name: z.string().min(1).max(128).optional(),
+});
 
 /** What the API offers; the daemon implements it. */
 export interface ControlService {
@@ -123,7 +129,8 @@ export class ControlServer {
       else this.#log.debug({ code, method, url, message: errorText(error) }, 'control request refused');
       // What is left of the request is not read: the connection ends with the answer.
       response.shouldKeepAlive = false;
-      sendJson(response, HTTP_STATUS[code], { error: { code, message: errorText(error) } });
+      const body: ErrorBody = { error: { code, message: errorText(error) } };
+      sendJson(response, HTTP_STATUS[code], body);
     }
   }
 }

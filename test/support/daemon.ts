@@ -68,7 +68,7 @@ export interface Workplace {
 }
 
 /** A key, and places for the rest. */
-async function emptyWorkplace(t: Test): Promise<Workplace> {
+export async function workplace(t: Test): Promise<Workplace> {
   const dir = tempDir(t);
   const storeDir = join(dir, 'store');
   const key = join(dir, 'key');
@@ -79,7 +79,7 @@ async function emptyWorkplace(t: Test): Promise<Workplace> {
 
 /** The image `app:1` built by the command line, 256 MiB: `files` files of `fileBytes` random bytes each. */
 export async function buildWorkplace(t: Test, files = 3, fileBytes = 700_000): Promise<Workplace> {
-  const place = await emptyWorkplace(t);
+  const place = await workplace(t);
   const layer = Array.from({ length: files }, (_, n) => ({
     name: `data/${n}`,
     body: randomBytes(fileBytes),
@@ -98,7 +98,7 @@ export async function diskWorkplace(
   t: Test,
   chunks = 24,
 ): Promise<Workplace & { disk: Buffer; image: Image }> {
-  const place = await emptyWorkplace(t);
+  const place = await workplace(t);
   const disk = randomBytes(chunks * CHUNK_BYTES);
   for (let chunk = 3; chunk < chunks; chunk += 4)
     disk.fill(0, chunk * CHUNK_BYTES, (chunk + 1) * CHUNK_BYTES);

@@ -24,8 +24,10 @@ import {
 /** An option's data may be this long; a list of many meta contexts is the longest that makes sense. */
 const OPTION_BYTES_MAX = 64 * 1024;
 /** A client that has not chosen after so many options never will. */
-const OPTIONS_MAX = 256;
+const OPTIONS_MAX = 1024;
 const QUERIES_MAX = 256;
+/** Answers to one client; more is asked for only to make us send (a list is long where drives are many). */
+const ANSWER_BYTES_MAX = 8 * 1024 * 1024;
 
 /** What was agreed. */
 export interface Session {
@@ -45,10 +47,11 @@ export interface HandshakeStep {
   readonly close?: boolean;
 }
 
-/** The flags of a device, for EXPORT_NAME and NBD_INFO_EXPORT. */
-export function transmissionFlags(device: BlockDevice): number {
+/** The flags of an export, for EXPORT_NAME and NBD_INFO_EXPORT. */
+function transmissionFlags(): number {
+  // A BlockDevice has nothing to write with, so every export is read-only, whatever is attached.
   const { hasFlags, readOnly, sendFlush, sendDf, canMultiConn, sendCache } = TRANSMISSION_FLAGS;
-  return hasFlags | (device.readOnly ? readOnly : 0) | sendFlush | sendDf | canMultiConn | sendCache;
+  return hasFlags | readOnly | sendFlush | sendDf | canMultiConn | sendCache;
 }
 
 export class Handshake {
@@ -57,6 +60,7 @@ export class Handshake {
   #gotFlags = false;
   #noZeroes = false;
   #options = 0;
+  #answerBytes = 0;
   #structured = false;
   /** The export that base:allocation was chosen for. */
   #allocationOf: string | undefined;
@@ -98,6 +102,8 @@ export class Handshake {
       const data = this.#bytes.subarray(16, 16 + lengthBytes);
       this.#bytes = this.#bytes.subarray(16 + lengthBytes);
       const step = this.#option(option, data);
+      for (const part of step.answer) this.#answerBytes += part.length;
+      if (this.#answerBytes > ANSWER_BYTES_MAX) return { answer, close: true };
       answer.push(...step.answer);
       if (step.close) return { answer, close: true };
       if (step.session) return { answer, session: step.session, rest: this.#bytes };
@@ -151,7 +157,7 @@ export class Handshake {
     if (!device) return { answer: [], close: true };
     const reply = Buffer.alloc(this.#noZeroes ? 10 : 134);
     reply.writeBigUInt64BE(BigInt(device.sizeBytes), 0);
-    reply.writeUInt16BE(transmissionFlags(device), 8);
+    reply.writeUInt16BE(transmissionFlags(), 8);
     return { answer: [reply], session: this.#session(device) };
   }
 
@@ -162,7 +168,7 @@ export class Handshake {
     if (data.length !== 4 + nameBytes + 2 + count * 2) return refuse(option, REPLY.invalid);
     const name = data.toString('utf8', 4, 4 + nameBytes);
     const device = this.#find(name);
-    if (!device) return refuse(option, REPLY.unknown, `no export ${JSON.stringify(name)}`);
+    if (!device) return refuse(option, REPLY.unknown, `no export ${JSON.stringify(name.slice(0, 128))}`);
     const wanted = new Set<number>();
     for (let n = 0; n < count; n++) wanted.add(data.readUInt16BE(4 + nameBytes + 2 + n * 2));
     const answer = [optionReply(option, REPLY.info, infoExport(device))];
@@ -179,14 +185,16 @@ export class Handshake {
 
   #metaContext(option: number, data: Buffer): HandshakeStep {
     const parsed = readMetaContext(data);
+    const isSet = option === OPTION.setMetaContext;
+    // What was chosen before is forgotten, whatever this one comes to.
+    if (isSet) this.#allocationOf = undefined;
     // Contexts are told in structured replies only.
     if (!parsed || !this.#structured) return refuse(option, REPLY.invalid);
     const device = this.#find(parsed.name);
     if (!device) return refuse(option, REPLY.unknown);
-    const isSet = option === OPTION.setMetaContext;
     const lists = !isSet && (parsed.queries.length === 0 || parsed.queries.includes('base:'));
     const chosen = lists || parsed.queries.includes(BASE_ALLOCATION);
-    if (isSet) this.#allocationOf = chosen ? device.name : undefined;
+    if (isSet && chosen) this.#allocationOf = device.name;
     const answer: Buffer[] = [];
     if (chosen) {
       const id = Buffer.alloc(4);
@@ -206,7 +214,7 @@ function infoExport(device: BlockDevice): Buffer {
   const info = Buffer.alloc(12);
   info.writeUInt16BE(INFO.export, 0);
   info.writeBigUInt64BE(BigInt(device.sizeBytes), 2);
-  info.writeUInt16BE(transmissionFlags(device), 10);
+  info.writeUInt16BE(transmissionFlags(), 10);
   return info;
 }
 

@@ -2,24 +2,30 @@
  * The NBD server: listens on Unix sockets and TCP ports, hands each client through its handshake to a connection.
  *
  * Its trick is how bytes come in. A socket that emits 'data' allocates a buffer a read; one made with `onread`
- * reads into the same buffer for ever, at three times the speed, but net.createServer takes no such option. So
- * each accepted socket gives up its handle to a new one that has it.
+ * reads into the same buffer for ever, at three times the speed, but net.createServer takes no such option and
+ * says nothing of it. So each accepted socket gives up its handle to a new one that has it. There is no public
+ * way from an accepted connection to its descriptor; this uses one private field, in one function.
  */
 import { chmodSync } from 'node:fs';
 import net from 'node:net';
 import type { BlockDevice } from '../../drive/block-device.ts';
 import type { DriveRegistry } from '../../drive/registry.ts';
 import { LazydiskError } from '../../errors.ts';
-import { NbdConnection } from './connection.ts';
+import { type ConnectionContext, NbdConnection } from './connection.ts';
 import { Handshake, type HandshakeStep } from './handshake.ts';
+import { DEFAULT_LIMITS, type NbdLimits } from './limits.ts';
 import { NbdCounters, type NbdStats } from './ops.ts';
+import { BatchPool } from './reply-writer.ts';
 
+/** Over two thousand requests; who sends refused writes needs more reads. */
 const READ_BUFFER_BYTES = 64 * 1024;
-const CONNECTIONS_MAX = 4096;
-const HANDSHAKE_TIMEOUT_MS = 10_000;
+/** A TCP client whose machine is gone is noticed after about this long without traffic. */
+const KEEP_ALIVE_MS = 60_000;
 
 export interface NbdServerOptions {
   readonly registry: DriveRegistry;
+  /** What is not given is DEFAULT_LIMITS. */
+  readonly limits?: Partial<NbdLimits>;
 }
 
 export type ListenAddress = { readonly path: string } | { readonly host: string; readonly port: number };
@@ -32,13 +38,23 @@ interface Client {
 
 export class NbdServer {
   readonly #registry: DriveRegistry;
+  readonly #limits: NbdLimits;
   readonly #listeners: net.Server[] = [];
   readonly #clients = new Set<Client>();
   readonly #counters = new NbdCounters();
+  readonly #context: ConnectionContext;
   readonly #removed: (device: BlockDevice) => void;
+  #allGone: (() => void) | undefined;
 
-  constructor(options: NbdServerOptions) {
-    this.#registry = options.registry;
+  constructor({ registry, limits }: NbdServerOptions) {
+    this.#registry = registry;
+    this.#limits = { ...DEFAULT_LIMITS, ...limits };
+    this.#context = {
+      counters: this.#counters,
+      limits: this.#limits,
+      pool: new BatchPool(),
+      connections: () => this.#clients.size,
+    };
     // A drive that is detached takes its connections with it, once they have their answers.
     this.#removed = (device) => {
       for (const { connection } of this.#clients) if (connection?.device === device) connection.end();
@@ -46,23 +62,32 @@ export class NbdServer {
     this.#registry.on('removed', this.#removed);
   }
 
-  /** May be called several times. A Unix socket is made for its owner only. Rejects if it cannot listen. */
+  /**
+   * May be called several times. A Unix socket gets mode 0600 right after it is there: its directory must keep
+   * others out. Rejects with UNAVAILABLE if it cannot listen.
+   */
   async listen(where: ListenAddress): Promise<void> {
-    const server = net.createServer({ pauseOnConnect: true, noDelay: true }, (socket) =>
-      this.#accept(socket),
-    );
-    server.maxConnections = CONNECTIONS_MAX;
+    const options = {
+      pauseOnConnect: true,
+      noDelay: true,
+      keepAlive: true,
+      keepAliveInitialDelay: KEEP_ALIVE_MS,
+    };
+    const server = net.createServer(options, (socket) => this.#accept(socket));
     await new Promise<void>((resolve, reject) => {
-      server.once('error', (error) => {
+      server.once('error', (cause) => {
         const text = 'path' in where ? where.path : `${where.host}:${where.port}`;
         reject(
-          new LazydiskError('UNAVAILABLE', `cannot listen for NBD on ${text}: ${error.message}`, {
-            cause: error,
-          }),
+          new LazydiskError('UNAVAILABLE', `cannot listen for NBD on ${text}: ${cause.message}`, { cause }),
         );
       });
-      server.listen(where, () => resolve());
+      server.listen(where, () => {
+        server.removeAllListeners('error');
+        resolve();
+      });
     });
+    // From here on an error is of one client that could not be accepted, for want of descriptors.
+    server.on('error', () => this.#counters.errors++);
     if ('path' in where) chmodSync(where.path, 0o600);
     this.#listeners.push(server);
   }
@@ -85,47 +110,65 @@ export class NbdServer {
   }
 
   /** Takes no new clients, lets requests in flight be answered for at most `drainMs`, and closes. */
-  async close(options: { drainMs: number } = { drainMs: 0 }): Promise<void> {
+  async close({ drainMs }: { drainMs: number } = { drainMs: 0 }): Promise<void> {
     this.#registry.off('removed', this.#removed);
     const closed = this.#listeners.splice(0).map((server) => new Promise((resolve) => server.close(resolve)));
     for (const { socket, connection } of this.#clients) {
-      if (connection && options.drainMs > 0) connection.end();
+      if (connection && drainMs > 0) connection.end();
       else socket.destroy();
     }
     const late = setTimeout(() => {
       for (const { socket } of this.#clients) socket.destroy();
-    }, options.drainMs);
-    await Promise.all(closed);
-    while (this.#clients.size > 0) await new Promise((resolve) => setTimeout(resolve, 5));
+    }, drainMs);
+    if (this.#clients.size > 0) {
+      await new Promise<void>((resolve) => {
+        this.#allGone = resolve;
+      });
+    }
     clearTimeout(late);
+    await Promise.all(closed);
   }
 
   #accept(accepted: net.Socket): void {
+    if (this.#clients.size >= this.#limits.connectionsMax) {
+      this.#counters.errors++;
+      accepted.destroy();
+      return;
+    }
     const handshake = new Handshake(this.#registry);
-    const buffer = Buffer.allocUnsafeSlow(READ_BUFFER_BYTES);
-    const socket = withReadBuffer(accepted, buffer, (bytes) =>
-      client.connection ? client.connection.received(bytes) : negotiate(handshake.feed(bytes)),
-    );
+    const socket = withReadBuffer(accepted, Buffer.allocUnsafeSlow(READ_BUFFER_BYTES), (bytes) => {
+      if (client.connection) return client.connection.received(bytes);
+      if (!socket.writableEnded) this.#negotiate(client, handshake.feed(bytes));
+      return true;
+    });
     const client: Client = { socket, connection: undefined };
     this.#clients.add(client);
-    const slow = setTimeout(() => socket.destroy(), HANDSHAKE_TIMEOUT_MS);
-    const negotiate = ({ answer, session, rest, close }: HandshakeStep): boolean => {
-      if (answer.length > 0) socket.write(Buffer.concat(answer));
-      if (close) socket.end();
-      if (close || !session) return !close;
-      clearTimeout(slow);
-      client.connection = new NbdConnection(socket, session, this.#counters);
-      return client.connection.received(rest ?? Buffer.alloc(0));
-    };
+    const slow = setTimeout(() => {
+      if (!client.connection) socket.destroy();
+    }, this.#limits.handshakeTimeoutMs);
     socket.on('error', () => socket.destroy());
-    socket.on('end', () => client.connection?.end());
+    socket.on('end', () => {
+      if (client.connection) client.connection.end();
+      else socket.destroy();
+    });
     socket.on('close', () => {
       clearTimeout(slow);
       client.connection?.closed();
       this.#clients.delete(client);
+      if (this.#clients.size === 0) this.#allGone?.();
     });
     socket.write(Handshake.greeting());
     socket.resume();
+  }
+
+  #negotiate(client: Client, { answer, session, rest, close }: HandshakeStep): void {
+    const { socket } = client;
+    if (answer.length > 0) socket.write(Buffer.concat(answer));
+    // What the client still says is read and thrown away until it closes or its time is over.
+    if (close) socket.end();
+    if (!session) return;
+    client.connection = new NbdConnection(socket, session, this.#context);
+    if (rest && rest.length > 0 && !client.connection.received(rest)) socket.pause();
   }
 }
 

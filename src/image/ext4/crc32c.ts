@@ -65,6 +65,16 @@ export function crc32cOfUint32(crc: number, value: number): number {
   return crc32c(crc, word, 0, 4);
 }
 
+/** What all sums of a file system but the superblock's start from. */
+export function fileSystemSeed(uuid: Uint8Array): number {
+  return crc32c(CRC_START, uuid);
+}
+
+/** What the sums of an inode, of its directory blocks and of its extent blocks start from. */
+export function inodeSeed(fileSystemSeed: number, inode: number): number {
+  return crc32cOfUint32(crc32cOfUint32(fileSystemSeed, inode), 0);
+}
+
 /** `crc` carried on over a little-endian 64-bit number (a block number). */
 export function crc32cOfUint64(crc: number, value: number): number {
   word.writeBigUInt64LE(BigInt(value), 0);

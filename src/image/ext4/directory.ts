@@ -1,12 +1,12 @@
 /**
  * Directories: linear blocks of entries while they are few, a hash tree once they are many. A tree is packed here
  * in one go from the sorted hashes, leaf after leaf, and its index blocks are filled from the leaves' first
- * hashes. Blocks are rendered one at a time, when their chunk is written. Source: the kernel's
+ * hashes. Blocks are written one at a time, when their chunk is. Source: the kernel's
  * Documentation/filesystems/ext4/directory.rst.
  */
 import { LazydiskError } from '../../errors.ts';
 import type { InodeKind } from '../tree.ts';
-import { CRC_START, crc32c, crc32cOfUint32 } from './crc32c.ts';
+import { crc32c } from './crc32c.ts';
 import { dirHash } from './dir-hash.ts';
 import { BLOCK_BYTES } from './geometry.ts';
 
@@ -19,6 +19,7 @@ const ROOT_ENTRIES = (BLOCK_BYTES - 32 - 8) / 8;
 const NODE_ENTRIES = (BLOCK_BYTES - 8 - 8) / 8;
 /** half_md4 over unsigned bytes is version 1 with the superblock's flag for unsigned hashes. */
 const HASH_VERSION = 1;
+const NAME_BYTES_MAX = 255;
 
 const FILE_TYPES: Record<InodeKind, number> = {
   file: 1,
@@ -31,7 +32,8 @@ const FILE_TYPES: Record<InodeKind, number> = {
 };
 
 export interface DirectoryEntry {
-  readonly name: Buffer;
+  /** Byte string, at most 255 bytes. */
+  readonly name: string;
   readonly inode: number;
   readonly kind: InodeKind;
 }
@@ -42,17 +44,17 @@ interface Hashed {
   readonly minor: number;
 }
 
-function entryBytes(nameBytes: number): number {
-  return (8 + nameBytes + 3) & ~3;
+function entryBytes({ name }: DirectoryEntry): number {
+  return (8 + name.length + 3) & ~3;
 }
 
-/** Consecutive runs of `items` that each fit `roomBytes`, as their first positions. */
-function pack<T>(items: readonly T[], bytesOf: (item: T) => number, roomBytes: number): number[] {
+/** Cuts `entries` into runs that each fit a block; gives their first positions. */
+function pack(entries: readonly DirectoryEntry[]): number[] {
   const starts: number[] = [];
   let used = Number.POSITIVE_INFINITY;
-  items.forEach((item, at) => {
-    const bytes = bytesOf(item);
-    if (used + bytes > roomBytes) {
+  entries.forEach((entry, at) => {
+    const bytes = entryBytes(entry);
+    if (used + bytes > ROOM_BYTES) {
       starts.push(at);
       used = 0;
     }
@@ -70,6 +72,7 @@ export class Directory {
   readonly #seed: number;
   /** Linear: all entries with `.` and `..`. Indexed: without them, in order of their hashes. */
   readonly #entries: readonly DirectoryEntry[];
+  /** The first entry of each leaf. */
   readonly #starts: readonly number[];
   /** Indexed: the hash that leads to each leaf. */
   readonly #hashes: readonly number[] = [];
@@ -80,6 +83,7 @@ export class Directory {
    * @param entries in byte order of their names, without `.` and `..`
    * @param hashSeed four words of the superblock
    * @param checksumSeed of the directory's inode (see inodeSeed)
+   * Throws UNSUPPORTED for more entries than two levels of index lead to (some millions).
    */
   constructor(
     self: number,
@@ -92,8 +96,7 @@ export class Directory {
     this.#parent = parent;
     this.#seed = checksumSeed;
     const all = [dot('.', self), dot('..', parent), ...entries];
-    const bytesOf = (entry: DirectoryEntry) => entryBytes(entry.name.length);
-    const linear = pack(all, bytesOf, ROOM_BYTES);
+    const linear = pack(all);
     this.indexed = linear.length > LINEAR_BLOCKS_MAX;
     if (!this.indexed) {
       this.#entries = all;
@@ -101,10 +104,10 @@ export class Directory {
       this.blocks = linear.length;
       return;
     }
-    const hashed: Hashed[] = entries.map((entry) => ({ entry, ...dirHash(entry.name, hashSeed) }));
+    const hashed = entries.map((entry): Hashed => ({ entry, ...dirHash(bytesOf(entry.name), hashSeed) }));
     hashed.sort((a, b) => a.major - b.major || a.minor - b.minor);
     this.#entries = hashed.map(({ entry }) => entry);
-    this.#starts = pack(this.#entries, bytesOf, ROOM_BYTES);
+    this.#starts = pack(this.#entries);
     // The lowest bit says that the leaf before ends with the same hash, so that a search looks there too.
     this.#hashes = this.#starts.map((start) => {
       const { major } = hashed[start]!;
@@ -113,116 +116,88 @@ export class Directory {
     const leaves = this.#starts.length;
     this.#nodes = leaves <= ROOT_ENTRIES ? 0 : Math.ceil(leaves / NODE_ENTRIES);
     if (this.#nodes > ROOT_ENTRIES) {
-      throw new LazydiskError('UNSUPPORTED', `a directory with ${entries.length} entries`);
+      throw new LazydiskError('UNSUPPORTED', `a directory of ${entries.length} entries`);
     }
     this.blocks = 1 + this.#nodes + leaves;
   }
 
-  /** Block `at` of the directory: root, then index nodes, then leaves. */
-  render(at: number): Buffer {
-    if (!this.indexed) return this.#renderLeaf(at);
-    if (at === 0) return this.#renderRoot();
-    return at <= this.#nodes ? this.#renderNode(at - 1) : this.#renderLeaf(at - 1 - this.#nodes);
+  /** Fills `block`, zeroes, with block `at` of the directory: root, then index nodes, then leaves. */
+  write(block: Buffer, at: number): void {
+    if (!this.indexed) this.#writeLeaf(block, at);
+    else if (at === 0) this.#writeRoot(block);
+    else if (at <= this.#nodes) this.#writeNode(block, at - 1);
+    else this.#writeLeaf(block, at - 1 - this.#nodes);
   }
 
-  #renderLeaf(leaf: number): Buffer {
-    const block = Buffer.alloc(BLOCK_BYTES);
+  #writeLeaf(block: Buffer, leaf: number): void {
     const end = this.#starts[leaf + 1] ?? this.#entries.length;
     let at = 0;
     for (let n = this.#starts[leaf]!; n < end; n++) {
       const entry = this.#entries[n]!;
-      const bytes = n === end - 1 ? ROOM_BYTES - at : entryBytes(entry.name.length);
+      const bytes = n === end - 1 ? ROOM_BYTES - at : entryBytes(entry);
       writeEntry(block, at, entry, bytes);
       at += bytes;
     }
     block.writeUInt16LE(TAIL_BYTES, ROOM_BYTES + 4);
     block[ROOM_BYTES + 7] = 0xde;
     block.writeUInt32LE(crc32c(this.#seed, block, 0, ROOM_BYTES), ROOM_BYTES + 8);
-    return block;
   }
 
-  #renderRoot(): Buffer {
-    const block = Buffer.alloc(BLOCK_BYTES);
+  #writeRoot(block: Buffer): void {
     writeEntry(block, 0, dot('.', this.#self), 12);
     writeEntry(block, 12, dot('..', this.#parent), BLOCK_BYTES - 12);
     block[28] = HASH_VERSION;
     block[29] = 8;
-    block[30] = this.#nodes === 0 ? 0 : 1;
     if (this.#nodes === 0) {
-      this.#writeIndex(block, 32, ROOT_ENTRIES, 0, this.#starts.length, (leaf) => 1 + leaf);
+      this.#writeIndex(block, 32, ROOT_ENTRIES, this.#hashes, 1);
     } else {
-      const first = (node: number) => this.#hashes[node * NODE_ENTRIES]!;
-      const hashes = Array.from({ length: this.#nodes }, (_, node) => first(node));
-      writeIndexEntries(block, 32, ROOT_ENTRIES, hashes, (node) => 1 + node);
-      this.#writeIndexSum(block, 32, ROOT_ENTRIES, this.#nodes);
+      block[30] = 1;
+      const firsts = Array.from({ length: this.#nodes }, (_, node) => this.#hashes[node * NODE_ENTRIES]!);
+      this.#writeIndex(block, 32, ROOT_ENTRIES, firsts, 1);
     }
-    return block;
   }
 
-  #renderNode(node: number): Buffer {
-    const block = Buffer.alloc(BLOCK_BYTES);
+  #writeNode(block: Buffer, node: number): void {
     // An entry that spans the block and names nothing: to a reader without indexes the block is empty.
     block.writeUInt16LE(BLOCK_BYTES, 4);
     const from = node * NODE_ENTRIES;
-    const count = Math.min(NODE_ENTRIES, this.#starts.length - from);
-    this.#writeIndex(block, 8, NODE_ENTRIES, from, count, (leaf) => 1 + this.#nodes + from + leaf);
-    return block;
+    const hashes = this.#hashes.slice(from, from + NODE_ENTRIES);
+    this.#writeIndex(block, 8, NODE_ENTRIES, hashes, 1 + this.#nodes + from);
   }
 
-  #writeIndex(
-    block: Buffer,
-    at: number,
-    limit: number,
-    from: number,
-    count: number,
-    blockOf: (n: number) => number,
-  ): void {
-    writeIndexEntries(block, at, limit, this.#hashes.slice(from, from + count), blockOf);
-    this.#writeIndexSum(block, at, limit, count);
-  }
-
-  #writeIndexSum(block: Buffer, at: number, limit: number, count: number): void {
+  /**
+   * An index from `at` to the block's end, of `hashes` that lead to consecutive blocks, and its checksum. The first
+   * hash is never looked at (it is the lowest there is), so limit and count lie in its place.
+   */
+  #writeIndex(block: Buffer, at: number, limit: number, hashes: readonly number[], firstBlock: number): void {
+    hashes.forEach((hash, n) => {
+      block.writeUInt32LE(hash, at + n * 8);
+      block.writeUInt32LE(firstBlock + n, at + n * 8 + 4);
+    });
+    block.writeUInt16LE(limit, at);
+    block.writeUInt16LE(hashes.length, at + 2);
+    // Over the entries in use, then the tail: a reserved word and the sum itself, taken as zero.
     const tail = at + limit * 8;
-    let sum = crc32c(this.#seed, block, 0, at + count * 8);
-    sum = crc32c(sum, block, tail, tail + 4);
-    block.writeUInt32LE(crc32cOfUint32(sum, 0), tail + 4);
+    const sum = crc32c(this.#seed, block, 0, at + hashes.length * 8);
+    block.writeUInt32LE(crc32c(sum, block, tail, tail + 8), tail + 4);
   }
+}
+
+const nameBytes = Buffer.alloc(NAME_BYTES_MAX);
+
+/** The name's bytes, until the next call. */
+function bytesOf(name: string): Buffer {
+  return nameBytes.subarray(0, nameBytes.write(name, 'latin1'));
 }
 
 function dot(name: '.' | '..', inode: number): DirectoryEntry {
-  return { name: Buffer.from(name), inode, kind: 'directory' };
+  return { name, inode, kind: 'directory' };
 }
 
-function writeEntry(block: Buffer, at: number, entry: DirectoryEntry, bytes: number): void {
-  block.writeUInt32LE(entry.inode, at);
+function writeEntry(block: Buffer, at: number, { name, inode, kind }: DirectoryEntry, bytes: number): void {
+  block.writeUInt32LE(inode, at);
   block.writeUInt16LE(bytes, at + 4);
-  block[at + 6] = entry.name.length;
-  block[at + 7] = FILE_TYPES[entry.kind];
-  entry.name.copy(block, at + 8);
-}
-
-/** The first entry's hash is never looked at (it is the lowest), so limit and count lie in its place. */
-function writeIndexEntries(
-  block: Buffer,
-  at: number,
-  limit: number,
-  hashes: readonly number[],
-  blockOf: (n: number) => number,
-): void {
-  hashes.forEach((hash, n) => {
-    block.writeUInt32LE(hash, at + n * 8);
-    block.writeUInt32LE(blockOf(n), at + n * 8 + 4);
-  });
-  block.writeUInt16LE(limit, at);
-  block.writeUInt16LE(hashes.length, at + 2);
-}
-
-/** What an inode's directory, extent and inode sums start from. */
-export function inodeSeed(fileSystemSeed: number, inode: number): number {
-  return crc32cOfUint32(crc32cOfUint32(fileSystemSeed, inode), 0);
-}
-
-/** What all sums but the superblock's start from. */
-export function fileSystemSeed(uuid: Uint8Array): number {
-  return crc32c(CRC_START, uuid);
+  block[at + 6] = name.length;
+  block[at + 7] = FILE_TYPES[kind];
+  block.write(name, at + 8, 'latin1');
 }

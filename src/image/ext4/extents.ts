@@ -1,6 +1,7 @@
 /**
- * Which blocks of a file lie where: up to four extents in the inode, a tree of extent blocks beyond that. Source:
- * the kernel's Documentation/filesystems/ext4/ifork.rst, "Extent Tree".
+ * Which blocks of a file lie where: up to four extents in the inode, a tree of extent blocks beyond that. The tree
+ * is full from the left, so which entries a block holds follows from its place alone, and any block of it can be
+ * written by itself. Source: the kernel's Documentation/filesystems/ext4/ifork.rst, "Extent Tree".
  */
 import { crc32c } from './crc32c.ts';
 import { BLOCK_BYTES } from './geometry.ts';
@@ -13,21 +14,24 @@ export interface BlockRun {
 }
 
 const MAGIC = 0xf30a;
+const HEADER_BYTES = 12;
+const ENTRY_BYTES = 12;
 const INODE_ENTRIES = 4;
-const BLOCK_ENTRIES = (BLOCK_BYTES - 12 - 4) / 12;
+const BLOCK_ENTRIES = Math.floor((BLOCK_BYTES - HEADER_BYTES - 4) / ENTRY_BYTES);
 /** The longest run of initialised blocks that one extent can say. */
 const RUN_BLOCKS_MAX = 32768;
 
 /** Joins runs that continue one another and splits those that are too long for one extent. */
 export function normaliseRuns(runs: Iterable<BlockRun>): BlockRun[] {
   const joined: { logical: number; physical: number; blocks: number }[] = [];
-  for (const run of runs) {
+  for (const { logical, physical, blocks } of runs) {
     const last = joined.at(-1);
     const continues =
-      last && last.logical + last.blocks === run.logical && last.physical + last.blocks === run.physical;
-    if (continues) last.blocks += run.blocks;
-    else joined.push({ ...run });
+      last && last.logical + last.blocks === logical && last.physical + last.blocks === physical;
+    if (continues) last.blocks += blocks;
+    else joined.push({ logical, physical, blocks });
   }
+  if (joined.every(({ blocks }) => blocks <= RUN_BLOCKS_MAX)) return joined;
   return joined.flatMap((run) => {
     const parts: BlockRun[] = [];
     for (let from = 0; from < run.blocks; from += RUN_BLOCKS_MAX) {
@@ -41,71 +45,84 @@ export function normaliseRuns(runs: Iterable<BlockRun>): BlockRun[] {
   });
 }
 
-/** Extent blocks that `extents` extents need beside the inode, all levels together. */
-export function extentBlocks(extents: number): number {
-  let total = 0;
+/** How many blocks the tree over `extents` extents has on each level, the lowest first; none if the inode has room. */
+function levelsOf(extents: number): number[] {
+  const levels: number[] = [];
   for (let entries = extents; entries > INODE_ENTRIES; ) {
     entries = Math.ceil(entries / BLOCK_ENTRIES);
-    total += entries;
+    levels.push(entries);
   }
-  return total;
+  return levels;
+}
+
+/** Extent blocks that `extents` extents need beside the inode, all levels together. */
+export function extentBlocks(extents: number): number {
+  return levelsOf(extents).reduce((sum, blocks) => sum + blocks, 0);
+}
+
+/** Fills the inode's 60 bytes. The tree's blocks, if it has any, lie from `firstBlock` on. */
+export function writeExtentRoot(target: Buffer, runs: readonly BlockRun[], firstBlock: number): void {
+  const levels = levelsOf(runs.length);
+  writeNode(target, INODE_ENTRIES, runs, firstBlock, levels, levels.length, 0);
 }
 
 /**
- * The tree over `runs`: the 60 bytes of the inode, and its extent blocks, which lie on the disk from
- * `firstBlock` on, the lowest level first. `seed` is the inode's checksum seed.
+ * Fills block `at` of the tree, counted from the lowest level's first. `seed` is the inode's checksum seed; `block`
+ * is BLOCK_BYTES of zeroes.
  */
-export function renderExtents(
+export function writeExtentBlock(
+  block: Buffer,
+  at: number,
   runs: readonly BlockRun[],
   firstBlock: number,
   seed: number,
-): { root: Buffer; blocks: Buffer[] } {
-  const blocks: Buffer[] = [];
-  /** Entries of the level being built, as 12 bytes each, and the first logical block of each. */
-  let entries = runs.map(renderExtent);
-  let firsts = runs.map(({ logical }) => logical);
+): void {
+  const levels = levelsOf(runs.length);
   let depth = 0;
-  while (entries.length > INODE_ENTRIES) {
-    const nextEntries: Buffer[] = [];
-    const nextFirsts: number[] = [];
-    for (let from = 0; from < entries.length; from += BLOCK_ENTRIES) {
-      const block = Buffer.alloc(BLOCK_BYTES);
-      writeNode(block, entries.slice(from, from + BLOCK_ENTRIES), BLOCK_ENTRIES, depth);
-      block.writeUInt32LE(crc32c(seed, block, 0, BLOCK_BYTES - 4), BLOCK_BYTES - 4);
-      nextEntries.push(renderIndex(firsts[from]!, firstBlock + blocks.length));
-      nextFirsts.push(firsts[from]!);
-      blocks.push(block);
-    }
-    entries = nextEntries;
-    firsts = nextFirsts;
-    depth++;
-  }
-  const root = Buffer.alloc(60);
-  writeNode(root, entries, INODE_ENTRIES, depth);
-  return { root, blocks };
+  let node = at;
+  while (node >= levels[depth]!) node -= levels[depth++]!;
+  writeNode(block, BLOCK_ENTRIES, runs, firstBlock, levels, depth, node * BLOCK_ENTRIES);
+  block.writeUInt32LE(crc32c(seed, block, 0, BLOCK_BYTES - 4), BLOCK_BYTES - 4);
 }
 
-function writeNode(target: Buffer, entries: readonly Buffer[], entriesMax: number, depth: number): void {
+/** A node at `depth` (0: its entries are extents) with the entries of its level from number `from` on. */
+function writeNode(
+  target: Buffer,
+  entriesMax: number,
+  runs: readonly BlockRun[],
+  firstBlock: number,
+  levels: readonly number[],
+  depth: number,
+  from: number,
+): void {
+  const ofLevel = depth === 0 ? runs.length : levels[depth - 1]!;
+  const entries = Math.min(entriesMax, ofLevel - from);
   target.writeUInt16LE(MAGIC, 0);
-  target.writeUInt16LE(entries.length, 2);
+  target.writeUInt16LE(entries, 2);
   target.writeUInt16LE(entriesMax, 4);
   target.writeUInt16LE(depth, 6);
-  entries.forEach((entry, n) => void entry.copy(target, 12 + n * 12));
+  const levelStart = levels
+    .slice(0, Math.max(0, depth - 1))
+    .reduce((sum, blocks) => sum + blocks, firstBlock);
+  for (let n = 0; n < entries; n++) {
+    const at = HEADER_BYTES + n * ENTRY_BYTES;
+    if (depth === 0) writeExtent(target, at, runs[from + n]!);
+    else {
+      const { logical } = runs[(from + n) * BLOCK_ENTRIES ** depth]!;
+      writeIndex(target, at, logical, levelStart + from + n);
+    }
+  }
 }
 
-function renderExtent({ logical, physical, blocks }: BlockRun): Buffer {
-  const entry = Buffer.alloc(12);
-  entry.writeUInt32LE(logical, 0);
-  entry.writeUInt16LE(blocks, 4);
-  entry.writeUInt16LE(Math.floor(physical / 2 ** 32), 6);
-  entry.writeUInt32LE(physical % 2 ** 32, 8);
-  return entry;
+function writeExtent(target: Buffer, at: number, { logical, physical, blocks }: BlockRun): void {
+  target.writeUInt32LE(logical, at);
+  target.writeUInt16LE(blocks, at + 4);
+  target.writeUInt16LE(Math.floor(physical / 2 ** 32), at + 6);
+  target.writeUInt32LE(physical % 2 ** 32, at + 8);
 }
 
-function renderIndex(logical: number, block: number): Buffer {
-  const entry = Buffer.alloc(12);
-  entry.writeUInt32LE(logical, 0);
-  entry.writeUInt32LE(block % 2 ** 32, 4);
-  entry.writeUInt16LE(Math.floor(block / 2 ** 32), 8);
-  return entry;
+function writeIndex(target: Buffer, at: number, logical: number, block: number): void {
+  target.writeUInt32LE(logical, at);
+  target.writeUInt32LE(block % 2 ** 32, at + 4);
+  target.writeUInt16LE(Math.floor(block / 2 ** 32), at + 8);
 }

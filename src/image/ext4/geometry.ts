@@ -8,7 +8,6 @@
  *
  * Source: the kernel's Documentation/filesystems/ext4 (flex_bg lets a group's bitmaps and tables lie anywhere).
  */
-import { LazydiskError } from '../../errors.ts';
 import { CHUNK_BYTES } from '../../format/chunk-id.ts';
 
 export const BLOCK_BYTES = 4096;
@@ -18,7 +17,7 @@ export const INODE_BYTES = 256;
 export const INODES_PER_BLOCK = BLOCK_BYTES / INODE_BYTES;
 export const DESCRIPTOR_BYTES = 64;
 /** A bitmap of one block has this many bits. */
-const INODES_PER_GROUP_MAX = BLOCK_BYTES * 8;
+export const INODES_PER_GROUP_MAX = BLOCK_BYTES * 8;
 /** One inode for so many bytes of disk, as mke2fs does. */
 const BYTES_PER_INODE = 16384;
 /** 16 MiB: zero until a guest writes. */
@@ -48,18 +47,15 @@ export interface Geometry {
   readonly metadata: number;
 }
 
-/** Divides a disk of `diskBytes` (a multiple of CHUNK_BYTES). Throws NO_SPACE if it cannot have `inodes` inodes. */
+/**
+ * Divides a disk of `diskBytes` (a multiple of CHUNK_BYTES), which has one inode for every BYTES_PER_INODE or
+ * `inodes`, whatever is more, in groups of at most INODES_PER_GROUP_MAX.
+ */
 export function geometryOf(diskBytes: number, inodes: number): Geometry {
   const blocks = diskBytes / BLOCK_BYTES;
   const groups = Math.ceil(blocks / BLOCKS_PER_GROUP);
   const wanted = Math.max(inodes, Math.floor(diskBytes / BYTES_PER_INODE));
   const inodesPerGroup = Math.ceil(wanted / groups / INODES_PER_BLOCK) * INODES_PER_BLOCK;
-  if (inodesPerGroup > INODES_PER_GROUP_MAX) {
-    throw new LazydiskError(
-      'NO_SPACE',
-      `${inodes} files do not fit: a disk of ${diskBytes} bytes has at most ${groups * INODES_PER_GROUP_MAX} inodes`,
-    );
-  }
   const tableBlocks = inodesPerGroup / INODES_PER_BLOCK;
   const descriptorBlocks = Math.ceil((groups * DESCRIPTOR_BYTES) / BLOCK_BYTES);
   const blockBitmaps = 1 + descriptorBlocks;

@@ -1,10 +1,15 @@
 /**
- * One inode as its 256 bytes on disk. Source: the kernel's Documentation/filesystems/ext4/inodes.rst.
+ * One inode as its 256 bytes on disk, in three steps: the fields, then what the caller puts into the content and
+ * xattr areas, then the checksum over all. Source: the kernel's Documentation/filesystems/ext4/inodes.rst.
  */
 import type { InodeKind } from '../tree.ts';
 import { crc32c } from './crc32c.ts';
-import { INODE_BYTES } from './geometry.ts';
-import { INODE_XATTR_OFFSET } from './xattr.ts';
+
+/** Where the 60 bytes lie that say where an inode's data is, or are it. */
+export const CONTENT_OFFSET = 40;
+export const CONTENT_BYTES = 60;
+/** Where an inode's own xattrs start: behind 128 bytes and 32 extra ones. */
+export const XATTR_OFFSET = 160;
 
 const EXTRA_BYTES = 32;
 const FLAG_INDEX = 0x1000;
@@ -34,19 +39,17 @@ export interface InodeFields {
   readonly links: number;
   /** All blocks that belong to it: data, extent tree, xattrs. */
   readonly blocks: number;
-  /** The 60 bytes that say where its data is, or are it. */
-  readonly content: Buffer;
   readonly usesExtents: boolean;
   readonly indexed: boolean;
   /** 0: none. */
   readonly xattrBlock: number;
-  /** From INODE_XATTR_OFFSET to the end. */
-  readonly xattrs: Buffer;
 }
 
-/** Renders an inode; `seed` is its checksum seed (see inodeSeed). All four times are its mtime. */
-export function renderInode(fields: InodeFields, seed: number): Buffer {
-  const inode = Buffer.alloc(INODE_BYTES);
+/**
+ * Writes all but content, xattrs and checksum into `inode`, which is zeroes. All four times are its mtime; one that
+ * ext4 cannot hold (before 1901, after 2446) becomes the nearest that it can, as the kernel does it.
+ */
+export function writeInodeFields(inode: Buffer, fields: InodeFields): void {
   const sectors = fields.blocks * 8;
   inode.writeUInt16LE(TYPE_BITS[fields.kind] | fields.mode, 0);
   inode.writeUInt16LE(fields.uid & 0xffff, 2);
@@ -55,7 +58,6 @@ export function renderInode(fields: InodeFields, seed: number): Buffer {
   inode.writeUInt16LE(fields.links, 26);
   inode.writeUInt32LE(sectors % 2 ** 32, 28);
   inode.writeUInt32LE((fields.usesExtents ? FLAG_EXTENTS : 0) | (fields.indexed ? FLAG_INDEX : 0), 32);
-  fields.content.copy(inode, 40);
   inode.writeUInt32LE(fields.xattrBlock % 2 ** 32, 104);
   inode.writeUInt32LE(Math.floor(fields.sizeBytes / 2 ** 32), 108);
   inode.writeUInt16LE(Math.floor(sectors / 2 ** 32), 116);
@@ -66,11 +68,13 @@ export function renderInode(fields: InodeFields, seed: number): Buffer {
   const { low, extra } = timeWords(fields.mtimeNs);
   for (const at of [8, 12, 16, 144]) inode.writeInt32LE(low, at);
   for (const at of [132, 136, 140, 148]) inode.writeUInt32LE(extra, at);
-  fields.xattrs.copy(inode, INODE_XATTR_OFFSET);
+}
+
+/** Writes the checksum, which is over all the rest; `seed` is the inode's (see inodeSeed). */
+export function sealInode(inode: Buffer, seed: number): void {
   const sum = crc32c(seed, inode);
   inode.writeUInt16LE(sum & 0xffff, 124);
   inode.writeUInt16LE(sum >>> 16, 130);
-  return inode;
 }
 
 /** The 32 signed low bits of the seconds, and 30 bits of nanoseconds over the 2 high bits of the seconds. */
@@ -88,10 +92,8 @@ function timeWords(timeNs: bigint): { low: number; extra: number } {
   return { low: Number(low), extra: Number((nanoseconds << 2n) | epoch) };
 }
 
-/** A device's number as the 60 bytes hold it: the old form where it fits, else the new one. */
-export function deviceContent(major: number, minor: number): Buffer {
-  const content = Buffer.alloc(60);
+/** A device's number in an inode's content: the old form where it fits, else the new one (12 and 20 bits). */
+export function writeDevice(content: Buffer, major: number, minor: number): void {
   if (major < 256 && minor < 256) content.writeUInt32LE((major << 8) | minor, 0);
   else content.writeUInt32LE(((minor & 0xff) | (major << 8) | ((minor & ~0xff) << 12)) >>> 0, 4);
-  return content;
 }

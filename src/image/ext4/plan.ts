@@ -4,8 +4,10 @@
  * whatever order they were merged.
  */
 import { LazydiskError } from '../../errors.ts';
+import { quote } from '../quote.ts';
 import type { TreeInode } from '../tree.ts';
-import { Directory, type DirectoryEntry, inodeSeed } from './directory.ts';
+import { inodeSeed } from './crc32c.ts';
+import { Directory, type DirectoryEntry } from './directory.ts';
 import { type BlockRun, extentBlocks, normaliseRuns } from './extents.ts';
 import { BLOCK_BYTES, LOST_AND_FOUND_INODE, ROOT_INODE } from './geometry.ts';
 import { type DividedXattrs, divideXattrs } from './xattr.ts';
@@ -13,26 +15,32 @@ import { type DividedXattrs, divideXattrs } from './xattr.ts';
 /** Symlinks shorter than this lie in the inode. */
 const FAST_SYMLINK_BYTES = 60;
 const SYMLINK_BYTES_MAX = BLOCK_BYTES - 1;
-/** 2 TiB: beyond it a file's block count needs a form that we do not write, and no disk of ours is that large. */
+/** 2 TiB: no disk of ours is that large, and beyond it a file's size in sectors needs a form that we do not write. */
 const FILE_BYTES_MAX = 2 ** 41;
+/** A file of more names is refused; a directory of so many subdirectories gives its count up (dir_nlink). */
+const LINKS_MAX = 65000;
+const DEVICE_MAJOR_MAX = 0xfff;
+const DEVICE_MINOR_MAX = 0xfffff;
 
 /** One inode with its number and its needs. */
 export interface PlannedInode {
   readonly number: number;
   readonly inode: TreeInode;
   readonly directory: Directory | undefined;
-  /** Of a file: relative to the first data block. */
-  readonly dataRuns: readonly BlockRun[];
   readonly xattrs: DividedXattrs;
   readonly links: number;
-  /** Blocks behind the journal, in this order. */
+  /** Where its own blocks start, counted from the first behind the journal. They follow one another: */
+  readonly firstBlock: number;
+  /** a directory's entries or a long symlink's target, */
   readonly contentBlocks: number;
+  /** the extent tree, */
   readonly extentBlocks: number;
+  /** and the xattrs that do not fit beside the inode. */
   readonly xattrBlocks: number;
 }
 
 export interface Plan {
-  /** In order of their numbers; the root first, then lost+found, then the rest from 12. */
+  /** In order of their numbers; the root first, then lost+found, then the rest from 12, with no number left out. */
   readonly inodes: readonly PlannedInode[];
   /** Blocks that all of them need behind the journal. */
   readonly metadataBlocks: number;
@@ -42,21 +50,50 @@ export interface Plan {
 
 interface Numbered {
   readonly number: number;
-  readonly parent: number;
-  readonly path: string;
   readonly inode: TreeInode;
+  /** The name that it was found by first, and the directory of that. */
+  readonly name: string;
+  readonly parent: Numbered | undefined;
 }
 
-/** Plans a tree. Throws NO_SPACE or UNSUPPORTED naming the path of what ext4 cannot hold. */
+/** Plans a tree. Throws NO_SPACE, CORRUPT or UNSUPPORTED, with the path, for what ext4 cannot hold. */
 export function planTree(root: TreeInode, hashSeed: Int32Array, seed: number): Plan {
   const { numbered, numbers } = numberInodes(root);
   let metadataBlocks = 0;
   const inodes = numbered.map((one) => {
-    const planned = planInode(one, numbers, hashSeed, seed);
-    metadataBlocks += planned.contentBlocks + planned.extentBlocks + planned.xattrBlocks;
-    return planned;
+    try {
+      const planned = planInode(one, metadataBlocks, numbers, hashSeed, seed);
+      metadataBlocks += planned.contentBlocks + planned.extentBlocks + planned.xattrBlocks;
+      return planned;
+    } catch (error) {
+      if (!(error instanceof LazydiskError)) throw error;
+      throw new LazydiskError(error.code, `path ${quote(pathOf(one))}: ${error.message}`, { cause: error });
+    }
   });
   return { inodes, metadataBlocks, lastInode: numbered.at(-1)!.number };
+}
+
+/** The planned inode of a number; undefined for reserved and for free ones. */
+export function inodeOfNumber({ inodes }: Plan, number: number): PlannedInode | undefined {
+  if (number === ROOT_INODE) return inodes[0];
+  return number < LOST_AND_FOUND_INODE ? undefined : inodes[number - LOST_AND_FOUND_INODE + 1];
+}
+
+/** A file's data as runs of blocks; `physical` is relative to the first data block. */
+export function dataRuns({ extents }: TreeInode): BlockRun[] {
+  return normaliseRuns(
+    extents.map(({ fileOffset, dataOffset, lengthBytes }) => ({
+      logical: fileOffset / BLOCK_BYTES,
+      physical: dataOffset / BLOCK_BYTES,
+      blocks: Math.ceil(lengthBytes / BLOCK_BYTES),
+    })),
+  );
+}
+
+function pathOf(numbered: Numbered): string {
+  const names: string[] = [];
+  for (let at: Numbered | undefined = numbered; at?.parent; at = at.parent) names.push(at.name);
+  return names.length === 0 ? '.' : names.reverse().join('/');
 }
 
 function byName([a]: [string, TreeInode], [b]: [string, TreeInode]): number {
@@ -65,36 +102,37 @@ function byName([a]: [string, TreeInode], [b]: [string, TreeInode]): number {
 
 function numberInodes(root: TreeInode): { numbered: Numbered[]; numbers: Map<TreeInode, number> } {
   const lostAndFound = root.children.get('lost+found') ?? newLostAndFound(root);
-  const numbers = new Map<TreeInode, number>([
+  const top: Numbered = { number: ROOT_INODE, inode: root, name: '', parent: undefined };
+  const lost: Numbered = {
+    number: LOST_AND_FOUND_INODE,
+    inode: lostAndFound,
+    name: 'lost+found',
+    parent: top,
+  };
+  const numbers = new Map([
     [root, ROOT_INODE],
     [lostAndFound, LOST_AND_FOUND_INODE],
   ]);
-  const numbered: Numbered[] = [
-    { number: ROOT_INODE, parent: ROOT_INODE, path: '/', inode: root },
-    { number: LOST_AND_FOUND_INODE, parent: ROOT_INODE, path: '/lost+found', inode: lostAndFound },
-  ];
-  let next = LOST_AND_FOUND_INODE + 1;
+  const numbered = [top, lost];
   // A stack of what is still to be numbered, not recursion: paths may be two thousand levels deep.
-  const stack: { name: string; inode: TreeInode; parent: number; parentPath: string }[] = [];
-  const push = (directory: TreeInode, number: number, path: string) => {
-    for (const [name, inode] of [...directory.children].sort(byName).reverse()) {
-      stack.push({ name, inode, parent: number, parentPath: path });
+  const stack: { name: string; inode: TreeInode; parent: Numbered }[] = [];
+  const pushChildren = (parent: Numbered) => {
+    for (const [name, inode] of [...parent.inode.children].sort(byName).reverse()) {
+      stack.push({ name, inode, parent });
     }
   };
-  push(root, ROOT_INODE, '');
-  for (let top = stack.pop(); top; top = stack.pop()) {
-    const { inode, parent } = top;
-    const path = `${top.parentPath}/${top.name}`;
+  pushChildren(top);
+  for (let next = stack.pop(); next; next = stack.pop()) {
+    const { inode } = next;
     if (inode === lostAndFound) {
-      push(inode, LOST_AND_FOUND_INODE, path);
+      if (next.parent === top && next.name === lost.name) pushChildren(lost);
     } else if (!numbers.has(inode)) {
-      const number = next++;
-      numbers.set(inode, number);
-      numbered.push({ number, parent, path, inode });
-      if (inode.kind === 'directory') push(inode, number, path);
+      const one: Numbered = { number: LOST_AND_FOUND_INODE - 1 + numbered.length, ...next };
+      numbers.set(inode, one.number);
+      numbered.push(one);
+      if (inode.kind === 'directory') pushChildren(one);
     }
   }
-  if (!root.children.has('lost+found')) numbers.set(lostAndFound, LOST_AND_FOUND_INODE);
   return { numbered, numbers };
 }
 
@@ -118,49 +156,55 @@ function newLostAndFound(root: TreeInode): TreeInode {
 }
 
 function planInode(
-  { number, parent, path, inode }: Numbered,
+  { number, parent, inode }: Numbered,
+  firstBlock: number,
   numbers: ReadonlyMap<TreeInode, number>,
   hashSeed: Int32Array,
   seed: number,
 ): PlannedInode {
-  const xattrs = divideXattrs(inode.xattrs, path);
-  const xattrBlocks = xattrs.inBlock.length > 0 ? 1 : 0;
-  const plain = { number, inode, xattrs, xattrBlocks, directory: undefined, dataRuns: [], extentBlocks: 0 };
+  const xattrs = divideXattrs(inode.xattrs);
+  const plain = {
+    number,
+    inode,
+    directory: undefined,
+    xattrs,
+    links: inode.links,
+    firstBlock,
+    contentBlocks: 0,
+    extentBlocks: 0,
+    xattrBlocks: xattrs.inBlock.length > 0 ? 1 : 0,
+  };
+  if (inode.kind !== 'directory' && inode.links > LINKS_MAX) {
+    throw new LazydiskError('UNSUPPORTED', `over ${LINKS_MAX} names of one file`);
+  }
   switch (inode.kind) {
     case 'directory': {
       const entries = entriesOf(inode, number, numbers);
-      const directory = new Directory(number, parent, entries, hashSeed, inodeSeed(seed, number));
-      const subdirectories = entries.filter(({ kind }) => kind === 'directory').length;
-      // A directory of so many that its count would overflow says 1 (dir_nlink).
-      const links = subdirectories + 2 > 65000 ? 1 : subdirectories + 2;
-      return { ...plain, directory, links, contentBlocks: directory.blocks };
+      const up = parent?.number ?? ROOT_INODE;
+      const directory = new Directory(number, up, entries, hashSeed, inodeSeed(seed, number));
+      const links = 2 + entries.filter(({ kind }) => kind === 'directory').length;
+      return { ...plain, directory, links: links > LINKS_MAX ? 1 : links, contentBlocks: directory.blocks };
     }
-    case 'file': {
+    case 'file':
       if (inode.sizeBytes > FILE_BYTES_MAX) {
-        throw new LazydiskError(
-          'UNSUPPORTED',
-          `${path}: ${inode.sizeBytes} bytes are more than a file can have`,
-        );
+        throw new LazydiskError('UNSUPPORTED', `a file of ${inode.sizeBytes} bytes`);
       }
-      const dataRuns = normaliseRuns(
-        inode.extents.map(({ fileOffset, dataOffset, lengthBytes }) => ({
-          logical: fileOffset / BLOCK_BYTES,
-          physical: dataOffset / BLOCK_BYTES,
-          blocks: Math.ceil(lengthBytes / BLOCK_BYTES),
-        })),
-      );
-      const treeBlocks = extentBlocks(dataRuns.length);
-      return { ...plain, dataRuns, links: inode.links, contentBlocks: 0, extentBlocks: treeBlocks };
-    }
+      return { ...plain, extentBlocks: extentBlocks(dataRuns(inode).length) };
     case 'symlink': {
       const bytes = inode.target.length;
       if (bytes === 0 || bytes > SYMLINK_BYTES_MAX) {
-        throw new LazydiskError('UNSUPPORTED', `${path}: a symbolic link to a target of ${bytes} bytes`);
+        throw new LazydiskError('UNSUPPORTED', `a symlink target of ${bytes} bytes`);
       }
-      return { ...plain, links: inode.links, contentBlocks: bytes < FAST_SYMLINK_BYTES ? 0 : 1 };
+      return { ...plain, contentBlocks: bytes < FAST_SYMLINK_BYTES ? 0 : 1 };
     }
+    case 'char':
+    case 'block':
+      if (inode.rdevMajor > DEVICE_MAJOR_MAX || inode.rdevMinor > DEVICE_MINOR_MAX) {
+        throw new LazydiskError('UNSUPPORTED', `a device of number ${inode.rdevMajor}:${inode.rdevMinor}`);
+      }
+      return plain;
     default:
-      return { ...plain, links: inode.links, contentBlocks: 0 };
+      return plain;
   }
 }
 
@@ -169,14 +213,12 @@ function entriesOf(
   number: number,
   numbers: ReadonlyMap<TreeInode, number>,
 ): DirectoryEntry[] {
-  const children: [string, number, TreeInode['kind']][] = [...directory.children].map(([name, inode]) => [
-    name,
-    numbers.get(inode)!,
-    inode.kind,
-  ]);
-  if (number === ROOT_INODE && !directory.children.has('lost+found')) {
-    children.push(['lost+found', LOST_AND_FOUND_INODE, 'directory']);
+  const entries: DirectoryEntry[] = [];
+  for (const [name, inode] of directory.children) {
+    entries.push({ name, inode: numbers.get(inode)!, kind: inode.kind });
   }
-  children.sort(([a], [b]) => (a < b ? -1 : 1));
-  return children.map(([name, inode, kind]) => ({ name: Buffer.from(name, 'latin1'), inode, kind }));
+  if (number === ROOT_INODE && !directory.children.has('lost+found')) {
+    entries.push({ name: 'lost+found', inode: LOST_AND_FOUND_INODE, kind: 'directory' });
+  }
+  return entries.sort((a, b) => (a.name < b.name ? -1 : 1));
 }

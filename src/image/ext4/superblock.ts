@@ -35,10 +35,9 @@ export interface SuperblockFields {
   readonly journalContent: Buffer;
 }
 
-/** Block 0: 1024 zero bytes, the superblock, zeroes. No time in it is set: it was never mounted nor checked. */
-export function renderSuperblock(fields: SuperblockFields): Buffer {
+/** Fills block 0, zeroes, from byte 1024 on. No time in it is set: it was never mounted nor checked. */
+export function writeSuperblock(block: Buffer, fields: SuperblockFields): void {
   const { geometry, uuid, hashSeed, freeBlocks, freeInodes, journalContent } = fields;
-  const block = Buffer.alloc(BLOCK_BYTES);
   const sb = block.subarray(1024, 2048);
   const put64 = (value: number, low: number, high: number) => {
     sb.writeUInt32LE(value % 2 ** 32, low);
@@ -83,7 +82,6 @@ export function renderSuperblock(fields: SuperblockFields): Buffer {
   // Checksums are CRC-32C.
   sb[373] = 1;
   sb.writeUInt32LE(crc32c(CRC_START, sb, 0, 1020), 1020);
-  return block;
 }
 
 export interface GroupFields {
@@ -97,9 +95,13 @@ export interface GroupFields {
   readonly inodeBitmapSum: number;
 }
 
-/** One group descriptor; `seed` is the file system's checksum seed. */
-export function renderDescriptor(geometry: Geometry, fields: GroupFields, seed: number): Buffer {
-  const descriptor = Buffer.alloc(DESCRIPTOR_BYTES);
+/** Fills DESCRIPTOR_BYTES of zeroes with a group's descriptor; `seed` is the file system's checksum seed. */
+export function writeDescriptor(
+  descriptor: Buffer,
+  geometry: Geometry,
+  fields: GroupFields,
+  seed: number,
+): void {
   const { group } = fields;
   const put = (value: number, low: number, high: number, bytes: 2 | 4) => {
     const split = 2 ** (bytes * 8);
@@ -117,12 +119,10 @@ export function renderDescriptor(geometry: Geometry, fields: GroupFields, seed: 
   put(fields.inodeBitmapSum, 26, 58, 2);
   put(fields.unusedInodes, 28, 50, 2);
   descriptor.writeUInt16LE(crc32c(crc32cOfUint32(seed, group), descriptor) & 0xffff, 30);
-  return descriptor;
 }
 
-/** The first block of the journal: version 2, empty, big-endian as all of the journal is. */
-export function renderJournalSuperblock(uuid: Buffer): Buffer {
-  const block = Buffer.alloc(BLOCK_BYTES);
+/** Fills the first block of the journal: version 2, empty, big-endian as all of the journal is. */
+export function writeJournalSuperblock(block: Buffer, uuid: Buffer): void {
   block.writeUInt32BE(0xc03b3998, 0);
   block.writeUInt32BE(4, 4);
   block.writeUInt32BE(BLOCK_BYTES, 12);
@@ -131,5 +131,4 @@ export function renderJournalSuperblock(uuid: Buffer): Buffer {
   block.writeUInt32BE(1, 24);
   uuid.copy(block, 48);
   block.writeUInt32BE(1, 64);
-  return block;
 }

@@ -1,23 +1,35 @@
 /** Which blocks are used: ranges while the disk is laid out, one group's bitmap when it is written. */
 import { BLOCK_BYTES, BLOCKS_PER_GROUP, blocksInGroup, type Geometry } from './geometry.ts';
 
+/** A range as one number, start × LENGTHS + blocks, so that millions sort fast; the largest disk has 2^28 blocks. */
+const LENGTHS = 2 ** 24;
+
+export interface UsedRange {
+  readonly physical: number;
+  /** Fewer than LENGTHS. */
+  readonly blocks: number;
+}
+
 /** Used ranges [start, end) of blocks, sorted and apart from each other. */
 export class BlockUsage {
   readonly #geometry: Geometry;
-  readonly #starts: Float64Array;
-  readonly #ends: Float64Array;
+  readonly #starts: number[] = [];
+  readonly #ends: number[] = [];
 
   /** `ranges` in any order; they may touch, and must not overlap. */
-  constructor(geometry: Geometry, ranges: { start: number; end: number }[]) {
+  constructor(geometry: Geometry, ranges: Iterable<UsedRange>) {
     this.#geometry = geometry;
-    const joined: { start: number; end: number }[] = [];
-    for (const range of ranges.sort((a, b) => a.start - b.start)) {
-      const last = joined.at(-1);
-      if (last && last.end >= range.start) last.end = Math.max(last.end, range.end);
-      else joined.push({ ...range });
+    const packed: number[] = [];
+    for (const { physical, blocks } of ranges) packed.push(physical * LENGTHS + blocks);
+    for (const range of Float64Array.from(packed).sort()) {
+      const start = Math.floor(range / LENGTHS);
+      const end = start + (range % LENGTHS);
+      if (this.#ends.at(-1) === start) this.#ends[this.#ends.length - 1] = end;
+      else {
+        this.#starts.push(start);
+        this.#ends.push(end);
+      }
     }
-    this.#starts = Float64Array.from(joined, ({ start }) => start);
-    this.#ends = Float64Array.from(joined, ({ end }) => end);
   }
 
   /** How many blocks of `group` are used. */
@@ -29,12 +41,10 @@ export class BlockUsage {
     return used;
   }
 
-  /** One block: a set bit for each used block, and for what lies behind the end of a short last group. */
-  bitmap(group: number): Buffer {
-    const bitmap = Buffer.alloc(BLOCK_BYTES);
+  /** Fills a block of zeroes: a set bit for each used block, and for what lies behind the end of a short last group. */
+  writeBitmap(bitmap: Buffer, group: number): void {
     this.#eachIn(group, (from, to) => setBits(bitmap, from, to));
-    setBits(bitmap, blocksInGroup(this.#geometry, group), BLOCKS_PER_GROUP);
-    return bitmap;
+    setBits(bitmap, blocksInGroup(this.#geometry, group), BLOCK_BYTES * 8);
   }
 
   #eachIn(group: number, visit: (from: number, to: number) => void): void {

@@ -3,23 +3,33 @@
  * are kept in ext4's own short form. Source: the kernel's Documentation/filesystems/ext4/attributes.rst.
  */
 import { LazydiskError } from '../../errors.ts';
-import { crc32c, crc32cOfUint32, crc32cOfUint64 } from './crc32c.ts';
+import { quote } from '../quote.ts';
+import { crc32c, crc32cOfUint64 } from './crc32c.ts';
 import { BLOCK_BYTES, INODE_BYTES } from './geometry.ts';
+import { XATTR_OFFSET } from './inode.ts';
 
-/** Where an inode's own attributes start: behind 128 bytes and 32 extra ones. */
-export const INODE_XATTR_OFFSET = 160;
 const MAGIC = 0xea020000;
+const INODE_HEADER_BYTES = 4;
 const BLOCK_HEADER_BYTES = 32;
+const ENTRY_BYTES = 16;
+/** Four zero bytes end the list of entries. */
+const END_BYTES = 4;
+const NAME_BYTES_MAX = 255;
 
-/** Prefixes with their number on disk; what is left of the name is stored. The first that matches counts. */
+/** Prefixes with their number on disk; what is left of the name is stored. These are all that the kernel reads back. */
 const PREFIXES: readonly [string, number][] = [
-  ['system.posix_acl_access', 2],
-  ['system.posix_acl_default', 3],
   ['user.', 1],
   ['trusted.', 4],
   ['security.', 6],
-  ['system.', 7],
 ];
+/** ACLs are attributes without a name of their own. */
+const ACLS = new Map([
+  ['system.posix_acl_access', 2],
+  ['system.posix_acl_default', 3],
+]);
+/** Who an ACL entry is for: named users and groups (2, 8), which have an id, and owner, group, mask and others. */
+const ACL_TAGS_WITH_ID = [2, 8];
+const ACL_TAGS = [1, 4, 16, 32, ...ACL_TAGS_WITH_ID];
 
 interface Attribute {
   readonly index: number;
@@ -27,22 +37,29 @@ interface Attribute {
   readonly value: Buffer;
 }
 
-/** An inode's attributes, divided. `block` is undefined where none is needed. */
+/** An inode's attributes, divided. */
 export interface DividedXattrs {
   readonly inInode: readonly Attribute[];
   readonly inBlock: readonly Attribute[];
 }
 
-/** Throws UNSUPPORTED, naming `path`, for a name outside ext4's name spaces; NO_SPACE for what does not fit. */
-export function divideXattrs(xattrs: ReadonlyMap<string, Buffer>, path: string): DividedXattrs {
-  const all = [...xattrs].map(([name, value]) => attributeOf(name, value, path));
+const NONE: DividedXattrs = { inInode: [], inBlock: [] };
+
+/**
+ * Throws UNSUPPORTED for a name outside ext4's name spaces, CORRUPT for a malformed ACL, NO_SPACE for what does not
+ * fit beside the inode and into one block.
+ */
+export function divideXattrs(xattrs: ReadonlyMap<string, Buffer>): DividedXattrs {
+  if (xattrs.size === 0) return NONE;
+  const all = [...xattrs].map(([name, value]) => attributeOf(name, value));
+  // The order in which the kernel looks for a name in a block.
   all.sort((a, b) => a.index - b.index || a.name.length - b.name.length || Buffer.compare(a.name, b.name));
   const inInode: Attribute[] = [];
   const inBlock: Attribute[] = [];
-  let inodeRoom = INODE_BYTES - INODE_XATTR_OFFSET - 4 - 4;
-  let blockRoom = BLOCK_BYTES - BLOCK_HEADER_BYTES - 4;
+  let inodeRoom = INODE_BYTES - XATTR_OFFSET - INODE_HEADER_BYTES - END_BYTES;
+  let blockRoom = BLOCK_BYTES - BLOCK_HEADER_BYTES - END_BYTES;
   for (const attribute of all) {
-    const bytes = attributeBytes(attribute);
+    const bytes = ENTRY_BYTES + align4(attribute.name.length) + align4(attribute.value.length);
     if (bytes <= inodeRoom) {
       inodeRoom -= bytes;
       inInode.push(attribute);
@@ -52,77 +69,68 @@ export function divideXattrs(xattrs: ReadonlyMap<string, Buffer>, path: string):
     }
   }
   if (blockRoom < 0) {
-    throw new LazydiskError(
-      'NO_SPACE',
-      `${path}: its extended attributes do not fit into one block of the disk`,
-    );
+    throw new LazydiskError('NO_SPACE', 'its extended attributes do not fit into one block of the disk');
   }
   return { inInode, inBlock };
 }
 
-/** The bytes from INODE_XATTR_OFFSET to the inode's end. */
-export function renderInodeXattrs(attributes: readonly Attribute[]): Buffer {
-  const area = Buffer.alloc(INODE_BYTES - INODE_XATTR_OFFSET);
-  if (attributes.length === 0) return area;
+/** Fills the area from XATTR_OFFSET to the inode's end. */
+export function writeInodeXattrs(area: Buffer, attributes: readonly Attribute[]): void {
+  if (attributes.length === 0) return;
   area.writeUInt32LE(MAGIC, 0);
-  writeAttributes(area, 4, 4, attributes);
-  return area;
+  writeAttributes(area, INODE_HEADER_BYTES, INODE_HEADER_BYTES, attributes);
 }
 
-/** The block at `blockNumber` of the disk; `seed` is the file system's checksum seed. */
-export function renderXattrBlock(
+/** Fills the block at `blockNumber` of the disk; `seed` is the file system's checksum seed. */
+export function writeXattrBlock(
+  block: Buffer,
   attributes: readonly Attribute[],
   blockNumber: number,
   seed: number,
-): Buffer {
-  const block = Buffer.alloc(BLOCK_BYTES);
+): void {
   block.writeUInt32LE(MAGIC, 0);
+  // One inode refers to it, and it is one block.
   block.writeUInt32LE(1, 4);
   block.writeUInt32LE(1, 8);
   block.writeUInt32LE(writeAttributes(block, BLOCK_HEADER_BYTES, 0, attributes), 12);
-  let sum = crc32c(crc32cOfUint64(seed, blockNumber), block, 0, 16);
-  sum = crc32c(crc32cOfUint32(sum, 0), block, 20);
-  block.writeUInt32LE(sum, 16);
-  return block;
-}
-
-function attributeBytes({ name, value }: Attribute): number {
-  return 16 + align4(name.length) + align4(value.length);
+  // The sum lies at 16, taken as zero.
+  block.writeUInt32LE(crc32c(crc32cOfUint64(seed, blockNumber), block), 16);
 }
 
 function align4(bytes: number): number {
   return (bytes + 3) & ~3;
 }
 
-function attributeOf(fullName: string, value: Buffer, path: string): Attribute {
-  const found = PREFIXES.find(([prefix]) => fullName.startsWith(prefix));
-  const rest = found ? Buffer.from(fullName.slice(found[0].length), 'latin1') : Buffer.alloc(0);
-  const isAcl = found?.[1] === 2 || found?.[1] === 3;
-  if (!found || rest.length > 255 || isAcl === rest.length > 0) {
-    throw new LazydiskError('UNSUPPORTED', `${path}: extended attribute ${JSON.stringify(fullName)}`);
+function attributeOf(fullName: string, value: Buffer): Attribute {
+  const acl = ACLS.get(fullName);
+  if (acl) return { index: acl, name: Buffer.alloc(0), value: shortAcl(value) };
+  const found = PREFIXES.find(([prefix]) => fullName.startsWith(prefix) && fullName.length > prefix.length);
+  if (!found || fullName.length - found[0].length > NAME_BYTES_MAX) {
+    throw new LazydiskError('UNSUPPORTED', `an extended attribute of name ${quote(fullName)}`);
   }
-  return { index: found[1], name: rest, value: isAcl ? shortAcl(value, path) : value };
+  return { index: found[1], name: Buffer.from(fullName.slice(found[0].length), 'latin1'), value };
 }
 
 /**
  * Linux hands ACLs about as version 2 with an id in every entry; ext4 stores version 1, where only named users
- * and groups (tags 2 and 8) have one.
+ * and groups have one. What the kernel would refuse to read back is refused here.
  */
-function shortAcl(value: Buffer, path: string): Buffer {
+function shortAcl(value: Buffer): Buffer {
   if (value.length < 4 || (value.length - 4) % 8 !== 0 || value.readUInt32LE(0) !== 2) {
-    throw new LazydiskError('CORRUPT', `${path}: its ACL is malformed`);
+    throw new LazydiskError('CORRUPT', 'its ACL is malformed');
   }
   const parts: Buffer[] = [Buffer.from([1, 0, 0, 0])];
   for (let at = 4; at < value.length; at += 8) {
     const tag = value.readUInt16LE(at);
-    parts.push(value.subarray(at, at + (tag === 2 || tag === 8 ? 8 : 4)));
+    if (!ACL_TAGS.includes(tag)) throw new LazydiskError('CORRUPT', `its ACL has an entry of kind ${tag}`);
+    parts.push(value.subarray(at, at + (ACL_TAGS_WITH_ID.includes(tag) ? 8 : 4)));
   }
   return Buffer.concat(parts);
 }
 
 /**
  * Entries from `from` up, values from the end down; offsets count from `origin`. Returns the hash of all, by which
- * the kernel finds equal blocks.
+ * the kernel finds equal blocks; 0, which says that none may be equal, if an attribute's own hash is 0.
  */
 function writeAttributes(
   area: Buffer,
@@ -133,6 +141,7 @@ function writeAttributes(
   let at = from;
   let valueAt = area.length;
   let hashOfAll = 0;
+  let anyUnhashed = false;
   for (const { index, name, value } of attributes) {
     valueAt -= align4(value.length);
     value.copy(area, valueAt);
@@ -142,11 +151,12 @@ function writeAttributes(
     area.writeUInt16LE(value.length === 0 ? 0 : valueAt - origin, at + 2);
     area.writeUInt32LE(value.length, at + 8);
     area.writeUInt32LE(hash, at + 12);
-    name.copy(area, at + 16);
-    at += 16 + align4(name.length);
+    name.copy(area, at + ENTRY_BYTES);
+    at += ENTRY_BYTES + align4(name.length);
     hashOfAll = ((hashOfAll << 16) ^ (hashOfAll >>> 16) ^ hash) >>> 0;
+    anyUnhashed ||= hash === 0;
   }
-  return hashOfAll;
+  return anyUnhashed ? 0 : hashOfAll;
 }
 
 function attributeHash(name: Buffer, value: Buffer): number {

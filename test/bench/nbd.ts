@@ -1,0 +1,148 @@
+/**
+ * The NBD export from memory, against nbdkit's memory plugin and qemu-nbd with the same bytes, through fio's nbd
+ * engine over Unix sockets. Every server is a process of its own; in each round all of them are measured one after
+ * the other, and the best round of each counts, so that a busy moment of the machine hits them alike.
+ */
+import { execFile, spawn } from 'node:child_process';
+import { randomFillSync } from 'node:crypto';
+import { once } from 'node:events';
+import { mkdtemp, rm, stat, writeFile } from 'node:fs/promises';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { promisify } from 'node:util';
+import { startServer } from '../export/nbd/server-child.ts';
+import { hasTool } from '../support/tools.ts';
+import { formatRows, type Row } from './row.ts';
+
+const SIZE_BYTES = 256 * 1024 * 1024;
+const RUN_S = 3;
+const ROUNDS = 3;
+
+const run = promisify(execFile);
+
+interface Load {
+  readonly name: string;
+  readonly unit: 'IOPS' | 'GB/s';
+  readonly fio: readonly string[];
+  /** The least that we want of nbdkit's figure. */
+  readonly goal: number;
+}
+
+const LOADS: readonly Load[] = [
+  {
+    name: '4 KiB random, depth 16',
+    unit: 'IOPS',
+    fio: ['--rw=randread', '--bs=4k', '--iodepth=16'],
+    goal: 1.5,
+  },
+  { name: '4 KiB random, depth 1', unit: 'IOPS', fio: ['--rw=randread', '--bs=4k', '--iodepth=1'], goal: 1 },
+  {
+    name: '256 KiB sequential, depth 4',
+    unit: 'GB/s',
+    fio: ['--rw=read', '--bs=256k', '--iodepth=4'],
+    goal: 1,
+  },
+];
+
+interface Server {
+  readonly name: string;
+  readonly uri: string;
+  stop(): Promise<unknown>;
+}
+
+/** All rows; needs fio, and nbdkit, nbdcopy and qemu-nbd for what they are measured against. */
+export async function benchNbd(): Promise<Row[]> {
+  const dir = await mkdtemp(join(tmpdir(), 'lazydisk-bench-nbd-'));
+  const shared = await mkdtemp(join('/dev/shm', 'lazydisk-bench-nbd-'));
+  const servers: Server[] = [];
+  try {
+    const content = join(shared, 'content');
+    // No zeroes, which we would send as holes: everybody is to move the same bytes.
+    await writeFile(content, Buffer.alloc(SIZE_BYTES, randomFillSync(Buffer.alloc(1024 * 1024))));
+    servers.push(await startOurs(join(dir, 'ours.sock'), content));
+    if (hasTool('nbdkit') && hasTool('nbdcopy'))
+      servers.push(await startNbdkit(join(dir, 'kit.sock'), content));
+    if (hasTool('qemu-nbd')) servers.push(await startQemuNbd(join(dir, 'qemu.sock'), content));
+    const rows: Row[] = [];
+    for (const load of LOADS) rows.push(...(await benchLoad(load, servers)));
+    return rows;
+  } finally {
+    for (const server of servers) await server.stop();
+    await rm(dir, { recursive: true });
+    await rm(shared, { recursive: true });
+  }
+}
+
+/** One load on every server in turn; a row for each peer. */
+async function benchLoad(load: Load, servers: readonly Server[]): Promise<Row[]> {
+  const best = servers.map(() => 0);
+  for (let round = 0; round < ROUNDS; round++) {
+    for (const [n, server] of servers.entries()) {
+      best[n] = Math.max(best[n]!, await measure(load, server));
+    }
+  }
+  const ours = best[0]!;
+  const row = { name: `NBD ${load.name}`, ours, unit: load.unit };
+  if (servers.length === 1) return [row];
+  return servers.slice(1).map((server, n) => {
+    const peerValue = best[n + 1]!;
+    const goal = server.name === 'nbdkit' ? { goal: load.goal } : {};
+    return { ...row, peer: server.name, peerValue, ratio: ours / peerValue, ...goal };
+  });
+}
+
+async function measure(load: Load, server: Server): Promise<number> {
+  const { stdout } = await run('fio', [
+    ...['--name=bench', '--ioengine=nbd', `--uri=${server.uri}`, '--output-format=json'],
+    ...[`--size=${SIZE_BYTES}`, `--runtime=${RUN_S}`, '--time_based', ...load.fio],
+  ]);
+  // fio says that it connected, and then prints its JSON.
+  const { read } = JSON.parse(stdout.slice(stdout.indexOf('{'))).jobs[0];
+  return load.unit === 'IOPS' ? read.iops : read.bw_bytes / 1e9;
+}
+
+async function startOurs(path: string, file: string): Promise<Server> {
+  const { stop } = await startServer({ path, name: 'drive', file });
+  return { name: 'lazydisk', uri: `nbd+unix:///drive?socket=${path}`, stop };
+}
+
+async function startNbdkit(path: string, file: string): Promise<Server> {
+  const uri = `nbd+unix:///?socket=${path}`;
+  const stop = await startPeer(path, 'nbdkit', ['-f', '-U', path, 'memory', String(SIZE_BYTES)]);
+  await run('nbdcopy', [file, uri]);
+  return { name: 'nbdkit', uri, stop };
+}
+
+async function startQemuNbd(path: string, file: string): Promise<Server> {
+  const args = ['--read-only', '--format=raw', '--persistent', '--shared=4', `--socket=${path}`, file];
+  return {
+    name: 'qemu-nbd',
+    uri: `nbd+unix:///?socket=${path}`,
+    stop: await startPeer(path, 'qemu-nbd', args),
+  };
+}
+
+/** Starts a program that makes a socket at `path`; returns how to end it. */
+async function startPeer(
+  path: string,
+  program: string,
+  args: readonly string[],
+): Promise<() => Promise<void>> {
+  const child = spawn(program, args, { stdio: 'ignore' });
+  const ended = once(child, 'exit');
+  while (child.exitCode === null && !(await isThere(path))) await new Promise((done) => setTimeout(done, 20));
+  if (child.exitCode !== null) throw new Error(`${program} ended at once (${child.exitCode})`);
+  return async () => {
+    child.kill('SIGTERM');
+    await ended;
+  };
+}
+
+function isThere(path: string): Promise<boolean> {
+  return stat(path).then(
+    () => true,
+    () => false,
+  );
+}
+
+if (import.meta.main) process.stdout.write(formatRows(await benchNbd()));

@@ -1,0 +1,55 @@
+/**
+ * An NBD server in a process of its own, over Buffers: what benchmarks measure and what other programs talk to. As
+ * a program it serves what its argument says (a ServerSpec in JSON), prints "ready", and ends on SIGTERM.
+ */
+import { type ChildProcess, spawn } from 'node:child_process';
+import { once } from 'node:events';
+import { readFileSync } from 'node:fs';
+import { DriveRegistry } from '../../../src/drive/registry.ts';
+import { NbdServer } from '../../../src/export/nbd/server.ts';
+import { BufferDevice } from '../../support/buffer-device.ts';
+
+export interface ServerSpec {
+  /** Where the Unix socket is made. */
+  readonly path: string;
+  /** The drive's name, and the file that its bytes are read from. */
+  readonly name: string;
+  readonly file: string;
+}
+
+/** Starts one and resolves when it listens. The caller ends it; `stop` gives back what it said. */
+export async function startServer(
+  spec: ServerSpec,
+): Promise<{ child: ChildProcess; stop: () => Promise<string> }> {
+  const child = spawn(process.execPath, [import.meta.filename, JSON.stringify(spec)], {
+    stdio: ['ignore', 'pipe', 'pipe'],
+  });
+  let text = '';
+  const { promise, resolve, reject } = Promise.withResolvers<void>();
+  const take = (data: Buffer) => {
+    text += data.toString();
+    if (text.includes('ready\n')) resolve();
+  };
+  child.stdout.on('data', take);
+  child.stderr.on('data', take);
+  child.on('error', reject);
+  child.on('exit', (code, signal) => reject(new Error(`the server ended (${code ?? signal}): ${text}`)));
+  await promise;
+  const stop = async () => {
+    child.kill('SIGTERM');
+    if (child.exitCode === null && child.signalCode === null) await once(child, 'close');
+    return text;
+  };
+  return { child, stop };
+}
+
+async function main({ path, name, file }: ServerSpec): Promise<void> {
+  const registry = new DriveRegistry();
+  registry.add(new BufferDevice(readFileSync(file), { name }));
+  const server = new NbdServer({ registry });
+  await server.listen({ path });
+  process.once('SIGTERM', () => void server.close({ drainMs: 1000 }));
+  console.log('ready');
+}
+
+if (import.meta.main) await main(JSON.parse(process.argv[2]!));
