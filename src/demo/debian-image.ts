@@ -73,7 +73,7 @@ export async function makeDebianImage(directory: string, onLine: OnLine): Promis
   await writeFile(since, '');
   await new Promise((done) => setTimeout(done, 50));
   const install = ['apt-get', 'install', '-y', '-q', '--no-install-recommends', ...PACKAGES];
-  await run(['chroot', root, 'env', 'DEBIAN_FRONTEND=noninteractive', ...install]);
+  await run(['chroot', root, ...install]);
   onLine('packing the packages');
   const changed = await runProgram('find', [root, '-mindepth', '1', '-cnewer', since, '-printf', './%P\\0']);
   await writeFile(join(root, 'tmp/changed'), changed);

@@ -19,7 +19,9 @@ export function startProgram(
   args: readonly string[],
   onLine?: (line: string) => void,
 ): RunningProgram {
-  const child = spawn(program, args, { stdio: ['ignore', 'pipe', 'pipe'] });
+  // Debian's tools are to ask nothing.
+  const env = { ...process.env, DEBIAN_FRONTEND: 'noninteractive' };
+  const child = spawn(program, args, { stdio: ['ignore', 'pipe', 'pipe'], env });
   let tail = '';
   const take = (bytes: Buffer) => {
     tail = (tail + bytes.toString('utf8')).slice(-TAIL_LENGTH_MAX);
