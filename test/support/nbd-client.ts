@@ -101,7 +101,7 @@ export class NbdClient {
   static async open(
     where: Where,
     name = '',
-    { structured = true, allocation = structured } = {},
+    { structured = true, allocation = structured }: { structured?: boolean; allocation?: boolean } = {},
   ): Promise<NbdClient> {
     const client = await NbdClient.connect(where);
     if (structured) await client.ask(OPTION.structuredReply);

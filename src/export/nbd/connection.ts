@@ -55,6 +55,9 @@ export class NbdConnection {
   #isPaused = false;
   #isEnding = false;
   #isClosed = false;
+  /** Once the end is wanted: looks whether the client does its part, which `#hasMoved` says. */
+  #linger: NodeJS.Timeout | undefined;
+  #hasMoved = false;
 
   constructor(socket: net.Socket, session: Session, context: ConnectionContext) {
     this.#socket = socket;
@@ -99,11 +102,18 @@ export class NbdConnection {
     if (this.#isEnding) return;
     this.#isEnding = true;
     this.#endIfIdle();
+    // Whoever does not take what is left, or does not close its own side, is not waited for.
+    this.#linger = setInterval(() => {
+      const waitsForClient = this.#running === 0 || this.#replies.unsentBytes > 0;
+      if (waitsForClient && !this.#hasMoved) this.#socket.destroy();
+      this.#hasMoved = false;
+    }, this.#context.limits.lingerTimeoutMs);
   }
 
   /** The socket is gone: what is in flight is cancelled. */
   closed(): void {
     this.#isClosed = true;
+    clearInterval(this.#linger);
     this.#queue.length = 0;
     this.#abort.abort();
     this.#wake();
@@ -127,6 +137,7 @@ export class NbdConnection {
   }
 
   #sent(): void {
+    this.#hasMoved = true;
     if (this.#waitingForRoom.length > 0) this.#wake();
     if (this.#queue.length > 0 || this.#isPaused) this.#continue();
   }
@@ -300,8 +311,6 @@ export class NbdConnection {
     this.#replies.flush();
     if (this.#socket.writableEnded) return;
     this.#socket.end();
-    // Whoever does not take what is left, or does not close its own side, is not waited for.
-    const late = setTimeout(() => this.#socket.destroy(), this.#context.limits.lingerTimeoutMs);
-    this.#socket.once('close', () => clearTimeout(late));
+    this.#hasMoved = true;
   }
 }
