@@ -36,5 +36,6 @@ NAPI_MODULE_INIT() {
   lazydisk::RegisterCodec(env, exports);
   lazydisk::RegisterFuseChannel(env, exports);
   lazydisk::RegisterFuseMount(env, exports);
+  lazydisk::RegisterSocketSend(env, exports);
   return exports;
 }

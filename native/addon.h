@@ -12,6 +12,7 @@ namespace lazydisk {
 void RegisterCodec(napi_env env, napi_value exports);
 void RegisterFuseChannel(napi_env env, napi_value exports);
 void RegisterFuseMount(napi_env env, napi_value exports);
+void RegisterSocketSend(napi_env env, napi_value exports);
 
 struct Bytes {
   uint8_t* data;

@@ -53,17 +53,19 @@ export class NbdConnection {
   #running = 0;
   #runningBytes = 0;
   #isPaused = false;
+  #isContinuePlanned = false;
   #isEnding = false;
   #isClosed = false;
   /** Once the end is wanted: looks whether the client does its part, which `#hasMoved` says. */
   #linger: NodeJS.Timeout | undefined;
   #hasMoved = false;
 
-  constructor(socket: net.Socket, session: Session, context: ConnectionContext) {
+  /** `fd` is the socket's descriptor. */
+  constructor(socket: net.Socket, fd: number, session: Session, context: ConnectionContext) {
     this.#socket = socket;
     this.#session = session;
     this.#context = context;
-    this.#replies = new ReplyWriter(socket, session.structured, context.pool, () => this.#sent());
+    this.#replies = new ReplyWriter(socket, fd, session.structured, context.pool, () => this.#sent());
   }
 
   get device(): BlockDevice {
@@ -138,8 +140,15 @@ export class NbdConnection {
 
   #sent(): void {
     this.#hasMoved = true;
-    if (this.#waitingForRoom.length > 0) this.#wake();
-    if (this.#queue.length > 0 || this.#isPaused) this.#continue();
+    const isAwaited = this.#waitingForRoom.length > 0 || this.#queue.length > 0 || this.#isPaused;
+    if (!isAwaited || this.#isContinuePlanned) return;
+    // Not here: this may be the middle of a pass over the queue.
+    this.#isContinuePlanned = true;
+    setImmediate(() => {
+      this.#isContinuePlanned = false;
+      this.#wake();
+      this.#continue();
+    });
   }
 
   /** There may be room again. */
