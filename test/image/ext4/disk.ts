@@ -30,7 +30,7 @@ export function checkDisk(t: Test, disk: string, when = 'as written'): void {
 export async function mounted(
   disk: string,
   mode: 'ro' | 'rw',
-  look: (mount: string) => void | Promise<void>,
+  look: (mount: string) => unknown,
 ): Promise<void> {
   const at = `${disk}.mnt`;
   mkdirSync(at, { recursive: true });
@@ -42,20 +42,20 @@ export async function mounted(
   }
 }
 
-const KINDS: Record<number, InodeKind> = {
-  2401: 'fifo',
-  4802: 'char',
-  9604: 'directory',
-  14406: 'block',
-  16807: 'file',
-  21609: 'symlink',
-  26411: 'socket',
-};
+const KINDS = new Map<number, InodeKind>([
+  [0o010000, 'fifo'],
+  [0o020000, 'char'],
+  [0o040000, 'directory'],
+  [0o060000, 'block'],
+  [0o100000, 'file'],
+  [0o120000, 'symlink'],
+  [0o140000, 'socket'],
+]);
 
 /** What the kernel says of one path, as byte strings and numbers. */
 export function seen(path: Buffer): Record<string, unknown> {
   const stat = lstatSync(path, { bigint: true });
-  const kind = KINDS[Number(stat.mode) & 0o170000]!;
+  const kind = KINDS.get(Number(stat.mode) & 0o170000)!;
   const device = kind === 'char' || kind === 'block';
   return {
     kind,
