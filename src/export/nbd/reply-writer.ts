@@ -166,7 +166,7 @@ export class ReplyWriter {
     const { destroyed, writableEnded, writableLength } = this.#socket;
     // SAFETY: the descriptor is the socket's until it is destroyed, and nothing of the socket's may be overtaken.
     if (destroyed || writableEnded || writableLength > 0) return 0;
-    // A write through net.Socket costs several microseconds of stream bookkeeping, a third of a lone request.
+    // net.Socket's bookkeeping for a write was about a tenth of the CPU time of a 4 KiB read, at depth 1 and 16.
     return Math.max(0, socketSend(this.#fd, batch, this.#batchBytes));
   }
 
