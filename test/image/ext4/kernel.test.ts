@@ -5,7 +5,15 @@ import { join } from 'node:path';
 import t from 'tap';
 import { crc32c } from '../../../src/image/ext4/crc32c.ts';
 import { inode, TreeBuilder } from '../../support/disk-image.ts';
-import { checkDisk, contentAt, differences, mounted, seen, skipUnmountable, xattrsAt } from './disk.ts';
+import {
+  checkDisk,
+  contentAt,
+  differences,
+  mounted,
+  seen,
+  skipUnmountable,
+  xattrsAt,
+} from '../../support/kernel-disk.ts';
 
 t.test('crc32c has the known values, without the inversions that ext4 leaves out', async (t) => {
   const standard = (text: Buffer) => ~crc32c(0xffffffff, text) >>> 0;
@@ -58,17 +66,28 @@ t.test('directories of one block, many, and a hash tree, every name looked up', 
   }
   tree.add('long', inode('directory'));
   for (let n = 0; n < 400; n++) tree.add(`long/${String(n).padEnd(255, '\xff')}`, inode('fifo'));
+  tree.add('deep', inode('directory'));
+  for (let n = 0; n < 9000; n++) tree.add(`deep/${String(n).padEnd(255, 'd')}`, inode('fifo'));
   await tree.write(disk);
   checkDisk(t, disk);
-  const dump = execFileSync('debugfs', ['-R', 'htree_dump /many', disk], {
-    encoding: 'utf8',
-    stdio: 'pipe',
-    maxBuffer: 2 ** 26,
-  });
-  t.match(dump, /Hash Version: 1/);
+  for (const [folder, levels] of Object.entries({ many: 0, long: 0, deep: 1 })) {
+    const dump = execFileSync('debugfs', ['-R', `htree_dump /${folder}`, disk], {
+      encoding: 'latin1',
+      stdio: 'pipe',
+      maxBuffer: 2 ** 26,
+    });
+    t.match(dump, /Hash Version: 1/, folder);
+    t.match(
+      dump,
+      new RegExp(`Indirect levels: ${levels}\\b`),
+      `${folder} has ${levels} levels of index nodes`,
+    );
+  }
   await mounted(disk, 'ro', (mount) => t.strictSame(differences(mount, tree.root), []));
   await mounted(disk, 'rw', (mount) => {
-    for (let n = 0; n < 5000; n++) writeFileSync(join(mount, 'many', `new-${n}`), '');
+    for (const folder of ['many', 'deep']) {
+      for (let n = 0; n < 5000; n++) writeFileSync(join(mount, folder, `new-${n}`), '');
+    }
   });
   checkDisk(t, disk, 'after the kernel wrote into it');
 });

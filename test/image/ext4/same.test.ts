@@ -1,7 +1,7 @@
 /** One tree, one disk: random trees under e2fsck and the kernel, equal bytes for equal trees, a digest that stands. */
 import { execFileSync } from 'node:child_process';
-import { createHash } from 'node:crypto';
-import { readFileSync, statSync, writeFileSync } from 'node:fs';
+import { createCipheriv, createHash } from 'node:crypto';
+import { readFileSync, statSync } from 'node:fs';
 import { join } from 'node:path';
 import fc from 'fast-check';
 import t from 'tap';
@@ -9,7 +9,17 @@ import { WRITER_VERSION } from '../../../src/image/build.ts';
 import { dirHash } from '../../../src/image/ext4/dir-hash.ts';
 import type { TreeInode } from '../../../src/image/tree.ts';
 import { inode, TreeBuilder } from '../../support/disk-image.ts';
-import { checkDisk, contentAt, differences, mounted, skipUnmountable } from './disk.ts';
+import {
+  checkDisk,
+  contentAt,
+  differences,
+  differencesOf,
+  mounted,
+  type SeenTree,
+  seenTree,
+  skipUnmountable,
+  writeEverywhere,
+} from '../../support/kernel-disk.ts';
 
 const DISK_BYTES = 32 * 2 ** 20;
 
@@ -17,6 +27,13 @@ const DISK_BYTES = 32 * 2 ** 20;
 const GOLDEN: Record<string, string> = {
   'lazydisk-ext4/1': '81104d66bb335646611d3085a07daca133005f18b97cb359048d15be00e35ff1',
 };
+
+/** Bytes of which no two places are alike, the same each time. */
+function noise(lengthBytes: number, seed: number): Buffer {
+  return createCipheriv('aes-128-ctr', Buffer.alloc(16, seed), Buffer.alloc(16)).update(
+    Buffer.alloc(lengthBytes),
+  );
+}
 
 function digestOf(path: string): string {
   return createHash('sha256').update(readFileSync(path)).digest('hex');
@@ -93,7 +110,7 @@ t.test('random trees', async (t) => {
           let at = 0;
           for (const { gap, bytes } of pieces) {
             at += gap * 4096;
-            tree.extend(child, Buffer.alloc(bytes, 0x41), at);
+            tree.extend(child, noise(bytes, at / 4096 + round), at);
             at = Math.ceil((at + bytes) / 4096) * 4096;
           }
         }
@@ -104,11 +121,18 @@ t.test('random trees', async (t) => {
       const disk = join(dir, `${round++}`);
       await tree.write(disk, { sizeBytes: DISK_BYTES });
       checkDisk(t, disk);
-      await mounted(disk, 'ro', (mount) => t.strictSame(differences(mount, tree.root), []));
-      await mounted(disk, 'rw', (mount) =>
-        writeFileSync(join(mount, 'lost+found', 'new'), Buffer.alloc(100_000)),
-      );
+      await mounted(disk, 'ro', (mount) => {
+        t.strictSame(
+          differences(mount, tree.root, (file) => tree.content(file)),
+          [],
+        );
+      });
+      let written: SeenTree | undefined;
+      await mounted(disk, 'rw', (mount) => {
+        written = writeEverywhere(mount);
+      });
       checkDisk(t, disk, 'written to');
+      await mounted(disk, 'ro', (mount) => t.strictSame(differencesOf(seenTree(mount, true), written!), []));
     }),
     { numRuns: 25 },
   );
