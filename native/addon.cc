@@ -37,5 +37,6 @@ NAPI_MODULE_INIT() {
   lazydisk::RegisterErasure(env, exports);
   lazydisk::RegisterFuseChannel(env, exports);
   lazydisk::RegisterFuseMount(env, exports);
+  lazydisk::RegisterSocketSend(env, exports);
   return exports;
 }

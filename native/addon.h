@@ -13,6 +13,7 @@ void RegisterCodec(napi_env env, napi_value exports);
 void RegisterErasure(napi_env env, napi_value exports);
 void RegisterFuseChannel(napi_env env, napi_value exports);
 void RegisterFuseMount(napi_env env, napi_value exports);
+void RegisterSocketSend(napi_env env, napi_value exports);
 
 struct Bytes {
   uint8_t* data;

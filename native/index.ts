@@ -34,6 +34,7 @@ export const {
   fuseUnmount,
   socketPair,
   receiveFd,
+  socketSend,
   fuseOpen,
   fuseReply,
   fuseNotify,

@@ -36,6 +36,12 @@ export interface NativeAddon {
   receiveFd(socket: number): number;
 
   /**
+   * Sends the first `lengthBytes` of `bytes` on the stream socket `fd` as far as they fit, without waiting and
+   * without SIGPIPE. Returns how many the kernel took, or a negative errno (-EAGAIN: none fit).
+   */
+  socketSend(fd: number, bytes: Uint8Array, lengthBytes: number): number;
+
+  /**
    * Serves the FUSE descriptor `fd`, which it owns from now on, from this thread's event loop. Requests are put
    * into `requests` (8-byte aligned, 8 KiB or more), each on an 8-byte boundary, and `onRequests` is called
    * with the number of bytes there; it must be done with them when it returns. `onLost` gets the errno when the

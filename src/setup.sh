@@ -18,6 +18,8 @@ demo | test | bench)
   program busybox-static busybox
   program debootstrap debootstrap
   want debian-archive-keyring /usr/share/keyrings/debian-archive-keyring.gpg
+  # Without root, the image is made as if.
+  [ "$(id -u)" = 0 ] || { program fakechroot fakechroot && program fakeroot fakeroot; }
   ;;
 esac
 case "${1:-demo}" in
@@ -43,7 +45,7 @@ esac
 
 if [ -n "$missing" ]; then
   if [ "$(id -u)" != 0 ]; then
-    echo "lazydisk needs some Debian packages first: sudo apt-get install --no-install-recommends$missing" >&2
+    echo "lazydisk needs Debian packages that are not here; install them: sudo apt-get install --no-install-recommends$missing" >&2
     exit 1
   fi
   echo "installing$missing" >&2

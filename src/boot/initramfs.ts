@@ -83,7 +83,10 @@ function isStatic(program: Buffer): boolean {
 function initScript(token: string, modules: readonly KernelModule[]): string {
   return `#!/bin/busybox sh
 b=/bin/busybox
-fail() { echo "${token} ${FAILED_MARK} $*"; $b reboot -f; }
+# The console is slower than the shell: what it has not sent yet when the machine goes down is lost. Who waits for the
+# line ends the machine, and at once.
+leave() { echo; echo "${token} $*"; $b sleep 30; $b reboot -f; }
+fail() { leave "${FAILED_MARK} $*"; }
 $b mount -t devtmpfs dev /dev; $b mount -t proc proc /proc; $b mount -t sysfs sys /sys
 ${modules.map(({ name }) => `$b insmod /modules/${name}.ko`).join('\n')}
 n=0
@@ -100,15 +103,13 @@ $b mount -t devtmpfs dev /root/dev; $b mount -t proc proc /root/proc; $b mount -
 export PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin HOME=/root TERM=dumb
 command=$($b cat /command)
 $b chroot /root /bin/sh -c "$command"
-status=$?
-echo; echo "${token} ${EXIT_MARK} $status"
-$b reboot -f
+leave "${EXIT_MARK} $?"
 `;
 }
 
 /** A root that only says the token: for finding out whether a kernel boots at all. */
 export async function buildProbe(token: string): Promise<Buffer> {
-  const script = `#!/bin/busybox sh\necho "${token} ${EXIT_MARK} 0"\n/bin/busybox reboot -f\n`;
+  const script = `#!/bin/busybox sh\necho "${token} ${EXIT_MARK} 0"\n/bin/busybox sleep 30\n/bin/busybox reboot -f\n`;
   return packCpio([
     { path: 'bin', mode: 0o040755, bytes: Buffer.alloc(0) },
     { path: 'dev', mode: 0o040755, bytes: Buffer.alloc(0) },

@@ -4,6 +4,7 @@
  */
 import { spawn } from 'node:child_process';
 import { once } from 'node:events';
+import { readFile } from 'node:fs/promises';
 import { LazydiskError } from '../errors.ts';
 
 export type Accelerator = 'kvm' | 'tcg';
@@ -27,6 +28,8 @@ const PROGRAMS: Partial<Record<NodeJS.Architecture, string>> = { x64: 'qemu-syst
 /** A console line longer than this is cut. */
 const LINE_BYTES_MAX = 64 * 1024;
 const STDERR_BYTES_MAX = 8192;
+/** Where the system does not say; only the guest's sense of time depends on it. */
+const DEFAULT_MHZ = 2000;
 const KERNEL_COMMAND_LINE = 'console=ttyS0 quiet loglevel=0 reboot=t panic=-1 random.trust_cpu=on';
 
 /**
@@ -37,7 +40,8 @@ export async function runQemu(options: QemuOptions): Promise<void> {
   const program = PROGRAMS[process.arch];
   if (!program) throw new LazydiskError('UNSUPPORTED', `microVMs are not supported on ${process.arch}`);
   options.signal?.throwIfAborted();
-  const child = spawn(program, qemuArguments(options), { stdio: ['ignore', 'pipe', 'pipe'] });
+  const args = await qemuArguments(options);
+  const child = spawn(program, args, { stdio: ['ignore', 'pipe', 'pipe'] });
   const ended = once(child, 'close');
   let errorOutput = '';
   child.stderr.on('data', (bytes: Buffer) => {
@@ -85,7 +89,7 @@ function eachLine(stream: NodeJS.ReadableStream, take: (line: string) => void): 
   });
 }
 
-function qemuArguments({ accel, kernel, initramfs, drive, memoryMb }: QemuOptions): string[] {
+async function qemuArguments({ accel, kernel, initramfs, drive, memoryMb }: QemuOptions): Promise<string[]> {
   const machine = ['-M', `microvm,accel=${accel}`, '-cpu', accel === 'kvm' ? 'host' : 'max'];
   const quiet = ['-nodefaults', '-no-user-config', '-display', 'none', '-no-reboot', '-serial', 'stdio'];
   const boot = ['-m', `${memoryMb}M`, '-smp', '1', '-kernel', kernel, '-initrd', initramfs];
@@ -94,9 +98,19 @@ function qemuArguments({ accel, kernel, initramfs, drive, memoryMb }: QemuOption
     ...quiet,
     ...boot,
     '-append',
-    KERNEL_COMMAND_LINE,
+    accel === 'tcg' ? `${KERNEL_COMMAND_LINE} tsc_early_khz=${await tscKhz()}` : KERNEL_COMMAND_LINE,
     ...(drive ? driveArguments(drive) : []),
   ];
+}
+
+/**
+ * The host's clock rate, which an emulated guest counts by. Left to itself the guest measures it against an emulated
+ * timer, which on a busy host fails, and then waits for ever for a tick that does not come.
+ */
+async function tscKhz(): Promise<number> {
+  const text = await readFile('/proc/cpuinfo', 'utf8').catch(() => '');
+  const mhz = Number(/^cpu MHz\s*:\s*([\d.]+)/m.exec(text)?.[1] ?? DEFAULT_MHZ);
+  return Math.round(mhz * 1000);
 }
 
 function driveArguments(drive: DrivePlace): string[] {

@@ -15,7 +15,7 @@ export function statCommand(): Command {
 JSON: what \`attach\` answers, and reads, readBytes, fetchedBytes, readaheadBytes, prefetchBytes, storedChunks,
 touchedChunks, touchedShare, tiers [tier, chunks, bytes, reads, p50Ms, p99Ms, maxMs], inFlight, oldestInFlightMs,
 errors, lastError { code, text, at } or null. Drives of one image share one FUSE file: what is read through it is
-counted for the one of them that was attached first.`,
+counted for the one of them that was attached last.`,
     )
     .action(stat);
 }

@@ -53,7 +53,10 @@ export interface TierInfo {
 }
 
 export interface DriveStat extends DriveInfo {
-  /** Reads that the exports asked of this drive and got, and their bytes. */
+  /**
+   * Reads that the exports asked of this drive and got, and their bytes. What the page cache answers is no read. Over
+   * FUSE, drives of one image share one file, whose reads count for the newest of them.
+   */
   readonly reads: number;
   readonly readBytes: number;
   /** Sealed bytes that came from below memory for this drive, and what of them came before it was asked for. */

@@ -4,7 +4,9 @@
  * what is left when the process ends. Whatever could hold a secret is redacted by its field name as well, though
  * no code should pass one here.
  */
+
 import { type DestinationStream, destination, type Logger, pino } from 'pino';
+import { LazydiskError } from '../errors.ts';
 
 export type { Logger } from 'pino';
 
@@ -38,10 +40,17 @@ export function createLog(level: LogLevel, stream?: DestinationStream): Logger {
       timestamp: pino.stdTimeFunctions.isoTime,
       formatters: { level: (label) => ({ level: label }) },
       redact: { paths, censor: '[secret]' },
-      serializers: { error: pino.stdSerializers.err },
+      serializers: { error: describeError },
     },
     stream ?? destination({ fd: 2, sync: false, maxLength: PENDING_BYTES_MAX }),
   );
+}
+
+/** Our own errors say what is wrong in their text; where in the code they were made is of use for faults alone. */
+function describeError(error: unknown): unknown {
+  if (error instanceof LazydiskError && error.code !== 'INTERNAL')
+    return { code: error.code, message: error.message };
+  return error instanceof Error ? pino.stdSerializers.err(error) : error;
 }
 
 /** Resolves when what was logged is written, or soon after if it cannot be. */

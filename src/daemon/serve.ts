@@ -33,7 +33,8 @@ export async function serveUntilStopped(config: ServeConfig): Promise<void> {
 
   const notifier = new Notifier(log);
   const daemon = await Daemon.start(config, log);
-  const { state: _, ...status } = daemon.status();
+  // Every line has the process id.
+  const { state: _, pid: __, ...status } = daemon.status();
   log.info(status, 'serving');
   await notifier.ready(`serving from ${status.store}`);
 

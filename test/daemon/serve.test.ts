@@ -166,7 +166,8 @@ t.test('the run directory is private, and empty after a stop', async (t) => {
 });
 
 t.test('a stop lets reads in flight end, and a warm cache serves after it', async (t) => {
-  const place = await diskWorkplace(t, 64);
+  // Few enough that the cache takes them all, however slow its disk is: it may drop what is over 16 MiB.
+  const place = await diskWorkplace(t, 24);
   const daemon = await TestDaemon.start(t, place);
   const drive = await daemon.ask<DriveInfo>('attach', 'app:1');
   if (skipWithout(t, 'nbdcopy')) return;
@@ -184,7 +185,7 @@ t.test('a stop lets reads in flight end, and a warm cache serves after it', asyn
     undefined,
     'all came out of the saved cache',
   );
-  t.ok(stat.tiers.find(({ tier }) => tier === 'disk')!.chunks >= 48);
+  t.ok(stat.tiers.find(({ tier }) => tier === 'disk')!.chunks >= 18);
 });
 
 t.test('a read in flight when a stop comes gets its bytes', async (t) => {

@@ -3,6 +3,7 @@ import { open } from 'node:fs/promises';
 import { CHUNK_BYTES } from '../../src/format/chunk-id.ts';
 import { layoutExt4 } from '../../src/image/ext4/writer.ts';
 import type { InodeKind, MergedTree, TreeInode } from '../../src/image/tree.ts';
+import { contentOf } from './image.ts';
 
 /** An inode of `kind` with what `fields` says; the rest is empty and owned by root. */
 export function inode(kind: InodeKind, fields: Partial<Omit<TreeInode, 'kind'>> = {}): TreeInode {
@@ -62,6 +63,11 @@ export class TreeBuilder {
       this.#used += take;
     }
     this.#used = Math.ceil(this.#used / 4096) * 4096;
+  }
+
+  /** What is in a file of this tree. */
+  content(file: TreeInode): Buffer {
+    return contentOf(file, this.#chunks);
   }
 
   tree(): MergedTree {

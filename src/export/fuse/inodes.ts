@@ -14,7 +14,7 @@ export interface Inode {
   readonly sizeBytes: number;
   /** The drives that serve it, all with the same bytes. */
   readonly devices: Set<BlockDevice>;
-  /** The one of them that is asked; undefined after the last was removed. */
+  /** The one of them that is asked, and that counts the reads: the newest; undefined after the last was removed. */
   device: BlockDevice | undefined;
   /** References that the kernel holds: LOOKUP replies minus FORGETs. */
   lookups: number;
@@ -44,7 +44,8 @@ export class InodeTable {
       this.#byNodeId.set(nodeId, inode);
     }
     inode.devices.add(device);
-    inode.device ??= device;
+    // Whoever looks at a drive's figures looks at the one that he just attached.
+    inode.device = device;
     this.#names.set(device.name, { inode, cookie: this.#nextCookie++ });
   }
 
@@ -52,7 +53,7 @@ export class InodeTable {
     const inode = this.#names.get(device.name)?.inode;
     if (!inode?.devices.delete(device)) return;
     this.#names.delete(device.name);
-    if (inode.device === device) [inode.device] = inode.devices;
+    if (inode.device === device) inode.device = [...inode.devices].at(-1);
     this.#dropUnused(inode);
   }
 

@@ -53,14 +53,19 @@ export class NbdConnection {
   #running = 0;
   #runningBytes = 0;
   #isPaused = false;
+  #isContinuePlanned = false;
   #isEnding = false;
   #isClosed = false;
+  /** Once the end is wanted: looks whether the client does its part, which `#hasMoved` says. */
+  #linger: NodeJS.Timeout | undefined;
+  #hasMoved = false;
 
-  constructor(socket: net.Socket, session: Session, context: ConnectionContext) {
+  /** `fd` is the socket's descriptor. */
+  constructor(socket: net.Socket, fd: number, session: Session, context: ConnectionContext) {
     this.#socket = socket;
     this.#session = session;
     this.#context = context;
-    this.#replies = new ReplyWriter(socket, session.structured, context.pool, () => this.#sent());
+    this.#replies = new ReplyWriter(socket, fd, session.structured, context.pool, () => this.#sent());
   }
 
   get device(): BlockDevice {
@@ -99,11 +104,18 @@ export class NbdConnection {
     if (this.#isEnding) return;
     this.#isEnding = true;
     this.#endIfIdle();
+    // Whoever does not take what is left, or does not close its own side, is not waited for.
+    this.#linger = setInterval(() => {
+      const waitsForClient = this.#running === 0 || this.#replies.unsentBytes > 0;
+      if (waitsForClient && !this.#hasMoved) this.#socket.destroy();
+      this.#hasMoved = false;
+    }, this.#context.limits.lingerTimeoutMs);
   }
 
   /** The socket is gone: what is in flight is cancelled. */
   closed(): void {
     this.#isClosed = true;
+    clearInterval(this.#linger);
     this.#queue.length = 0;
     this.#abort.abort();
     this.#wake();
@@ -127,8 +139,16 @@ export class NbdConnection {
   }
 
   #sent(): void {
-    if (this.#waitingForRoom.length > 0) this.#wake();
-    if (this.#queue.length > 0 || this.#isPaused) this.#continue();
+    this.#hasMoved = true;
+    const isAwaited = this.#waitingForRoom.length > 0 || this.#queue.length > 0 || this.#isPaused;
+    if (!isAwaited || this.#isContinuePlanned) return;
+    // Not here: this may be the middle of a pass over the queue.
+    this.#isContinuePlanned = true;
+    setImmediate(() => {
+      this.#isContinuePlanned = false;
+      this.#wake();
+      this.#continue();
+    });
   }
 
   /** There may be room again. */
@@ -300,8 +320,6 @@ export class NbdConnection {
     this.#replies.flush();
     if (this.#socket.writableEnded) return;
     this.#socket.end();
-    // Whoever does not take what is left, or does not close its own side, is not waited for.
-    const late = setTimeout(() => this.#socket.destroy(), this.#context.limits.lingerTimeoutMs);
-    this.#socket.once('close', () => clearTimeout(late));
+    this.#hasMoved = true;
   }
 }

@@ -7,7 +7,7 @@ export interface NbdLimits {
   readonly connectionsMax: number;
   /** From connect to the choice of an export. */
   readonly handshakeTimeoutMs: number;
-  /** How long a client may take to fetch its last answers and close, once the server wants the end. */
+  /** Once the server wants the end: how long a client may take none of its last answers, or not close. */
   readonly lingerTimeoutMs: number;
   /** Requests of one client that wait for the drive at once. */
   readonly requestsMax: number;

@@ -1,9 +1,10 @@
 /**
  * Answers on their way to one client. Small ones are copied behind one another into one buffer, so that a batch of
  * requests costs one write; long data is sent from where it lies, and let go when it is sent. All that is answered
- * within one pass over what a read brought leaves with one system call.
+ * within one pass over what a read brought leaves with one system call, past net.Socket while it has nothing queued.
  */
 import type net from 'node:net';
+import { socketSend } from '../../../native/index.ts';
 import type { BlockExtent, PinnedBytes } from '../../drive/block-device.ts';
 import {
   BASE_ALLOCATION_ID,
@@ -39,6 +40,7 @@ export class BatchPool {
 
 export class ReplyWriter {
   readonly #socket: net.Socket;
+  readonly #fd: number;
   readonly #structured: boolean;
   readonly #pool: BatchPool;
   readonly #onSent: () => void;
@@ -48,9 +50,13 @@ export class ReplyWriter {
   #isCorked = false;
   #isFlushPlanned = false;
 
-  /** `onSent` is called whenever the kernel has taken something, with `unsentBytes` already lower. */
-  constructor(socket: net.Socket, structured: boolean, pool: BatchPool, onSent: () => void) {
+  /**
+   * `fd` is the socket's descriptor. `onSent` is called whenever the kernel has taken something, with `unsentBytes`
+   * already lower; it may be called in the middle of a pass.
+   */
+  constructor(socket: net.Socket, fd: number, structured: boolean, pool: BatchPool, onSent: () => void) {
     this.#socket = socket;
+    this.#fd = fd;
     this.#structured = structured;
     this.#pool = pool;
     this.#onSent = onSent;
@@ -142,14 +148,36 @@ export class ReplyWriter {
     this.#append(chunk);
   }
 
-  /** Gives what is collected to the socket. */
+  /** Sends what is collected, or gives it to the socket. */
   flush(): void {
+    const sentBytes = this.#batch ? this.#sendNow(this.#batch) : 0;
+    if (sentBytes < this.#batchBytes) {
+      this.#enqueue(sentBytes);
+    } else if (this.#batch) {
+      this.#pool.give(this.#batch);
+      this.#batch = undefined;
+      this.#batchBytes = 0;
+      this.#onSent();
+    }
+  }
+
+  /** How much of the batch the kernel took at once; an error is left to the socket's own write to meet. */
+  #sendNow(batch: Buffer): number {
+    const { destroyed, writableEnded, writableLength } = this.#socket;
+    // SAFETY: the descriptor is the socket's until it is destroyed, and nothing of the socket's may be overtaken.
+    if (destroyed || writableEnded || writableLength > 0) return 0;
+    // net.Socket's bookkeeping for a write was about a tenth of the CPU time of a 4 KiB read, at depth 1 and 16.
+    return Math.max(0, socketSend(this.#fd, batch, this.#batchBytes));
+  }
+
+  /** Gives the batch from `from` on to the socket, behind what it has. */
+  #enqueue(from: number): void {
     const batch = this.#batch;
     if (!batch) return;
-    const bytes = this.#batchBytes;
+    const bytes = batch.subarray(from, this.#batchBytes);
     this.#batch = undefined;
     this.#batchBytes = 0;
-    this.#socket.write(batch.subarray(0, bytes), () => {
+    this.#socket.write(bytes, () => {
       this.#pool.give(batch);
       this.#onSent();
     });
@@ -158,7 +186,8 @@ export class ReplyWriter {
   #sendInPlace(bytes: PinnedBytes): void {
     if (!this.#isCorked) this.#socket.cork();
     if (this.#inPass) this.#isCorked = true;
-    this.flush();
+    // Header and data in one gathering write.
+    this.#enqueue(0);
     const last = bytes.parts.length - 1;
     bytes.parts.forEach((part, n) => {
       if (n < last) this.#socket.write(part);

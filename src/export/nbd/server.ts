@@ -33,6 +33,7 @@ export type ListenAddress = { readonly path: string } | { readonly host: string;
 /** One client, before and after its handshake. */
 interface Client {
   readonly socket: net.Socket;
+  readonly fd: number;
   connection: NbdConnection | undefined;
 }
 
@@ -136,12 +137,12 @@ export class NbdServer {
       return;
     }
     const handshake = new Handshake(this.#registry);
-    const socket = withReadBuffer(accepted, Buffer.allocUnsafeSlow(READ_BUFFER_BYTES), (bytes) => {
+    const { socket, fd } = withReadBuffer(accepted, Buffer.allocUnsafeSlow(READ_BUFFER_BYTES), (bytes) => {
       if (client.connection) return client.connection.received(bytes);
       if (!socket.writableEnded) this.#negotiate(client, handshake.feed(bytes));
       return true;
     });
-    const client: Client = { socket, connection: undefined };
+    const client: Client = { socket, fd, connection: undefined };
     this.#clients.add(client);
     const slow = setTimeout(() => {
       if (!client.connection) socket.destroy();
@@ -162,38 +163,39 @@ export class NbdServer {
   }
 
   #negotiate(client: Client, { answer, session, rest, close }: HandshakeStep): void {
-    const { socket } = client;
+    const { socket, fd } = client;
     if (answer.length > 0) socket.write(Buffer.concat(answer));
     // What the client still says is read and thrown away until it closes or its time is over.
     if (close) socket.end();
     if (!session) return;
-    client.connection = new NbdConnection(socket, session, this.#context);
+    client.connection = new NbdConnection(socket, fd, session, this.#context);
     if (rest && rest.length > 0 && !client.connection.received(rest)) socket.pause();
   }
 }
 
 /** Node's own way to make a socket around a handle, which its types leave out. */
 interface SocketWithHandle {
-  _handle: unknown;
+  _handle: { readonly fd: number };
 }
 
 /**
  * A socket over `accepted`'s connection that reads into `buffer` and calls `onBytes` with what came; false pauses
- * it until resume(). `accepted` is left without a handle and closed.
+ * it until resume(); and its descriptor. `accepted` is left without a handle and closed.
  */
 function withReadBuffer(
   accepted: net.Socket,
   buffer: Buffer,
   onBytes: (bytes: Buffer) => boolean,
-): net.Socket {
+): { socket: net.Socket; fd: number } {
   const owner = accepted as unknown as SocketWithHandle;
   const handle = owner._handle;
-  owner._handle = null;
+  const { fd } = handle;
+  (owner as { _handle: unknown })._handle = null;
   accepted.destroy();
   const options = {
     handle,
     allowHalfOpen: true,
     onread: { buffer, callback: (bytesRead: number) => onBytes(buffer.subarray(0, bytesRead)) },
   };
-  return new net.Socket(options as unknown as net.SocketConstructorOpts);
+  return { socket: new net.Socket(options as unknown as net.SocketConstructorOpts), fd };
 }

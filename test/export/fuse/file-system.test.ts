@@ -201,7 +201,7 @@ t.test('a drive that is detached while it reads for others does not fail them', 
     beforeRead: () => stop.promise,
   });
   const b = new BufferDevice(diskOf('d'), { name: 'b', imageDigest: 'sha256:1', cold: true });
-  const harness = new Harness(a, b);
+  const harness = new Harness(b, a);
   const { nodeId } = harness.lookup('a');
   harness.send(Opcode.READ, nodeId, readBody(0, 4096));
   harness.fileSystem.removeDrive(a);

@@ -1,0 +1,194 @@
+/** What one client can cost: time, memory, places; and how the server lets go of clients. */
+import t from 'tap';
+import { COMMAND, OPTION } from '../../../src/export/nbd/protocol.ts';
+import { CHUNK_BYTES } from '../../../src/format/chunk-id.ts';
+import { BufferDevice } from '../../support/buffer-device.ts';
+import { NbdClient, optionBytes } from '../../support/nbd-client.ts';
+import { content, serve, until } from './serving.ts';
+
+const bytes = content(16);
+const { read } = COMMAND;
+
+t.test('a client that does not negotiate is cut off', async (t) => {
+  const { where, server } = await serve(t, [new BufferDevice(bytes)], { handshakeTimeoutMs: 50 });
+  const silent = await NbdClient.raw(where);
+  t.equal((await silent.rest()).length, 18);
+  const busy = await NbdClient.connect(where);
+  const timer = setInterval(() => busy.option(99), 5);
+  await busy.rest();
+  clearInterval(timer);
+  await until(() => server.stats().connections === 0);
+  t.pass('both are gone, though one of them always had something to say');
+});
+
+t.test('a client past its negotiation may be silent for longer than that', async (t) => {
+  const { where } = await serve(t, [new BufferDevice(bytes)], { handshakeTimeoutMs: 50 });
+  const client = await NbdClient.open(where);
+  await new Promise((resolve) => setTimeout(resolve, 150));
+  t.equal((await client.request({ type: read, lengthBytes: 1 })).error, 0);
+  client.close();
+});
+
+t.test('one client more than allowed is closed, and may come when another has gone', async (t) => {
+  const { where, server } = await serve(t, [new BufferDevice(bytes)], { connectionsMax: 2 });
+  const first = await NbdClient.open(where);
+  const second = await NbdClient.open(where);
+  const third = await NbdClient.raw(where);
+  t.equal((await third.rest()).length, 0);
+  first.close();
+  await until(() => server.stats().connections === 1);
+  const fourth = await NbdClient.open(where);
+  for (const client of [second, fourth])
+    t.equal((await client.request({ type: read, lengthBytes: 1 })).error, 0);
+  second.close();
+  fourth.close();
+});
+
+for (const lengthBytes of [4096, 64 * 1024, 4 * CHUNK_BYTES]) {
+  for (const cold of [false, true]) {
+    t.test(
+      `who never takes ${cold ? 'fetched ' : ''}answers of ${lengthBytes} bytes is not served more`,
+      async (t) => {
+        const device = new BufferDevice(bytes, { cold });
+        const unsentBytesMax = 1024 * 1024;
+        const { where, server } = await serve(t, [device], { unsentBytesMax, requestsMax: 8 });
+        const client = await NbdClient.open(where);
+        const count = Math.ceil((64 * 1024 * 1024) / lengthBytes);
+        for (let n = 0; n < count; n++) client.send({ type: read, lengthBytes });
+        let before = -1;
+        while (before !== server.stats().readBytes) {
+          before = server.stats().readBytes;
+          await new Promise((resolve) => setTimeout(resolve, 100));
+        }
+        // What the kernel's buffers take, the bound, and one answer (or one for each that waited) above it.
+        const servedMax = unsentBytesMax + 9 * Math.min(lengthBytes, 2 * 1024 * 1024) + 1024 * 1024;
+        t.ok(before > 0 && before <= servedMax, `${before} bytes were served`);
+        const other = await NbdClient.open(where);
+        t.equal((await other.request({ type: read, lengthBytes: 1 })).error, 0, 'others are served');
+        other.close();
+        for (let n = 0; n < count; n++) {
+          const { data } = await client.answer();
+          if (!data.equals(bytes.subarray(0, lengthBytes))) t.fail(`answer ${n} is wrong`);
+        }
+        t.equal(device.pinned, 0, 'and once it takes them, it gets all');
+        client.close();
+      },
+    );
+  }
+}
+
+t.test('no more requests of a client wait for the drive than allowed', async (t) => {
+  let running = 0;
+  let most = 0;
+  const device = new BufferDevice(bytes, {
+    cold: true,
+    beforeRead: async () => {
+      most = Math.max(most, ++running);
+      await new Promise((resolve) => setTimeout(resolve, 2));
+      running--;
+    },
+  });
+  const { where } = await serve(t, [device], { requestsMax: 3 });
+  const client = await NbdClient.open(where);
+  // Each of a chunk of its own, or the first would warm all others.
+  for (let n = 0; n < 16; n++) client.send({ type: read, offset: n * CHUNK_BYTES, lengthBytes: 512 });
+  for (let n = 0; n < 16; n++) t.equal((await client.answer()).error, 0);
+  t.equal(most, 3);
+  client.close();
+});
+
+t.test('a client that goes while its reads wait leaves nothing pinned or counted', async (t) => {
+  const gate = Promise.withResolvers<void>();
+  const device = new BufferDevice(bytes, { cold: true, beforeRead: () => gate.promise });
+  const { where, server } = await serve(t, [device]);
+  const client = await NbdClient.open(where);
+  for (let n = 0; n < 10; n++) client.send({ type: read, offset: n * CHUNK_BYTES, lengthBytes: 4096 });
+  await until(() => server.stats().inflight === 10);
+  client.close();
+  gate.resolve();
+  await until(() => server.stats().connections === 0);
+  t.equal(server.stats().inflight, 0);
+  t.equal(device.pinned, 0);
+});
+
+t.test('a client that goes without taking its answers leaves nothing pinned', async (t) => {
+  const device = new BufferDevice(bytes);
+  const { where, server } = await serve(t, [device]);
+  const client = await NbdClient.open(where);
+  for (let n = 0; n < 100; n++) client.send({ type: read, lengthBytes: 4 * CHUNK_BYTES });
+  await until(() => device.pinned > 0);
+  client.close();
+  await until(() => server.stats().connections === 0);
+  await until(() => device.pinned === 0);
+  t.pass('all was released');
+});
+
+t.test('a removed drive ends its connections once they have their answers, and no others', async (t) => {
+  const gate = Promise.withResolvers<void>();
+  const slow = new BufferDevice(bytes, { name: 'slow', cold: true, beforeRead: () => gate.promise });
+  const { where, server, registry } = await serve(t, [slow, new BufferDevice(bytes, { name: 'other' })]);
+  const idle = await NbdClient.open(where, 'slow');
+  const waiting = await NbdClient.open(where, 'slow');
+  const other = await NbdClient.open(where, 'other');
+  waiting.send({ type: read, lengthBytes: 4096 });
+  await until(() => server.stats().inflight === 1);
+  registry.remove('slow');
+  t.equal((await idle.rest()).length, 0);
+  gate.resolve();
+  t.ok((await waiting.answer()).data.equals(bytes.subarray(0, 4096)));
+  t.equal((await waiting.rest()).length, 0);
+  t.equal((await other.request({ type: read, lengthBytes: 1 })).error, 0);
+  other.close();
+});
+
+t.test('a removed drive is rid of a client that takes no answers', async (t) => {
+  const device = new BufferDevice(bytes, { name: 'gone' });
+  const { where, server, registry } = await serve(t, [device], { lingerTimeoutMs: 50 });
+  const client = await NbdClient.open(where, 'gone');
+  for (let n = 0; n < 5000; n++) client.send({ type: read, lengthBytes: 64 * 1024 });
+  await until(() => device.pinned > 0);
+  registry.remove('gone');
+  await until(() => server.stats().connections === 0);
+  await until(() => device.pinned === 0);
+  t.pass('it is gone');
+  client.close();
+});
+
+t.test('close answers what is in flight, and takes nobody new', async (t) => {
+  const gate = Promise.withResolvers<void>();
+  const device = new BufferDevice(bytes, { cold: true, beforeRead: () => gate.promise });
+  const { where, server } = await serve(t, [device]);
+  const client = await NbdClient.open(where);
+  client.send({ type: read, lengthBytes: 4096 });
+  await until(() => server.stats().inflight === 1);
+  const closed = server.close({ drainMs: 20_000 });
+  await t.rejects(NbdClient.raw(where));
+  gate.resolve();
+  t.ok((await client.answer()).data.equals(bytes.subarray(0, 4096)));
+  t.equal((await client.rest()).length, 0);
+  await closed;
+  t.equal(server.stats().connections, 0);
+});
+
+t.test('close ends what does not end by itself within its time', async (t) => {
+  const device = new BufferDevice(bytes, { cold: true, beforeRead: () => new Promise(() => {}) });
+  const { where, server } = await serve(t, [device]);
+  const client = await NbdClient.open(where);
+  client.send({ type: read, lengthBytes: 4096 });
+  await until(() => server.stats().inflight === 1);
+  await server.close({ drainMs: 50 });
+  t.equal((await client.rest()).length, 0);
+});
+
+t.test('a negotiation that is sent byte by byte is understood', async (t) => {
+  const { where } = await serve(t, [new BufferDevice(bytes)]);
+  const client = await NbdClient.connect(where);
+  client.socket.setNoDelay(true);
+  for (const byte of optionBytes(OPTION.list)) {
+    client.socket.write(Buffer.from([byte]));
+    await new Promise((resolve) => setImmediate(resolve));
+  }
+  await client.optionReply();
+  t.equal((await client.optionReply()).type, 1);
+  client.close();
+});
