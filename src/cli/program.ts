@@ -9,11 +9,13 @@ import { detachCommand } from './detach.ts';
 import { drivesCommand } from './drives.ts';
 import { EXIT_CODES, exitCodeOf, exitCodesHelp } from './exit-codes.ts';
 import { exportCommand } from './export.ts';
+import { fleetCommand } from './fleet.ts';
 import { imagesCommand } from './images.ts';
 import { inspectCommand } from './inspect.ts';
 import { keyCommand } from './key.ts';
 import { serveCommand } from './serve.ts';
 import { statCommand } from './stat.ts';
+import { statusCommand } from './status.ts';
 import { printable } from './table.ts';
 
 const COMMANDS = [
@@ -27,6 +29,8 @@ const COMMANDS = [
   detachCommand,
   drivesCommand,
   statCommand,
+  statusCommand,
+  fleetCommand,
   bootCommand,
 ];
 

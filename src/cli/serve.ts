@@ -18,6 +18,13 @@ const SETTINGS: Readonly<Record<string, SettingName>> = {
   originTimeout: 'origin_timeout',
   originTries: 'origin_tries',
   originConcurrency: 'origin_concurrency',
+  originRate: 'origin_rate',
+  originBandwidth: 'origin_bandwidth',
+  startsMax: 'starts_max',
+  fleet: 'fleet',
+  fleetTls: 'fleet_tls',
+  fleetLogin: 'fleet_login',
+  fleetTimeout: 'fleet_timeout',
   cacheTimeout: 'cache_timeout',
   readTimeout: 'read_timeout',
   guestTimeout: 'guest_timeout',
@@ -30,6 +37,7 @@ export function serveCommand(): Command {
     .option('--cache <dir>', 'directory of the disk cache, for this daemon alone')
     .option('--cache-size <size>', 'hard cap of the disk cache (default: 10G)')
     .option('--memory <size>', 'memory for decoded chunks (default: 512M)')
+    .option('--fleet <url>', 'memcached nodes: memcached://HOST:PORT,…?k=4&m=1 (also memcached+file:, +srv:)')
     .option('--nbd-tcp <host:port>', 'listen for NBD here too; whoever can connect can read every drive')
     .option('--metrics <host:port>', 'serve Prometheus metrics here, at /metrics')
     .option('--config <file>', 'TOML file with these settings, named as the flags with _ for -')
@@ -37,6 +45,12 @@ export function serveCommand(): Command {
     .option('--origin-timeout <time>', 'for one try at the store (default: 5s)')
     .option('--origin-tries <n>', 'tries at the store in one read (default: 3)')
     .option('--origin-concurrency <n>', 'requests to the store at once (default: 32)')
+    .option('--origin-rate <n>', 'reads of the store a second (default: no bound)')
+    .option('--origin-bandwidth <size>', 'bytes from the store a second (default: no bound)')
+    .option('--starts-max <n>', 'drives that may start at once while the store is slow (default: 32)')
+    .option('--fleet-tls <ca>', 'TLS to the fleet, with this CA file, or "system" (default: no TLS)')
+    .option('--fleet-login <file>', 'USER:PASSWORD for a fleet with an authfile, mode 0600')
+    .option('--fleet-timeout <time>', 'for one try at the fleet (default: 250ms)')
     .option('--cache-timeout <time>', 'until a cache that does not answer is passed over (default: 2s)')
     .option('--read-timeout <time>', 'until a read ends in an I/O error (default: 25s)')
     .option('--guest-timeout <time>', 'when the guests themselves give up (default: 60s)')
@@ -45,7 +59,8 @@ export function serveCommand(): Command {
     .addHelpText(
       'after',
       `
-Flags win over the file. It must hold that cache timeout + origin timeout × tries < read timeout < guest timeout.
+Flags win over the file. It must hold that cache timeout (twice with a fleet) + origin timeout × tries < read timeout
+< guest timeout.
 SIGTERM or SIGINT drains, unmounts and exits with 0; a second one kills. Logs are JSON lines on stderr.
 
 In the run directory: control.sock (the control API), nbd.sock, drives/ (one file a drive; without FUSE, NBD only).`,

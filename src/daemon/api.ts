@@ -10,6 +10,8 @@
  *   DELETE /v1/drives/NAME           → { name }
  *   GET    /v1/images                → { images: ImageInfo[] }, sorted by name
  *   GET    /v1/images/NAME           → ImageDetail      (NAME percent-encoded, or sha256:…)
+ *   GET    /v1/fleet                 → FleetInfo
+ *   GET    /v1/fleet/CHUNK-OR-IMAGE  → FleetPlaces      (a chunk id, 64 hex digits, or an image)
  *   GET    /metrics                  → Prometheus text
  *
  * An error is { error: { code, message } }, `code` being an ErrorCode; the status follows from the code.
@@ -17,6 +19,8 @@
 import type { TierName } from '../chunk/tier.ts';
 import type { ErrorCode } from '../errors.ts';
 import type { RunConfig } from '../format/manifest-metadata.ts';
+import type { AdmissionStats } from './admission.ts';
+import type { OriginStats } from './origin.ts';
 
 export interface AttachRequest {
   /** Name[:tag] or sha256:… */
@@ -137,6 +141,66 @@ export interface DaemonStatus {
   readonly memoryBytes: number;
   readonly cacheBytes: number;
   readonly cacheUsedBytes: number;
+  /** Null without --fleet. */
+  readonly fleet: { readonly state: 'up' | 'down'; readonly nodes: number; readonly nodesUp: number } | null;
+  readonly origin: OriginStats;
+  readonly admission: AdmissionStats;
+}
+
+/** One node of the fleet. Times are of its answers since the daemon started. */
+export interface FleetNodeInfo {
+  readonly name: string;
+  readonly zone: string | null;
+  readonly weight: number;
+  readonly up: boolean;
+  readonly connected: boolean;
+  readonly requests: number;
+  readonly errors: number;
+  readonly ejections: number;
+  readonly bytesRead: number;
+  readonly bytesWritten: number;
+  readonly p50Ms: number;
+  readonly p99Ms: number;
+  readonly lastError: string | null;
+}
+
+export interface FleetInfo {
+  readonly url: string;
+  readonly state: 'up' | 'down';
+  readonly k: number;
+  readonly m: number;
+  readonly nodes: readonly FleetNodeInfo[];
+  readonly reconstructions: number;
+  readonly repairs: number;
+  readonly leaseWins: number;
+  readonly leaseWaits: number;
+  readonly tooFew: number;
+  readonly fills: number;
+  readonly fillsDropped: number;
+}
+
+/** What nodes hold of one chunk or of all of an image's. */
+export interface FleetPlaces {
+  /** Distinct chunks that were looked for, and how many of them have at least k shards. */
+  readonly chunks: number;
+  readonly readable: number;
+  readonly nodes: readonly {
+    readonly node: string;
+    readonly zone: string | null;
+    /** Shards that the node should hold, and those that it does, with their bytes. */
+    readonly expected: number;
+    readonly there: number;
+    readonly bytes: number;
+    readonly unreachable: number;
+  }[];
+  /** Of a single chunk, rank by rank. */
+  readonly shards: readonly {
+    readonly node: string;
+    readonly state: 'there' | 'absent' | 'filling' | 'stale' | 'unreachable';
+    readonly index: number | null;
+    readonly bytes: number | null;
+    readonly why: string | null;
+  }[];
 }
 
 /** Error code → HTTP status. */

@@ -13,8 +13,9 @@ export interface TimeoutBudget {
   /** One try at the origin. */
   readonly originTimeoutMs: number;
   readonly originTries: number;
-  /** What the caches in front of the origin may take together. */
+  /** What a cache in front of the origin may take, and how many there are. */
   readonly cacheTimeoutMs: number;
+  readonly caches: number;
   /** What an export waits for one read before it answers EIO. */
   readonly readTimeoutMs: number;
   /** When the guest's side gives up (its hung-task watchdog, an NBD client's own timeout). */
@@ -23,14 +24,14 @@ export interface TimeoutBudget {
 
 /** Throws USAGE, with the sum, unless caches + origin timeout × tries + pauses < read timeout < guest timeout. */
 export function checkBudget(budget: TimeoutBudget): void {
-  const { originTimeoutMs, originTries, cacheTimeoutMs, readTimeoutMs, guestTimeoutMs } = budget;
+  const { originTimeoutMs, originTries, caches, cacheTimeoutMs, readTimeoutMs, guestTimeoutMs } = budget;
   let pausesMs = 0;
   for (let n = 0; n < originTries - 1; n++) pausesMs += Math.min(PAUSE_MS * 2 ** n, PAUSE_MS_MAX);
-  const tiersMs = cacheTimeoutMs + originTimeoutMs * originTries + pausesMs;
+  const tiersMs = caches * cacheTimeoutMs + originTimeoutMs * originTries + pausesMs;
   if (tiersMs >= readTimeoutMs) {
     throw new LazydiskError(
       'USAGE',
-      `timeouts: the caches may take ${cacheTimeoutMs} ms, the origin ${originTries} × ${originTimeoutMs} ms and ` +
+      `timeouts: the caches may take ${caches} × ${cacheTimeoutMs} ms, the origin ${originTries} × ${originTimeoutMs} ms and ` +
         `${pausesMs} ms of pauses, together ${tiersMs} ms, which must be under the read timeout of ${readTimeoutMs} ms`,
     );
   }

@@ -7,6 +7,8 @@ import {
   type DriveInfo,
   type DriveStat,
   type ErrorBody,
+  type FleetInfo,
+  type FleetPlaces,
   HTTP_STATUS,
   type ImageDetail,
   type ImageInfo,
@@ -51,6 +53,14 @@ export class ControlClient {
 
   inspect(name: string): Promise<ImageDetail> {
     return this.#call('GET', `/v1/images/${encodeURIComponent(name)}`);
+  }
+
+  fleet(): Promise<FleetInfo> {
+    return this.#call('GET', '/v1/fleet');
+  }
+
+  fleetPlaces(chunkOrImage: string): Promise<FleetPlaces> {
+    return this.#call('GET', `/v1/fleet/${encodeURIComponent(chunkOrImage)}`);
   }
 
   /** The daemon's metrics in Prometheus text. */

@@ -6,10 +6,12 @@ import { readFile } from 'node:fs/promises';
 import { resolve } from 'node:path';
 import { parse as parseToml } from 'smol-toml';
 import { z } from 'zod';
+import { parseFleetUrl } from '../chunk/fleet/node-list.ts';
 import { errorText, LazydiskError } from '../errors.ts';
 import { CHUNK_BYTES } from '../format/chunk-id.ts';
 import { parseDuration, parseSize } from '../units.ts';
 import { checkBudget } from './budget.ts';
+import type { FleetConfig } from './fleet.ts';
 import { LOG_LEVELS } from './log.ts';
 
 /** A configuration file is a few lines; whatever is larger is something else. */
@@ -45,6 +47,13 @@ const settingsSchema = z.strictObject({
   origin_timeout: duration.prefault('5s'),
   origin_tries: z.coerce.number().int().min(1).max(20).default(3),
   origin_concurrency: z.coerce.number().int().min(1).max(1024).default(32),
+  origin_rate: z.coerce.number().positive().max(1e6).optional(),
+  origin_bandwidth: size.optional(),
+  starts_max: z.coerce.number().int().min(1).max(10_000).default(32),
+  fleet: z.string().min(1).optional(),
+  fleet_tls: z.string().min(1).optional(),
+  fleet_login: path.optional(),
+  fleet_timeout: duration.prefault('250ms'),
   cache_timeout: duration.prefault('2s'),
   read_timeout: duration.prefault('25s'),
   guest_timeout: duration.prefault('60s'),
@@ -69,6 +78,11 @@ export interface ServeConfig {
   readonly originTimeoutMs: number;
   readonly originTries: number;
   readonly originConcurrency: number;
+  readonly originRate: number | undefined;
+  readonly originBandwidth: number | undefined;
+  /** Drives that may be starting at once while the origin is strained. */
+  readonly startsMax: number;
+  readonly fleet: FleetConfig | undefined;
   readonly cacheTimeoutMs: number;
   readonly readTimeoutMs: number;
   readonly guestTimeoutMs: number;
@@ -122,13 +136,33 @@ export function resolveConfig(...sources: RawSettings[]): ServeConfig {
     originTimeoutMs: settings.origin_timeout,
     originTries: settings.origin_tries,
     originConcurrency: settings.origin_concurrency,
+    originRate: settings.origin_rate,
+    originBandwidth: settings.origin_bandwidth,
+    startsMax: settings.starts_max,
+    fleet: fleetOf(settings),
     cacheTimeoutMs: settings.cache_timeout,
     readTimeoutMs: settings.read_timeout,
     guestTimeoutMs: settings.guest_timeout,
     drainTimeoutMs: settings.drain_timeout,
   };
-  checkBudget(config);
+  checkBudget({ ...config, caches: config.fleet ? 2 : 1 });
   return config;
+}
+
+function fleetOf(settings: z.output<typeof settingsSchema>): FleetConfig | undefined {
+  const { fleet, fleet_tls: tls, fleet_login: login, fleet_timeout: timeoutMs } = settings;
+  if (fleet === undefined) {
+    if (tls === undefined && login === undefined) return undefined;
+    throw new LazydiskError('USAGE', 'configuration: fleet_tls and fleet_login are of use with fleet alone');
+  }
+  // Said now and not by the first read.
+  parseFleetUrl(fleet);
+  return {
+    url: fleet,
+    tls: tls === undefined || tls === 'system' ? tls : resolve(tls),
+    loginFile: login === undefined ? undefined : resolve(login),
+    timeoutMs,
+  };
 }
 
 /** `127.0.0.1:9100`, `[::1]:9100`, `localhost:0` → host and port. Throws USAGE. */

@@ -12,6 +12,8 @@ import {
   type DriveInfo,
   type DriveStat,
   type ErrorBody,
+  type FleetInfo,
+  type FleetPlaces,
   HTTP_STATUS,
   type ImageDetail,
   type ImageInfo,
@@ -37,6 +39,8 @@ export interface ControlService {
   detach(name: string): Promise<void>;
   images(): Promise<ImageInfo[]>;
   inspect(name: string): Promise<ImageDetail>;
+  fleet(): FleetInfo;
+  fleetPlaces(chunkOrImage: string): Promise<FleetPlaces>;
   metrics(): Promise<{ contentType: string; text: string }>;
 }
 
@@ -72,6 +76,8 @@ const ROUTES: Readonly<Record<string, Readonly<Record<string, Handler>>>> = {
     },
   },
   '/v1/images': { GET: async (service) => ok({ images: await service.images() }) },
+  '/v1/fleet': { GET: (service) => ok(service.fleet()) },
+  '/v1/fleet/*': { GET: async (service, what) => ok(await service.fleetPlaces(what)) },
   '/v1/images/*': { GET: async (service, name) => ok(await service.inspect(name)) },
 };
 

@@ -7,10 +7,8 @@
 import type { AddressInfo } from 'node:net';
 import { DiskCache } from '../chunk/disk/disk-cache.ts';
 import { ChunkMemory } from '../chunk/memory.ts';
-import { OriginTier } from '../chunk/origin.ts';
 import { ChunkReader } from '../chunk/reader.ts';
 import { LimitTier } from '../chunk/wrappers/limit.ts';
-import { RetryTier } from '../chunk/wrappers/retry.ts';
 import { LazydiskError } from '../errors.ts';
 import { cleanStaleMount, FuseMount } from '../export/fuse/mount.ts';
 import { NbdServer } from '../export/nbd/server.ts';
@@ -19,17 +17,33 @@ import { loadKeyFile } from '../store/key-file.ts';
 import { openStore } from '../store/open.ts';
 import type { Store } from '../store/store.ts';
 import { VERSION } from '../version.ts';
-import type { AttachRequest, DaemonStatus, DriveInfo, DriveStat, ImageDetail, ImageInfo } from './api.ts';
+import { Admission } from './admission.ts';
+import type {
+  AttachRequest,
+  DaemonStatus,
+  DriveInfo,
+  DriveStat,
+  FleetInfo,
+  FleetPlaces,
+  ImageDetail,
+  ImageInfo,
+} from './api.ts';
 import type { Address, ServeConfig } from './config.ts';
 import { ControlServer, type ControlService } from './control.ts';
 import { type DrivePlaces, Drives } from './drives.ts';
+import { Fleet } from './fleet.ts';
+import { describeFleet, locateInFleet } from './fleet-info.ts';
 import { describeImage, describeImages } from './image-info.ts';
 import { SharedImages } from './images.ts';
 import type { Logger } from './log.ts';
 import { type CacheFigures, DaemonMetrics, type ExportFigures } from './metrics.ts';
 import { MetricsServer } from './metrics-server.ts';
+import { Origin } from './origin.ts';
 import { ReadErrorLog } from './read-errors.ts';
 import { type RunPaths, takeRunDir } from './run-dir.ts';
+
+/** Reads of the disk cache at once; more of them only queue in the thread pool, where urgency does not count. */
+const CACHE_READS_MAX = 32;
 
 /** Where the exports listen; filled in while they start. */
 interface Places {
@@ -46,6 +60,9 @@ interface Parts {
   readonly key: TenantKey;
   readonly store: Store;
   readonly cache: DiskCache;
+  readonly fleet: Fleet | undefined;
+  readonly origin: Origin;
+  readonly admission: Admission;
   readonly reader: ChunkReader;
   readonly images: SharedImages;
   readonly drives: Drives;
@@ -111,12 +128,22 @@ export class Daemon implements ControlService {
     return describeImage(this.#parts.store, name, this.#parts.key);
   }
 
+  fleet(): FleetInfo {
+    return describeFleet(this.#requireFleet());
+  }
+
+  /** Which nodes hold a chunk, or an image's chunks. */
+  async fleetPlaces(chunkOrImage: string): Promise<FleetPlaces> {
+    const { store, key } = this.#parts;
+    return locateInFleet(this.#requireFleet(), chunkOrImage, store, key);
+  }
+
   metrics(): Promise<{ contentType: string; text: string }> {
     return this.#parts.metrics.text();
   }
 
   status(): DaemonStatus {
-    const { config, paths, store, drives, places, cache } = this.#parts;
+    const { config, paths, store, drives, places, cache, fleet, origin, admission } = this.#parts;
     const disk = cache.stats();
     return {
       version: VERSION,
@@ -134,7 +161,16 @@ export class Daemon implements ControlService {
       memoryBytes: config.memoryBytes,
       cacheBytes: disk.capBytes,
       cacheUsedBytes: disk.usedBytes,
+      fleet: fleet ? { state: fleet.state, ...nodesUp(fleet) } : null,
+      origin: origin.stats(),
+      admission: admission.stats(),
     };
+  }
+
+  #requireFleet(): Fleet {
+    const { fleet } = this.#parts;
+    if (!fleet) throw new LazydiskError('NOT_FOUND', 'this daemon has no fleet: start it with --fleet');
+    return fleet;
   }
 
   async #listen(): Promise<void> {
@@ -206,13 +242,16 @@ async function openParts(config: ServeConfig, log: Logger, closers: AsyncDisposa
   });
   const metrics = new DaemonMetrics(VERSION);
   closers.defer(() => metrics.close());
-  const origin = new LimitTier(
-    new RetryTier(new OriginTier(store), { tries: config.originTries, tryTimeoutMs: config.originTimeoutMs }),
-    { concurrency: config.originConcurrency },
-  );
+  const origin = new Origin(store, config);
+  const fleet = config.fleet && (await Fleet.open(config.fleet, log));
+  if (fleet) closers.defer(() => fleet.close());
   const reader = new ChunkReader({
     memory,
-    tiers: [cache, origin],
+    tiers: [
+      new LimitTier(cache, { concurrency: CACHE_READS_MAX }),
+      ...(fleet ? [fleet.tier] : []),
+      origin.tier,
+    ],
     observer: metrics.observer,
     cacheTimeoutMs: config.cacheTimeoutMs,
   });
@@ -221,10 +260,13 @@ async function openParts(config: ServeConfig, log: Logger, closers: AsyncDisposa
   const places: Places = { fuse: undefined, fuseProblem: null, nbdTcp: undefined, metrics: undefined };
   const images = new SharedImages(store, key);
   const readErrors = new ReadErrorLog(log);
+  const admission = new Admission({ startsMax: config.startsMax, isStrained: () => origin.isStrained });
+  closers.defer(() => admission.close());
   const drives = new Drives({
     images,
     reader,
     readTimeoutMs: config.readTimeoutMs,
+    admission,
     places: drivePlaces(paths, places),
     onReadError: (drive, error) => readErrors.report(drive, error),
   });
@@ -236,12 +278,23 @@ async function openParts(config: ServeConfig, log: Logger, closers: AsyncDisposa
     exports: () => exportFigures(nbd, places.fuse),
     caches: () => [memoryFigures(memory), { tier: 'disk', ...cache.stats() }],
     reader: () => reader.stats(),
+    fleet: () => fleet?.stats(),
+    origin: () => origin.stats(),
+    admission: () => admission.stats(),
     cacheDrops: () => {
       const { droppedPuts, writeErrors } = cache.stats();
       return { dropped: droppedPuts + reader.stats().droppedWriteBacks, failed: writeErrors };
     },
   });
-  return { config, log, paths, key, store, cache, reader, images, drives, nbd, metrics, places, closers };
+  return {
+    ...{ config, log, paths, key, store, cache, fleet, origin, admission, reader, images, drives },
+    ...{ nbd, metrics, places, closers },
+  };
+}
+
+function nodesUp(fleet: Fleet): { nodes: number; nodesUp: number } {
+  const { nodes } = fleet.stats();
+  return { nodes: nodes.length, nodesUp: nodes.filter(({ up }) => up).length };
 }
 
 function drivePlaces(paths: RunPaths, places: Places): DrivePlaces {

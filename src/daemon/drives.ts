@@ -10,6 +10,7 @@ import { Drive, type DriveOptions } from '../drive/drive.ts';
 import { DRIVE_NAME, DriveRegistry } from '../drive/registry.ts';
 import { LazydiskError } from '../errors.ts';
 import type { ImageDigest } from '../store/store.ts';
+import type { Admission, Admitted, StartingDrive } from './admission.ts';
 import type { AttachRequest, DriveInfo, DriveStat, TierInfo } from './api.ts';
 import { driveNameFor } from './drive-name.ts';
 import type { SharedImages } from './images.ts';
@@ -31,12 +32,14 @@ interface Attached {
   /** As it was asked for, in full. */
   readonly image: string;
   readonly attachedAt: string;
+  readonly admitted: Admitted;
 }
 
 export interface DrivesOptions {
   readonly images: SharedImages;
   readonly reader: ChunkReader;
   readonly readTimeoutMs: number;
+  readonly admission: Admission;
   readonly places: DrivePlaces;
   readonly onReadError: (drive: string, error: unknown) => void;
 }
@@ -60,6 +63,16 @@ class ServedDrive extends Drive {
   }
 }
 
+function startingDrive(drive: Drive): StartingDrive {
+  return {
+    name: drive.name,
+    progress: () => {
+      const { tiers, inFlight } = drive.stats();
+      return { originChunks: tiers.origin?.chunks ?? 0, inFlight };
+    },
+  };
+}
+
 export class Drives {
   readonly registry = new DriveRegistry<Drive>();
   readonly #options: DrivesOptions;
@@ -75,7 +88,7 @@ export class Drives {
     return this.#attached.size;
   }
 
-  /** Throws USAGE, EXISTS, NOT_FOUND, KEY, CORRUPT, UNAVAILABLE; OVERLOAD above DRIVES_MAX. */
+  /** Throws USAGE, EXISTS, NOT_FOUND, KEY, CORRUPT, UNAVAILABLE; OVERLOAD above DRIVES_MAX, or if the origin is slow. */
   async attach(request: AttachRequest): Promise<DriveInfo> {
     const name = request.name ?? driveNameFor(request.image);
     if (!DRIVE_NAME.test(name)) {
@@ -90,18 +103,24 @@ export class Drives {
       throw new LazydiskError('OVERLOAD', `${DRIVES_MAX} drives are attached`);
     }
     this.#attaching.add(name);
+    let admitted: Admitted | undefined;
     try {
-      const { images, reader, readTimeoutMs, onReadError } = this.#options;
+      const { images, reader, readTimeoutMs, admission, onReadError } = this.#options;
+      admitted = await admission.admit();
       const image = await images.acquire(request.image);
       if (this.#closed) {
         images.release(image.digest);
         throw new LazydiskError('UNAVAILABLE', 'the daemon is stopping');
       }
       const drive = new ServedDrive({ name, image, reader, readTimeoutMs }, onReadError);
-      const attached = { drive, image: image.name, attachedAt: new Date().toISOString() };
+      const attached = { drive, image: image.name, attachedAt: new Date().toISOString(), admitted };
       this.#attached.set(name, attached);
       this.registry.add(drive);
+      admitted.started(startingDrive(drive));
       return this.#info(attached);
+    } catch (error) {
+      admitted?.cancel();
+      throw error;
     } finally {
       this.#attaching.delete(name);
     }
@@ -109,7 +128,8 @@ export class Drives {
 
   /** Takes the drive out of the exports, then cancels what it still reads. Throws NOT_FOUND. */
   detach(name: string): void {
-    const { drive } = this.#get(name);
+    const { drive, admitted } = this.#get(name);
+    admitted.cancel();
     this.#attached.delete(name);
     this.registry.remove(name);
     drive.close();

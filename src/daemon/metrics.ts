@@ -5,8 +5,12 @@
  */
 import { monitorEventLoopDelay } from 'node:perf_hooks';
 import { Counter, collectDefaultMetrics, Gauge, Histogram, Registry } from 'prom-client';
+import type { FleetStats } from '../chunk/fleet/fleet-tier.ts';
+import type { NodeStats } from '../chunk/fleet/node.ts';
 import type { ReadObserver } from '../chunk/observer.ts';
 import type { ReadClass, TierName } from '../chunk/tier.ts';
+import type { AdmissionStats } from './admission.ts';
+import type { OriginStats } from './origin.ts';
 
 /** From memory speed to a read timeout. */
 const LATENCY_BUCKETS_SECONDS = [
@@ -46,6 +50,10 @@ export interface MetricSources {
   exports(): readonly ExportFigures[];
   caches(): readonly CacheFigures[];
   reader(): { readonly memoryHits: number; readonly memoryMisses: number; readonly flights: number };
+  /** Undefined without a fleet. */
+  fleet(): FleetStats | undefined;
+  origin(): OriginStats;
+  admission(): AdmissionStats;
   /** Writes to the disk cache that were given up: too much at once, or a disk that fails. */
   cacheDrops(): { readonly dropped: number; readonly failed: number };
 }
@@ -131,6 +139,77 @@ export class DaemonMetrics {
       counter.inc({ reason: 'busy' }, dropped);
       counter.inc({ reason: 'error' }, failed);
     });
+    this.#watchOrigin(sources);
+    if (sources.fleet()) this.#watchFleet(() => sources.fleet()!);
+  }
+
+  #watchOrigin(sources: MetricSources): void {
+    this.#gauge('origin_reads', 'Reads at the origin, and waiting for a place.', ['state'], (gauge) => {
+      const { active, queued } = sources.origin();
+      gauge.set({ state: 'active' }, active);
+      gauge.set({ state: 'queued' }, queued);
+    });
+    this.#counter('origin_hedges_total', 'Second requests for slow reads.', ['result'], (counter) => {
+      const { hedgesWon, hedgesLost } = sources.origin();
+      counter.inc({ result: 'won' }, hedgesWon);
+      counter.inc({ result: 'lost' }, hedgesLost);
+    });
+    this.#counter('origin_rate_waits_total', 'Reads that waited for the rate limit.', [], (counter) =>
+      counter.inc(sources.origin().rateWaits),
+    );
+    this.#gauge('origin_breaker_state', '1 for the state it is in.', ['state'], (gauge) => {
+      for (const state of ['closed', 'half-open', 'open'])
+        gauge.set({ state }, sources.origin().breaker === state ? 1 : 0);
+    });
+    this.#counter('origin_breaker_opened_total', 'Times that the breaker opened.', [], (counter) =>
+      counter.inc(sources.origin().breakerOpened),
+    );
+    this.#gauge('attaches', 'Drives that start, and attaches that wait to.', ['state'], (gauge) => {
+      const { starting, waiting } = sources.admission();
+      gauge.set({ state: 'starting' }, starting);
+      gauge.set({ state: 'waiting' }, waiting);
+    });
+    this.#counter('attaches_held_total', 'Attaches that waited, or were refused.', ['result'], (counter) => {
+      const { waited, refused } = sources.admission();
+      counter.inc({ result: 'waited' }, waited);
+      counter.inc({ result: 'refused' }, refused);
+    });
+  }
+
+  #watchFleet(fleet: () => FleetStats): void {
+    const nodeGauges = [
+      ['up', 'Whether the node is asked.', ({ up }: NodeStats) => (up ? 1 : 0)],
+      ['p50_seconds', 'Median of its answers.', ({ p50Ms }: NodeStats) => p50Ms / 1e3],
+      ['p99_seconds', '99th percentile of its answers.', ({ p99Ms }: NodeStats) => p99Ms / 1e3],
+    ] as const;
+    for (const [name, help, of] of nodeGauges) {
+      this.#gauge(`fleet_node_${name}`, help, ['node'], (gauge) => {
+        for (const node of fleet().nodes) gauge.set({ node: node.name }, of(node));
+      });
+    }
+    const nodeCounters = [
+      ['requests', 'Requests to the node.', ({ requests }: NodeStats) => requests],
+      ['errors', 'Requests that failed, and shards that lied.', ({ errors }: NodeStats) => errors],
+      ['ejections', 'Times that it was given up for a while.', ({ ejections }: NodeStats) => ejections],
+      ['read_bytes', 'Bytes that it gave.', ({ bytesRead }: NodeStats) => bytesRead],
+      ['written_bytes', 'Bytes that it was given.', ({ bytesWritten }: NodeStats) => bytesWritten],
+    ] as const;
+    for (const [name, help, of] of nodeCounters) {
+      this.#counter(`fleet_node_${name}_total`, help, ['node'], (counter) => {
+        for (const node of fleet().nodes) counter.inc({ node: node.name }, of(node));
+      });
+    }
+    const counters = [
+      ['reconstructions', 'Chunks whose data came out of parity.', 'reconstructions'],
+      ['repairs', 'Lost shards put back.', 'repairs'],
+      ['lease_wins', 'Chunks that were ours to fill.', 'leaseWins'],
+      ['lease_waits', 'Reads that waited for another to fill.', 'leaseWaits'],
+      ['too_few', 'Reads that found fewer than k shards.', 'tooFew'],
+      ['fills', 'Chunks put into the fleet.', 'fills'],
+      ['fills_dropped', 'Chunks not put, because too much was on its way.', 'fillsDropped'],
+    ] as const;
+    for (const [name, help, field] of counters)
+      this.#counter(`fleet_${name}_total`, help, [], (counter) => counter.inc(fleet()[field]));
   }
 
   async text(): Promise<{ contentType: string; text: string }> {

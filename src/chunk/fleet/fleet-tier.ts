@@ -8,7 +8,7 @@
  * Source: memcached's doc/protocol.txt, "mg", flags N, W, Z and X.
  */
 import { erasureEncode } from '../../../native/index.ts';
-import { LazydiskError } from '../../errors.ts';
+import { errorText, LazydiskError } from '../../errors.ts';
 import { type ChunkId, SEALED_BYTES_MAX } from '../../format/chunk-id.ts';
 import type { ChunkTier, ReadContext, SealedLoan } from '../tier.ts';
 import { type Answer, type Gathered, gather, gatherBytes, type ShardSink, shardsOf } from './gather.ts';
@@ -52,6 +52,17 @@ export interface FleetStats {
   readonly fillsDropped: number;
 }
 
+/** What a node has of a chunk. */
+export interface ShardPlace {
+  readonly node: string;
+  readonly zone: string | undefined;
+  readonly state: 'there' | 'absent' | 'filling' | 'stale' | 'unreachable';
+  /** Of the shard that is there: its number, from 0, and its bytes in the node, header included. */
+  readonly index?: number;
+  readonly bytes?: number;
+  readonly why?: string;
+}
+
 export class FleetTier implements ChunkTier {
   readonly name = 'fleet';
   readonly #options: FleetOptions;
@@ -71,7 +82,7 @@ export class FleetTier implements ChunkTier {
   #fills = 0;
   #fillsDropped = 0;
 
-  /** Throws USAGE for a code that is none, or without nodes. Connects to nobody before the first read. */
+  /** Throws USAGE for a code that is none. Connects to nobody before the first read. */
   constructor(options: FleetOptions) {
     checkCode(options.code);
     this.#options = options;
@@ -80,9 +91,8 @@ export class FleetTier implements ChunkTier {
     this.setNodes(options.nodes);
   }
 
-  /** Replaces the list of nodes; connections to those that stay are kept. */
+  /** Replaces the list of nodes; connections to those that stay are kept. With none, every read is a miss. */
   setNodes(addresses: readonly NodeAddress[]): void {
-    if (addresses.length === 0) throw new LazydiskError('USAGE', 'a fleet needs at least one node');
     const next = new Map<string, FleetNode>();
     for (const address of addresses) {
       const known = this.#nodes.get(address.name);
@@ -142,6 +152,28 @@ export class FleetTier implements ChunkTier {
       ),
     );
     return this.#track(sealed.length, Promise.all(sends));
+  }
+
+  /** What each node that should hold a shard of the chunk says of it. Never rejects: a node's silence is an answer. */
+  locate(id: ChunkId): Promise<ShardPlace[]> {
+    const deadline = performance.now() + this.#options.timeoutMs;
+    const places = this.holdersOf(id).map(async (node): Promise<ShardPlace> => {
+      const { name, zone } = node.address;
+      const where = { node: name, zone };
+      try {
+        const { code, flags } = await node.request([metaGet(keyOf(id), ['s', 'f'])], deadline);
+        const number = (flag: string) => Number(flags.find((word) => word.startsWith(flag))?.slice(1) ?? 0);
+        const shardBytes = number('s');
+        // An empty item is a lease: somebody is about to fill it.
+        if (code !== 'HD' || shardBytes === 0)
+          return { ...where, state: code === 'HD' ? 'filling' : 'absent' };
+        if (flags.includes('X')) return { ...where, state: 'stale' };
+        return { ...where, state: 'there', index: number('f') - 1, bytes: shardBytes };
+      } catch (error) {
+        return { ...where, state: 'unreachable', why: errorText(error) };
+      }
+    });
+    return Promise.all(places);
   }
 
   /** The shards are made stale: the next reader gets the lease and fills anew. */
@@ -244,7 +276,8 @@ export class FleetTier implements ChunkTier {
   async #send(node: FleetNode, id: ChunkId, sealedBytes: number, index: number, data: Buffer): Promise<void> {
     if (!node.askable) return;
     const header = writeShardHeader(id, sealedBytes, this.#options.code, index, data);
-    const line = metaSet(keyOf(id), SHARD_HEADER_BYTES + data.length, []);
+    // The index is also a client flag, so that `locate` need not fetch the shard to name it.
+    const line = metaSet(keyOf(id), SHARD_HEADER_BYTES + data.length, [`F${index + 1}`]);
     await node
       .request([line, header, data, CRLF], performance.now() + this.#options.timeoutMs)
       .catch(() => {});

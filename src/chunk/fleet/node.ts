@@ -27,6 +27,7 @@ export interface NodeOptions {
 export interface NodeStats {
   readonly name: string;
   readonly zone: string | undefined;
+  readonly weight: number;
   readonly up: boolean;
   readonly connected: boolean;
   readonly requests: number;
@@ -115,6 +116,7 @@ export class FleetNode {
     return {
       name: this.address.name,
       zone: this.address.zone,
+      weight: this.address.weight,
       up: this.health.up,
       connected: this.#connection?.usable ?? false,
       requests: this.#requests,

@@ -1,0 +1,42 @@
+/** `lazydisk status`: the first thing to look at when something is wrong. */
+import { Command } from 'commander';
+import type { DaemonStatus } from '../daemon/api.ts';
+import { formatSize } from '../units.ts';
+import { answer, clientOf, type JsonOptions, type RunDirOptions, withJson, withRunDir } from './context.ts';
+import { list } from './table.ts';
+
+export function statusCommand(): Command {
+  return withJson(withRunDir(new Command('status')))
+    .description('show the daemon: its exports, its caches, the fleet and the origin')
+    .addHelpText(
+      'after',
+      `
+JSON: version, pid, startedAt, state, store, runDir, drives, fuse, fuseProblem, nbd, nbdTcp, metrics, memoryBytes,
+cacheBytes, cacheUsedBytes, fleet { state, nodes, nodesUp } or null, origin { active, queued, rateWaits, hedgesWon,
+hedgesLost, breaker, breakerOpened }, admission { strained, starting, waiting, waited, refused }.`,
+    )
+    .action(async (options: JsonOptions & RunDirOptions) =>
+      answer(options, await clientOf(options).status(), describe),
+    );
+}
+
+function describe(status: DaemonStatus): string {
+  const { fleet, origin, admission } = status;
+  const breaker = origin.breaker === 'closed' ? 'answers' : `fails: breaker ${origin.breaker}`;
+  return list([
+    ['daemon', `${status.version}, ${status.state}, process ${status.pid}, since ${status.startedAt}`],
+    ['drives', `${status.drives}${admission.starting > 0 ? `, ${admission.starting} starting` : ''}`],
+    ['fuse', status.fuse ?? `none: ${status.fuseProblem}`],
+    ['nbd', status.nbdTcp === null ? status.nbd : [status.nbd, status.nbdTcp]],
+    ['metrics', status.metrics ?? 'on the control socket alone'],
+    ['memory', `${formatSize(status.memoryBytes)} for chunks`],
+    ['disk cache', `${formatSize(status.cacheUsedBytes)} of ${formatSize(status.cacheBytes)}`],
+    ['fleet', fleet ? `${fleet.state}, ${fleet.nodesUp} of ${fleet.nodes} nodes` : 'none'],
+    ['store', status.store],
+    ['origin', `${breaker}; ${origin.active} reads, ${origin.queued} waiting`],
+    [
+      'attaches',
+      `${admission.waiting} waiting${admission.strained ? ', because the origin is slow' : ''}; ${admission.refused} refused so far`,
+    ],
+  ]);
+}

@@ -1,0 +1,180 @@
+/**
+ * Bounds how many drives start at once while the origin is what bounds them. A cold fleet in front of a slow origin
+ * has two stable states: either the starts that the origin can feed finish and fill the fleet, or so many share it
+ * that each misses its deadline, fails, is tried again, and nothing is ever filled (Brooker et al., "On-demand
+ * Container Loading in AWS Lambda", section 5: metastable failure). So while the origin is strained only a few drives
+ * may be starting; more attaches wait for their turn, and when too many wait, or for too long, they are refused.
+ *
+ * A drive is starting from its attach until it has had nothing from the origin for a moment.
+ */
+import { LazydiskError } from '../errors.ts';
+
+/** A drive as far as this is concerned. */
+export interface StartingDrive {
+  readonly name: string;
+  /** Chunks that it had from the origin so far, and reads that it waits for now. */
+  progress(): { readonly originChunks: number; readonly inFlight: number };
+}
+
+export interface AdmissionOptions {
+  /** Drives that may be starting at once while the origin is strained. */
+  readonly startsMax: number;
+  /** Whether reads wait for the origin now, or it fails. */
+  readonly isStrained: () => boolean;
+  /** Attaches that may wait. */
+  readonly queueMax?: number;
+  /** How long one may wait. */
+  readonly waitMs?: number;
+  /** For the clock of `tick`. */
+  readonly now?: () => number;
+}
+
+export interface AdmissionStats {
+  readonly strained: boolean;
+  readonly starting: number;
+  readonly waiting: number;
+  /** Attaches that had to wait, and that were refused. */
+  readonly waited: number;
+  readonly refused: number;
+}
+
+/** Without anything from the origin for so long, a drive has started; and after so long, whatever it does. */
+const QUIET_MS = 2_000;
+const START_MS_MAX = 60_000;
+/** Strain is remembered for a moment: it comes and goes with every batch of reads. */
+const STRAIN_MS = 5_000;
+const TICK_MS = 250;
+
+interface Start {
+  drive: StartingDrive | undefined;
+  readonly sinceMs: number;
+  originChunks: number;
+  activeMs: number;
+}
+
+interface Waiter {
+  readonly untilMs: number;
+  enter(): void;
+  refuse(error: LazydiskError): void;
+}
+
+/** A place among those that start. */
+export interface Admitted {
+  /** The drive is there, and is watched from now on. */
+  started(drive: StartingDrive): void;
+  /** There will be no drive, or it is gone. */
+  cancel(): void;
+}
+
+export class Admission {
+  readonly #options: Required<AdmissionOptions>;
+  readonly #starts = new Set<Start>();
+  readonly #waiters: Waiter[] = [];
+  #timer: NodeJS.Timeout | undefined;
+  #strainedMs = Number.NEGATIVE_INFINITY;
+  #waited = 0;
+  #refused = 0;
+
+  constructor(options: AdmissionOptions) {
+    this.#options = { queueMax: 1024, waitMs: 20_000, now: () => performance.now(), ...options };
+  }
+
+  /** Resolves when another drive may start. Rejects with OVERLOAD. */
+  admit(): Promise<Admitted> {
+    this.#look();
+    if (this.#hasPlace && this.#waiters.length === 0) return Promise.resolve(this.#enter());
+    const { queueMax, waitMs, now } = this.#options;
+    if (this.#waiters.length >= queueMax) {
+      this.#refused++;
+      return Promise.reject(this.#overload());
+    }
+    this.#waited++;
+    return new Promise((resolve, reject) => {
+      this.#waiters.push({
+        untilMs: now() + waitMs,
+        enter: () => resolve(this.#enter()),
+        refuse: reject,
+      });
+      this.#schedule();
+    });
+  }
+
+  /** Looks who has started and lets in who may be; called by a timer while there is anything to look at. */
+  tick(): void {
+    this.#look();
+    const nowMs = this.#options.now();
+    for (const start of this.#starts) {
+      if (!start.drive) continue;
+      const { originChunks, inFlight } = start.drive.progress();
+      if (originChunks > start.originChunks || inFlight > 0) start.activeMs = nowMs;
+      start.originChunks = originChunks;
+      if (nowMs - start.activeMs >= QUIET_MS || nowMs - start.sinceMs >= START_MS_MAX)
+        this.#starts.delete(start);
+    }
+    while (this.#waiters.length > 0 && this.#hasPlace) this.#waiters.shift()!.enter();
+    // They came in the order of their deadlines.
+    while (this.#waiters.length > 0 && this.#waiters[0]!.untilMs <= nowMs) {
+      this.#refused++;
+      this.#waiters.shift()!.refuse(this.#overload());
+    }
+    if (this.#starts.size === 0 && this.#waiters.length === 0) this.close();
+  }
+
+  stats(): AdmissionStats {
+    return {
+      strained: this.#strained,
+      starting: this.#starts.size,
+      waiting: this.#waiters.length,
+      waited: this.#waited,
+      refused: this.#refused,
+    };
+  }
+
+  /** Stops the timer; whoever waits is refused. */
+  close(): void {
+    clearInterval(this.#timer);
+    this.#timer = undefined;
+    for (const waiter of this.#waiters.splice(0))
+      waiter.refuse(new LazydiskError('UNAVAILABLE', 'the daemon is stopping'));
+  }
+
+  get #strained(): boolean {
+    return this.#options.now() - this.#strainedMs < STRAIN_MS;
+  }
+
+  get #hasPlace(): boolean {
+    return !this.#strained || this.#starts.size < this.#options.startsMax;
+  }
+
+  #look(): void {
+    if (this.#options.isStrained()) this.#strainedMs = this.#options.now();
+  }
+
+  #enter(): Admitted {
+    const nowMs = this.#options.now();
+    const start: Start = { drive: undefined, sinceMs: nowMs, originChunks: 0, activeMs: nowMs };
+    this.#starts.add(start);
+    this.#schedule();
+    return {
+      started: (drive) => {
+        start.drive = drive;
+        start.activeMs = this.#options.now();
+      },
+      cancel: () => {
+        if (this.#starts.delete(start)) this.tick();
+      },
+    };
+  }
+
+  #schedule(): void {
+    this.#timer ??= setInterval(() => this.tick(), TICK_MS).unref();
+  }
+
+  #overload(): LazydiskError {
+    const { startsMax } = this.#options;
+    return new LazydiskError(
+      'OVERLOAD',
+      `the origin is slow: ${this.#starts.size} drives are starting (of ${startsMax} that may), ${this.#waiters.length} wait; try again later`,
+    );
+  }
+}

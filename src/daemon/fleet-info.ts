@@ -1,0 +1,88 @@
+/** What the control API says of the fleet: its nodes, and where chunks lie. */
+import type { ShardPlace } from '../chunk/fleet/fleet-tier.ts';
+import { LazydiskError } from '../errors.ts';
+import type { ChunkId } from '../format/chunk-id.ts';
+import type { TenantKey } from '../format/keys.ts';
+import { loadImage } from '../store/image.ts';
+import type { Store } from '../store/store.ts';
+import type { FleetInfo, FleetPlaces } from './api.ts';
+import type { Fleet } from './fleet.ts';
+
+const CHUNK_ID = /^[0-9a-f]{64}$/;
+/** Chunks that are asked about at once. */
+const LOCATES_MAX = 64;
+/** For an answer within the control API's time. */
+const CHUNKS_MAX = 100_000;
+
+export function describeFleet(fleet: Fleet): FleetInfo {
+  const { nodes, ...counters } = fleet.stats();
+  return {
+    url: fleet.url,
+    state: fleet.state,
+    ...counters,
+    nodes: nodes.map(({ zone, lastError, ...node }) => ({
+      ...node,
+      zone: zone ?? null,
+      lastError: lastError ?? null,
+    })),
+  };
+}
+
+/** Throws NOT_FOUND, USAGE, KEY, CORRUPT, as `loadImage` does; UNSUPPORTED for an image of too many chunks. */
+export async function locateInFleet(
+  fleet: Fleet,
+  chunkOrImage: string,
+  store: Store,
+  key: TenantKey,
+): Promise<FleetPlaces> {
+  const isChunk = CHUNK_ID.test(chunkOrImage);
+  const ids = isChunk ? [chunkOrImage as ChunkId] : await chunksOf(chunkOrImage, store, key);
+  if (ids.length > CHUNKS_MAX)
+    throw new LazydiskError('UNSUPPORTED', `${chunkOrImage} has ${ids.length} chunks; ask for one of them`);
+  const { k } = fleet.stats();
+  const nodes = new Map<
+    string,
+    { zone: string | null; expected: number; there: number; bytes: number; unreachable: number }
+  >();
+  let readable = 0;
+  let last: ShardPlace[] = [];
+  const queue = ids.values();
+  const work = async () => {
+    for (const id of queue) {
+      last = await fleet.locate(id);
+      const indices = new Set<number>();
+      for (const { node, zone, state, index, bytes } of last) {
+        let sum = nodes.get(node);
+        if (!sum) {
+          sum = { zone: zone ?? null, expected: 0, there: 0, bytes: 0, unreachable: 0 };
+          nodes.set(node, sum);
+        }
+        sum.expected++;
+        if (state === 'unreachable') sum.unreachable++;
+        if (state !== 'there') continue;
+        sum.there++;
+        sum.bytes += bytes ?? 0;
+        indices.add(index ?? -1);
+      }
+      if (indices.size >= k) readable++;
+    }
+  };
+  await Promise.all(Array.from({ length: LOCATES_MAX }, work));
+  return {
+    chunks: ids.length,
+    readable,
+    nodes: [...nodes].map(([node, sum]) => ({ node, ...sum })).sort((a, b) => (a.node < b.node ? -1 : 1)),
+    shards: isChunk
+      ? last.map(({ node, state, index, bytes, why }) => ({
+          ...{ node, state, index: index ?? null, bytes: bytes ?? null, why: why ?? null },
+        }))
+      : [],
+  };
+}
+
+async function chunksOf(image: string, store: Store, key: TenantKey): Promise<ChunkId[]> {
+  const { manifest } = await loadImage(store, image, key);
+  const ids = new Set<ChunkId>();
+  for (let entry = 0; entry < manifest.storedChunks; entry++) ids.add(manifest.ref(entry).id);
+  return [...ids];
+}

@@ -1,0 +1,74 @@
+/**
+ * The origin as the daemon asks it. From the reader inwards: a bound on reads at once, demand first; a bound on their
+ * rate, where the operator sets one; tries under one deadline; a second request for a try that is slow, within a
+ * budget; and a breaker, which counts what really goes to the store, so that an outage is asked about by one read
+ * at a time.
+ */
+import { OriginTier } from '../chunk/origin.ts';
+import type { ChunkTier } from '../chunk/tier.ts';
+import { BreakerTier } from '../chunk/wrappers/breaker.ts';
+import { HedgeTier } from '../chunk/wrappers/hedge.ts';
+import { LimitTier } from '../chunk/wrappers/limit.ts';
+import { RateTier } from '../chunk/wrappers/rate.ts';
+import { RetryTier } from '../chunk/wrappers/retry.ts';
+import type { Store } from '../store/store.ts';
+
+export interface OriginConfig {
+  readonly originTimeoutMs: number;
+  readonly originTries: number;
+  readonly originConcurrency: number;
+  /** Reads a second, and sealed bytes a second; undefined: as many as there are. */
+  readonly originRate: number | undefined;
+  readonly originBandwidth: number | undefined;
+}
+
+export interface OriginStats {
+  readonly active: number;
+  readonly queued: number;
+  readonly rateWaits: number;
+  readonly hedgesWon: number;
+  readonly hedgesLost: number;
+  readonly breaker: 'closed' | 'open' | 'half-open';
+  readonly breakerOpened: number;
+}
+
+export class Origin {
+  readonly tier: ChunkTier;
+  readonly #limit: LimitTier;
+  readonly #rate: RateTier | undefined;
+  readonly #hedge: HedgeTier;
+  readonly #breaker: BreakerTier;
+
+  constructor(store: Store, config: OriginConfig) {
+    const { originRate, originBandwidth, originTries, originTimeoutMs, originConcurrency } = config;
+    this.#breaker = new BreakerTier(new OriginTier(store), {});
+    this.#hedge = new HedgeTier(this.#breaker, {});
+    const retry = new RetryTier(this.#hedge, { tries: originTries, tryTimeoutMs: originTimeoutMs });
+    if (originRate !== undefined || originBandwidth !== undefined) {
+      this.#rate = new RateTier(retry, {
+        ...(originRate !== undefined && { requestsPerSecond: originRate }),
+        ...(originBandwidth !== undefined && { bytesPerSecond: originBandwidth }),
+      });
+    }
+    this.#limit = new LimitTier(this.#rate ?? retry, { concurrency: originConcurrency });
+    this.tier = this.#limit;
+  }
+
+  /** Whether reads have to wait for it, or it fails. */
+  get isStrained(): boolean {
+    return this.#limit.stats().queued > 0 || this.#breaker.stats().state !== 'closed';
+  }
+
+  stats(): OriginStats {
+    const { won, lost } = this.#hedge.stats();
+    const { state, opened } = this.#breaker.stats();
+    return {
+      ...this.#limit.stats(),
+      rateWaits: this.#rate?.stats().waits ?? 0,
+      hedgesWon: won,
+      hedgesLost: lost,
+      breaker: state,
+      breakerOpened: opened,
+    };
+  }
+}
