@@ -297,7 +297,7 @@ class TierMetrics implements ReadObserver {
       registers,
     });
     // From the start, so that a rate over the first failure is seen.
-    for (const tier of ['disk', 'origin']) {
+    for (const tier of ['disk', 'fleet', 'origin']) {
       this.#verifyFailures.inc({ tier }, 0);
       this.#heals.inc({ tier }, 0);
     }

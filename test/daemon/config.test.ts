@@ -72,6 +72,7 @@ t.test('the timeout budget must fit, layer into layer', async (t) => {
   const fits = {
     originTimeoutMs: 5000,
     originTries: 3,
+    caches: 1,
     cacheTimeoutMs: 2000,
     readTimeoutMs: 25_000,
     guestTimeoutMs: 60_000,
@@ -86,8 +87,29 @@ t.test('the timeout budget must fit, layer into layer', async (t) => {
     { code: 'USAGE' },
     'pauses and caches count',
   );
+  t.throws(() => checkBudget({ ...fits, caches: 2, readTimeoutMs: 19_000 }), {
+    code: 'USAGE',
+    message: /2 × 2000 ms/,
+  });
   t.throws(() => checkBudget({ ...fits, readTimeoutMs: 60_000 }), { code: 'USAGE', message: /guest/ });
   t.throws(() => resolveConfig(BASE, { origin_timeout: '10s' }), { code: 'USAGE', message: /timeouts/ });
+});
+
+t.test('a fleet and what belongs to it', async (t) => {
+  const url = 'memcached://a:1,b:2?k=2&m=0';
+  t.match(resolveConfig(BASE, { fleet: url }).fleet, { url, tls: undefined, timeoutMs: 250 });
+  const full = resolveConfig(BASE, {
+    fleet: url,
+    fleet_tls: 'system',
+    fleet_login: '/l',
+    fleet_timeout: '1s',
+  });
+  t.same(full.fleet, { url, tls: 'system', loginFile: '/l', timeoutMs: 1000 });
+  t.equal(resolveConfig(BASE, {}).fleet, undefined);
+  t.throws(() => resolveConfig(BASE, { fleet: 'memcached://a:1?k=40' }), { code: 'USAGE', message: /k=40/ });
+  t.throws(() => resolveConfig(BASE, { fleet: 'redis://a' }), { code: 'USAGE' });
+  t.throws(() => resolveConfig(BASE, { fleet_login: '/l' }), { code: 'USAGE', message: /fleet_login/ });
+  t.throws(() => resolveConfig(BASE, { origin_rate: '-1' }), { code: 'USAGE', message: /origin_rate/ });
 });
 
 t.test('addresses', async (t) => {

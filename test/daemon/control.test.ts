@@ -47,6 +47,8 @@ async function serve(
     stat: refuse,
     detach: async (name) => void calls.push(name),
     images: async () => [],
+    fleet: refuse,
+    fleetPlaces: refuse,
     inspect: async (name) => {
       calls.push(name);
       return { name, digest: 'sha256:0', updated: null, content: null };

@@ -1,9 +1,39 @@
 import { spawn } from 'node:child_process';
 import { once } from 'node:events';
 import t from 'tap';
+import type { FleetStats } from '../../src/chunk/fleet/fleet-tier.ts';
 import { DaemonMetrics } from '../../src/daemon/metrics.ts';
 import { MetricsServer } from '../../src/daemon/metrics-server.ts';
 import { skipWithout } from '../support/tools.ts';
+
+const FLEET: FleetStats = {
+  nodes: [
+    {
+      ...{
+        name: 'a:1',
+        zone: 'z',
+        weight: 1,
+        up: true,
+        connected: true,
+        requests: 12,
+        errors: 2,
+        lastError: 'x',
+      },
+      ...{ ejections: 1, bytesRead: 100, bytesWritten: 200, p50Ms: 0.5, p99Ms: 4 },
+    },
+  ],
+  ...{
+    k: 4,
+    m: 1,
+    reconstructions: 3,
+    repairs: 2,
+    leaseWins: 5,
+    leaseWaits: 6,
+    tooFew: 7,
+    fills: 8,
+    fillsDropped: 9,
+  },
+};
 
 function metrics(): DaemonMetrics {
   const made = new DaemonMetrics('1.2.3');
@@ -19,6 +49,12 @@ function metrics(): DaemonMetrics {
       { tier: 'disk', usedBytes: 5, reservedBytes: 6, capBytes: 7, evictions: 8 },
     ],
     reader: () => ({ memoryHits: 7, memoryMisses: 2, flights: 3 }),
+    fleet: () => FLEET,
+    origin: () => ({
+      ...{ active: 4, queued: 5, rateWaits: 6, hedgesWon: 7, hedgesLost: 8 },
+      ...{ breaker: 'open', breakerOpened: 2 },
+    }),
+    admission: () => ({ strained: true, starting: 3, waiting: 2, waited: 9, refused: 1 }),
     cacheDrops: () => ({ dropped: 1, failed: 2 }),
   });
   return made;
@@ -58,6 +94,21 @@ t.test('what was counted is shown, and shown again the same', async (t) => {
       'lazydisk_memory_lookups_total{result="hit"} 7',
       'lazydisk_chunk_fetches_inflight 3',
       'lazydisk_drives_attached 2',
+      'lazydisk_fleet_node_up{node="a:1"} 1',
+      'lazydisk_fleet_node_p99_seconds{node="a:1"} 0.004',
+      'lazydisk_fleet_node_errors_total{node="a:1"} 2',
+      'lazydisk_fleet_node_read_bytes_total{node="a:1"} 100',
+      'lazydisk_fleet_reconstructions_total 3',
+      'lazydisk_fleet_repairs_total 2',
+      'lazydisk_fleet_lease_wins_total 5',
+      'lazydisk_fleet_fills_dropped_total 9',
+      'lazydisk_origin_reads{state="queued"} 5',
+      'lazydisk_origin_hedges_total{result="won"} 7',
+      'lazydisk_origin_rate_waits_total 6',
+      'lazydisk_origin_breaker_state{state="open"} 1',
+      'lazydisk_origin_breaker_state{state="closed"} 0',
+      'lazydisk_attaches{state="waiting"} 2',
+      'lazydisk_attaches_held_total{result="refused"} 1',
       'lazydisk_images_loaded 1',
       'lazydisk_build_info{version="1.2.3"} 1',
     ]) {

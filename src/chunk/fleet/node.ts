@@ -4,9 +4,9 @@
  * not there: a request then fails at once, and the other shards answer.
  */
 import { errorText, LazydiskError } from '../../errors.ts';
+import { Health } from '../health.ts';
 import { Histogram } from '../histogram.ts';
 import { Connection } from './connection.ts';
-import { Health } from './health.ts';
 import { META_NOOP, type MetaReply, type ValueSink } from './meta-protocol.ts';
 import type { PlacementNode } from './placement.ts';
 

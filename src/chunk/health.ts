@@ -1,7 +1,7 @@
 /**
- * Whether a cache node is worth asking. Requests are counted in a window; a node whose failures in it pass a
- * share, or which fails several times in a row, is ejected, and from then on only a probe asks it, at growing
- * intervals with jitter, until one succeeds. Ejecting costs nothing but hits: placement does not change.
+ * Whether somebody is worth asking: a cache node, or the origin. Requests are counted in a window; whose failures in
+ * it pass a share, or who fails several times in a row, is ejected, and from then on only a probe asks it, at growing
+ * intervals with jitter, until one succeeds.
  */
 export interface HealthOptions {
   readonly windowMs: number;
@@ -14,7 +14,8 @@ export interface HealthOptions {
   readonly probeMaxMs: number;
 }
 
-export const HEALTH_DEFAULTS: HealthOptions = {
+/** For a cache node: ejecting one costs nothing but hits, since placement does not change. */
+export const NODE_HEALTH: HealthOptions = {
   windowMs: 10_000,
   failuresInRow: 3,
   failureShare: 0.5,
@@ -37,7 +38,7 @@ export class Health {
   ejections = 0;
 
   constructor(
-    options: HealthOptions = HEALTH_DEFAULTS,
+    options: HealthOptions = NODE_HEALTH,
     now: () => number = () => performance.now(),
     random: () => number = Math.random,
   ) {

@@ -1,0 +1,160 @@
+/**
+ * A second request for a read that is slower than most. It is sent after the 95th percentile of what lately was
+ * waited, the first good answer of the two wins, and the other is cancelled. A budget keeps this from doubling the
+ * load on a tier that is slow because it is loaded: at most one hedge in twenty requests.
+ * Source of the idea: Dean and Barroso, "The Tail at Scale", CACM 2013.
+ */
+import type { ChunkId } from '../../format/chunk-id.ts';
+import { Histogram } from '../histogram.ts';
+import type { ChunkTier, ReadContext, SealedLoan, TierName } from '../tier.ts';
+
+export interface HedgeOptions {
+  /** Hedges by requests, at most. Default 0.05. */
+  readonly shareMax?: number;
+  /** A read is never hedged earlier than this. Default 20. */
+  readonly floorMs?: number;
+}
+
+export interface HedgeStats {
+  /** Hedges that answered first, that did not, and that the budget did not allow. */
+  readonly won: number;
+  readonly lost: number;
+  readonly skipped: number;
+}
+
+/** Latencies are looked at in windows of this many reads; the last whole one decides. */
+const WINDOW_READS = 200;
+/** Until so many reads have been seen, nobody knows what slow is. */
+const READS_MIN = 20;
+/** Hedges that may be sent in a row after a time without any. */
+const BURST = 10;
+
+type Outcome = { readonly loan: SealedLoan | undefined } | { readonly error: unknown };
+
+export class HedgeTier implements ChunkTier {
+  readonly name: TierName;
+  readonly #inner: ChunkTier;
+  readonly #shareMax: number;
+  readonly #floorMs: number;
+  #window = new Histogram();
+  #windowReads = 0;
+  #delayMs: number | undefined;
+  #tokens = 1;
+  #won = 0;
+  #lost = 0;
+  #skipped = 0;
+
+  constructor(inner: ChunkTier, { shareMax = 0.05, floorMs = 20 }: HedgeOptions = {}) {
+    this.name = inner.name;
+    this.#inner = inner;
+    this.#shareMax = shareMax;
+    this.#floorMs = floorMs;
+  }
+
+  /** Rejects as the request that answered last. */
+  get(id: ChunkId, sealedBytes: number, ctx: ReadContext): Promise<SealedLoan | undefined> {
+    this.#tokens = Math.min(BURST, this.#tokens + this.#shareMax);
+    return new Promise((resolve, reject) => {
+      const startedAt = performance.now();
+      const controllers: AbortController[] = [];
+      let pending = 0;
+      let settled = false;
+      let timer: NodeJS.Timeout | undefined;
+      const cancel = () => {
+        for (const controller of controllers) controller.abort();
+      };
+      ctx.signal?.addEventListener('abort', cancel, { once: true });
+
+      const settle = (outcome: Outcome, which: number) => {
+        settled = true;
+        clearTimeout(timer);
+        ctx.signal?.removeEventListener('abort', cancel);
+        for (const [n, controller] of controllers.entries()) if (n !== which) controller.abort();
+        if (controllers.length > 1) {
+          if (which === 1) this.#won++;
+          else this.#lost++;
+        }
+        if ('error' in outcome) {
+          reject(outcome.error);
+          return;
+        }
+        this.#record(performance.now() - startedAt);
+        resolve(outcome.loan);
+      };
+
+      const ask = () => {
+        const which = controllers.length;
+        const controller = new AbortController();
+        controllers.push(controller);
+        pending++;
+        if (ctx.signal?.aborted) controller.abort();
+        const take = (outcome: Outcome) => {
+          pending--;
+          const loan = 'loan' in outcome ? outcome.loan : undefined;
+          if (settled) loan?.release();
+          // A miss or an error is believed when nobody says otherwise.
+          else if (loan || pending === 0) settle(outcome, which);
+        };
+        this.#inner.get(id, sealedBytes, withSignal(ctx, controller.signal)).then(
+          (loan) => take({ loan }),
+          (error: unknown) => take({ error }),
+        );
+      };
+
+      ask();
+      if (this.#delayMs === undefined) return;
+      timer = setTimeout(() => {
+        // Looked at now: a read ahead may have become one that a guest waits for.
+        if (settled || ctx.class !== 'demand') return;
+        if (this.#tokens < 1) {
+          this.#skipped++;
+          return;
+        }
+        this.#tokens--;
+        ask();
+      }, this.#delayMs);
+    });
+  }
+
+  put(id: ChunkId, sealed: Uint8Array): Promise<void> {
+    return this.#inner.put(id, sealed);
+  }
+
+  discard(id: ChunkId): void {
+    this.#inner.discard(id);
+  }
+
+  close(): Promise<void> {
+    return this.#inner.close();
+  }
+
+  stats(): HedgeStats {
+    return { won: this.#won, lost: this.#lost, skipped: this.#skipped };
+  }
+
+  #record(durationMs: number): void {
+    this.#window.record(durationMs);
+    this.#windowReads++;
+    const isFirst = this.#delayMs === undefined && this.#windowReads === READS_MIN;
+    if (!isFirst && this.#windowReads < WINDOW_READS) return;
+    this.#delayMs = Math.max(this.#floorMs, this.#window.percentileMs(0.95));
+    if (this.#windowReads < WINDOW_READS) return;
+    this.#window = new Histogram();
+    this.#windowReads = 0;
+  }
+}
+
+/** `ctx`, as alive as it is, with a signal of its own. */
+function withSignal(ctx: ReadContext, signal: AbortSignal): ReadContext {
+  return {
+    get class() {
+      return ctx.class;
+    },
+    get deadline() {
+      return ctx.deadline;
+    },
+    signal,
+    ...(ctx.drive !== undefined && { drive: ctx.drive }),
+    ...(ctx.onPromote && { onPromote: (listener) => ctx.onPromote!(listener) }),
+  };
+}

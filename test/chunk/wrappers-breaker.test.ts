@@ -1,0 +1,127 @@
+import fc from 'fast-check';
+import t from 'tap';
+import type { ChunkTier } from '../../src/chunk/tier.ts';
+import { BREAKER_DEFAULTS, BreakerTier } from '../../src/chunk/wrappers/breaker.ts';
+import { LazydiskError } from '../../src/errors.ts';
+import { demand, FaultTier, MapTier, makeImage } from '../support/tiers.ts';
+import { tierSuite } from './tier-suite.ts';
+
+t.test('it is a tier like the one that it wraps', async (t) => {
+  tierSuite(t, async () => ({ tier: new BreakerTier(new MapTier('origin')) }));
+});
+
+async function setUp() {
+  const { chunks } = await makeImage('a');
+  const { id, sealed } = chunks[0]!;
+  const map = new MapTier('origin', chunks);
+  const fault = new FaultTier(map);
+  const clock = { nowMs: 0 };
+  const breaker = new BreakerTier(
+    fault,
+    {},
+    () => clock.nowMs,
+    () => 0.5,
+  );
+  const read = async () => (await breaker.get(id, sealed.length, demand()))?.release();
+  const fail = () =>
+    read().then(
+      () => 'ok',
+      (error: LazydiskError) => error,
+    );
+  return { map, fault, clock, breaker, read, fail };
+}
+
+t.test(
+  'it opens after failures in a row, refuses by name of the cause, and one probe closes it',
+  async (t) => {
+    const { map, fault, clock, breaker, read, fail } = await setUp();
+    fault.fault = { kind: 'error', error: new LazydiskError('UNAVAILABLE', 'the store burns') };
+    for (let n = 0; n < BREAKER_DEFAULTS.failuresInRow; n++)
+      t.match(await fail(), { message: 'the store burns' });
+    t.match(breaker.stats(), { state: 'open', opened: 1, refused: 0 });
+    t.match(await fail(), {
+      code: 'UNAVAILABLE',
+      message: /^origin: not asked, it has failed since 20.*the store burns/,
+    });
+    t.equal(breaker.stats().refused, 1);
+
+    fault.fault = undefined;
+    const asked = map.asked.length;
+    t.match(await fail(), { code: 'UNAVAILABLE' }, 'well again, but not probed yet');
+    t.equal(map.asked.length, asked);
+    clock.nowMs += BREAKER_DEFAULTS.probeMinMs * 1.5;
+    await read();
+    t.match(breaker.stats(), { state: 'closed' });
+    await read();
+    t.equal(map.asked.length, asked + 2);
+  },
+);
+
+t.test('while half open one read is at the tier, and its failure keeps it open', async (t) => {
+  const { fault, clock, breaker, fail } = await setUp();
+  fault.fault = { kind: 'error' };
+  for (let n = 0; n < BREAKER_DEFAULTS.failuresInRow; n++) await fail();
+  clock.nowMs += BREAKER_DEFAULTS.probeMinMs * 1.5;
+  fault.fault = { kind: 'slow', delayMs: 30 };
+  const probe = fail();
+  t.equal(breaker.stats().state, 'half-open');
+  t.match(await fail(), { message: /not asked/ });
+  t.equal(await probe, 'ok');
+  t.equal(breaker.stats().state, 'closed');
+});
+
+t.test('misses are answers, and who loses interest says nothing of the tier', async (t) => {
+  const { fault, breaker, fail } = await setUp();
+  fault.fault = { kind: 'missing' };
+  for (let n = 0; n < 50; n++) t.equal(await fail(), 'ok');
+  for (const code of ['ABORTED', 'OVERLOAD'] as const) {
+    fault.fault = { kind: 'error', error: new LazydiskError(code, 'not of the tier') };
+    for (let n = 0; n < 50; n++) await fail();
+  }
+  t.match(breaker.stats(), { state: 'closed', opened: 0 });
+});
+
+t.test(
+  'property: whatever failed before, a tier that is well is asked within the longest probe interval',
+  async (t) => {
+    await fc.assert(
+      fc.asyncProperty(
+        fc.array(fc.record({ fails: fc.boolean(), waitMs: fc.integer({ min: 0, max: 3_000 }) }), {
+          maxLength: 60,
+        }),
+        fc.double({ min: 0, max: 1, noNaN: true }),
+        async (steps, random) => {
+          const clock = { nowMs: 0 };
+          let fails = false;
+          const inner: ChunkTier = {
+            ...{ name: 'origin', put: async () => {}, discard() {}, close: async () => {} },
+            get: async () => {
+              if (fails) throw new LazydiskError('TIMEOUT', 'slow');
+              return undefined;
+            },
+          };
+          const breaker = new BreakerTier(
+            inner,
+            {},
+            () => clock.nowMs,
+            () => random,
+          );
+          const ask = () =>
+            breaker.get('00' as never, 1, demand()).then(
+              () => true,
+              () => false,
+            );
+          for (const step of steps) {
+            fails = step.fails;
+            clock.nowMs += step.waitMs;
+            await ask();
+          }
+          fails = false;
+          clock.nowMs += BREAKER_DEFAULTS.probeMaxMs * 1.25 + 1;
+          return ask();
+        },
+      ),
+    );
+    t.pass();
+  },
+);
