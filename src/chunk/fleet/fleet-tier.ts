@@ -114,12 +114,14 @@ export class FleetTier implements ChunkTier {
     if (this.#closed || sealedBytes > SEALED_BYTES_MAX) return undefined;
     const giveUpAt = performance.now() + Math.min(LEASE_WAIT_MS, (ctx.deadline - performance.now()) / 2);
     for (let pollMs = POLL_MIN_MS, waited = false; ; pollMs = Math.min(POLL_MAX_MS, pollMs * 2)) {
-      if (ctx.signal?.aborted) throw new LazydiskError('ABORTED', 'fleet: the read was cancelled');
       const buffer = this.#buffers.pop() ?? Buffer.allocUnsafeSlow(this.#bufferBytes);
       const holders = this.holdersOf(id);
       const gathered = await this.#gather(id, sealedBytes, holders, buffer, ctx);
       if (gathered.complete) return this.#lend(id, sealedBytes, holders, buffer, gathered);
       this.#recycle(buffer);
+      if (ctx.signal?.aborted) throw new LazydiskError('ABORTED', 'fleet: the read was cancelled');
+      if (holders.length > 0 && gathered.present === 0 && gathered.empty.length === 0)
+        throw this.#silence(holders, ctx);
       if (gathered.lease === 'won') this.#leaseWins++;
       else if (gathered.present !== 0) this.#tooFew++;
       if (gathered.lease !== 'held' || performance.now() + pollMs > giveUpAt) return undefined;
@@ -127,6 +129,13 @@ export class FleetTier implements ChunkTier {
       waited = true;
       await new Promise((resolve) => setTimeout(resolve, pollMs * (0.5 + Math.random())));
     }
+  }
+
+  /** Not one node could tell. */
+  #silence(holders: readonly FleetNode[], ctx: ReadContext): LazydiskError {
+    const [node] = holders;
+    const why = `fleet: no node answers (${node!.address.name}: ${node!.stats().lastError ?? 'no answer'})`;
+    return new LazydiskError(performance.now() >= ctx.deadline ? 'TIMEOUT' : 'UNAVAILABLE', why);
   }
 
   /** Off the reader's path: resolves when the shards are with their nodes, or dropped. */
@@ -225,7 +234,9 @@ export class FleetTier implements ChunkTier {
         answerOf(await node.request([request], deadline, sink, signal));
     });
     const onLie = (rank: number) => nodes[rank]!.lied(`a shard of ${id.slice(0, 12)} fails its proof`);
-    return gather({ id, sealedBytes, code: this.#options.code, holders, leaseRank, buffer, onLie });
+    const { code } = this.#options;
+    const { signal } = ctx;
+    return gather({ id, sealedBytes, code, holders, leaseRank, buffer, signal, onLie });
   }
 
   /** Lends the chunk; when it comes back and nobody has discarded it, lost shards are put again. */

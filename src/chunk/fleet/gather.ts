@@ -45,6 +45,8 @@ export interface GatherOptions {
   readonly leaseRank: number;
   /** n × SHARD_HEADER_BYTES bytes, then n × shard length; owned by this gather until it settles. */
   readonly buffer: Buffer;
+  /** Ends the gather at once, incomplete. */
+  readonly signal?: AbortSignal | undefined;
   /** The holder of this rank gave a shard that fails its proof. */
   readonly onLie: (rank: number) => void;
 }
@@ -82,9 +84,12 @@ export function gather(options: GatherOptions): Promise<Gathered> {
   return new Promise((resolve) => {
     let done = false;
     const finishIfDecided = () => {
+      if (done) return;
       const complete = proven >= k;
-      if (!complete && (proven + unanswered.size >= k || unanswered.has(leaseRank))) return;
+      const isOpen = proven + unanswered.size >= k || unanswered.has(leaseRank);
+      if (!complete && isOpen && !options.signal?.aborted) return;
       done = true;
+      options.signal?.removeEventListener('abort', finishIfDecided);
       control.abort();
       for (const [index, shard] of aside) shards.set(shard, index * shardBytes);
       const dataMask = (1 << k) - 1;
@@ -129,6 +134,7 @@ export function gather(options: GatherOptions): Promise<Gathered> {
       };
       ask(sink, control.signal).then(answered, () => answered(undefined));
     });
-    if (unanswered.size < k) finishIfDecided();
+    options.signal?.addEventListener('abort', finishIfDecided);
+    finishIfDecided();
   });
 }
