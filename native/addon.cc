@@ -35,6 +35,8 @@ napi_value ThrowUsage(napi_env env, const char* message) {
 NAPI_MODULE_INIT() {
   lazydisk::RegisterCodec(env, exports);
   lazydisk::RegisterErasure(env, exports);
+  lazydisk::RegisterOpenChunk(env, exports);
+  lazydisk::RegisterSealChunk(env, exports);
   lazydisk::RegisterFuseChannel(env, exports);
   lazydisk::RegisterFuseMount(env, exports);
   lazydisk::RegisterSocketSend(env, exports);

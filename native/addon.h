@@ -11,6 +11,8 @@ namespace lazydisk {
 // Each part puts its functions on `exports`; a napi failure leaves an exception pending.
 void RegisterCodec(napi_env env, napi_value exports);
 void RegisterErasure(napi_env env, napi_value exports);
+void RegisterOpenChunk(napi_env env, napi_value exports);
+void RegisterSealChunk(napi_env env, napi_value exports);
 void RegisterFuseChannel(napi_env env, napi_value exports);
 void RegisterFuseMount(napi_env env, napi_value exports);
 void RegisterSocketSend(napi_env env, napi_value exports);

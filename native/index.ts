@@ -30,6 +30,7 @@ const addon = load();
 
 export const {
   openChunk,
+  sealChunk,
   fuseMount,
   fuseUnmount,
   socketPair,

@@ -17,6 +17,21 @@ export interface NativeAddon {
   ): void;
 
   /**
+   * Seals `plain` (1 byte to 512 KiB) as `encodeChunk` does, in one job on libuv's thread pool: the sealed bytes go
+   * to the front of `sealed` (17 bytes longer than `plain` or more), the chunk's id and its key to `id` and `key` (32
+   * bytes each). All of them must stay untouched until `callback` gets how many bytes are sealed, or 0 where memory
+   * ran out. Throws a TypeError for arguments of another shape.
+   */
+  sealChunk(
+    plain: Uint8Array,
+    salt: Uint8Array,
+    sealed: Uint8Array,
+    id: Uint8Array,
+    key: Uint8Array,
+    callback: (sealedBytes: number) => void,
+  ): void;
+
+  /**
    * Opens /dev/fuse and mounts `type` ("fuse.NAME") from `source` (any text) on `dir`, read-only, with the mount
    * data "fd=N," + `options`.
    * Returns the descriptor, or a negative errno. Needs CAP_SYS_ADMIN.

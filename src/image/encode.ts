@@ -1,17 +1,26 @@
 /**
- * From chunks as the build makes them to sealed chunks in the store. Compression fills the thread pool while the
- * main thread seals what was compressed and makes more; a chunk that this build or the store has already is not
- * written again. Memory is bounded by two windows: chunks being compressed, and sealed chunks on their way to the
- * store. The result does not depend on the order in which anything finishes.
+ * From chunks as the build makes them to sealed chunks in the store. The thread pool compresses and seals while the
+ * main thread makes more; a chunk that this build or the store has already is not written again. Memory is bounded
+ * by two windows, chunks being sealed and sealed chunks on their way to the store, and the buffers of both go round.
+ * The result does not depend on the order in which anything finishes.
  */
 import { availableParallelism } from 'node:os';
+import { sealChunk } from '../../native/index.ts';
 import { LazydiskError } from '../errors.ts';
-import { type EncodedChunk, encodeChunk, isZero } from '../format/chunk-codec.ts';
-import { CHUNK_BYTES, type ChunkId, type ChunkRef } from '../format/chunk-id.ts';
+import { isZero } from '../format/chunk-codec.ts';
+import {
+  CHUNK_BYTES,
+  type ChunkId,
+  type ChunkRef,
+  chunkIdOf,
+  ID_BYTES,
+  KEY_BYTES,
+  SEALED_BYTES_MAX,
+} from '../format/chunk-id.ts';
 import type { Store } from '../store/store.ts';
 import { Slots } from './slots.ts';
 
-/** Enough to keep every core compressing while one more chunk is sealed; each holds 512 KiB and zstd's tables. */
+/** Enough to keep every core compressing while one more chunk is made; each holds two buffers of 512 KiB. */
 const ENCODING_MAX = Math.min(8, Math.max(2, availableParallelism())) + 1;
 
 /** Sealed chunks being written; the store makes them durable together. At most 17 MiB. */
@@ -38,6 +47,7 @@ export class ChunkEncoder {
   readonly #tasks = new Set<Promise<void>>();
   readonly #refs = new Map<ChunkId, ChunkRef>();
   readonly #spareBuffers: Buffer[] = [];
+  readonly #spareSealed: Buffer[] = [];
   #failure: { readonly error: unknown } | undefined;
 
   constructor(store: Store, salt: Buffer, signal?: AbortSignal) {
@@ -86,16 +96,17 @@ export class ChunkEncoder {
 
   /** Holds an encoding slot from the start, given back when the chunk is sealed and there is room to write it. */
   async #encode(bytes: Buffer, done: (ref: ChunkRef) => void): Promise<void> {
-    let encoded: EncodedChunk;
+    // Room for any chunk; the front of it is used. Given back when it is written.
+    const room = this.#spareSealed.pop() ?? Buffer.allocUnsafeSlow(SEALED_BYTES_MAX);
+    let ref: ChunkRef;
     let known: ChunkRef | undefined;
     try {
       this.check();
-      encoded = await encodeChunk(bytes, this.#salt);
+      ref = await seal(bytes, this.#salt, room);
       this.#spare(bytes);
-      known = this.#refs.get(encoded.id);
+      known = this.#refs.get(ref.id);
       if (!known) {
-        const { id, key, sealed } = encoded;
-        this.#refs.set(id, { id, key, sealedBytes: sealed.length });
+        this.#refs.set(ref.id, ref);
         await this.#writing.take();
       }
     } finally {
@@ -103,22 +114,35 @@ export class ChunkEncoder {
     }
     this.counts.chunks++;
     if (known) this.counts.reusedChunks++;
-    else await this.#write(encoded).finally(() => this.#writing.give());
-    done(this.#refs.get(encoded.id)!);
+    else await this.#write(ref, room).finally(() => this.#writing.give());
+    this.#spareSealed.push(room);
+    done(known ?? ref);
   }
 
-  async #write({ id, sealed }: EncodedChunk): Promise<void> {
+  async #write({ id, sealedBytes }: ChunkRef, room: Buffer): Promise<void> {
     this.check();
-    if (await this.#store.hasChunk(id, sealed.length)) {
+    if (await this.#store.hasChunk(id, sealedBytes)) {
       this.counts.reusedChunks++;
       return;
     }
-    await this.#store.putChunk(id, sealed);
+    await this.#store.putChunk(id, room.subarray(0, sealedBytes));
     this.counts.newChunks++;
-    this.counts.newBytes += sealed.length;
+    this.counts.newBytes += sealedBytes;
   }
 
   #spare(bytes: Buffer): void {
     if (this.#spareBuffers.length < ENCODING_MAX) this.#spareBuffers.push(bytes);
   }
+}
+
+/** Seals a chunk into `room` as FORMAT.md says; all three buffers must stay untouched until this resolves. */
+function seal(plain: Buffer, salt: Buffer, room: Buffer): Promise<ChunkRef> {
+  return new Promise((resolve, reject) => {
+    const id = Buffer.allocUnsafe(ID_BYTES);
+    const key = Buffer.allocUnsafe(KEY_BYTES);
+    sealChunk(plain, salt, room, id, key, (sealedBytes) => {
+      if (sealedBytes > 0) resolve({ id: chunkIdOf(id), key, sealedBytes });
+      else reject(new LazydiskError('INTERNAL', 'a chunk could not be sealed: memory ran out'));
+    });
+  });
 }

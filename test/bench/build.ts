@@ -7,10 +7,12 @@ import { type ChildProcess, execFileSync, spawn } from 'node:child_process';
 import { mkdtempSync, readFileSync, rmSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
+import { newKeyFile } from '../../src/store/key-file.ts';
 import { makeOciLayout } from '../support/oci.ts';
 import { hasTool } from '../support/tools.ts';
 import { formatRows, type Row } from './row.ts';
 
+const LAZYDISK = join(import.meta.dirname, '../../src/lazydisk');
 const LAYER_BYTES = 250 * 2 ** 20;
 const RUNS = 3;
 const PEER = 'umoci unpack + mke2fs -d';
@@ -26,6 +28,7 @@ export async function benchBuild(): Promise<Row[]> {
   const dir = mkdtempSync(join(tmpdir(), 'lazydisk-bench-build-'));
   try {
     const tarBytes = await makeImage(dir);
+    await newKeyFile(join(dir, 'key'));
     const ours: Cost[] = [];
     const peers: Cost[] = [];
     const withPeer = hasTool('umoci') && hasTool('mke2fs') && process.getuid?.() === 0;
@@ -76,7 +79,8 @@ async function makeImage(dir: string): Promise<number> {
 async function buildOurs(dir: string): Promise<Cost> {
   const store = join(dir, 'store');
   rmSync(store, { recursive: true, force: true });
-  return run(process.execPath, join(import.meta.dirname, 'build-child.ts'), `oci:${join(dir, 'oci')}`, store);
+  const key = join(dir, 'key');
+  return run(LAZYDISK, 'build', `oci:${join(dir, 'oci')}`, '--name', 'bench', '--store', store, '--key', key);
 }
 
 async function buildPeer(dir: string, tarBytes: number): Promise<Cost> {

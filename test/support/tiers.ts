@@ -48,7 +48,7 @@ export async function makeImage(layout: string): Promise<TestImage> {
     let chunk = encoded.get(letter);
     if (!chunk) {
       randomFor(letter).copy(plain, CHUNK_BYTES / 2);
-      chunk = await encodeChunk(plain, SALT);
+      chunk = encodeChunk(plain, SALT);
       encoded.set(letter, chunk);
     } else randomFor(letter).copy(plain, CHUNK_BYTES / 2);
     chunks.push(chunk);

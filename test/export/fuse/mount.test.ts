@@ -70,7 +70,8 @@ t.test('random mapped and direct reads at depth give the right bytes', async (t)
   if (skipWithoutFuse(t, 'fio')) return;
   const file = join(t.testdir(), 'pattern');
   // fio writes a file that can be verified by itself; then its bytes are the drive.
-  const common = '--bs=4k --size=16m --verify=crc32c --verify_fatal=1 --minimal --name=job';
+  const common =
+    '--bs=4k --size=16m --verify=crc32c --verify_fatal=1 --verify_state_save=0 --minimal --name=job';
   t.equal((await sh(`fio ${common} --rw=write --filename="$1" --do_verify=0`, file)).code, 0);
   const { mount } = await mountDrives(t, [new BufferDevice(await readFile(file), { cold: true })]);
   const read = `fio ${common} --rw=randread --norandommap=0 --readonly --filename="$1"`;

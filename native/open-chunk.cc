@@ -8,6 +8,8 @@
 #include <memory>
 
 #include "addon.h"
+#include "codec.h"
+#include "pool-job.h"
 
 // The part of zstd's stable interface that is used here. Node exports the symbols and carries no header.
 extern "C" {
@@ -21,14 +23,8 @@ unsigned ZSTD_isError(size_t);
 namespace lazydisk {
 namespace {
 
-constexpr size_t kIdBytes = 32;
-constexpr size_t kKeyBytes = 32;
-constexpr size_t kTagBytes = 16;
-constexpr size_t kNonceBytes = 12;
 // Room for one chunk and its codec byte; a longer payload is no chunk of ours, however it authenticates.
-constexpr size_t kPayloadBytesMax = 1 + 512 * 1024;
-constexpr uint8_t kCodecRaw = 0;
-constexpr uint8_t kCodecZstd = 1;
+constexpr size_t kPayloadBytesMax = 1 + kChunkBytesMax;
 
 enum Status : int { kOk = 0, kWrongId = 1, kWrongTag = 2, kBadPayload = 3 };
 
@@ -44,15 +40,14 @@ struct ThreadState {
   }
 };
 
-struct Job {
-  napi_async_work work = nullptr;
-  // One array of (sealed, target, callback): keeps the memory below alive while the pool thread uses it.
-  napi_ref held = nullptr;
+struct OpenJob : PoolJob {
   Bytes sealed;
   Bytes target;
   uint8_t id[kIdBytes];
   uint8_t key[kKeyBytes];
-  int status = kBadPayload;
+
+  ~OpenJob() override { OPENSSL_cleanse(key, kKeyBytes); }
+  int Run() override;
 };
 
 // `payload` gets sealed minus the tag. False if the tag is wrong.
@@ -72,58 +67,33 @@ bool Decrypt(EVP_CIPHER_CTX* cipher, const uint8_t* key, const Bytes& sealed, ui
   return opened;
 }
 
-int Open(const Job& job) {
+int OpenJob::Run() {
   thread_local ThreadState state;
 
   uint8_t digest[kIdBytes];
   unsigned digest_length = 0;
-  if (EVP_Digest(job.sealed.data, job.sealed.length, digest, &digest_length, EVP_sha256(), nullptr) != 1 ||
-      digest_length != kIdBytes || memcmp(digest, job.id, kIdBytes) != 0) {
+  if (EVP_Digest(sealed.data, sealed.length, digest, &digest_length, EVP_sha256(), nullptr) != 1 ||
+      digest_length != kIdBytes || memcmp(digest, id, kIdBytes) != 0) {
     return kWrongId;
   }
 
   // SAFETY: the scratch holds kPayloadBytesMax bytes, and a payload is never empty from here on.
-  if (job.sealed.length <= kTagBytes || job.sealed.length - kTagBytes > kPayloadBytesMax) return kBadPayload;
-  const size_t payload_length = job.sealed.length - kTagBytes;
+  if (sealed.length <= kTagBytes || sealed.length - kTagBytes > kPayloadBytesMax) return kBadPayload;
+  const size_t payload_length = sealed.length - kTagBytes;
   uint8_t* payload = state.scratch.get();
-  if (!state.cipher || !Decrypt(state.cipher, job.key, job.sealed, payload)) return kWrongTag;
+  if (!state.cipher || !Decrypt(state.cipher, key, sealed, payload)) return kWrongTag;
 
   const uint8_t* body = payload + 1;
   const size_t body_length = payload_length - 1;
   if (payload[0] == kCodecRaw) {
-    if (body_length != job.target.length) return kBadPayload;
-    memcpy(job.target.data, body, body_length);
+    if (body_length != target.length) return kBadPayload;
+    memcpy(target.data, body, body_length);
     return kOk;
   }
   if (payload[0] != kCodecZstd || !state.zstd) return kBadPayload;
   const size_t decoded =
-      ZSTD_decompressDCtx(state.zstd, job.target.data, job.target.length, body, body_length);
-  return !ZSTD_isError(decoded) && decoded == job.target.length ? kOk : kBadPayload;
-}
-
-void Execute(napi_env, void* data) {
-  Job* job = static_cast<Job*>(data);
-  job->status = Open(*job);
-}
-
-void Destroy(napi_env env, Job* job) {
-  OPENSSL_cleanse(job->key, kKeyBytes);
-  if (job->held) napi_delete_reference(env, job->held);
-  if (job->work) napi_delete_async_work(env, job->work);
-  delete job;
-}
-
-void Complete(napi_env env, napi_status work_status, void* data) {
-  Job* job = static_cast<Job*>(data);
-  const int status = job->status;
-  napi_value held, callback, argument, global;
-  const bool call = work_status == napi_ok && napi_get_reference_value(env, job->held, &held) == napi_ok &&
-                    napi_get_element(env, held, 2, &callback) == napi_ok &&
-                    napi_create_int32(env, status, &argument) == napi_ok &&
-                    napi_get_global(env, &global) == napi_ok;
-  Destroy(env, job);
-  // An exception of the callback stays pending: Node reports it as uncaught.
-  if (call) napi_call_function(env, global, callback, 1, &argument, nullptr);
+      ZSTD_decompressDCtx(state.zstd, target.data, target.length, body, body_length);
+  return !ZSTD_isError(decoded) && decoded == target.length ? kOk : kBadPayload;
 }
 
 napi_value OpenChunk(napi_env env, napi_callback_info info) {
@@ -141,27 +111,18 @@ napi_value OpenChunk(napi_env env, napi_callback_info info) {
     return ThrowUsage(env, "openChunk: id and key are 32 bytes each");
   }
 
-  Job* job = new Job;
+  OpenJob* job = new OpenJob;
   job->sealed = sealed;
   job->target = target;
   memcpy(job->id, id.data, kIdBytes);
   memcpy(job->key, key.data, kKeyBytes);
-  napi_value held, name;
-  if (napi_create_array_with_length(env, 3, &held) != napi_ok ||
-      napi_set_element(env, held, 0, args[0]) != napi_ok || napi_set_element(env, held, 1, args[3]) != napi_ok ||
-      napi_set_element(env, held, 2, args[4]) != napi_ok ||
-      napi_create_reference(env, held, 1, &job->held) != napi_ok ||
-      napi_create_string_utf8(env, "lazydisk:openChunk", NAPI_AUTO_LENGTH, &name) != napi_ok ||
-      napi_create_async_work(env, nullptr, name, Execute, Complete, job, &job->work) != napi_ok ||
-      napi_queue_async_work(env, job->work) != napi_ok) {
-    Destroy(env, job);
-    napi_throw_error(env, nullptr, "openChunk: cannot queue the job");
-  }
+  const napi_value held[] = {args[0], args[3], args[4]};
+  PoolJob::Queue(env, "openChunk", job, held, 3);
   return nullptr;
 }
 
 }  // namespace
 
-void RegisterCodec(napi_env env, napi_value exports) { SetFunction(env, exports, "openChunk", OpenChunk); }
+void RegisterOpenChunk(napi_env env, napi_value exports) { SetFunction(env, exports, "openChunk", OpenChunk); }
 
 }  // namespace lazydisk
