@@ -9,14 +9,14 @@ import { Histogram } from '../histogram.ts';
 import type { ChunkTier, ReadContext, SealedLoan, TierName } from '../tier.ts';
 
 export interface HedgeOptions {
-  /** Hedges by requests, at most. Default 0.05. */
+  /** Hedges by requests, at most; 0 for none. Default 0.05. */
   readonly shareMax?: number;
   /** A read is never hedged earlier than this. Default 20. */
   readonly floorMs?: number;
 }
 
 export interface HedgeStats {
-  /** Hedges that answered first, that did not, and that the budget did not allow. */
+  /** Hedges that brought the chunk first, that did not, and that the budget did not allow. */
   readonly won: number;
   readonly lost: number;
   readonly skipped: number;
@@ -39,7 +39,7 @@ export class HedgeTier implements ChunkTier {
   #window = new Histogram();
   #windowReads = 0;
   #delayMs: number | undefined;
-  #tokens = 1;
+  #tokens = 0;
   #won = 0;
   #lost = 0;
   #skipped = 0;
@@ -61,6 +61,7 @@ export class HedgeTier implements ChunkTier {
       let settled = false;
       let timer: NodeJS.Timeout | undefined;
       const cancel = () => {
+        clearTimeout(timer);
         for (const controller of controllers) controller.abort();
       };
       ctx.signal?.addEventListener('abort', cancel, { once: true });
@@ -71,14 +72,14 @@ export class HedgeTier implements ChunkTier {
         ctx.signal?.removeEventListener('abort', cancel);
         for (const [n, controller] of controllers.entries()) if (n !== which) controller.abort();
         if (controllers.length > 1) {
-          if (which === 1) this.#won++;
+          if (which === 1 && 'loan' in outcome && outcome.loan) this.#won++;
           else this.#lost++;
         }
         if ('error' in outcome) {
           reject(outcome.error);
           return;
         }
-        this.#record(performance.now() - startedAt);
+        if (outcome.loan) this.#record(performance.now() - startedAt);
         resolve(outcome.loan);
       };
 
@@ -102,7 +103,7 @@ export class HedgeTier implements ChunkTier {
       };
 
       ask();
-      if (this.#delayMs === undefined) return;
+      if (this.#delayMs === undefined || ctx.signal?.aborted) return;
       timer = setTimeout(() => {
         // Looked at now: a read ahead may have become one that a guest waits for.
         if (settled || ctx.class !== 'demand') return;
