@@ -33,7 +33,6 @@ napi_value ThrowUsage(napi_env env, const char* message) {
 }  // namespace lazydisk
 
 NAPI_MODULE_INIT() {
-  lazydisk::RegisterCodec(env, exports);
   lazydisk::RegisterErasure(env, exports);
   lazydisk::RegisterOpenChunk(env, exports);
   lazydisk::RegisterSealChunk(env, exports);

@@ -9,7 +9,6 @@
 namespace lazydisk {
 
 // Each part puts its functions on `exports`; a napi failure leaves an exception pending.
-void RegisterCodec(napi_env env, napi_value exports);
 void RegisterErasure(napi_env env, napi_value exports);
 void RegisterOpenChunk(napi_env env, napi_value exports);
 void RegisterSealChunk(napi_env env, napi_value exports);

@@ -10,6 +10,7 @@
 // "Screaming Fast Galois Field Arithmetic", 2013), and a table look-up a byte elsewhere.
 #include "addon.h"
 
+#include <cstdlib>
 #include <cstring>
 #include <utility>
 
@@ -167,14 +168,25 @@ __attribute__((target("avx2"))) size_t CombineAvx2(int count, const uint8_t* coe
   }
   return at;
 }
+
+enum class Simd { kNone, kAvx2, kGfni };
+
+// What the processor has; LAZYDISK_SIMD=none or avx2 asks for less, so that every path is tested on any machine.
+Simd BestSimd() {
+  const char* wanted = getenv("LAZYDISK_SIMD");
+  if ((wanted && strcmp(wanted, "none") == 0) || !__builtin_cpu_supports("avx2")) return Simd::kNone;
+  if ((wanted && strcmp(wanted, "avx2") == 0) || !__builtin_cpu_supports("gfni")) return Simd::kAvx2;
+  return Simd::kGfni;
+}
 #endif
 
 void Combine(int count, const uint8_t* coefficients, const uint8_t* const* in, uint8_t* out, size_t length) {
   size_t done = 0;
 #if defined(__x86_64__)
-  if (__builtin_cpu_supports("gfni") && __builtin_cpu_supports("avx2")) {
+  static const Simd simd = BestSimd();
+  if (simd == Simd::kGfni) {
     done = CombineGfni(count, coefficients, in, out, length);
-  } else if (__builtin_cpu_supports("avx2")) {
+  } else if (simd == Simd::kAvx2) {
     done = CombineAvx2(count, coefficients, in, out, length);
   }
 #endif

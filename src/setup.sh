@@ -29,6 +29,10 @@ test | bench)
   program nbdkit nbdkit
   program libnbd-bin nbdinfo
   program fio fio
+  program memcached memcached
+  want libisal-dev /usr/include/isa-l/erasure_code.h
+  program openssl openssl
+  program curl curl
   program umoci umoci
   program skopeo skopeo
   program prometheus promtool

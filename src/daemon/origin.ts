@@ -17,7 +17,10 @@ export interface OriginConfig {
   readonly originTimeoutMs: number;
   readonly originTries: number;
   readonly originConcurrency: number;
-  /** Reads a second, and sealed bytes a second; undefined: as many as there are. */
+  /**
+   * Reads a second, and sealed bytes a second; undefined: as many as there are. A read that is tried again or hedged
+   * counts once.
+   */
   readonly originRate: number | undefined;
   readonly originBandwidth: number | undefined;
 }

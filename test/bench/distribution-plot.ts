@@ -64,6 +64,7 @@ export function drawDistributions(title: string, panels: readonly Panel[]): stri
   });
   return [
     `<svg xmlns="http://www.w3.org/2000/svg" width="${width}" height="${height}" font-family="sans-serif" font-size="11">`,
+    `<title>${title}</title>`,
     `<rect width="${width}" height="${height}" fill="white"/>`,
     `<text x="20" y="24" font-size="15" font-weight="bold">${title}</text>`,
     ...legend,

@@ -125,3 +125,16 @@ t.test(
     t.pass();
   },
 );
+
+t.test('reads that had no time left when they came open nothing', async (t) => {
+  const { chunks } = await makeImage('a');
+  const { id, sealed } = chunks[0]!;
+  const late = new LazydiskError('TIMEOUT', 'late');
+  const origin = new FaultTier(new MapTier('origin', chunks), { kind: 'error', error: late });
+  const breaker = new BreakerTier(origin);
+  for (let n = 0; n < 50; n++)
+    await t.rejects(breaker.get(id, sealed.length, demand(5)), { code: 'TIMEOUT' });
+  t.equal(breaker.stats().state, 'closed');
+  for (let n = 0; n < 50; n++) await t.rejects(breaker.get(id, sealed.length, demand()));
+  t.equal(breaker.stats().state, 'open');
+});

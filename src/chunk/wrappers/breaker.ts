@@ -19,6 +19,9 @@ export const BREAKER_DEFAULTS: HealthOptions = {
   probeMaxMs: 5_000,
 };
 
+/** A read with less time than this left says little when it runs out. */
+const FAIR_MS = 250;
+
 export interface BreakerStats {
   readonly state: 'closed' | 'open' | 'half-open';
   /** Times that it opened. */
@@ -55,12 +58,13 @@ export class BreakerTier implements ChunkTier {
       if (this.#probing || !this.#health.takeProbe()) throw this.#refusal();
       this.#probing = true;
     }
+    const hadMs = ctx.deadline - performance.now();
     try {
       const loan = await this.#inner.get(id, sealedBytes, ctx);
       this.#health.success();
       return loan;
     } catch (error) {
-      this.#failed(error);
+      this.#failed(error, hadMs);
       throw error;
     } finally {
       if (isProbe) this.#probing = false;
@@ -84,10 +88,13 @@ export class BreakerTier implements ChunkTier {
     return { state, opened: this.#health.ejections, refused: this.#refused };
   }
 
-  #failed(error: unknown): void {
+  /** `hadMs`: the time that the read had left when it was sent. */
+  #failed(error: unknown, hadMs: number): void {
     const code = error instanceof LazydiskError ? error.code : 'UNAVAILABLE';
     // These say that somebody lost interest, or that we ask too much; nothing of the tier.
     if (code === 'ABORTED' || code === 'OVERLOAD') return;
+    // So does a read that had waited elsewhere until nobody could have answered it in time.
+    if (code === 'TIMEOUT' && hadMs < FAIR_MS) return;
     const wasUp = this.#health.up;
     this.#health.failure();
     this.#cause = errorText(error);
