@@ -5,10 +5,9 @@
  */
 import { LazydiskError } from '../../errors.ts';
 
-/** memcached takes keys up to this long, without spaces or control bytes. */
-export const KEY_BYTES_MAX = 250;
 /** A reply line longer than this is garbage. */
 const LINE_BYTES_MAX = 2048;
+/** memcached takes keys up to 250 bytes, without spaces or control bytes. */
 const KEY = /^[\x21-\x7e]{1,250}$/;
 const CR = 0x0d;
 const LF = 0x0a;

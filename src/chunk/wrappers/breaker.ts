@@ -7,7 +7,8 @@
 import { errorText, LazydiskError } from '../../errors.ts';
 import type { ChunkId } from '../../format/chunk-id.ts';
 import { Health, type HealthOptions } from '../health.ts';
-import type { ChunkTier, ReadContext, SealedLoan, TierName } from '../tier.ts';
+import type { ChunkTier, ReadContext, SealedLoan } from '../tier.ts';
+import { WrapperTier } from './wrapper.ts';
 
 /** The health of something that has no stand-in: it takes more to give up on an origin than on a cache node. */
 export const BREAKER_DEFAULTS: HealthOptions = {
@@ -30,9 +31,7 @@ export interface BreakerStats {
   readonly refused: number;
 }
 
-export class BreakerTier implements ChunkTier {
-  readonly name: TierName;
-  readonly #inner: ChunkTier;
+export class BreakerTier extends WrapperTier {
   readonly #health: Health;
   #openedAt = '';
   #cause = '';
@@ -46,8 +45,7 @@ export class BreakerTier implements ChunkTier {
     now?: () => number,
     random?: () => number,
   ) {
-    this.name = inner.name;
-    this.#inner = inner;
+    super(inner);
     this.#health = new Health({ ...BREAKER_DEFAULTS, ...options }, now, random);
   }
 
@@ -60,7 +58,7 @@ export class BreakerTier implements ChunkTier {
     }
     const hadMs = ctx.deadline - performance.now();
     try {
-      const loan = await this.#inner.get(id, sealedBytes, ctx);
+      const loan = await this.inner.get(id, sealedBytes, ctx);
       this.#health.success();
       return loan;
     } catch (error) {
@@ -69,18 +67,6 @@ export class BreakerTier implements ChunkTier {
     } finally {
       if (isProbe) this.#probing = false;
     }
-  }
-
-  put(id: ChunkId, sealed: Uint8Array): Promise<void> {
-    return this.#inner.put(id, sealed);
-  }
-
-  discard(id: ChunkId): void {
-    this.#inner.discard(id);
-  }
-
-  close(): Promise<void> {
-    return this.#inner.close();
   }
 
   stats(): BreakerStats {

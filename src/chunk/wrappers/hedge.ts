@@ -6,7 +6,8 @@
  */
 import type { ChunkId } from '../../format/chunk-id.ts';
 import { Histogram } from '../histogram.ts';
-import type { ChunkTier, ReadContext, SealedLoan, TierName } from '../tier.ts';
+import type { ChunkTier, ReadContext, SealedLoan } from '../tier.ts';
+import { WrapperTier } from './wrapper.ts';
 
 export interface HedgeOptions {
   /** Hedges by requests, at most; 0 for none. Default 0.05. */
@@ -31,9 +32,7 @@ const BURST = 10;
 
 type Outcome = { readonly loan: SealedLoan | undefined } | { readonly error: unknown };
 
-export class HedgeTier implements ChunkTier {
-  readonly name: TierName;
-  readonly #inner: ChunkTier;
+export class HedgeTier extends WrapperTier {
   readonly #shareMax: number;
   readonly #floorMs: number;
   #window = new Histogram();
@@ -45,8 +44,7 @@ export class HedgeTier implements ChunkTier {
   #skipped = 0;
 
   constructor(inner: ChunkTier, { shareMax = 0.05, floorMs = 20 }: HedgeOptions = {}) {
-    this.name = inner.name;
-    this.#inner = inner;
+    super(inner);
     this.#shareMax = shareMax;
     this.#floorMs = floorMs;
   }
@@ -96,7 +94,7 @@ export class HedgeTier implements ChunkTier {
           // A miss or an error is believed when nobody says otherwise.
           else if (loan || pending === 0) settle(outcome, which);
         };
-        this.#inner.get(id, sealedBytes, withSignal(ctx, controller.signal)).then(
+        this.inner.get(id, sealedBytes, withSignal(ctx, controller.signal)).then(
           (loan) => take({ loan }),
           (error: unknown) => take({ error }),
         );
@@ -115,18 +113,6 @@ export class HedgeTier implements ChunkTier {
         ask();
       }, this.#delayMs);
     });
-  }
-
-  put(id: ChunkId, sealed: Uint8Array): Promise<void> {
-    return this.#inner.put(id, sealed);
-  }
-
-  discard(id: ChunkId): void {
-    this.#inner.discard(id);
-  }
-
-  close(): Promise<void> {
-    return this.#inner.close();
   }
 
   stats(): HedgeStats {

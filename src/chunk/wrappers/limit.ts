@@ -6,8 +6,9 @@
 import { LazydiskError } from '../../errors.ts';
 import type { ChunkId } from '../../format/chunk-id.ts';
 import { deadlineError, onDeadline } from '../deadline.ts';
-import type { ChunkTier, ReadContext, SealedLoan, TierName } from '../tier.ts';
+import type { ChunkTier, ReadContext, SealedLoan } from '../tier.ts';
 import { leastUrgent, mostUrgent } from '../urgency.ts';
+import { WrapperTier } from './wrapper.ts';
 
 export interface LimitOptions {
   /** Reads at the tier at once, all classes together. */
@@ -36,9 +37,7 @@ interface Waiter {
   readonly refuse: (error: LazydiskError) => void;
 }
 
-export class LimitTier implements ChunkTier {
-  readonly name: TierName;
-  readonly #inner: ChunkTier;
+export class LimitTier extends WrapperTier {
   readonly #concurrency: number;
   readonly #backgroundMax: number;
   readonly #prefetchMax: number;
@@ -48,8 +47,7 @@ export class LimitTier implements ChunkTier {
 
   constructor(inner: ChunkTier, options: LimitOptions) {
     const { concurrency } = options;
-    this.name = inner.name;
-    this.#inner = inner;
+    super(inner);
     this.#concurrency = concurrency;
     this.#backgroundMax = options.backgroundMax ?? Math.max(1, Math.floor(concurrency * 0.75));
     this.#prefetchMax = options.prefetchMax ?? Math.max(1, Math.floor(concurrency * 0.25));
@@ -64,7 +62,7 @@ export class LimitTier implements ChunkTier {
     const place = await this.#enter(ctx);
     let loan: SealedLoan | undefined;
     try {
-      loan = await this.#inner.get(id, sealedBytes, ctx);
+      loan = await this.inner.get(id, sealedBytes, ctx);
     } catch (error) {
       this.#leave(place);
       throw error;
@@ -80,18 +78,6 @@ export class LimitTier implements ChunkTier {
       this.#leave(place);
     };
     return { bytes, release };
-  }
-
-  put(id: ChunkId, sealed: Uint8Array): Promise<void> {
-    return this.#inner.put(id, sealed);
-  }
-
-  discard(id: ChunkId): void {
-    this.#inner.discard(id);
-  }
-
-  close(): Promise<void> {
-    return this.#inner.close();
   }
 
   #enter(ctx: ReadContext): Promise<Place> {

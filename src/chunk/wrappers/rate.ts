@@ -6,8 +6,9 @@
 import { LazydiskError } from '../../errors.ts';
 import type { ChunkId } from '../../format/chunk-id.ts';
 import { deadlineError, onDeadline } from '../deadline.ts';
-import type { ChunkTier, ReadContext, SealedLoan, TierName } from '../tier.ts';
+import type { ChunkTier, ReadContext, SealedLoan } from '../tier.ts';
 import { leastUrgent, mostUrgent } from '../urgency.ts';
+import { WrapperTier } from './wrapper.ts';
 
 export interface RateOptions {
   readonly requestsPerSecond?: number;
@@ -54,9 +55,7 @@ class Bucket {
   }
 }
 
-export class RateTier implements ChunkTier {
-  readonly name: TierName;
-  readonly #inner: ChunkTier;
+export class RateTier extends WrapperTier {
   readonly #now: () => number;
   readonly #requests: Bucket | undefined;
   readonly #bytes: Bucket | undefined;
@@ -66,8 +65,7 @@ export class RateTier implements ChunkTier {
 
   /** `now` is a clock in milliseconds, for tests. */
   constructor(inner: ChunkTier, options: RateOptions, now: () => number = () => performance.now()) {
-    this.name = inner.name;
-    this.#inner = inner;
+    super(inner);
     this.#now = now;
     const { requestsPerSecond, bytesPerSecond } = options;
     if (requestsPerSecond !== undefined) this.#requests = new Bucket(requestsPerSecond, now());
@@ -78,23 +76,15 @@ export class RateTier implements ChunkTier {
   async get(id: ChunkId, sealedBytes: number, ctx: ReadContext): Promise<SealedLoan | undefined> {
     if (this.#queue.length === 0 && this.#waitMs() === 0) this.#take(sealedBytes);
     else await this.#wait(sealedBytes, ctx);
-    return this.#inner.get(id, sealedBytes, ctx);
+    return this.inner.get(id, sealedBytes, ctx);
   }
 
-  put(id: ChunkId, sealed: Uint8Array): Promise<void> {
-    return this.#inner.put(id, sealed);
-  }
-
-  discard(id: ChunkId): void {
-    this.#inner.discard(id);
-  }
-
-  close(): Promise<void> {
+  override close(): Promise<void> {
     clearTimeout(this.#timer);
     this.#timer = undefined;
     for (const waiter of this.#queue.splice(0))
       waiter.refuse(new LazydiskError('ABORTED', `${this.name}: closed`));
-    return this.#inner.close();
+    return super.close();
   }
 
   stats(): RateStats {

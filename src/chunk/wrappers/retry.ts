@@ -7,7 +7,8 @@ import { setTimeout as sleep } from 'node:timers/promises';
 import { type ErrorCode, errorText, LazydiskError } from '../../errors.ts';
 import type { ChunkId } from '../../format/chunk-id.ts';
 import { deadlineError, withNearerDeadline } from '../deadline.ts';
-import type { ChunkTier, ReadContext, SealedLoan, TierName } from '../tier.ts';
+import type { ChunkTier, ReadContext, SealedLoan } from '../tier.ts';
+import { WrapperTier } from './wrapper.ts';
 
 /** What may be different the next time. Everything that is not a LazydiskError counts as UNAVAILABLE. */
 const WORTH_RETRYING: ReadonlySet<ErrorCode> = new Set(['UNAVAILABLE', 'TIMEOUT', 'OVERLOAD', 'BUSY']);
@@ -24,14 +25,11 @@ export interface RetryOptions {
 }
 
 /** Goes inside LimitTier, so that what is retried does not take a second place. */
-export class RetryTier implements ChunkTier {
-  readonly name: TierName;
-  readonly #inner: ChunkTier;
+export class RetryTier extends WrapperTier {
   readonly #options: RetryOptions;
 
   constructor(inner: ChunkTier, options: RetryOptions) {
-    this.name = inner.name;
-    this.#inner = inner;
+    super(inner);
     this.#options = options;
   }
 
@@ -41,7 +39,7 @@ export class RetryTier implements ChunkTier {
     for (let attempt = 1; ; attempt++) {
       const tryDeadline = performance.now() + tryTimeoutMs;
       try {
-        return await this.#inner.get(id, sealedBytes, withNearerDeadline(ctx, tryDeadline));
+        return await this.inner.get(id, sealedBytes, withNearerDeadline(ctx, tryDeadline));
       } catch (error) {
         if (ctx.signal?.aborted) throw deadlineError('signal', `${this.name}: no answer`);
         const code = error instanceof LazydiskError ? error.code : 'UNAVAILABLE';
@@ -54,18 +52,6 @@ export class RetryTier implements ChunkTier {
         });
       }
     }
-  }
-
-  put(id: ChunkId, sealed: Uint8Array): Promise<void> {
-    return this.#inner.put(id, sealed);
-  }
-
-  discard(id: ChunkId): void {
-    this.#inner.discard(id);
-  }
-
-  close(): Promise<void> {
-    return this.#inner.close();
   }
 }
 

@@ -1,0 +1,27 @@
+/** What all wrappers have in common: they are the tier that they wrap in everything but how it is read. */
+import type { ChunkId } from '../../format/chunk-id.ts';
+import type { ChunkTier, ReadContext, SealedLoan, TierName } from '../tier.ts';
+
+export abstract class WrapperTier implements ChunkTier {
+  readonly name: TierName;
+  protected readonly inner: ChunkTier;
+
+  constructor(inner: ChunkTier) {
+    this.name = inner.name;
+    this.inner = inner;
+  }
+
+  abstract get(id: ChunkId, sealedBytes: number, ctx: ReadContext): Promise<SealedLoan | undefined>;
+
+  put(id: ChunkId, sealed: Uint8Array): Promise<void> {
+    return this.inner.put(id, sealed);
+  }
+
+  discard(id: ChunkId): void {
+    this.inner.discard(id);
+  }
+
+  close(): Promise<void> {
+    return this.inner.close();
+  }
+}
