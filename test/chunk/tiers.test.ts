@@ -1,4 +1,8 @@
+import { mkdtempSync, rmSync } from 'node:fs';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
 import t from 'tap';
+import { DiskCache } from '../../src/chunk/disk/disk-cache.ts';
 import { OriginTier } from '../../src/chunk/origin.ts';
 import { LimitTier } from '../../src/chunk/wrappers/limit.ts';
 import { RetryTier } from '../../src/chunk/wrappers/retry.ts';
@@ -19,6 +23,23 @@ t.test('FaultTier without a fault', async (t) => {
   tierSuite(t, async () => {
     const tier = new FaultTier(new MapTier('disk'));
     return { tier, stall: () => hang(tier) };
+  });
+});
+
+t.test('DiskCache', async (t) => {
+  tierSuite(t, async (t) => {
+    const dir = mkdtempSync(join(tmpdir(), 'lzd-'));
+    const tier = await DiskCache.open({
+      dir,
+      capBytes: 128 * 1024 * 1024,
+      onWarning: (text) => t.comment(text),
+    });
+    await tier.recovered();
+    t.teardown(async () => {
+      await tier.close();
+      rmSync(dir, { recursive: true });
+    });
+    return { tier };
   });
 });
 

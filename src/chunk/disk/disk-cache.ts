@@ -11,6 +11,7 @@ import { join } from 'node:path';
 import { promisify } from 'node:util';
 import { errorText, LazydiskError } from '../../errors.ts';
 import { type ChunkId, SEALED_BYTES_MAX } from '../../format/chunk-id.ts';
+import { withDeadline } from '../deadline.ts';
 import type { ChunkTier, ReadContext, SealedLoan } from '../tier.ts';
 import { lockDirectory } from './dir-lock.ts';
 import {
@@ -143,6 +144,7 @@ export class DiskCache implements ChunkTier {
     const segment = this.#segments.hold(entry);
     const buffer = this.#pool.pop() ?? Buffer.allocUnsafeSlow(SEALED_BYTES_MAX);
     const position = this.#position(entry) + RECORD_HEADER_BYTES;
+    let settled = false;
     let abandoned = false;
     const reading = readAt(this.#file.fd, buffer, 0, sealedBytes, position)
       .catch((error: unknown) => {
@@ -150,13 +152,12 @@ export class DiskCache implements ChunkTier {
         throw new LazydiskError('UNAVAILABLE', `disk cache: ${errorText(error)}`, { cause: error });
       })
       .finally(() => {
+        settled = true;
         this.#segments.unpin(segment);
         if (abandoned) this.#recycle(buffer);
       });
     try {
-      const { bytesRead } = await withDeadline(reading, ctx, () => {
-        abandoned = true;
-      });
+      const { bytesRead } = await withDeadline(reading, ctx, 'disk cache: no answer');
       // A short read is a file that somebody cut; the reader's proof would fail, so this copy is gone already.
       if (bytesRead !== sealedBytes) {
         this.discard(id);
@@ -165,7 +166,9 @@ export class DiskCache implements ChunkTier {
       }
       return { bytes: buffer.subarray(0, sealedBytes), release: () => this.#recycle(buffer) };
     } catch (error) {
-      if (!abandoned) this.#recycle(buffer);
+      // A read that goes on writes into the buffer until it is done.
+      if (settled) this.#recycle(buffer);
+      else abandoned = true;
       throw error;
     }
   }
@@ -360,36 +363,4 @@ async function prepareFile(file: FileHandle, path: string, options: DiskCacheOpt
     await file.write(writeSuperblock(geometry.segmentBytes), 0, SUPERBLOCK_BYTES, 0);
   }
   return geometry;
-}
-
-/** `promise`, or TIMEOUT / ABORTED as `ctx` says; `onAbandon` is called if it is not waited for any longer. */
-async function withDeadline<T>(promise: Promise<T>, ctx: ReadContext, onAbandon: () => void): Promise<T> {
-  const leftMs = ctx.deadline - performance.now();
-  let give: (error: LazydiskError) => void = () => {};
-  const given = new Promise<never>((_, reject) => {
-    give = reject;
-  });
-  const aborted = () => give(new LazydiskError('ABORTED', 'disk cache: the read was cancelled'));
-  const timer = setTimeout(
-    () => give(new LazydiskError('TIMEOUT', 'disk cache: no answer before the deadline')),
-    Math.max(0, Math.min(leftMs, 2 ** 31 - 1)),
-  );
-  ctx.signal?.addEventListener('abort', aborted, { once: true });
-  if (ctx.signal?.aborted) aborted();
-  let settled = false;
-  const watched = promise.finally(() => {
-    settled = true;
-  });
-  try {
-    return await Promise.race([watched, given]);
-  } catch (error) {
-    if (!settled) {
-      onAbandon();
-      watched.catch(() => {});
-    }
-    throw error;
-  } finally {
-    clearTimeout(timer);
-    ctx.signal?.removeEventListener('abort', aborted);
-  }
 }
