@@ -20,7 +20,7 @@ import { LazydiskError } from '../../errors.ts';
 import { attach, cleanStaleMount, detach, mountPointOf } from './attach.ts';
 import { FuseFileSystem, type FuseStats } from './file-system.ts';
 import { Guard } from './guard.ts';
-import { MOUNT_SOURCE, ourMountsAt } from './mountinfo.ts';
+import { hasFusectl, MOUNT_SOURCE, ourMountsAt } from './mountinfo.ts';
 import type { ReadHook } from './reads.ts';
 
 export { cleanStaleMount };
@@ -34,7 +34,7 @@ export interface FuseMountOptions {
   /** Made if it is not there. Its parent must not be inside a FUSE mount of this process. */
   readonly dir: string;
   readonly registry: DriveRegistry;
-  /** Push whole chunks into the page cache after their first touch; the default. */
+  /** Push whole chunks into the page cache after their first touch; the default, where it is safe. */
   readonly pushChunks?: boolean;
   /** Called after each read, with its cost; see ReadHook. */
   readonly onRead?: ReadHook;
@@ -67,7 +67,10 @@ export class FuseMount {
     // Before anything looks at the directory: a stale mount there would fail or hang.
     if ((await ourMountsAt(dir)).length > 0) throw new LazydiskError('BUSY', `${dir} is mounted already`);
     await mkdir(dir, { recursive: true });
-    const mount = new FuseMount(dir, await attach(dir), options);
+    // A push can hang with the daemon's death (guard.ts). Where nobody could end that, there are no pushes.
+    const isBreakable = process.geteuid?.() === 0 || (await hasFusectl());
+    const pushChunks = (options.pushChunks ?? true) && isBreakable;
+    const mount = new FuseMount(dir, await attach(dir), { ...options, pushChunks });
     try {
       await mount.#ready.promise;
       const place = (await ourMountsAt(dir)).at(-1);

@@ -41,6 +41,11 @@ async function readMounts(): Promise<Mount[]> {
   return parseMountinfo(await readFile('/proc/self/mountinfo', 'latin1'));
 }
 
+/** Whether sysfs offers the connections of FUSE mounts (fusectl), through which their owner can end them. */
+export async function hasFusectl(): Promise<boolean> {
+  return (await readMounts()).some(({ type }) => type === 'fusectl');
+}
+
 /** Our mounts at exactly `dir`, an absolute path without symbolic links; the topmost is the last. */
 export async function ourMountsAt(dir: string): Promise<Mount[]> {
   return (await readMounts()).filter((mount) => mount.mountPoint === dir && mount.type === MOUNT_TYPE);

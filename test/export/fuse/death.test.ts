@@ -4,7 +4,7 @@
  */
 import type { ChildProcess } from 'node:child_process';
 import { once } from 'node:events';
-import { existsSync, readdirSync, readFileSync } from 'node:fs';
+import { readdirSync, readFileSync } from 'node:fs';
 import { mkdtemp, rm } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
@@ -12,7 +12,7 @@ import t, { type Test } from 'tap';
 import { cleanStaleMount } from '../../../src/export/fuse/mount.ts';
 import { CHUNK_BYTES } from '../../../src/format/chunk-id.ts';
 import { type DaemonSpec, startDaemon } from './daemon-child.ts';
-import { sh, skipWithoutFuse } from './mounted.ts';
+import { sh, skipWithoutFuse, skipWithoutPushes } from './mounted.ts';
 
 const content = { sizeBytes: 64 * CHUNK_BYTES, seed: 7 };
 const pause = (ms: number) => new Promise((resolve) => setTimeout(resolve, ms));
@@ -72,9 +72,7 @@ for (const signal of ['SIGKILL', 'SIGINT'] as const) {
 }
 
 t.test('killed while a push waits for a page that only the daemon can unlock', async (t) => {
-  if (skipWithoutFuse(t)) return;
-  const abortable = process.geteuid?.() === 0 || existsSync('/sys/fs/fuse/connections');
-  if (!abortable) return t.comment('skipped: needs root or fusectl');
+  if (await skipWithoutPushes(t)) return;
   const { child, drive } = await setUp(t, { content, pushChunks: true, stallAt: 100 * 4096 });
   // Page 100 is locked by this read, which never ends.
   const stalled = sh('dd if="$1" bs=4k skip=100 count=1 status=none', drive);
@@ -89,7 +87,7 @@ t.test('killed while a push waits for a page that only the daemon can unlock', a
 });
 
 t.test('unmounted while a push waits for a page', async (t) => {
-  if (skipWithoutFuse(t)) return;
+  if (await skipWithoutPushes(t)) return;
   const { child, drive } = await setUp(t, { content, pushChunks: true, stallAt: 100 * 4096 });
   const stalled = sh('dd if="$1" bs=4k skip=100 count=1 status=none', drive);
   await pause(200);

@@ -6,7 +6,7 @@ import t from 'tap';
 import { cleanStaleMount, FuseMount } from '../../../src/export/fuse/mount.ts';
 import { CHUNK_BYTES } from '../../../src/format/chunk-id.ts';
 import { BufferDevice } from '../../support/buffer-device.ts';
-import { mountDrives, sh, skipWithoutFuse } from './mounted.ts';
+import { mountDrives, sh, skipWithoutFuse, skipWithoutPushes } from './mounted.ts';
 import { diskOf } from './wire.ts';
 
 const MIB = 1024 * 1024;
@@ -83,7 +83,7 @@ t.test('random mapped and direct reads at depth give the right bytes', async (t)
 });
 
 t.test('a push fills the page cache: the rest of the chunk is read without us', async (t) => {
-  if (skipWithoutFuse(t)) return;
+  if (await skipWithoutPushes(t)) return;
   const { mount } = await mountDrives(t, [new BufferDevice(diskOf('dddd'))]);
   const file = mount.pathOf('test');
   await sh('dd if="$1" bs=4k count=1 status=none of=/dev/null', file);

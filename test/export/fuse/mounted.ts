@@ -11,6 +11,7 @@ import type { Test } from 'tap';
 import type { BlockDevice } from '../../../src/drive/block-device.ts';
 import { DriveRegistry } from '../../../src/drive/registry.ts';
 import { FuseMount, type FuseMountOptions } from '../../../src/export/fuse/mount.ts';
+import { hasFusectl } from '../../../src/export/fuse/mountinfo.ts';
 import { hasTool, skipWithout } from '../../support/tools.ts';
 
 /** True, after a visible skip (in CI: a failure), where FUSE cannot be mounted at all. */
@@ -25,6 +26,14 @@ export function skipWithoutFuse(t: Test, ...tools: string[]): boolean {
   if (usable) return false;
   if (process.env.CI) t.fail('needs /dev/fuse');
   else t.comment('skipped: needs /dev/fuse, and root or fusermount3');
+  return true;
+}
+
+/** True, after a visible skip, where a mount pushes no pages, because nobody could end a connection that hangs. */
+export async function skipWithoutPushes(t: Test): Promise<boolean> {
+  if (skipWithoutFuse(t)) return true;
+  if (process.geteuid?.() === 0 || (await hasFusectl())) return false;
+  t.comment('skipped: needs root, or fusectl on /sys/fs/fuse/connections');
   return true;
 }
 
