@@ -6,14 +6,17 @@
  * may be starting; more attaches wait for their turn, and when too many wait, or for too long, they are refused.
  *
  * A drive is starting from its attach until it has had nothing from the origin for a moment.
+ *
+ * A host that comes back starts all its drives in one moment, before any read could show strain. So without strain too,
+ * no more drives may be new than the bound and those that are known to get on: the crowd doubles while all is well.
  */
 import { LazydiskError } from '../errors.ts';
 
 /** A drive as far as this is concerned. */
 export interface StartingDrive {
   readonly name: string;
-  /** Chunks that it had from the origin so far, and reads that it waits for now. */
-  progress(): { readonly originChunks: number; readonly inFlight: number };
+  /** Reads answered and chunks that it had from the origin so far, and reads that it waits for now. */
+  progress(): { readonly reads: number; readonly originChunks: number; readonly inFlight: number };
 }
 
 export interface AdmissionOptions {
@@ -41,6 +44,8 @@ export interface AdmissionStats {
 /** Without anything from the origin for so long, a drive has started; and after so long, whatever it does. */
 const QUIET_MS = 2_000;
 const START_MS_MAX = 60_000;
+/** A drive is new until a read of it was answered, or for so long: its guest may take a while to read at all. */
+const NEW_MS = 500;
 /** Strain is remembered for a moment: it comes and goes with every batch of reads. */
 const STRAIN_MS = 5_000;
 const TICK_MS = 250;
@@ -50,6 +55,7 @@ interface Start {
   readonly sinceMs: number;
   originChunks: number;
   activeMs: number;
+  isNew: boolean;
 }
 
 interface Waiter {
@@ -105,7 +111,8 @@ export class Admission {
     const nowMs = this.#options.now();
     for (const start of this.#starts) {
       if (!start.drive) continue;
-      const { originChunks, inFlight } = start.drive.progress();
+      const { reads, originChunks, inFlight } = start.drive.progress();
+      if (reads > 0 || nowMs - start.activeMs >= NEW_MS) start.isNew = false;
       if (originChunks > start.originChunks || inFlight > 0) start.activeMs = nowMs;
       start.originChunks = originChunks;
       if (nowMs - start.activeMs >= QUIET_MS || nowMs - start.sinceMs >= START_MS_MAX)
@@ -143,7 +150,11 @@ export class Admission {
   }
 
   get #hasPlace(): boolean {
-    return !this.#strained || this.#starts.size < this.#options.startsMax;
+    const { startsMax } = this.#options;
+    if (this.#strained) return this.#starts.size < startsMax;
+    let news = 0;
+    for (const { isNew } of this.#starts) if (isNew) news++;
+    return news < startsMax + (this.#starts.size - news);
   }
 
   #look(): void {
@@ -152,7 +163,7 @@ export class Admission {
 
   #enter(): Admitted {
     const nowMs = this.#options.now();
-    const start: Start = { drive: undefined, sinceMs: nowMs, originChunks: 0, activeMs: nowMs };
+    const start: Start = { drive: undefined, sinceMs: nowMs, originChunks: 0, activeMs: nowMs, isNew: true };
     this.#starts.add(start);
     this.#schedule();
     return {
@@ -172,9 +183,10 @@ export class Admission {
 
   #overload(): LazydiskError {
     const { startsMax } = this.#options;
+    const why = this.#strained ? 'the origin is slow' : 'too many drives start at once';
     return new LazydiskError(
       'OVERLOAD',
-      `the origin is slow: ${this.#starts.size} drives are starting (of ${startsMax} that may), ${this.#waiters.length} wait; try again later`,
+      `${why}: ${this.#starts.size} drives are starting (of ${startsMax} that may), ${this.#waiters.length} wait; try again later`,
     );
   }
 }

@@ -67,8 +67,8 @@ function startingDrive(drive: Drive): StartingDrive {
   return {
     name: drive.name,
     progress: () => {
-      const { tiers, inFlight } = drive.stats();
-      return { originChunks: tiers.origin?.chunks ?? 0, inFlight };
+      const { reads, tiers, inFlight } = drive.stats();
+      return { reads, originChunks: tiers.origin?.chunks ?? 0, inFlight };
     },
   };
 }

@@ -2,7 +2,8 @@
  * The origin as the daemon asks it. From the reader inwards: a bound on reads at once, demand first; a bound on their
  * rate, where the operator sets one; tries under one deadline; a second request for a try that is slow, within a
  * budget; and a breaker, which counts what really goes to the store, so that an outage is asked about by one read
- * at a time.
+ * at a time. What the breaker refuses is not tried again. A hedge lives in its try's time, so none of this takes longer
+ * than tries × timeout and the pauses, which the daemon checks at start (budget.ts).
  */
 import { OriginTier } from '../chunk/origin.ts';
 import type { ChunkTier } from '../chunk/tier.ts';
@@ -57,9 +58,10 @@ export class Origin {
     this.tier = this.#limit;
   }
 
-  /** Whether reads have to wait for it, or it fails. */
+  /** Whether reads that a guest waits for have to queue for it, or it fails. What is read ahead fills any queue. */
   get isStrained(): boolean {
-    return this.#limit.stats().queued > 0 || this.#breaker.stats().state !== 'closed';
+    const holdsDemand = this.#limit.holdsDemand || (this.#rate?.holdsDemand ?? false);
+    return holdsDemand || this.#breaker.stats().state !== 'closed';
   }
 
   stats(): OriginStats {

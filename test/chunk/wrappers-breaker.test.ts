@@ -2,6 +2,7 @@ import fc from 'fast-check';
 import t from 'tap';
 import type { ChunkTier } from '../../src/chunk/tier.ts';
 import { BREAKER_DEFAULTS, BreakerTier } from '../../src/chunk/wrappers/breaker.ts';
+import { RetryTier } from '../../src/chunk/wrappers/retry.ts';
 import { LazydiskError } from '../../src/errors.ts';
 import { demand, FaultTier, MapTier, makeImage } from '../support/tiers.ts';
 import { tierSuite } from './tier-suite.ts';
@@ -70,11 +71,23 @@ t.test('while half open one read is at the tier, and its failure keeps it open',
   t.equal(breaker.stats().state, 'closed');
 });
 
+t.test('what it refuses is not tried again', async (t) => {
+  const { map, fault, breaker, read, fail } = await setUp();
+  fault.fault = { kind: 'error' };
+  for (let n = 0; n < BREAKER_DEFAULTS.failuresInRow; n++) await fail();
+  const asked = map.asked.length;
+  const retry = new RetryTier(breaker, { tries: 5, tryTimeoutMs: 1_000 });
+  await t.rejects(retry.get('00' as never, 1, demand()), { code: 'UNAVAILABLE', message: /not asked/ });
+  t.equal(breaker.stats().refused, 1);
+  t.equal(map.asked.length, asked);
+  await t.rejects(read());
+});
+
 t.test('misses are answers, and who loses interest says nothing of the tier', async (t) => {
   const { fault, breaker, fail } = await setUp();
   fault.fault = { kind: 'missing' };
   for (let n = 0; n < 50; n++) t.equal(await fail(), 'ok');
-  for (const code of ['ABORTED', 'OVERLOAD'] as const) {
+  for (const code of ['ABORTED', 'OVERLOAD', 'NOT_FOUND'] as const) {
     fault.fault = { kind: 'error', error: new LazydiskError(code, 'not of the tier') };
     for (let n = 0; n < 50; n++) await fail();
   }

@@ -1,6 +1,6 @@
 import fc from 'fast-check';
 import t from 'tap';
-import type { ReadClass } from '../../src/chunk/tier.ts';
+import type { ReadClass, ReadContext } from '../../src/chunk/tier.ts';
 import { RateTier } from '../../src/chunk/wrappers/rate.ts';
 import type { ChunkId } from '../../src/format/chunk-id.ts';
 import { contextOf, demand, MapTier } from '../support/tiers.ts';
@@ -63,6 +63,52 @@ t.test('what is short goes to the most urgent', async (t) => {
   t.same(map.asked, [0, 3, 2, 1].map(idOf));
   await Promise.all(reads);
 });
+
+t.test(
+  'what is read ahead leaves a guest its share, and may have it once a guest waits for it',
+  async (t) => {
+    const { map, rate, pass } = setUp({ requestsPerSecond: 100 });
+    t.teardown(() => rate.close());
+    const reads: Promise<unknown>[] = [];
+    const ask = (ctx: ReadContext) => reads.push(rate.get(idOf(reads.length), 1, ctx).catch(() => {}));
+    for (let n = 0; n < 100; n++) ask(contextOf('prefetch'));
+    await pass(0);
+    t.equal(map.asked.length, 50);
+    for (let n = 0; n < 100; n++) ask(contextOf('readahead'));
+    await pass(0);
+    t.equal(map.asked.length, 75);
+    t.notOk(rate.holdsDemand);
+    for (let n = 0; n < 24; n++) ask(demand());
+    await pass(0);
+    t.equal(map.asked.length, 99, 'at once, past all that wait');
+    t.equal(rate.stats().waits, 125);
+
+    let readClass: ReadClass = 'prefetch';
+    let promoted = () => {};
+    ask({
+      get class() {
+        return readClass;
+      },
+      deadline: performance.now() + 60_000,
+      onPromote: (listener) => {
+        promoted = listener;
+        return () => {};
+      },
+    });
+    await pass(0);
+    t.equal(map.asked.length, 99);
+    readClass = 'demand';
+    promoted();
+    // Not by `pass`, which lets in whoever may: the promotion alone has to do it.
+    await new Promise((resolve) => setImmediate(resolve));
+    t.equal(map.asked.at(-1), idOf(224));
+    ask(demand());
+    t.ok(rate.holdsDemand);
+    for (let n = 0; n < 30; n++) await pass(100);
+    t.equal(map.asked.length, 226);
+    await Promise.all(reads);
+  },
+);
 
 t.test('a wait ends with its deadline, its signal, or the tier', async (t) => {
   const { rate } = setUp({ requestsPerSecond: 0.001 });

@@ -23,6 +23,13 @@ export const BREAKER_DEFAULTS: HealthOptions = {
 /** A read with less time than this left says little when it runs out. */
 const FAIR_MS = 250;
 
+/** The tier was not asked: UNAVAILABLE at once, and no use to try again before somebody has probed it. */
+export class BreakerOpenError extends LazydiskError {
+  constructor(message: string) {
+    super('UNAVAILABLE', message);
+  }
+}
+
 export interface BreakerStats {
   readonly state: 'closed' | 'open' | 'half-open';
   /** Times that it opened. */
@@ -49,7 +56,7 @@ export class BreakerTier extends WrapperTier {
     this.#health = new Health({ ...BREAKER_DEFAULTS, ...options }, now, random);
   }
 
-  /** Rejects with UNAVAILABLE while open, else as the tier does. */
+  /** Rejects with BreakerOpenError while open, else as the tier does. */
   async get(id: ChunkId, sealedBytes: number, ctx: ReadContext): Promise<SealedLoan | undefined> {
     const isProbe = !this.#health.up;
     if (isProbe) {
@@ -77,6 +84,11 @@ export class BreakerTier extends WrapperTier {
   /** `hadMs`: the time that the read had left when it was sent. */
   #failed(error: unknown, hadMs: number): void {
     const code = error instanceof LazydiskError ? error.code : 'UNAVAILABLE';
+    // An answer, whatever it answers.
+    if (code === 'NOT_FOUND') {
+      this.#health.success();
+      return;
+    }
     // These say that somebody lost interest, or that we ask too much; nothing of the tier.
     if (code === 'ABORTED' || code === 'OVERLOAD') return;
     // So does a read that had waited elsewhere until nobody could have answered it in time.
@@ -87,10 +99,9 @@ export class BreakerTier extends WrapperTier {
     if (wasUp && !this.#health.up) this.#openedAt = new Date().toISOString();
   }
 
-  #refusal(): LazydiskError {
+  #refusal(): BreakerOpenError {
     this.#refused++;
-    return new LazydiskError(
-      'UNAVAILABLE',
+    return new BreakerOpenError(
       `${this.name}: not asked, it has failed since ${this.#openedAt} (${this.#cause})`,
     );
   }

@@ -54,6 +54,11 @@ export class LimitTier extends WrapperTier {
     this.#queueMax = options.queueMax ?? 4096;
   }
 
+  /** Whether a guest waits for a read that waits here. */
+  get holdsDemand(): boolean {
+    return mostUrgent(this.#queue)?.ctx.class === 'demand';
+  }
+
   stats(): LimitStats {
     return { active: this.#active.size, queued: this.#queue.length };
   }

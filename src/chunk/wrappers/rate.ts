@@ -1,12 +1,14 @@
 /**
  * Bounds how many reads and bytes a second are asked of a tier, for an origin that is billed by the request, or shared
- * with others. Two token buckets of a second's worth; while one is empty reads wait, most urgent first, so what is
- * short is kept for demand. A bucket may go below zero by one read, and the next read waits until it is paid for.
+ * with others. Two token buckets of a second's worth, from which demand may take all and the other classes only what
+ * is above a share kept for those before them; who must wait does so most urgent first. So a guest that waits has
+ * the whole rate, whatever was read ahead. A bucket may go below zero by one read, and the next read waits until it
+ * is paid for.
  */
 import { LazydiskError } from '../../errors.ts';
 import type { ChunkId } from '../../format/chunk-id.ts';
 import { deadlineError, onDeadline } from '../deadline.ts';
-import type { ChunkTier, ReadContext, SealedLoan } from '../tier.ts';
+import type { ChunkTier, ReadClass, ReadContext, SealedLoan } from '../tier.ts';
 import { leastUrgent, mostUrgent } from '../urgency.ts';
 import { WrapperTier } from './wrapper.ts';
 
@@ -22,6 +24,9 @@ export interface RateStats {
 }
 
 const QUEUE_MAX = 4096;
+
+/** The share of a full bucket that a class leaves to more urgent ones. */
+const KEPT_SHARE: Record<ReadClass, number> = { demand: 0, readahead: 0.25, prefetch: 0.5 };
 
 interface Waiter {
   readonly ctx: ReadContext;
@@ -43,11 +48,12 @@ class Bucket {
     this.#atMs = nowMs;
   }
 
-  /** Milliseconds until the next read may start; 0: now. */
-  waitMs(nowMs: number): number {
+  /** Milliseconds until the next read that leaves `keptShare` of the bucket may start; 0: now. */
+  waitMs(nowMs: number, keptShare: number): number {
     this.#tokens = Math.min(this.#burst, this.#tokens + (nowMs - this.#atMs) * this.#perMs);
     this.#atMs = nowMs;
-    return this.#tokens > 0 ? 0 : Math.max(1, Math.ceil(-this.#tokens / this.#perMs) + 1);
+    const missing = this.#burst * keptShare - this.#tokens;
+    return missing < 0 ? 0 : Math.ceil(missing / this.#perMs) + 1;
   }
 
   take(count: number): void {
@@ -74,7 +80,7 @@ export class RateTier extends WrapperTier {
 
   /** Rejects with TIMEOUT or ABORTED while it waits, OVERLOAD if too many do, else as the tier does. */
   async get(id: ChunkId, sealedBytes: number, ctx: ReadContext): Promise<SealedLoan | undefined> {
-    if (this.#queue.length === 0 && this.#waitMs() === 0) this.#take(sealedBytes);
+    if (this.#queue.length === 0 && this.#waitMs(ctx.class) === 0) this.#take(sealedBytes);
     else await this.#wait(sealedBytes, ctx);
     return this.inner.get(id, sealedBytes, ctx);
   }
@@ -87,6 +93,11 @@ export class RateTier extends WrapperTier {
     return super.close();
   }
 
+  /** Whether a guest waits for a read that waits here. */
+  get holdsDemand(): boolean {
+    return mostUrgent(this.#queue)?.ctx.class === 'demand';
+  }
+
   stats(): RateStats {
     return { waits: this.#waits };
   }
@@ -96,7 +107,7 @@ export class RateTier extends WrapperTier {
     clearTimeout(this.#timer);
     this.#timer = undefined;
     for (let next = mostUrgent(this.#queue); next; next = mostUrgent(this.#queue)) {
-      const waitMs = this.#waitMs();
+      const waitMs = this.#waitMs(next.ctx.class);
       if (waitMs > 0) {
         this.#timer = setTimeout(() => this.admit(), waitMs);
         return;
@@ -108,12 +119,16 @@ export class RateTier extends WrapperTier {
   }
 
   #wait(sealedBytes: number, ctx: ReadContext): Promise<void> {
-    this.#waits++;
     return new Promise((resolve, reject) => {
-      const stop = onDeadline(ctx, (why) => {
+      const stopPromotions = ctx.onPromote?.(() => this.admit());
+      const stopDeadline = onDeadline(ctx, (why) => {
         this.#drop(waiter);
-        reject(deadlineError(why, `${this.name}: the rate limit left no room`));
+        waiter.refuse(deadlineError(why, `${this.name}: the rate limit left no room`));
       });
+      const stop = () => {
+        stopPromotions?.();
+        stopDeadline();
+      };
       const waiter: Waiter = {
         ctx,
         sealedBytes,
@@ -127,6 +142,9 @@ export class RateTier extends WrapperTier {
         },
       };
       this.#queue.push(waiter);
+      // The timer may be set for a less urgent read, which has longer to wait.
+      this.admit();
+      if (this.#queue.includes(waiter)) this.#waits++;
       if (this.#queue.length > QUEUE_MAX) {
         const last = leastUrgent(this.#queue)!;
         this.#drop(last);
@@ -134,13 +152,16 @@ export class RateTier extends WrapperTier {
           new LazydiskError('OVERLOAD', `${this.name}: ${QUEUE_MAX} reads wait for the rate limit`),
         );
       }
-      if (!this.#timer) this.admit();
     });
   }
 
-  #waitMs(): number {
+  #waitMs(readClass: ReadClass): number {
     const nowMs = this.#now();
-    return Math.max(this.#requests?.waitMs(nowMs) ?? 0, this.#bytes?.waitMs(nowMs) ?? 0);
+    const keptShare = KEPT_SHARE[readClass];
+    return Math.max(
+      this.#requests?.waitMs(nowMs, keptShare) ?? 0,
+      this.#bytes?.waitMs(nowMs, keptShare) ?? 0,
+    );
   }
 
   #take(sealedBytes: number): void {

@@ -8,6 +8,7 @@ import { type ErrorCode, errorText, LazydiskError } from '../../errors.ts';
 import type { ChunkId } from '../../format/chunk-id.ts';
 import { deadlineError, withNearerDeadline } from '../deadline.ts';
 import type { ChunkTier, ReadContext, SealedLoan } from '../tier.ts';
+import { BreakerOpenError } from './breaker.ts';
 import { WrapperTier } from './wrapper.ts';
 
 /** What may be different the next time. Everything that is not a LazydiskError counts as UNAVAILABLE. */
@@ -45,7 +46,10 @@ export class RetryTier extends WrapperTier {
         const code = error instanceof LazydiskError ? error.code : 'UNAVAILABLE';
         const wait = Math.min(pauseMs * 2 ** (attempt - 1), PAUSE_MS_MAX) * (0.5 + Math.random() / 2);
         const isLast =
-          attempt === tries || !WORTH_RETRYING.has(code) || performance.now() + wait >= ctx.deadline;
+          attempt === tries ||
+          !WORTH_RETRYING.has(code) ||
+          error instanceof BreakerOpenError ||
+          performance.now() + wait >= ctx.deadline;
         if (isLast) throw afterTries(error, code, attempt);
         await sleep(wait, undefined, ctx.signal && { signal: ctx.signal }).catch(() => {
           throw deadlineError('signal', `${this.name}: no answer (${errorText(error)})`);
