@@ -55,8 +55,13 @@ async function runFile(file: string): Promise<Outcome> {
   const started = performance.now();
   const child = spawn(process.execPath, [join(ROOT, file)], {
     cwd: ROOT,
-    // Without this, tap gives each file 30 seconds.
-    env: { ...process.env, TAP: '1', TAP_TIMEOUT: String(FILE_TIMEOUT_MS / 1000) },
+    // e2fsck and losetup lie where only root's PATH looks; tap by itself gives each file 30 seconds.
+    env: {
+      ...process.env,
+      PATH: `${process.env.PATH}:/usr/sbin:/sbin`,
+      TAP: '1',
+      TAP_TIMEOUT: String(FILE_TIMEOUT_MS / 1000),
+    },
     stdio: ['ignore', 'pipe', 'pipe'],
   });
   let output = '';
