@@ -1,0 +1,83 @@
+/**
+ * The one small interface under every image store: bytes by key, as S3, a directory or a web server have them. What
+ * the keys mean is layout.ts's; retries and faults are wrappers. The conformance suite (test/store/objects-suite.ts)
+ * runs against each implementation and each wrapper.
+ *
+ * Contract:
+ * - `put` is atomic (readers see nothing, or all of it, or all of what was there before), durable when it resolves, and
+ *   visible to every `get` and `head` that starts after that. A `list` may lag behind writes by the store's settle time.
+ * - what is not there is undefined, or nothing to delete; a call rejects only when the store could not tell:
+ *   UNAVAILABLE, TIMEOUT, ABORTED (by `signal`), NO_SPACE for writes, and OVERLOAD when the store asks for less.
+ * - keys are 1 to 512 characters of `A-Z a-z 0-9 . _ % - /`, in parts between slashes that are not empty, `.` or `..`;
+ *   anything else is INTERNAL, since no key comes from outside as it is.
+ * - `close` may be called twice; a wrapper closes what it wraps.
+ */
+
+import { LazydiskError } from '../../errors.ts';
+
+export interface ObjectInfo {
+  readonly key: string;
+  readonly sizeBytes: number;
+  /** When the object was written, by the store's own clock, in milliseconds since 1970. Seconds may be all it knows. */
+  readonly modifiedMs: number;
+}
+
+export interface ObjectBytes {
+  /** Of an object over `bytesMax`, that much and one byte more: too long for whoever checks it next. */
+  readonly bytes: Buffer;
+  /** Opaque; another content has another version. For `ifVersion`. */
+  readonly version: string;
+}
+
+export interface ObjectOptions {
+  readonly signal?: AbortSignal;
+  /** Tries that the retry wrapper may make, the first one included; 1 for who retries themselves. */
+  readonly tries?: number;
+}
+
+export interface PutOptions extends ObjectOptions {
+  /**
+   * Write only over this version (null: only where nothing is), else reject with BUSY. A store that cannot compare and
+   * set ignores it. After a retried write BUSY may also mean that the first try came through after all.
+   */
+  readonly ifVersion?: string | null;
+}
+
+export interface ListOptions extends ObjectOptions {
+  /** Objects a page at most; pages may be shorter, and empty. */
+  readonly pageMax?: number;
+}
+
+export interface ObjectStore {
+  /** As the user wrote it, without secrets; for messages. */
+  readonly url: string;
+  /** False for a store that is only read: then it cannot be listed either. */
+  readonly isWritable: boolean;
+
+  get(key: string, bytesMax: number, options?: ObjectOptions): Promise<ObjectBytes | undefined>;
+  head(key: string, options?: ObjectOptions): Promise<ObjectInfo | undefined>;
+  /** `bytes` must stay untouched until this resolves. */
+  put(key: string, bytes: Uint8Array, options?: PutOptions): Promise<void>;
+  /** Within the store, the bytes not passing through here where that can be. False if there is nothing at `from`. */
+  copy(from: string, to: string, options?: ObjectOptions): Promise<boolean>;
+  /** All of `keys`, any number; those that are not there are no error. */
+  delete(keys: readonly string[], options?: ObjectOptions): Promise<void>;
+  /** Pages of everything whose key starts with `prefix` (a whole folder, ending in a slash), in no certain order. */
+  list(prefix: string, options?: ListOptions): AsyncIterable<readonly ObjectInfo[]>;
+  /** Whether `ifVersion` is kept to. May ask the store, once. */
+  canCompareAndSet(): Promise<boolean>;
+
+  close(): Promise<void>;
+}
+
+const KEY_PART = /^[A-Za-z0-9._%-]+$/;
+
+/** Throws INTERNAL for what is no key, or (`prefix`) no folder of keys. */
+export function checkKey(key: string, kind: 'key' | 'prefix' = 'key'): void {
+  const path = kind === 'prefix' && key.endsWith('/') ? key.slice(0, -1) : key;
+  const parts = path.split('/');
+  const isKey =
+    key.length <= 512 && parts.every((part) => KEY_PART.test(part) && part !== '.' && part !== '..');
+  if (!isKey || (kind === 'prefix' && path === key))
+    throw new LazydiskError('INTERNAL', `${kind} ${JSON.stringify(key)}`);
+}
