@@ -8,9 +8,6 @@ import { inspect } from 'node:util';
 import { errorText, LazydiskError } from '../errors.ts';
 import { KEY_BYTES } from './chunk-id.ts';
 
-/** The salt epoch that new images are made under. */
-export const SALT_EPOCH = 1;
-
 /** A dedup domain's name; it stands in the clear in every manifest. */
 export const DOMAIN_NAME = /^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$/;
 

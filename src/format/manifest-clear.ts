@@ -123,6 +123,11 @@ export class ClearManifest {
     return this.#at(this.#lengths, entry);
   }
 
+  /** The column of all ids, binary, ID_BYTES each, in the order of the disk. A view of the manifest's bytes. */
+  get ids(): Buffer {
+    return this.#ids;
+  }
+
   /** Sealed bytes of all entries together; a chunk that the disk holds twice counts twice. */
   sealedBytes(): number {
     let sum = 0;

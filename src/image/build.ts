@@ -6,7 +6,7 @@
  */
 import { ENCODER_VERSION } from '../format/chunk-codec.ts';
 import { CHUNK_BYTES, type ChunkRef } from '../format/chunk-id.ts';
-import { SALT_EPOCH, type TenantKey } from '../format/keys.ts';
+import type { TenantKey } from '../format/keys.ts';
 import { type ManifestEntry, sealManifest } from '../format/manifest-seal.ts';
 import { referenceName } from '../store/reference-name.ts';
 import type { ImageDigest, Store } from '../store/store.ts';
@@ -79,7 +79,8 @@ export async function buildImage(options: BuildOptions): Promise<BuildReport> {
   const { source, store, key, signal } = options;
   const startMs = performance.now();
   const name = referenceName(options.name);
-  const encoder = new ChunkEncoder(store, key.salt(SALT_EPOCH), signal);
+  const writer = await store.writer();
+  const encoder = new ChunkEncoder(writer, key.salt(writer.epoch), signal);
   const progress = new Progress(source, encoder, options.onProgress);
   try {
     const dataRefs: ChunkRef[] = [];
@@ -107,7 +108,7 @@ export async function buildImage(options: BuildOptions): Promise<BuildReport> {
     const entries = entriesOf(tree, layout, metadataRefs, dataRefs);
     const { digest, bytes } = sealManifest({
       key,
-      saltEpoch: SALT_EPOCH,
+      saltEpoch: writer.epoch,
       diskBytes: layout.diskBytes,
       writerVersion: WRITER_VERSION,
       encoderVersion: ENCODER_VERSION,
@@ -124,9 +125,9 @@ export async function buildImage(options: BuildOptions): Promise<BuildReport> {
       },
     });
     encoder.check();
-    await store.putManifest(digest, key.id, bytes);
+    await writer.putManifest(digest, key.id, bytes);
     encoder.check();
-    await store.putReference(name, digest);
+    await writer.putReference(name, digest);
 
     const distinct = new Map(entries.map(({ ref }) => [ref.id, ref.sealedBytes]));
     const { newChunks, newBytes, reusedChunks } = encoder.counts;

@@ -17,7 +17,7 @@ import {
   KEY_BYTES,
   SEALED_BYTES_MAX,
 } from '../format/chunk-id.ts';
-import type { Store } from '../store/store.ts';
+import type { StoreWriter } from '../store/store.ts';
 import { Slots } from './slots.ts';
 
 /** Enough to keep every core compressing while one more chunk is made; each holds two buffers of 512 KiB. */
@@ -25,6 +25,9 @@ const ENCODING_MAX = Math.min(8, Math.max(2, availableParallelism())) + 1;
 
 /** Sealed chunks being written; the store makes them durable together. At most 17 MiB. */
 const WRITING_MAX = 32;
+
+/** What an encoder needs of a store. */
+export type ChunkStore = Pick<StoreWriter, 'hasChunk' | 'putChunk'>;
 
 /** What came of the chunks so far. */
 export interface EncodeCounts {
@@ -39,7 +42,7 @@ export interface EncodeCounts {
 
 export class ChunkEncoder {
   readonly counts: EncodeCounts = { chunks: 0, newChunks: 0, newBytes: 0, reusedChunks: 0 };
-  readonly #store: Store;
+  readonly #store: ChunkStore;
   readonly #salt: Buffer;
   readonly #signal: AbortSignal | undefined;
   readonly #encoding = new Slots(ENCODING_MAX);
@@ -50,7 +53,7 @@ export class ChunkEncoder {
   readonly #spareSealed: Buffer[] = [];
   #failure: { readonly error: unknown } | undefined;
 
-  constructor(store: Store, salt: Buffer, signal?: AbortSignal) {
+  constructor(store: ChunkStore, salt: Buffer, signal?: AbortSignal) {
     this.#store = store;
     this.#salt = salt;
     this.#signal = signal;

@@ -1,9 +1,16 @@
-/** From a store's URL, as a person gives it, to the store. */
+/** From a store's URL, as a person gives it, to the store. Clients of the network are loaded when they are wanted. */
+import { readdir } from 'node:fs/promises';
 import { resolve } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { LazydiskError } from '../errors.ts';
-import { DirStore } from './dir-store.ts';
-import type { Store } from './store.ts';
+import { MARKER_KEY } from './layout.ts';
+import { DirObjects } from './objects/dir-objects.ts';
+import type { ObjectStore } from './objects/object-store.ts';
+import { RetryObjects } from './objects/retry-objects.ts';
+import { RootStore } from './root-store.ts';
+
+/** What a store's URL looks like, for messages. */
+export const STORE_URL_FORMS = 'file:///DIR, a path, s3://BUCKET/PREFIX or https://HOST/PATH';
 
 export interface OpenStoreOptions {
   /** Make the store if nothing is there. */
@@ -11,25 +18,61 @@ export interface OpenStoreOptions {
 }
 
 /**
- * Opens `file:///DIR` or a plain path. Throws USAGE for a URL that is none, UNSUPPORTED for other kinds of
- * store, NOT_FOUND if there is no store and `create` is not set.
+ * Opens `file:///DIR` or a plain path, `s3://BUCKET/PREFIX?…` (s3-url.ts) or `https://HOST/PATH`. Throws USAGE for a URL
+ * that is none, UNSUPPORTED for other kinds of store or another layout, NOT_FOUND if there is no store and `create` is
+ * not set.
  */
-export async function openStore(url: string, options: OpenStoreOptions = {}): Promise<Store> {
-  return DirStore.open(directoryOf(url), options);
+export async function openStore(url: string, options: OpenStoreOptions = {}): Promise<RootStore> {
+  const objects = await openObjects(url, options.create ?? false);
+  try {
+    return await RootStore.open(objects, options);
+  } catch (error) {
+    await objects.close();
+    throw error;
+  }
 }
 
-function directoryOf(url: string): string {
-  if (url === '') throw new LazydiskError('USAGE', 'store URL is empty; want file:///DIR or a path');
+async function openObjects(url: string, create: boolean): Promise<ObjectStore> {
+  if (url === '') throw new LazydiskError('USAGE', `store URL is empty; want ${STORE_URL_FORMS}`);
   const scheme = /^([A-Za-z][A-Za-z0-9+.-]*):\/\//.exec(url)?.[1]?.toLowerCase();
+  switch (scheme) {
+    case undefined:
+    case 'file': {
+      const path = directoryOf(url, scheme);
+      if (create) await checkEmpty(path);
+      return new DirObjects(path);
+    }
+    case 's3': {
+      const { S3Objects } = await import('./objects/s3-objects.ts');
+      const { parseS3Url } = await import('./objects/s3-url.ts');
+      return new RetryObjects(new S3Objects(parseS3Url(url)));
+    }
+    case 'http':
+    case 'https': {
+      const { HttpObjects } = await import('./objects/http-objects.ts');
+      return new RetryObjects(new HttpObjects(url));
+    }
+    default:
+      throw new LazydiskError('UNSUPPORTED', `store URL ${scheme}://…: want ${STORE_URL_FORMS}`);
+  }
+}
+
+function directoryOf(url: string, scheme: string | undefined): string {
   if (scheme === undefined) return resolve(url);
-  if (scheme !== 'file')
-    throw new LazydiskError('UNSUPPORTED', `store URL ${scheme}://…: want file:///DIR or a path`);
   // `file://relative/dir` is what people type; by the letter its first part is a host.
   const rest = url.slice('file://'.length);
   if (!rest.startsWith('/')) return resolve(rest);
   try {
     return fileURLToPath(url);
   } catch (cause) {
-    throw new LazydiskError('USAGE', `store URL ${url}: want file:///DIR or a path`, { cause });
+    throw new LazydiskError('USAGE', `store URL ${url}: want ${STORE_URL_FORMS}`, { cause });
   }
+}
+
+/** A store is not made among somebody's files. What another process that makes the same store has done already is ours. */
+async function checkEmpty(path: string): Promise<void> {
+  const names = await readdir(path).catch(() => []);
+  const others = names.filter((name) => name !== 'tmp' && name !== 'state');
+  if (names.includes(MARKER_KEY) || others.length === 0) return;
+  throw new LazydiskError('USAGE', `${path} is no store and not empty; give an empty or a new directory`);
 }

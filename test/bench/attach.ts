@@ -12,7 +12,7 @@ import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { ControlClient } from '../../src/daemon/client.ts';
 import { CHUNK_BYTES, type ChunkId, KEY_BYTES } from '../../src/format/chunk-id.ts';
-import { SALT_EPOCH, type TenantKey } from '../../src/format/keys.ts';
+import type { TenantKey } from '../../src/format/keys.ts';
 import { sealManifest } from '../../src/format/manifest-seal.ts';
 import { newKeyFile } from '../../src/store/key-file.ts';
 import { openStore } from '../../src/store/open.ts';
@@ -107,6 +107,7 @@ async function residentMib(pid: number): Promise<number> {
 }
 
 async function putManifest(store: Store, key: TenantKey, name: string): Promise<void> {
+  const writer = await store.writer();
   const entries = Array.from({ length: STORED_CHUNKS }, (_, index) => ({
     index,
     ref: {
@@ -117,7 +118,7 @@ async function putManifest(store: Store, key: TenantKey, name: string): Promise<
   }));
   const { digest, bytes } = sealManifest({
     key,
-    saltEpoch: SALT_EPOCH,
+    saltEpoch: writer.epoch,
     diskBytes: DISK_CHUNKS * CHUNK_BYTES,
     writerVersion: 'bench/1',
     encoderVersion: 'bench/1',
@@ -130,8 +131,8 @@ async function putManifest(store: Store, key: TenantKey, name: string): Promise<
       layers: [],
     },
   });
-  await store.putManifest(digest, key.id, bytes);
-  await store.putReference(`${name}:latest`, digest);
+  await writer.putManifest(digest, key.id, bytes);
+  await writer.putReference(`${name}:latest`, digest);
 }
 
 function percentile(values: number[], share: number): number {

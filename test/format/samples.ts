@@ -1,6 +1,6 @@
 /** A small manifest and its parts, for tests of the format and the store. */
 import { CHUNK_BYTES, type ChunkId, KEY_BYTES } from '../../src/format/chunk-id.ts';
-import { type NewKeyOptions, SALT_EPOCH, TenantKey } from '../../src/format/keys.ts';
+import { type NewKeyOptions, TenantKey } from '../../src/format/keys.ts';
 import type { ImageMetadata } from '../../src/format/manifest-metadata.ts';
 import { type ManifestEntry, type ManifestParts, sealManifest } from '../../src/format/manifest-seal.ts';
 
@@ -34,7 +34,7 @@ export function sampleEntries(indices: readonly number[]): ManifestEntry[] {
 export function sampleParts(key: TenantKey, overrides: Partial<ManifestParts> = {}): ManifestParts {
   return {
     key,
-    saltEpoch: SALT_EPOCH,
+    saltEpoch: 1,
     diskBytes: 2048 * CHUNK_BYTES,
     writerVersion: 'test/1',
     encoderVersion: 'zstd-1.5.7/3',

@@ -1,25 +1,26 @@
 /** Puts a disk, given as its bytes, into a store, so that what reads images is tested without what builds them. */
 import { ENCODER_VERSION, encodeChunk, isZero } from '../../src/format/chunk-codec.ts';
 import { CHUNK_BYTES } from '../../src/format/chunk-id.ts';
-import { SALT_EPOCH, type TenantKey } from '../../src/format/keys.ts';
+import type { TenantKey } from '../../src/format/keys.ts';
 import { type ManifestEntry, sealManifest } from '../../src/format/manifest-seal.ts';
 import { type Image, loadImage } from '../../src/store/image.ts';
 import type { Store } from '../../src/store/store.ts';
 
 /** Stores `disk` (a multiple of CHUNK_BYTES) as image `name`. */
 export async function putDisk(store: Store, key: TenantKey, name: string, disk: Buffer): Promise<Image> {
-  const salt = key.salt(SALT_EPOCH);
+  const writer = await store.writer();
+  const salt = key.salt(writer.epoch);
   const entries: ManifestEntry[] = [];
   for (let index = 0; index < disk.length / CHUNK_BYTES; index++) {
     const plain = disk.subarray(index * CHUNK_BYTES, (index + 1) * CHUNK_BYTES);
     if (isZero(plain)) continue;
     const { id, key: chunkKey, sealed } = encodeChunk(plain, salt);
-    await store.putChunk(id, sealed);
+    await writer.putChunk(id, sealed);
     entries.push({ index, ref: { id, key: chunkKey, sealedBytes: sealed.length } });
   }
   const { digest, bytes } = sealManifest({
     key,
-    saltEpoch: SALT_EPOCH,
+    saltEpoch: writer.epoch,
     diskBytes: disk.length,
     writerVersion: 'test/1',
     encoderVersion: ENCODER_VERSION,
@@ -32,7 +33,7 @@ export async function putDisk(store: Store, key: TenantKey, name: string, disk: 
       layers: [],
     },
   });
-  await store.putManifest(digest, key.id, bytes);
-  await store.putReference(name, digest);
+  await writer.putManifest(digest, key.id, bytes);
+  await writer.putReference(name, digest);
   return loadImage(store, name, key);
 }

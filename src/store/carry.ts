@@ -1,0 +1,136 @@
+/**
+ * Brings a whole image into a root, from wherever in the store it lies: chunks first, then its manifests, so that a
+ * manifest in a root means that all of its chunks are there (or in the trash of a sweep of it). Nothing is decoded and
+ * no key is needed, and where the store can, the bytes do not pass through here.
+ */
+import { LazydiskError } from '../errors.ts';
+import type { ChunkId } from '../format/chunk-id.ts';
+import { ClearManifest } from '../format/manifest-clear.ts';
+import { type AreaPath, chunkKey, manifestKey, manifestsPrefix, meaningOf } from './layout.ts';
+import type { ObjectOptions, ObjectStore } from './objects/object-store.ts';
+import { pooled } from './pooled.ts';
+import type { ImageDigest } from './store.ts';
+import type { View } from './view.ts';
+
+/** A full 1 TiB disk's manifest is 151 MiB; objects beyond these bounds are not read into memory. */
+export const MANIFEST_BYTES_MAX = 256 * 1024 * 1024;
+
+const COPIES_MAX = 16;
+
+export interface CarryProgress {
+  copied(bytes: number): void;
+}
+
+/** The ids of the keys that there are manifests of `digest` for in `area`, sorted. */
+export async function manifestKeysIn(
+  objects: ObjectStore,
+  area: AreaPath,
+  digest: ImageDigest,
+): Promise<string[]> {
+  const keyIds: string[] = [];
+  for await (const page of objects.list(manifestsPrefix(area, digest))) {
+    for (const { key } of page) {
+      const meaning = meaningOf(key);
+      if (meaning?.kind === 'manifest') keyIds.push(meaning.keyId);
+    }
+  }
+  return keyIds.sort();
+}
+
+/** The clear part of a manifest of `digest`, proven. Throws CORRUPT; `where` is for its text. */
+export function proveClear(bytes: Buffer, digest: ImageDigest, where: string): ClearManifest {
+  let clear: ClearManifest;
+  try {
+    clear = new ClearManifest(bytes);
+  } catch (cause) {
+    throw new LazydiskError('CORRUPT', `${where}: ${(cause as Error).message}`, { cause });
+  }
+  if (clear.digest !== digest) throw new LazydiskError('CORRUPT', `${where}: it is that of ${clear.digest}`);
+  return clear;
+}
+
+/**
+ * Whether image `digest` is in root `to`, after it was copied there if it was not. False if no area of `view` has it.
+ * `knownKeys` are keys of manifests that a listing may not show yet. Throws NOT_FOUND if a chunk of it is nowhere,
+ * CORRUPT, UNAVAILABLE.
+ */
+export async function ensureIn(
+  objects: ObjectStore,
+  view: View,
+  to: AreaPath,
+  digest: ImageDigest,
+  knownKeys: readonly string[] = [],
+  progress?: CarryProgress,
+): Promise<boolean> {
+  for (const keyId of knownKeys) if (await objects.head(manifestKey(to, digest, keyId))) return true;
+  if ((await manifestKeysIn(objects, to, digest)).length > 0) return true;
+  const places: { area: AreaPath; keyId: string }[] = [];
+  for (const { path } of view.areas) {
+    if (path === to) continue;
+    const keyIds = new Set([...(await manifestKeysIn(objects, path, digest)), ...knownKeys]);
+    for (const keyId of keyIds) places.push({ area: path, keyId });
+  }
+  const clear = await firstClear(objects, places, digest);
+  if (!clear) return false;
+  const from = view.areas.map(({ path }) => path).filter((path) => path !== to);
+  await copyChunks(objects, clear, from, to, digest, progress);
+  // Where it was may be purged under our hands; then it is not here.
+  let isHere = false;
+  for (const { area, keyId } of places)
+    if (await objects.copy(manifestKey(area, digest, keyId), manifestKey(to, digest, keyId))) isHere = true;
+  return isHere;
+}
+
+async function firstClear(
+  objects: ObjectStore,
+  places: readonly { area: AreaPath; keyId: string }[],
+  digest: ImageDigest,
+): Promise<ClearManifest | undefined> {
+  let bad: unknown;
+  for (const { area, keyId } of places) {
+    const key = manifestKey(area, digest, keyId);
+    const found = await objects.get(key, MANIFEST_BYTES_MAX);
+    if (!found) continue;
+    try {
+      return proveClear(found.bytes, digest, `${objects.url}/${key}`);
+    } catch (error) {
+      bad ??= error;
+    }
+  }
+  if (bad) throw bad;
+  return undefined;
+}
+
+async function copyChunks(
+  objects: ObjectStore,
+  clear: ClearManifest,
+  from: readonly AreaPath[],
+  to: AreaPath,
+  digest: ImageDigest,
+  progress: CarryProgress | undefined,
+): Promise<void> {
+  const entries = Array.from({ length: clear.storedChunks }, (_, entry) => entry);
+  await pooled(COPIES_MAX, entries, async (entry) => {
+    const id = clear.idOf(entry);
+    const sealedBytes = clear.sealedBytesOf(entry);
+    if ((await objects.head(chunkKey(to, id)))?.sizeBytes === sealedBytes) return;
+    if (!(await copyFirst(objects, id, from, to)))
+      throw new LazydiskError(
+        'NOT_FOUND',
+        `${objects.url}: chunk ${clear.indexOf(entry)} (${id}) of image ${digest} is nowhere in the store`,
+      );
+    progress?.copied(sealedBytes);
+  });
+}
+
+/** Copies chunk `id` into `to` from the first area that has it. */
+export async function copyFirst(
+  objects: ObjectStore,
+  id: ChunkId,
+  from: readonly AreaPath[],
+  to: AreaPath,
+  options?: ObjectOptions,
+): Promise<boolean> {
+  for (const area of from) if (await objects.copy(chunkKey(area, id), chunkKey(to, id), options)) return true;
+  return false;
+}

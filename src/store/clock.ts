@@ -1,0 +1,31 @@
+/**
+ * Time as the store's rules need it: how long ago something was on this machine, and a wait. A rule such as "commit
+ * within a day of the first look" must hold over a suspended laptop and a stepped clock, so an age is the larger of what
+ * the monotonic clock and the wall clock say: it may be too large, which is refused needlessly, and never too small.
+ */
+import { setTimeout as delay } from 'node:timers/promises';
+import { LazydiskError } from '../errors.ts';
+
+/** A moment on this machine; only `Clock.ageMs` makes anything of it. */
+export interface Moment {
+  readonly monotonicMs: number;
+  readonly wallMs: number;
+}
+
+export interface Clock {
+  now(): Moment;
+  /** Milliseconds since `moment`, at least. */
+  ageMs(moment: Moment): number;
+  /** Rejects with ABORTED. */
+  sleep(ms: number, signal?: AbortSignal): Promise<void>;
+}
+
+export const systemClock: Clock = {
+  now: () => ({ monotonicMs: performance.now(), wallMs: Date.now() }),
+  ageMs: ({ monotonicMs, wallMs }) => Math.max(performance.now() - monotonicMs, Date.now() - wallMs),
+  async sleep(ms, signal) {
+    await delay(ms, undefined, signal && { signal }).catch((cause) => {
+      throw new LazydiskError('ABORTED', 'cancelled while waiting', { cause });
+    });
+  },
+};

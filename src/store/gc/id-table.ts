@@ -1,0 +1,112 @@
+/**
+ * A set of chunk ids for ten million of them in little memory: an open-addressed table of 64-bit fingerprints, the first
+ * eight bytes of each id, and a byte of flags for each. Ids are SHA-256, so their bytes are their own hash. Two ids of one
+ * fingerprint count as one: among ten million, one pair in 400,000 such stores; for garbage collection that keeps a chunk
+ * too long and never loses one.
+ */
+import { LazydiskError } from '../../errors.ts';
+import type { ChunkId } from '../../format/chunk-id.ts';
+
+const SLOTS_MIN = 1 << 12;
+/** A gigabyte and more of ids. */
+const SLOTS_MAX = 2 ** 30;
+
+export class IdTable {
+  #high: Uint32Array;
+  #low: Uint32Array;
+  #flags: Uint8Array;
+  #mask: number;
+  #size = 0;
+
+  constructor() {
+    this.#high = new Uint32Array(SLOTS_MIN);
+    this.#low = new Uint32Array(SLOTS_MIN);
+    this.#flags = new Uint8Array(SLOTS_MIN);
+    this.#mask = SLOTS_MIN - 1;
+  }
+
+  /** Ids in it. */
+  get size(): number {
+    return this.#size;
+  }
+
+  /** Adds the id at `offset` of `ids`, binary. False if it was there. */
+  add(ids: Buffer, offset: number): boolean {
+    const high = ids.readUInt32LE(offset);
+    const low = used(ids.readUInt32LE(offset + 4));
+    const slot = this.#slotOf(high, low);
+    if (this.#low[slot] !== 0) return false;
+    this.#high[slot] = high;
+    this.#low[slot] = low;
+    this.#size++;
+    // Over two thirds full, runs of taken slots get long.
+    if (this.#size * 3 > this.#low.length * 2) this.#grow();
+    return true;
+  }
+
+  has(id: ChunkId): boolean {
+    return this.#low[this.#find(id)] !== 0;
+  }
+
+  /** The flags of `id`, or undefined if it is not there. */
+  flags(id: ChunkId): number | undefined {
+    const slot = this.#find(id);
+    return this.#low[slot] === 0 ? undefined : this.#flags[slot];
+  }
+
+  /** Sets bits of the flags of `id`, which must be there. */
+  flag(id: ChunkId, bits: number): void {
+    const slot = this.#find(id);
+    if (this.#low[slot] === 0) throw new LazydiskError('INTERNAL', `flags of an id that is not there: ${id}`);
+    this.#flags[slot]! |= bits;
+  }
+
+  /** How many ids have all of `bits` set. */
+  countFlagged(bits: number): number {
+    let count = 0;
+    for (let slot = 0; slot < this.#low.length; slot++)
+      if (this.#low[slot] !== 0 && (this.#flags[slot]! & bits) === bits) count++;
+    return count;
+  }
+
+  #find(id: ChunkId): number {
+    const high = wordOf(id, 0);
+    return this.#slotOf(high, used(wordOf(id, 8)));
+  }
+
+  /** Where the fingerprint is, or the free slot where it belongs. */
+  #slotOf(high: number, low: number): number {
+    let slot = (high ^ low) & this.#mask;
+    while (this.#low[slot] !== 0 && (this.#low[slot] !== low || this.#high[slot] !== high))
+      slot = (slot + 1) & this.#mask;
+    return slot;
+  }
+
+  #grow(): void {
+    const [high, low, flags] = [this.#high, this.#low, this.#flags];
+    const slots = low.length * 2;
+    if (slots > SLOTS_MAX) throw new LazydiskError('NO_SPACE', `over ${this.#size} chunk ids in one table`);
+    this.#high = new Uint32Array(slots);
+    this.#low = new Uint32Array(slots);
+    this.#flags = new Uint8Array(slots);
+    this.#mask = slots - 1;
+    for (let old = 0; old < low.length; old++) {
+      if (low[old] === 0) continue;
+      const slot = this.#slotOf(high[old]!, low[old]!);
+      this.#high[slot] = high[old]!;
+      this.#low[slot] = low[old]!;
+      this.#flags[slot] = flags[old]!;
+    }
+  }
+}
+
+/** The eight hex digits of `id` at `at` as the little-endian number that their four bytes are. */
+function wordOf(id: ChunkId, at: number): number {
+  const big = Number.parseInt(id.slice(at, at + 8), 16);
+  return ((big << 24) | ((big & 0xff00) << 8) | ((big >>> 8) & 0xff00) | (big >>> 24)) >>> 0;
+}
+
+/** 0 marks a free slot. */
+function used(low: number): number {
+  return low === 0 ? 1 : low;
+}

@@ -1,0 +1,37 @@
+/** Puts back what was swept and is alive by now: a writer relied on it while the sweep did not know of that yet. */
+import { LazydiskError } from '../../errors.ts';
+import { type AreaPath, chunkKey, manifestKey, meaningOf } from '../layout.ts';
+import type { ObjectInfo, ObjectStore } from '../objects/object-store.ts';
+import { pooled } from '../pooled.ts';
+import type { LiveSet } from './mark.ts';
+
+const COPIES_MAX = 16;
+
+/** Copies what of `page` is alive, and not in `root`, there. Gives how many that were, or with `dryRun` would be. */
+export async function restore(
+  objects: ObjectStore,
+  page: readonly ObjectInfo[],
+  root: AreaPath,
+  live: LiveSet,
+  dryRun = false,
+): Promise<number> {
+  let restored = 0;
+  await pooled(COPIES_MAX, page, async ({ key }) => {
+    const meaning = meaningOf(key);
+    const isLive =
+      (meaning?.kind === 'chunk' && live.chunks.has(meaning.id)) ||
+      (meaning?.kind === 'manifest' && live.images.has(meaning.digest));
+    if (!isLive || (await objects.head(inArea(key, root)))) return;
+    restored++;
+    if (!dryRun) await objects.copy(key, inArea(key, root));
+  });
+  return restored;
+}
+
+/** The key of the same object in another area. */
+export function inArea(key: string, area: AreaPath): string {
+  const meaning = meaningOf(key);
+  if (meaning?.kind === 'chunk') return chunkKey(area, meaning.id);
+  if (meaning?.kind === 'manifest') return manifestKey(area, meaning.digest, meaning.keyId);
+  throw new LazydiskError('INTERNAL', `${key} does not move between areas`);
+}

@@ -1,0 +1,141 @@
+/**
+ * Opens the next root and moves into it what names mean, then retires the one before. Each step looks at the store and
+ * does what is left, so a rotation that was killed goes on where it was, from any machine, and two at once do the same
+ * work twice. Images keep their bytes, ids and digests; new builds use the new root's salt.
+ */
+import { LazydiskError } from '../../errors.ts';
+import { ID_BYTES } from '../../format/chunk-id.ts';
+import { type CarryProgress, ensureIn, manifestKeysIn } from '../carry.ts';
+import { manifestKey, rootPath, stateKey } from '../layout.ts';
+import type { StoreParts } from '../parts.ts';
+import { drainMs } from '../policy.ts';
+import type { NamedDigest } from '../references.ts';
+import type { Reference } from '../store.ts';
+import { type Area, type View, writeIndex } from '../view.ts';
+import { IdTable } from './id-table.ts';
+import { type Journal, journaled } from './journal.ts';
+import { areasOfRoot, findClear } from './mark.ts';
+import type { GcOptions } from './sweep.ts';
+
+export interface RotateProgress {
+  readonly phase: 'wait' | 'move';
+  readonly done: number;
+  readonly total: number;
+  readonly movedBytes: number;
+}
+
+export interface RotateReport {
+  readonly from: string;
+  readonly to: string;
+  /** Names and images that moved, or would. */
+  readonly names: number;
+  readonly movedChunks: number;
+  readonly movedBytes: number;
+  readonly retired: boolean;
+}
+
+/** Throws NOT_FOUND or CORRUPT for a name whose image is not whole, after which the root before stays; UNAVAILABLE. */
+export async function rotate(
+  parts: StoreParts,
+  options: GcOptions<RotateProgress> = {},
+): Promise<RotateReport> {
+  return journaled(parts.objects, options.dryRun ? 'rotate --dry-run' : 'rotate', async (journal) => {
+    const { objects, clock, policy, views } = parts;
+    let view = await views.newerThan(0);
+    if (options.dryRun) return preview(parts, view);
+    if (!view.draining) view = await open(parts, view, options.signal);
+    const from = view.draining!;
+    const to = view.active;
+    // Until then somebody may write a name into the root before, going by an older view.
+    const quietMs = to.openedMs + drainMs(policy);
+    for (let nowMs = await journal.storeNowMs(); nowMs < quietMs; nowMs = await journal.storeNowMs()) {
+      options.onProgress?.({ phase: 'wait', done: 0, total: 0, movedBytes: 0 });
+      await clock.sleep(Math.min(quietMs - nowMs, 5_000), options.signal);
+    }
+    const moved = await move(parts, from, to, journal, options);
+    await objects.put(stateKey(from.path, 'retired'), Buffer.alloc(0));
+    await writeIndex(objects);
+    return { from: from.path, to: to.path, ...moved, retired: true };
+  });
+}
+
+/** The view with the next root opened. */
+async function open(parts: StoreParts, view: View, signal: AbortSignal | undefined): Promise<View> {
+  const { objects, clock, policy, views } = parts;
+  const next = rootPath(view.active.root + 1);
+  // A root that no listing shows any more once the next one is there would be forgotten with all that is in it.
+  await objects.put(stateKey(view.active.path, 'opened'), Buffer.alloc(0));
+  await clock.sleep(policy.settleMs, signal);
+  await objects.put(stateKey(next, 'opened'), Buffer.alloc(0));
+  await clock.sleep(policy.settleMs, signal);
+  await writeIndex(objects);
+  const opened = await views.newerThan(0);
+  if (opened.active.path !== next || opened.draining?.path !== view.active.path)
+    throw new LazydiskError('BUSY', `${objects.url}: another rotation is further on; run it again to help`);
+  return opened;
+}
+
+async function move(
+  parts: StoreParts,
+  from: Area,
+  to: Area,
+  journal: Journal,
+  options: GcOptions<RotateProgress>,
+): Promise<{ names: number; movedChunks: number; movedBytes: number }> {
+  const { objects, references, views } = parts;
+  const counts = { names: 0, movedChunks: 0, movedBytes: 0 };
+  const progress: CarryProgress = {
+    copied(bytes) {
+      counts.movedChunks++;
+      counts.movedBytes += bytes;
+    },
+  };
+  const there = await references.listIn(to.path);
+  const names = live(await references.listIn(from.path));
+  for (const [done, reference] of names.entries()) {
+    options.signal?.throwIfAborted();
+    options.onProgress?.({ phase: 'move', done, total: names.length, movedBytes: counts.movedBytes });
+    const { name, digest } = reference;
+    if (there.has(name)) continue;
+    const view = await views.newerThan(parts.policy.viewMs / 2);
+    if (!(await ensureIn(objects, view, to.path, digest, [], progress)))
+      throw new LazydiskError(
+        'NOT_FOUND',
+        `${objects.url}: ${name} means image ${digest}, which has no manifest`,
+      );
+    // The image may have come over before a key was added to it.
+    for (const keyId of await manifestKeysIn(objects, from.path, digest))
+      if (!(await objects.head(manifestKey(to.path, digest, keyId))))
+        await objects.copy(manifestKey(from.path, digest, keyId), manifestKey(to.path, digest, keyId));
+    await references.inherit(to.path, reference, {});
+    counts.names++;
+    await journal.write('running', { from: from.path, to: to.path, ...counts });
+  }
+  return counts;
+}
+
+function live(names: ReadonlyMap<string, NamedDigest>): Reference[] {
+  return [...names.values()].filter((name): name is Reference => name.digest !== null);
+}
+
+/** What a rotation would move, if it began now. */
+async function preview(parts: StoreParts, view: View): Promise<RotateReport> {
+  const { objects, references } = parts;
+  const from = view.draining ?? view.active;
+  const to = view.draining ? view.active.path : rootPath(view.active.root + 1);
+  const there = view.draining ? await references.listIn(to) : new Map();
+  const names = live(await references.listIn(from.path)).filter(({ name }) => !there.has(name));
+  const seen = new IdTable();
+  let movedBytes = 0;
+  for (const { name, digest } of names) {
+    const clear = await findClear(objects, areasOfRoot(view, from), digest, name);
+    if (!clear)
+      throw new LazydiskError(
+        'NOT_FOUND',
+        `${objects.url}: ${name} means image ${digest}, which has no manifest`,
+      );
+    for (let entry = 0; entry < clear.storedChunks; entry++)
+      if (seen.add(clear.ids, entry * ID_BYTES)) movedBytes += clear.sealedBytesOf(entry);
+  }
+  return { from: from.path, to, names: names.length, movedChunks: seen.size, movedBytes, retired: false };
+}

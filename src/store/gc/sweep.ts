@@ -1,0 +1,205 @@
+/**
+ * Puts aside what is garbage in the active root. Nothing is destroyed: what nobody's name means, and is older than the
+ * grace period, moves to a trash of its own, where every reader still finds it, and where `purge` deletes it only after the
+ * retention and another look at what is alive. So a sweep may go by a mark that is out of date, and be killed anywhere:
+ * an object is copied before it is taken away, and the next sweep moves the rest.
+ */
+import { LazydiskError } from '../../errors.ts';
+import type { Moment } from '../clock.ts';
+import { type AreaPath, chunksPrefix, manifestsPrefix, meaningOf, SHARDS, stateKey } from '../layout.ts';
+import type { ObjectInfo } from '../objects/object-store.ts';
+import type { StoreParts } from '../parts.ts';
+import { pooled } from '../pooled.ts';
+import { type View, writeIndex } from '../view.ts';
+import { type Journal, journaled } from './journal.ts';
+import { type LiveSet, mark } from './mark.ts';
+import { inArea, restore } from './restore.ts';
+
+/** Objects moved together: copied all, then taken away all. */
+const BATCH_MAX = 500;
+const COPIES_MAX = 4;
+/** Folders of chunks listed at once; each of them copies COPIES_MAX at once. */
+const SHARDS_MAX = 16;
+
+/** Records of what a name was set to are kept this long. */
+const HISTORY_MS = 90 * 24 * 60 * 60 * 1000;
+
+export interface SweepProgress {
+  readonly phase: 'mark' | 'sweep';
+  readonly done: number;
+  readonly total: number;
+}
+
+export interface GcOptions<Progress> {
+  /** Change nothing, and say what would be. */
+  readonly dryRun?: boolean;
+  onProgress?(progress: Progress): void;
+  readonly signal?: AbortSignal;
+}
+
+export interface SweepReport {
+  /** Objects looked at in the active root, and what of them is alive or too young. */
+  readonly chunks: number;
+  readonly keptChunks: number;
+  readonly liveImages: number;
+  /** What was put aside, or would be. */
+  readonly sweptChunks: number;
+  readonly sweptManifests: number;
+  readonly sweptBytes: number;
+  /** Objects in the trash of earlier sweeps that are alive after all, and went back. */
+  readonly restoredObjects: number;
+  /** Where to, or null if there was nothing, or nothing was to be done. */
+  readonly trash: string | null;
+}
+
+/** Throws BUSY while images move between roots, what `mark` throws, TIMEOUT when it takes over the store's build time. */
+export async function sweep(parts: StoreParts, options: GcOptions<SweepProgress> = {}): Promise<SweepReport> {
+  return journaled(parts.objects, options.dryRun ? 'sweep --dry-run' : 'sweep', async (journal) => {
+    const view = await parts.views.newerThan(0);
+    if (view.draining)
+      throw new LazydiskError(
+        'BUSY',
+        `images still move from ${view.draining.path} to ${view.active.path}: run \`lazydisk gc rotate\` to its end first`,
+      );
+    return new Sweep(parts, view, journal, options).run();
+  });
+}
+
+class Sweep {
+  readonly #parts: StoreParts;
+  readonly #view: View;
+  readonly #journal: Journal;
+  readonly #options: GcOptions<SweepProgress>;
+  #trash: Promise<AreaPath> | undefined;
+  #openedAt: Moment | undefined;
+  readonly #counts = {
+    chunks: 0,
+    keptChunks: 0,
+    sweptChunks: 0,
+    sweptManifests: 0,
+    sweptBytes: 0,
+    restoredObjects: 0,
+  };
+
+  constructor(parts: StoreParts, view: View, journal: Journal, options: GcOptions<SweepProgress>) {
+    this.#parts = parts;
+    this.#view = view;
+    this.#journal = journal;
+    this.#options = options;
+  }
+
+  async run(): Promise<SweepReport> {
+    const { objects, policy } = this.#parts;
+    const nowMs = await this.#journal.storeNowMs();
+    const live = await mark(this.#parts, this.#view, {
+      nowMs,
+      onProgress: (done, total) => this.#options.onProgress?.({ phase: 'mark', done, total }),
+      ...(this.#options.signal && { signal: this.#options.signal }),
+    });
+    await this.#restore(live);
+    const youngMs = nowMs - policy.graceMs;
+    // Manifests first: an image that is half put aside is found by nobody new.
+    await this.#sweepManifests(live, youngMs);
+    let done = 0;
+    await pooled(SHARDS_MAX, SHARDS, async (shard) => {
+      await this.#sweepChunks(live, youngMs, shard);
+      this.#options.onProgress?.({ phase: 'sweep', done: ++done, total: SHARDS.length });
+    });
+    const trash = await this.#trash;
+    if (trash) {
+      await objects.put(stateKey(trash, 'closed'), Buffer.alloc(0));
+      await writeIndex(objects);
+    }
+    if (!this.#options.dryRun) await this.#forgetHistory(nowMs);
+    return { ...this.#counts, liveImages: live.images.size, trash: trash ?? null };
+  }
+
+  /** What earlier sweeps put aside and a name means by now goes back, or it would be read from the trash for ever. */
+  async #restore(live: LiveSet): Promise<void> {
+    const { active, trash } = this.#view;
+    for (const area of trash) {
+      if (area.root !== active.root || area.isDeleting) continue;
+      await this.#each(`${area.path}/`, async (page) => {
+        const { objects } = this.#parts;
+        this.#counts.restoredObjects += await restore(objects, page, active.path, live, this.#options.dryRun);
+      });
+    }
+  }
+
+  async #sweepManifests(live: LiveSet, youngMs: number): Promise<void> {
+    const root = this.#view.active.path;
+    await this.#each(manifestsPrefix(root), async (page) => {
+      const garbage = page.filter(({ key, modifiedMs }) => {
+        const meaning = meaningOf(key);
+        return meaning?.kind === 'manifest' && modifiedMs < youngMs && !live.images.has(meaning.digest);
+      });
+      this.#counts.sweptManifests += garbage.length;
+      await this.#putAside(garbage);
+    });
+  }
+
+  async #sweepChunks(live: LiveSet, youngMs: number, shard: string): Promise<void> {
+    await this.#each(chunksPrefix(this.#view.active.path, shard), async (page) => {
+      const garbage = page.filter(({ key, modifiedMs }) => {
+        const meaning = meaningOf(key);
+        return meaning?.kind === 'chunk' && modifiedMs < youngMs && !live.chunks.has(meaning.id);
+      });
+      this.#counts.chunks += page.length;
+      this.#counts.keptChunks += page.length - garbage.length;
+      this.#counts.sweptChunks += garbage.length;
+      await this.#putAside(garbage);
+    });
+  }
+
+  async #each(prefix: string, work: (page: readonly ObjectInfo[]) => Promise<void>): Promise<void> {
+    for await (const page of this.#parts.objects.list(prefix, { pageMax: BATCH_MAX })) {
+      this.#options.signal?.throwIfAborted();
+      await work(page);
+    }
+  }
+
+  async #putAside(garbage: readonly ObjectInfo[]): Promise<void> {
+    if (garbage.length === 0) return;
+    for (const { sizeBytes } of garbage) this.#counts.sweptBytes += sizeBytes;
+    if (this.#options.dryRun) return;
+    this.#trash ??= this.#openTrash();
+    const trash = await this.#trash;
+    const { objects } = this.#parts;
+    const moved: string[] = [];
+    await pooled(COPIES_MAX, garbage, async ({ key }) => {
+      if (await objects.copy(key, inArea(key, trash))) moved.push(key);
+    });
+    this.#checkTime();
+    await objects.delete(moved);
+  }
+
+  /** Made when there is something for it; after the wait every new listing shows it. */
+  async #openTrash(): Promise<AreaPath> {
+    const { objects, clock, policy } = this.#parts;
+    const trash: AreaPath = `trash/${this.#view.active.root}-${this.#journal.id}`;
+    this.#openedAt = clock.now();
+    await objects.put(stateKey(trash, 'opened'), Buffer.alloc(0));
+    await clock.sleep(policy.settleMs, this.#options.signal);
+    await writeIndex(objects);
+    return trash;
+  }
+
+  /** A trash that was opened longer ago may be purged before what we put there has been there for its retention. */
+  #checkTime(): void {
+    const { clock, policy, objects } = this.#parts;
+    if (clock.ageMs(this.#openedAt!) <= policy.buildMs - policy.settleMs) return;
+    throw new LazydiskError(
+      'TIMEOUT',
+      `${objects.url}: a sweep may take ${policy.buildMs} ms; run it again for the rest`,
+    );
+  }
+
+  async #forgetHistory(nowMs: number): Promise<void> {
+    const records = await this.#parts.references.history();
+    const newest = new Map(records.map(({ name, key }) => [name, key]));
+    const old = records.filter(
+      ({ name, key, modifiedMs }) => newest.get(name) !== key && modifiedMs < nowMs - HISTORY_MS,
+    );
+    await this.#parts.objects.delete(old.map(({ key }) => key));
+  }
+}

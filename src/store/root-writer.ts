@@ -1,0 +1,143 @@
+/**
+ * Writes images into a store whose roots may turn at any moment, without a lock. Two rules make it safe: chunks and
+ * manifests go to the root that was active at the start, and a name is only written by a view of the roots that is
+ * young enough, into the root that is active in it, when the whole image is there. FORMAT.md has the argument.
+ */
+import { LazydiskError } from '../errors.ts';
+import type { ChunkId } from '../format/chunk-id.ts';
+import { formatDuration } from '../units.ts';
+import { ensureIn } from './carry.ts';
+import type { Moment } from './clock.ts';
+import { type AreaPath, chunkKey, manifestKey } from './layout.ts';
+import type { StoreParts } from './parts.ts';
+import { isDigest, referenceName } from './reference-name.ts';
+import type { ImageDigest, SetOptions, StoreWriter } from './store.ts';
+import type { View } from './view.ts';
+
+/** Times that a name is tried when others write it, or roots turn, at the same moment. */
+const TRIES_MAX = 20;
+
+export class RootWriter implements StoreWriter {
+  readonly epoch: number;
+  readonly #parts: StoreParts;
+  readonly #root: AreaPath;
+  readonly #startedAt: Moment;
+  /** Manifests that we put and a listing may not show yet. */
+  readonly #put = new Map<ImageDigest, string[]>();
+
+  private constructor(parts: StoreParts, view: View, startedAt: Moment) {
+    this.#parts = parts;
+    this.#root = view.active.path;
+    this.epoch = view.active.root;
+    this.#startedAt = startedAt;
+  }
+
+  static async open(parts: StoreParts): Promise<RootWriter> {
+    const startedAt = parts.clock.now();
+    return new RootWriter(parts, await parts.views.newerThan(parts.policy.viewMs / 2), startedAt);
+  }
+
+  async hasChunk(id: ChunkId, sealedBytes?: number): Promise<boolean> {
+    const found = await this.#parts.objects.head(chunkKey(this.#root, id));
+    return found !== undefined && (sealedBytes === undefined || found.sizeBytes === sealedBytes);
+  }
+
+  async putChunk(id: ChunkId, sealed: Uint8Array): Promise<void> {
+    await this.#parts.objects.put(chunkKey(this.#root, id), sealed);
+  }
+
+  async putManifest(digest: ImageDigest, keyId: string, manifest: Uint8Array): Promise<void> {
+    await this.#parts.objects.put(manifestKey(this.#root, digest, keyId), manifest);
+    this.#put.set(digest, [...(this.#put.get(digest) ?? []), keyId]);
+  }
+
+  async addManifest(digest: ImageDigest, keyId: string, manifest: Uint8Array): Promise<void> {
+    await this.#commit(digest, `manifest of ${digest}`, async (view, signal) => {
+      await this.#parts.objects.put(manifestKey(view.active.path, digest, keyId), manifest, { signal });
+    });
+  }
+
+  async putReference(name: string, digest: ImageDigest, options: SetOptions = {}): Promise<void> {
+    if (!isDigest(digest)) throw new LazydiskError('INTERNAL', `image digest ${JSON.stringify(digest)}`);
+    const fullName = referenceName(name);
+    await this.#commit(digest, fullName, (view, signal) =>
+      this.#set(view, fullName, digest, options, signal),
+    );
+  }
+
+  async removeReference(name: string, options: SetOptions = {}): Promise<void> {
+    const fullName = referenceName(name);
+    await this.#commit(undefined, fullName, (view, signal) =>
+      this.#set(view, fullName, null, options, signal),
+    );
+  }
+
+  /** `write` by a view that is young, when all of `digest` is in its active root. Again when it was too slow for it. */
+  async #commit(
+    digest: ImageDigest | undefined,
+    what: string,
+    write: (view: View, signal: AbortSignal) => Promise<void>,
+  ): Promise<void> {
+    const { views, objects } = this.#parts;
+    for (let tries = 1; ; tries++) {
+      const { view, signal, stop } = await views.forWriting();
+      try {
+        if (digest && !(await ensureIn(objects, view, view.active.path, digest, this.#put.get(digest))))
+          throw new LazydiskError('NOT_FOUND', `${objects.url}: no image ${digest}`);
+        this.#checkTime();
+        // Bringing an image over may have taken longer than a view lasts.
+        signal.throwIfAborted();
+        await write(view, signal);
+        return;
+      } catch (error) {
+        const isLost = error instanceof ChangedError || signal.aborted;
+        if (!isLost || tries === TRIES_MAX) throw error instanceof ChangedError ? busy(what, tries) : error;
+      } finally {
+        stop();
+      }
+    }
+  }
+
+  async #set(
+    view: View,
+    fullName: string,
+    digest: ImageDigest | null,
+    { expected }: SetOptions,
+    signal: AbortSignal,
+  ): Promise<void> {
+    const { objects, references } = this.#parts;
+    const { current, ownVersion } = await references.find(view, fullName);
+    const was = current?.digest ?? null;
+    if (digest === null && was === null)
+      throw new LazydiskError('NOT_FOUND', `no image ${fullName} in ${objects.url}`);
+    if (expected !== undefined && was !== expected)
+      throw new LazydiskError(
+        'BUSY',
+        `${fullName} is ${was ?? 'no name'} and not ${expected ?? 'free'}: it stays`,
+      );
+    const ifVersion = (await objects.canCompareAndSet()) ? { ifVersion: ownVersion } : {};
+    try {
+      await references.put(view.active.path, fullName, digest, { signal, ...ifVersion });
+    } catch (error) {
+      if (error instanceof LazydiskError && error.code === 'BUSY') throw new ChangedError();
+      throw error;
+    }
+  }
+
+  #checkTime(): void {
+    const { clock, policy, objects } = this.#parts;
+    const ageMs = clock.ageMs(this.#startedAt);
+    if (ageMs <= policy.buildMs) return;
+    throw new LazydiskError(
+      'TIMEOUT',
+      `${objects.url}: this took ${formatDuration(ageMs)}, over the store's ${formatDuration(policy.buildMs)}, and what it stored may be swept: run it again`,
+    );
+  }
+}
+
+/** Somebody else wrote the name between our look and our write. */
+class ChangedError extends Error {}
+
+function busy(what: string, tries: number): LazydiskError {
+  return new LazydiskError('BUSY', `${what} was written by others at each of ${tries} tries`);
+}

@@ -1,0 +1,270 @@
+/**
+ * The model that garbage collection is checked by: builders, taggers, drives and collectors on many simulated machines,
+ * all running the real code on one simulated store, killed at any moment; and a judge who sees the store as it is.
+ */
+import { createHash } from 'node:crypto';
+import { LazydiskError } from '../../../src/errors.ts';
+import type { ChunkId } from '../../../src/format/chunk-id.ts';
+import { TenantKey } from '../../../src/format/keys.ts';
+import { sealManifest } from '../../../src/format/manifest-seal.ts';
+import { purge } from '../../../src/store/gc/purge.ts';
+import { rotate } from '../../../src/store/gc/rotate.ts';
+import { sweep } from '../../../src/store/gc/sweep.ts';
+import { meaningOf } from '../../../src/store/layout.ts';
+import type { StoreParts } from '../../../src/store/parts.ts';
+import type { StorePolicy } from '../../../src/store/policy.ts';
+import { RootStore } from '../../../src/store/root-store.ts';
+import type { ImageDigest } from '../../../src/store/store.ts';
+import { viewOf } from '../../../src/store/view.ts';
+import { SimObjects, SimStorage, Simulation } from '../../support/sim-store.ts';
+
+/** Times in simulated milliseconds; as long to each other as the policy must have them, and no longer. */
+export const POLICY: StorePolicy = { viewMs: 60, settleMs: 30, buildMs: 400, graceMs: 520, retentionMs: 520 };
+
+const TIMES = { latencyMs: 4, lagMs: 30 };
+const NAMES = ['a', 'b', 'c', 'd'];
+/** Chunks of content that images are made of; few, so that images share them and garbage comes back to life. */
+const CONTENTS = 7;
+
+const key = TenantKey.generate();
+
+export interface ModelOptions {
+  readonly seed: number;
+  readonly compareAndSet?: boolean;
+  /** What collectors are given instead of the store's own parts: to see that the judge finds what is wrong. */
+  readonly bend?: (parts: StoreParts) => StoreParts;
+}
+
+export interface ModelResult {
+  /** What the judge found wrong; empty if nothing. */
+  readonly faults: readonly string[];
+  readonly done: Readonly<Record<string, number>>;
+}
+
+export class Model {
+  readonly #options: ModelOptions;
+  readonly #sim: Simulation;
+  readonly #storage = new SimStorage();
+  readonly #chunksOf = new Map<ImageDigest, ChunkId[]>();
+  readonly #bytesOf = new Map<ChunkId, Buffer>();
+  readonly #faults: string[] = [];
+  readonly #done: Record<string, number> = {};
+
+  constructor(options: ModelOptions) {
+    this.#options = options;
+    this.#sim = new Simulation(options.seed);
+  }
+
+  /** A few thousand milliseconds of everything at once, then quiet, and a collection to the end. */
+  async run(): Promise<ModelResult> {
+    const first = this.#user();
+    await this.#finish(RootStore.open(first, { create: true, policy: POLICY, clock: first.clock }));
+    const busyMs = 6 * POLICY.retentionMs;
+    const endMs = this.#sim.nowMs + busyMs;
+    this.#actor('build', endMs, 3, (store) => this.#build(store));
+    this.#actor('tag', endMs, 2, (store) => this.#tag(store));
+    this.#actor('remove', endMs, 1, (store) => this.#remove(store));
+    this.#actor('attach', endMs, 3, (store, user) => this.#attach(store, user));
+    // Where roots turn all the time, sweeps never come to anything; so in half of the runs they do it once.
+    const turnMs = this.#options.seed % 2 ? 500 : 2.5 * POLICY.retentionMs;
+    this.#actor('rotate', endMs, 1, (store) => rotate(this.#collector(store)), turnMs);
+    this.#actor('sweep', endMs, 2, (store) => sweep(this.#collector(store)), 200);
+    this.#actor('purge', endMs, 2, (store) => purge(this.#collector(store)), 200);
+    let steps = 0;
+    await this.#sim.run(endMs + 3 * POLICY.retentionMs, () => {
+      if (++steps % 40 === 0) this.#judge();
+    });
+    this.#judge();
+    if (!this.#options.bend) await this.#collectAll();
+    return { faults: this.#faults, done: this.#done };
+  }
+
+  #user(): SimObjects {
+    return new SimObjects(this.#sim, this.#storage, TIMES, this.#options.compareAndSet ?? true);
+  }
+
+  #collector(store: RootStore): StoreParts {
+    return this.#options.bend ? this.#options.bend(store.parts) : store.parts;
+  }
+
+  /** `count` machines that do the same again and again, each time as a new process, some of them killed meanwhile. */
+  #actor(
+    what: string,
+    endMs: number,
+    count: number,
+    work: (store: RootStore, user: SimObjects) => Promise<unknown>,
+    pauseMs = 100,
+  ): void {
+    const { random } = this.#sim;
+    const machine = async (): Promise<void> => {
+      await this.#sim.delay(random.next() * pauseMs);
+      while (this.#sim.nowMs < endMs) {
+        const user = this.#user();
+        const process = RootStore.open(user, { clock: user.clock }).then((store) => work(store, user));
+        const ended = process.then(
+          () => this.#count(`${what} done`),
+          (error) => this.#failed(what, error),
+        );
+        // One in five dies in the middle of it.
+        const lifeMs = random.next() < 0.2 ? random.next() * POLICY.buildMs : Number.POSITIVE_INFINITY;
+        if (Number.isFinite(lifeMs)) {
+          await Promise.race([ended, this.#sim.delay(lifeMs)]);
+          user.isDead = true;
+        } else await ended;
+        await this.#sim.delay(random.next() * pauseMs);
+      }
+    };
+    for (let n = 0; n < count; n++) void machine();
+  }
+
+  /** Refusals are fine; that anything is missing, broken or against the code's own expectations is not. */
+  #failed(what: string, error: unknown): void {
+    const code = error instanceof LazydiskError ? error.code : 'none';
+    this.#count(`${what} ${code}`);
+    const isRefusal = ['BUSY', 'TIMEOUT', 'ABORTED', 'NOT_FOUND'].includes(code);
+    if (!isRefusal || String(error).includes('no manifest')) this.#faults.push(`${what}: ${error}`);
+  }
+
+  #count(what: string): void {
+    this.#done[what] = (this.#done[what] ?? 0) + 1;
+  }
+
+  async #build(store: RootStore): Promise<void> {
+    const { random } = this.#sim;
+    const writer = await store.writer();
+    const contents = [...Array(CONTENTS).keys()].filter(() => random.next() < 0.4);
+    const pauseMs = (random.next() * POLICY.buildMs * 1.1) / (contents.length + 2);
+    const ids: ChunkId[] = [];
+    for (const content of contents) {
+      const id = createHash('sha256').update(`${content} in epoch ${writer.epoch}`).digest('hex') as ChunkId;
+      const bytes = Buffer.from(`chunk ${id}`);
+      this.#bytesOf.set(id, bytes);
+      if (!(await writer.hasChunk(id, bytes.length))) await writer.putChunk(id, bytes);
+      ids.push(id);
+      await this.#pause(store, random.next() * 2 * pauseMs);
+    }
+    const entries = ids.map((id, index) => {
+      return { index, ref: { id, key: Buffer.alloc(32), sealedBytes: this.#bytesOf.get(id)!.length } };
+    });
+    const { digest, bytes } = sealManifest({
+      ...{ key, saltEpoch: writer.epoch, diskBytes: CONTENTS * 512 * 1024, entries },
+      ...{ writerVersion: 'model/1', encoderVersion: 'model/1' },
+      metadata: {
+        architecture: 'amd64',
+        os: 'linux',
+        config: { entrypoint: [], cmd: [], env: [], user: '', workingDir: '', labels: {} },
+        source: { digest: 'sha256:0' },
+        layers: [],
+      },
+    });
+    this.#chunksOf.set(digest, ids);
+    await writer.putManifest(digest, key.id, bytes);
+    await this.#pause(store, random.next() * pauseMs);
+    await writer.putReference(random.pick(NAMES), digest);
+  }
+
+  async #tag(store: RootStore): Promise<void> {
+    const { random } = this.#sim;
+    const writer = await store.writer();
+    // By name, or any image that there ever was, which may be garbage.
+    const digests = [...this.#chunksOf.keys()];
+    const found = await store.getReference(random.pick(NAMES));
+    const digest = found && random.next() < 0.5 ? found.digest : digests[random.below(digests.length)];
+    if (digest) await writer.putReference(random.pick(NAMES), digest);
+  }
+
+  async #remove(store: RootStore): Promise<void> {
+    await (await store.writer()).removeReference(this.#sim.random.pick(NAMES));
+  }
+
+  /** A drive: what its name means when it is attached, it can read for the retention. */
+  async #attach(store: RootStore, user: SimObjects): Promise<void> {
+    const { random } = this.#sim;
+    const name = random.pick(NAMES);
+    const reference = await store.getReference(name);
+    if (!reference) return;
+    const endMs = this.#sim.nowMs + random.next() * POLICY.retentionMs;
+    const manifest = await store.getManifest(reference.digest, key.id);
+    if (!manifest && this.#sim.nowMs < endMs && !user.isDead)
+      this.#faults.push(`drive of ${name}: no manifest of ${reference.digest} at ${this.#sim.nowMs}`);
+    const ids = this.#chunksOf.get(reference.digest)!;
+    while (ids.length > 0 && this.#sim.nowMs < endMs && !user.isDead) {
+      const id = random.pick(ids);
+      const askedMs = this.#sim.nowMs;
+      const bytes = await store.getChunk(id);
+      this.#count('chunks read');
+      const isRight = bytes?.equals(this.#bytesOf.get(id)!);
+      if (!isRight && this.#sim.nowMs < endMs)
+        this.#faults.push(
+          `drive of ${name}: chunk ${id.slice(0, 8)}, asked at ${askedMs}, is ${bytes ? 'wrong' : 'gone'}`,
+        );
+      await this.#pause(store, random.next() * 150);
+    }
+  }
+
+  #pause(store: RootStore, ms: number): Promise<void> {
+    return store.parts.clock.sleep(ms);
+  }
+
+  /** Whatever a name means right now is somewhere, all of it. */
+  #judge(): void {
+    const { objects } = this.#storage;
+    const markers = [...objects].map(([at, { modifiedMs }]) => ({ key: at, sizeBytes: 0, modifiedMs }));
+    const view = viewOf(markers.filter(({ key: at }) => at.startsWith('state/')));
+    const named = new Map<string, ImageDigest | null>();
+    const roots = [view.active, ...(view.draining ? [view.draining] : [])];
+    for (const { path } of roots) {
+      for (const kind of ['references', 'inherited']) {
+        for (const [at, { bytes }] of objects) {
+          const meaning = meaningOf(at);
+          if (meaning?.kind !== 'reference' || meaning.area !== path || meaning.from !== kind) continue;
+          if (!named.has(meaning.name)) named.set(meaning.name, JSON.parse(bytes.toString()).digest);
+        }
+      }
+    }
+    const there = { chunks: new Set<string>(), manifests: new Set<string>() };
+    for (const at of objects.keys()) {
+      const meaning = meaningOf(at);
+      if (meaning?.kind === 'chunk') there.chunks.add(meaning.id);
+      if (meaning?.kind === 'manifest') there.manifests.add(meaning.digest);
+    }
+    for (const [name, digest] of named) {
+      if (digest === null) continue;
+      if (!there.manifests.has(digest))
+        this.#faults.push(`at ${this.#sim.nowMs}: the manifest of ${name} is gone`);
+      for (const id of this.#chunksOf.get(digest)!)
+        if (!there.chunks.has(id))
+          this.#faults.push(`at ${this.#sim.nowMs}: chunk ${id.slice(0, 8)} of ${name} is gone`);
+    }
+  }
+
+  /** With nobody else about, everything that is no image's goes in the end. */
+  async #collectAll(): Promise<void> {
+    const user = this.#user();
+    const store = await this.#finish(RootStore.open(user, { clock: user.clock }));
+    for (const work of [rotate, purge, sweep, purge]) {
+      await this.#finish(work(store.parts));
+      this.#sim.nowMs += 2 * POLICY.retentionMs;
+    }
+    this.#judge();
+    const live = new Set<string>();
+    for (const { digest } of await this.#finish(store.listReferences()))
+      for (const id of this.#chunksOf.get(digest)!) live.add(id);
+    const left = [...this.#storage.objects.keys()].filter((at) => {
+      const meaning = meaningOf(at);
+      return meaning?.kind === 'chunk' && !live.has(meaning.id);
+    });
+    if (left.length > 0) this.#faults.push(`${left.length} chunks of no image are left: ${left[0]}`);
+    this.#count('collections to the end');
+  }
+
+  async #finish<T>(promise: Promise<T>): Promise<T> {
+    let settled = false;
+    const end = () => {
+      settled = true;
+    };
+    promise.then(end, end);
+    while (!settled) await this.#sim.run(this.#sim.nowMs + 1, () => undefined);
+    return promise;
+  }
+}

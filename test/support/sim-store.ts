@@ -1,0 +1,289 @@
+/**
+ * A store and its users in simulated time: every request takes a while to arrive and to come back, a copy reads first and
+ * writes later, listings lag behind writes and deletions by up to the settle time, what was given up takes effect all the
+ * same, and an actor can be killed between any two steps. One seed decides everything, so a failure can be run again.
+ */
+
+import { LazydiskError } from '../../src/errors.ts';
+import type { Clock, Moment } from '../../src/store/clock.ts';
+import {
+  checkKey,
+  type ListOptions,
+  type ObjectBytes,
+  type ObjectInfo,
+  type ObjectOptions,
+  type ObjectStore,
+  type PutOptions,
+} from '../../src/store/objects/object-store.ts';
+
+/** Numbers from a seed (mulberry32). */
+export class Random {
+  #state: number;
+
+  constructor(seed: number) {
+    this.#state = seed | 0;
+  }
+
+  /** 0 to 1. */
+  next(): number {
+    this.#state = (this.#state + 0x6d2b79f5) | 0;
+    let t = Math.imul(this.#state ^ (this.#state >>> 15), 1 | this.#state);
+    t = (t + Math.imul(t ^ (t >>> 7), 61 | t)) ^ t;
+    return ((t ^ (t >>> 14)) >>> 0) / 2 ** 32;
+  }
+
+  /** A whole number below `end`. */
+  below(end: number): number {
+    return Math.floor(this.next() * end);
+  }
+
+  pick<T>(items: readonly T[]): T {
+    return items[this.below(items.length)]!;
+  }
+}
+
+interface Event {
+  readonly atMs: number;
+  readonly serial: number;
+  readonly fire: () => void;
+}
+
+/** Simulated time: what waits is woken in the order of its time, and nothing else happens meanwhile. */
+export class Simulation {
+  readonly random: Random;
+  nowMs = 1_000_000;
+  #events: Event[] = [];
+  #serial = 0;
+
+  constructor(seed: number) {
+    this.random = new Random(seed);
+  }
+
+  delay(ms: number): Promise<void> {
+    return new Promise((resolve) =>
+      this.#push({ atMs: this.nowMs + ms, serial: this.#serial++, fire: resolve }),
+    );
+  }
+
+  /** Until nothing waits any more, or `untilMs`; `between` is called after every step. */
+  async run(untilMs: number, between: () => void): Promise<void> {
+    await new Promise(setImmediate);
+    for (let event = this.#pop(untilMs); event; event = this.#pop(untilMs)) {
+      this.nowMs = event.atMs;
+      event.fire();
+      await new Promise(setImmediate);
+      between();
+    }
+    this.nowMs = Math.max(this.nowMs, untilMs);
+  }
+
+  get isIdle(): boolean {
+    return this.#events.length === 0;
+  }
+
+  /** A binary heap by time, then by order of asking. */
+  #push(event: Event): void {
+    const heap = this.#events;
+    let at = heap.push(event) - 1;
+    while (at > 0 && before(event, heap[(at - 1) >> 1]!)) {
+      heap[at] = heap[(at - 1) >> 1]!;
+      at = (at - 1) >> 1;
+    }
+    heap[at] = event;
+  }
+
+  #pop(untilMs: number): Event | undefined {
+    const heap = this.#events;
+    const first = heap[0];
+    if (!first || first.atMs > untilMs) return undefined;
+    const last = heap.pop()!;
+    if (heap.length === 0) return first;
+    let at = 0;
+    for (;;) {
+      let child = 2 * at + 1;
+      if (child + 1 < heap.length && before(heap[child + 1]!, heap[child]!)) child++;
+      if (child >= heap.length || !before(heap[child]!, last)) break;
+      heap[at] = heap[child]!;
+      at = child;
+    }
+    heap[at] = last;
+    return first;
+  }
+}
+
+function before(a: Event, b: Event): boolean {
+  return a.atMs < b.atMs || (a.atMs === b.atMs && a.serial < b.serial);
+}
+
+interface StoredObject {
+  readonly bytes: Buffer;
+  readonly modifiedMs: number;
+  readonly version: string;
+}
+
+/** What a listing shows of a key from `fromMs` on; null: nothing. */
+interface Shown {
+  readonly fromMs: number;
+  readonly object: StoredObject | null;
+}
+
+/** The bytes of one simulated store, shared by its views. */
+export class SimStorage {
+  readonly objects = new Map<string, StoredObject>();
+  readonly shown = new Map<string, Shown[]>();
+  #versions = 0;
+
+  set(key: string, bytes: Buffer, nowMs: number, lagMs: number): void {
+    const object = { bytes, modifiedMs: nowMs, version: String(++this.#versions) };
+    this.objects.set(key, object);
+    this.#show(key, object, nowMs + lagMs);
+  }
+
+  remove(key: string, nowMs: number, lagMs: number): void {
+    if (this.objects.delete(key)) this.#show(key, null, nowMs + lagMs);
+  }
+
+  listed(prefix: string, nowMs: number): ObjectInfo[] {
+    const found: ObjectInfo[] = [];
+    for (const [key, history] of this.shown) {
+      if (!key.startsWith(prefix)) continue;
+      const object = history.findLast(({ fromMs }) => fromMs <= nowMs)?.object;
+      if (object) found.push({ key, sizeBytes: object.bytes.length, modifiedMs: object.modifiedMs });
+    }
+    return found;
+  }
+
+  #show(key: string, object: StoredObject | null, fromMs: number): void {
+    const history = this.shown.get(key) ?? [];
+    // What is written later is never shown earlier.
+    const last = history.at(-1)?.fromMs ?? 0;
+    this.shown.set(key, [...history.slice(-3), { fromMs: Math.max(fromMs, last), object }]);
+  }
+}
+
+export interface SimTimes {
+  /** One way of a request, at most. */
+  readonly latencyMs: number;
+  /** How far a listing lags, at most. */
+  readonly lagMs: number;
+}
+
+/** One user's view of a simulated store. */
+export class SimObjects implements ObjectStore {
+  readonly url = 'sim://store';
+  readonly isWritable = true;
+  /** Nothing that the user asks comes back any more, nor does what it has not asked yet happen. */
+  isDead = false;
+  readonly #sim: Simulation;
+  readonly #storage: SimStorage;
+  readonly #times: SimTimes;
+  readonly #canCompareAndSet: boolean;
+
+  constructor(sim: Simulation, storage: SimStorage, times: SimTimes, canCompareAndSet = true) {
+    this.#sim = sim;
+    this.#storage = storage;
+    this.#times = times;
+    this.#canCompareAndSet = canCompareAndSet;
+  }
+
+  /** Simulated time as the user's machine has it; a dead user sleeps for ever. */
+  get clock(): Clock {
+    return {
+      now: (): Moment => ({ monotonicMs: this.#sim.nowMs, wallMs: this.#sim.nowMs }),
+      ageMs: ({ monotonicMs }) => this.#sim.nowMs - monotonicMs,
+      sleep: async (ms, signal) => {
+        await Promise.race([this.#sim.delay(ms), rejectOnAbort(signal)]);
+        if (this.isDead) await never();
+      },
+    };
+  }
+
+  async get(key: string, bytesMax: number, options?: ObjectOptions): Promise<ObjectBytes | undefined> {
+    checkKey(key);
+    return this.#ask(() => {
+      const found = this.#storage.objects.get(key);
+      return found && { bytes: Buffer.from(found.bytes.subarray(0, bytesMax + 1)), version: found.version };
+    }, options);
+  }
+
+  async head(key: string, options?: ObjectOptions): Promise<ObjectInfo | undefined> {
+    checkKey(key);
+    return this.#ask(() => {
+      const found = this.#storage.objects.get(key);
+      return found && { key, sizeBytes: found.bytes.length, modifiedMs: found.modifiedMs };
+    }, options);
+  }
+
+  async put(key: string, bytes: Uint8Array, options: PutOptions = {}): Promise<void> {
+    checkKey(key);
+    const copy = Buffer.from(bytes);
+    await this.#ask(() => {
+      const { ifVersion } = options;
+      const version = this.#storage.objects.get(key)?.version ?? null;
+      if (this.#canCompareAndSet && ifVersion !== undefined && ifVersion !== version)
+        throw new LazydiskError('BUSY', `${key} has changed`);
+      this.#storage.set(key, copy, this.#sim.nowMs, this.#lag());
+    }, options);
+  }
+
+  async copy(from: string, to: string, options?: ObjectOptions): Promise<boolean> {
+    const found = await this.#ask(() => this.#storage.objects.get(from), options);
+    if (!found) return false;
+    await this.#ask(() => this.#storage.set(to, found.bytes, this.#sim.nowMs, this.#lag()), options);
+    return true;
+  }
+
+  async delete(keys: readonly string[], options?: ObjectOptions): Promise<void> {
+    await Promise.all(
+      keys.map((key) => this.#ask(() => this.#storage.remove(key, this.#sim.nowMs, this.#lag()), options)),
+    );
+  }
+
+  async *list(prefix: string, options: ListOptions = {}): AsyncIterable<readonly ObjectInfo[]> {
+    checkKey(prefix, 'prefix');
+    const all = await this.#ask(() => this.#storage.listed(prefix, this.#sim.nowMs), options);
+    const { pageMax = 1000 } = options;
+    for (let at = 0; at < all.length; at += pageMax) {
+      yield all.slice(at, at + pageMax);
+      await this.#ask(() => undefined, options);
+    }
+  }
+
+  async canCompareAndSet(): Promise<boolean> {
+    return this.#canCompareAndSet;
+  }
+
+  async close(): Promise<void> {}
+
+  #lag(): number {
+    return this.#sim.random.next() * this.#times.lagMs;
+  }
+
+  async #ask<T>(effect: () => T, options: ObjectOptions = {}): Promise<T> {
+    if (this.isDead) await never();
+    const arrives = this.#sim.delay(this.#sim.random.next() * this.#times.latencyMs);
+    // Once sent it happens, whether the sender lives, waits, or neither.
+    const answer = arrives.then(effect);
+    answer.catch(() => undefined);
+    await Promise.race([arrives, rejectOnAbort(options.signal)]);
+    await Promise.race([
+      this.#sim.delay(this.#sim.random.next() * this.#times.latencyMs),
+      rejectOnAbort(options.signal),
+    ]);
+    if (this.isDead) await never();
+    return answer;
+  }
+}
+
+function never(): Promise<never> {
+  return new Promise(() => {});
+}
+
+function rejectOnAbort(signal: AbortSignal | undefined): Promise<never> {
+  if (!signal) return never();
+  return new Promise((_, reject) => {
+    const abort = () => reject(new LazydiskError('ABORTED', 'cancelled', { cause: signal.reason }));
+    if (signal.aborted) abort();
+    else signal.addEventListener('abort', abort, { once: true });
+  });
+}
