@@ -21,10 +21,21 @@ export async function removeDeadWriters(tmpDir: string): Promise<void> {
   const host = await hostId();
   for (const name of await readdir(tmpDir).catch(() => [])) {
     const path = join(tmpDir, name);
-    const [writerHost, pid, start] = name.split('.');
-    const alive = writerHost === host ? await isAlive(Number(pid), start) : await changedLately(path);
+    const state = await stateOf(name, host);
+    const alive = state === 'foreign' ? await changedLately(path) : state === 'alive';
     if (!alive) await rm(path, { recursive: true, force: true }).catch(() => undefined);
   }
+}
+
+/** Of the writer that made `name`, a writer's name with or without something behind it; foreign: cannot be known. */
+export async function writerState(name: string): Promise<'alive' | 'dead' | 'foreign'> {
+  return stateOf(name, await hostId());
+}
+
+async function stateOf(name: string, host: string): Promise<'alive' | 'dead' | 'foreign'> {
+  const [writerHost, pid, start] = name.split('.');
+  if (writerHost !== host) return 'foreign';
+  return (await isAlive(Number(pid), start)) ? 'alive' : 'dead';
 }
 
 async function isAlive(pid: number, start: string | undefined): Promise<boolean> {

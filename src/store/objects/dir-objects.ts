@@ -1,0 +1,260 @@
+/**
+ * Objects as files: a key is a path below a directory. Any number of processes may read and write it at once: files
+ * appear whole, by rename. Only `ifVersion` needs a lock, and only against others with `ifVersion` for the same key.
+ * A version is a hash of the content, computed when somebody asks for it, which readers of chunks never do.
+ */
+import { createHash, hash } from 'node:crypto';
+import { createReadStream } from 'node:fs';
+import { type FileHandle, open, opendir, stat, unlink } from 'node:fs/promises';
+import { join, resolve } from 'node:path';
+import { errorText, LazydiskError } from '../../errors.ts';
+import { DurableWriter } from '../durable-writer.ts';
+import { DirLock } from './dir-lock.ts';
+import {
+  checkKey,
+  type ListOptions,
+  type ObjectBytes,
+  type ObjectInfo,
+  type ObjectOptions,
+  type ObjectStore,
+  type PutOptions,
+} from './object-store.ts';
+
+/** The writer's folder: no keys in there. */
+const TMP = 'tmp/';
+
+const PAGE_OBJECTS = 1000;
+
+/** Calls of the file system in flight for one `delete` or one page of `list`. */
+const LANES = 8;
+
+export class DirObjects implements ObjectStore {
+  readonly url: string;
+  readonly path: string;
+  readonly isWritable = true;
+  readonly #writer: DurableWriter;
+  readonly #lock: DirLock;
+
+  /** Of the directory `path`, which is made with the first object. */
+  constructor(path: string) {
+    this.path = resolve(path);
+    this.url = `file://${this.path}`;
+    this.#writer = new DurableWriter(this.path);
+    this.#lock = new DirLock(join(this.path, TMP));
+  }
+
+  /** Throws UNAVAILABLE, ABORTED. */
+  async get(key: string, bytesMax: number, { signal }: ObjectOptions = {}): Promise<ObjectBytes | undefined> {
+    const path = this.#pathOf(key);
+    const bytes = await this.#reading(key, signal, () => readBounded(path, bytesMax, signal));
+    return bytes && new FileBytes(bytes);
+  }
+
+  /** Throws UNAVAILABLE, ABORTED. */
+  async head(key: string, { signal }: ObjectOptions = {}): Promise<ObjectInfo | undefined> {
+    const path = this.#pathOf(key);
+    return this.#reading(key, signal, async () => {
+      const stats = await stat(path);
+      return stats.isFile() ? { key, sizeBytes: stats.size, modifiedMs: stats.mtimeMs } : undefined;
+    });
+  }
+
+  /** Throws NO_SPACE, UNAVAILABLE, ABORTED, and BUSY for `ifVersion`. */
+  async put(key: string, bytes: Uint8Array, options: PutOptions = {}): Promise<void> {
+    const { ifVersion, signal } = options;
+    const path = this.#pathOf(key);
+    const write = () => this.#writer.write(key, bytes);
+    await this.#writing(key, signal, async () => {
+      if (ifVersion === undefined) return write();
+      await this.#lock.hold(key, signal, async () => {
+        if ((await versionOfFile(path)) !== ifVersion)
+          throw new LazydiskError('BUSY', `${this.url}: ${key} has changed meanwhile`);
+        await write();
+      });
+    });
+  }
+
+  /** Through this process, as every durable write. Throws NO_SPACE, UNAVAILABLE, ABORTED. */
+  async copy(from: string, to: string, options: ObjectOptions = {}): Promise<boolean> {
+    this.#pathOf(to);
+    const object = await this.get(from, Number.MAX_SAFE_INTEGER - 1, options);
+    if (object) await this.put(to, object.bytes, options);
+    return object !== undefined;
+  }
+
+  /** Folders that become empty stay: a writer may be about to use them. Throws UNAVAILABLE, ABORTED. */
+  async delete(keys: readonly string[], { signal }: ObjectOptions = {}): Promise<void> {
+    const files = keys.map((key) => ({ key, path: this.#pathOf(key) }));
+    await inLanes(files, async ({ key, path }) => {
+      try {
+        signal?.throwIfAborted();
+        await unlink(path);
+      } catch (cause) {
+        if (!isMissing(cause)) throw this.#failure(`cannot delete ${key}`, cause, signal);
+      }
+    });
+  }
+
+  /**
+   * Files whose names are no keys are none of ours and left out. What others write or delete meanwhile is there or
+   * not. Throws UNAVAILABLE, ABORTED.
+   */
+  async *list(prefix: string, options: ListOptions = {}): AsyncGenerator<readonly ObjectInfo[]> {
+    checkKey(prefix, 'prefix');
+    this.#checkOurs(prefix);
+    const { pageMax = PAGE_OBJECTS, signal } = options;
+    let keys: string[] = [];
+    for await (const key of this.#keysBelow(prefix, signal)) {
+      if (keys.push(key) < pageMax) continue;
+      yield await this.#infosOf(keys, options);
+      keys = [];
+    }
+    if (keys.length > 0) yield await this.#infosOf(keys, options);
+  }
+
+  async canCompareAndSet(): Promise<boolean> {
+    return true;
+  }
+
+  async close(): Promise<void> {
+    await this.#writer.close();
+  }
+
+  #pathOf(key: string): string {
+    checkKey(key);
+    this.#checkOurs(key);
+    return join(this.path, key);
+  }
+
+  #checkOurs(key: string): void {
+    if (key.startsWith(TMP)) throw new LazydiskError('INTERNAL', `key ${JSON.stringify(key)} is a writer's`);
+  }
+
+  /** Depth first; folder by folder, so that memory does not grow with the store. */
+  async *#keysBelow(prefix: string, signal: AbortSignal | undefined): AsyncGenerator<string> {
+    const folder = await this.#reading(prefix, signal, () => opendir(join(this.path, prefix)));
+    if (!folder) return;
+    try {
+      for await (const entry of folder) {
+        const key = `${prefix}${entry.name}`;
+        if (!isKey(key)) continue;
+        // A store may be spread over disks by symbolic links to folders.
+        const isFolder = entry.isSymbolicLink()
+          ? await this.#reading(key, signal, async () => (await stat(join(this.path, key))).isDirectory())
+          : entry.isDirectory();
+        if (isFolder) yield* this.#keysBelow(`${key}/`, signal);
+        else yield key;
+      }
+    } catch (cause) {
+      if (!isMissing(cause)) throw this.#failure(`cannot list ${prefix}`, cause, signal);
+    }
+  }
+
+  async #infosOf(keys: readonly string[], options: ObjectOptions): Promise<ObjectInfo[]> {
+    const infos: ObjectInfo[] = [];
+    await inLanes(keys, async (key) => {
+      const info = await this.head(key, options);
+      if (info) infos.push(info);
+    });
+    return infos;
+  }
+
+  /** What `read` gives; undefined if what it reads is not there, or is a folder. */
+  async #reading<T>(
+    key: string,
+    signal: AbortSignal | undefined,
+    read: () => Promise<T>,
+  ): Promise<T | undefined> {
+    try {
+      signal?.throwIfAborted();
+      return await read();
+    } catch (cause) {
+      if (isMissing(cause)) return undefined;
+      throw this.#failure(`cannot read ${key}`, cause, signal);
+    }
+  }
+
+  async #writing(key: string, signal: AbortSignal | undefined, write: () => Promise<void>): Promise<void> {
+    try {
+      signal?.throwIfAborted();
+      await write();
+    } catch (cause) {
+      throw this.#failure(`cannot write ${key}`, cause, signal);
+    }
+  }
+
+  #failure(what: string, cause: unknown, signal: AbortSignal | undefined): LazydiskError {
+    if (cause instanceof LazydiskError) return cause;
+    const text = `${this.url}: ${what}: ${errorText(cause)}`;
+    if (signal?.aborted) return new LazydiskError('ABORTED', text, { cause });
+    const { code } = cause as NodeJS.ErrnoException;
+    const isFull = code === 'ENOSPC' || code === 'EDQUOT';
+    return new LazydiskError(isFull ? 'NO_SPACE' : 'UNAVAILABLE', text, { cause });
+  }
+}
+
+/** A file's bytes, hashed when asked for. */
+class FileBytes implements ObjectBytes {
+  readonly bytes: Buffer;
+
+  constructor(bytes: Buffer) {
+    this.bytes = bytes;
+  }
+
+  get version(): string {
+    return hash('sha256', this.bytes, 'hex');
+  }
+}
+
+/** Null if there is no file, or a folder. */
+async function versionOfFile(path: string): Promise<string | null> {
+  const digest = createHash('sha256');
+  try {
+    for await (const bytes of createReadStream(path)) digest.update(bytes as Buffer);
+  } catch (error) {
+    if (isMissing(error)) return null;
+    throw error;
+  }
+  return digest.digest('hex');
+}
+
+/** The whole file. Of one over `bytesMax` only that much and one byte more: too long for whoever checks it next. */
+async function readBounded(path: string, bytesMax: number, signal: AbortSignal | undefined): Promise<Buffer> {
+  const file: FileHandle = await open(path, 'r');
+  try {
+    const { size } = await file.stat();
+    const bytes = Buffer.allocUnsafe(Math.min(size, bytesMax + 1));
+    let filled = 0;
+    for (let more = 1; more > 0 && filled < bytes.length; filled += more) {
+      signal?.throwIfAborted();
+      more = (await file.read(bytes, filled, bytes.length - filled, filled)).bytesRead;
+    }
+    return bytes.subarray(0, filled);
+  } finally {
+    await file.close();
+  }
+}
+
+function isKey(key: string): boolean {
+  try {
+    checkKey(key);
+    return true;
+  } catch {
+    return false;
+  }
+}
+
+/** Not there, or a folder, which is no object either. */
+function isMissing(error: unknown): boolean {
+  const code = (error as NodeJS.ErrnoException | undefined)?.code;
+  return code === 'ENOENT' || code === 'ENOTDIR' || code === 'EISDIR';
+}
+
+/** `work` on all of `items`, LANES at a time. Rejects with the first failure; the other lanes go on. */
+async function inLanes<T>(items: readonly T[], work: (item: T) => Promise<void>): Promise<void> {
+  const rest = items.values();
+  const lane = async (): Promise<void> => {
+    for (const item of rest) await work(item);
+  };
+  await Promise.all(Array.from({ length: LANES }, lane));
+}
