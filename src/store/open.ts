@@ -71,7 +71,7 @@ function directoryOf(url: string, scheme: string | undefined): string {
 
 /** A store is not made among somebody's files. What another process that makes the same store has done already is ours. */
 async function checkEmpty(path: string): Promise<void> {
-  const names = await readdir(path).catch(() => []);
+  const names: string[] = await readdir(path).catch(() => []);
   const others = names.filter((name) => name !== 'tmp' && name !== 'state');
   if (names.includes(MARKER_KEY) || others.length === 0) return;
   throw new LazydiskError('USAGE', `${path} is no store and not empty; give an empty or a new directory`);

@@ -6,8 +6,8 @@ import { DiskCache } from '../../src/chunk/disk/disk-cache.ts';
 import { OriginTier } from '../../src/chunk/origin.ts';
 import { LimitTier } from '../../src/chunk/wrappers/limit.ts';
 import { RetryTier } from '../../src/chunk/wrappers/retry.ts';
-import { DirStore } from '../../src/store/dir-store.ts';
 import type { Store } from '../../src/store/store.ts';
+import { openDirStore } from '../support/dir-store.ts';
 import { FaultTier, MapTier } from '../support/tiers.ts';
 import { tierSuite } from './tier-suite.ts';
 
@@ -45,9 +45,10 @@ t.test('DiskCache', async (t) => {
 
 t.test('OriginTier over a directory', async (t) => {
   tierSuite(t, async (t) => {
-    const store = await DirStore.open(t.testdir(), { create: true });
+    const store = await openDirStore(t.testdir());
     t.teardown(() => store.close());
-    return { tier: new OriginTier(store), seed: (id, sealed) => store.putChunk(id, sealed), keeps: false };
+    const writer = await store.writer();
+    return { tier: new OriginTier(store), seed: (id, sealed) => writer.putChunk(id, sealed), keeps: false };
   });
 });
 

@@ -13,8 +13,8 @@ import { LimitTier } from '../../src/chunk/wrappers/limit.ts';
 import { RetryTier } from '../../src/chunk/wrappers/retry.ts';
 import { Drive } from '../../src/drive/drive.ts';
 import { CHUNK_BYTES } from '../../src/format/chunk-id.ts';
-import { DirStore } from '../../src/store/dir-store.ts';
 import { loadKeyFile, newKeyFile } from '../../src/store/key-file.ts';
+import { chunkFileIn, openDirStore } from '../support/dir-store.ts';
 import { putDisk } from '../support/stored-disk.ts';
 import { CountingObserver, demand } from '../support/tiers.ts';
 
@@ -33,7 +33,7 @@ async function setUp(t: Test) {
   const dir = t.testdir({ store: {}, cache: {} });
   const disk = diskBytes();
   await newKeyFile(join(dir, 'key'));
-  const store = await DirStore.open(join(dir, 'store'), { create: true });
+  const store = await openDirStore(join(dir, 'store'));
   const image = await putDisk(store, await loadKeyFile(join(dir, 'key')), 'test', disk);
   const cache = await DiskCache.open({ dir: join(dir, 'cache'), capBytes: 16 * 2 ** 20 });
   await cache.recovered();
@@ -61,7 +61,7 @@ async function setUp(t: Test) {
   const cached = async (entries: number) => {
     while (cache.stats().entries !== entries || reader.stats().flights > 0) await tick();
   };
-  const chunkFile = (entry: number) => store.chunkPath(image.manifest.ref(entry).id);
+  const chunkFile = (entry: number) => chunkFileIn(join(dir, 'store'), image.manifest.ref(entry).id);
   return { dir, cache, drive, image, observer, readAll, forget, cached, chunkFile };
 }
 

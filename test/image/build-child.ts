@@ -9,13 +9,18 @@ import { openStore } from '../../src/store/open.ts';
 
 const [spec, url, keyFile, name, putsText] = process.argv.slice(2);
 const store = await openStore(url!, { create: true });
-const putChunk = store.putChunk.bind(store);
+const newWriter = store.writer.bind(store);
 let puts = 0;
-store.putChunk = async (id, sealed) => {
-  await putChunk(id, sealed);
-  if (++puts < Number(putsText)) return;
-  process.stdout.write('hanging\n');
-  await new Promise(() => setInterval(() => undefined, 1000));
+store.writer = async () => {
+  const writer = await newWriter();
+  const putChunk = writer.putChunk.bind(writer);
+  writer.putChunk = async (id, sealed) => {
+    await putChunk(id, sealed);
+    if (++puts < Number(putsText)) return;
+    process.stdout.write('hanging\n');
+    await new Promise(() => setInterval(() => undefined, 1000));
+  };
+  return writer;
 };
 await buildImage({ source: await openSource(spec!), store, key: await loadKeyFile(keyFile!), name: name! });
 await store.close();

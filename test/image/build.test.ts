@@ -16,10 +16,11 @@ import { exportImage } from '../../src/image/export.ts';
 import { layoutExt4 } from '../../src/image/ext4/writer.ts';
 import { flatten } from '../../src/image/flatten.ts';
 import { openSource } from '../../src/image/source.ts';
-import { DirStore } from '../../src/store/dir-store.ts';
 import { loadImage } from '../../src/store/image.ts';
 import { newKeyFile } from '../../src/store/key-file.ts';
-import type { Store } from '../../src/store/store.ts';
+import type { RootStore } from '../../src/store/root-store.ts';
+import type { Store, StoreWriter } from '../../src/store/store.ts';
+import { openDirStore, rootDir } from '../support/dir-store.ts';
 import { makeOciLayout, type TarEntrySpec } from '../support/oci.ts';
 import { skipWithout } from '../support/tools.ts';
 
@@ -52,15 +53,17 @@ const TOP: TarEntrySpec[] = [
 
 interface Setup {
   readonly dir: string;
-  readonly store: DirStore;
+  readonly store: RootStore;
+  readonly storeDir: string;
   readonly key: TenantKey;
   build(spec: string, overrides?: Partial<BuildOptions>): ReturnType<typeof buildImage>;
 }
 
 async function setUp(t: Test): Promise<Setup> {
   const dir = t.testdir();
-  await (await DirStore.open(join(dir, 'store'), { create: true })).close();
-  const store = await DirStore.open(join(dir, 'store'));
+  const storeDir = join(dir, 'store');
+  await (await openDirStore(storeDir)).close();
+  const store = await openDirStore(storeDir);
   t.teardown(() => store.close());
   const key = await newKeyFile(join(dir, 'key'));
   const build: Setup['build'] = async (spec, overrides = {}) => {
@@ -71,29 +74,43 @@ async function setUp(t: Test): Promise<Setup> {
       await source.close();
     }
   };
-  return { dir, store, key, build };
+  return { dir, store, storeDir, key, build };
 }
 
 /** The store as another process sees it: which files, apart from temporary ones. */
-function filesIn(store: DirStore, folder: string): string[] {
-  return readdirSync(join(store.path, folder), { recursive: true, withFileTypes: true })
+function filesIn(storeDir: string, folder: string): string[] {
+  return readdirSync(join(rootDir(storeDir), folder), { recursive: true, withFileTypes: true })
     .filter((entry) => entry.isFile())
     .map((entry) => entry.name)
     .sort();
 }
 
-/** `store` with some of its methods replaced. */
-function withMethods(store: Store, methods: Partial<Store>): Store {
+/** `store` whose writers have some of their methods replaced; they are given the writer that they are of. */
+function withMethods(
+  store: Store,
+  methods: (writer: StoreWriter) => Partial<StoreWriter>,
+): Store {
+  const writer = async (): Promise<StoreWriter> => {
+    const inner = await store.writer();
+    const replaced = methods(inner);
+    return new Proxy(inner, {
+      get(target, name: keyof StoreWriter) {
+        const value = replaced[name] ?? target[name];
+        return typeof value === 'function' ? value.bind(target) : value;
+      },
+    });
+  };
   return new Proxy(store, {
     get(target, name: keyof Store) {
-      const value = methods[name] ?? target[name];
+      if (name === 'writer') return writer;
+      const value = target[name];
       return typeof value === 'function' ? value.bind(target) : value;
     },
   });
 }
 
 t.test('what is stored is the disk, chunk for chunk', async (t) => {
-  const { dir, store, key, build } = await setUp(t);
+  const { dir, store, storeDir, key, build } = await setUp(t);
   const made = await makeOciLayout(join(dir, 'oci'), {
     layers: [BASE, TOP],
     config: { Entrypoint: ['/bin/sh'], Env: ['A=b'], User: '7', WorkingDir: '/app', Labels: { x: 'y' } },
@@ -134,7 +151,7 @@ t.test('what is stored is the disk, chunk for chunk', async (t) => {
     dataBytes: manifest.storedChunks * CHUNK_BYTES,
     layers: 2,
   });
-  t.equal(report.newChunks, filesIn(store, 'chunks').length);
+  t.equal(report.newChunks, filesIn(storeDir, 'chunks').length);
   t.equal(report.newChunks + report.reusedChunks, manifest.storedChunks + hidden);
   t.match(manifest.metadata, {
     os: 'linux',
@@ -162,12 +179,12 @@ t.test(
     await makeOciLayout(join(dir, 'oci'), { layers: [BASE, TOP] });
     const spec = `oci:${join(dir, 'oci')}`;
     const { digest } = await build(spec);
-    const slow = withMethods(store, {
+    const slow = withMethods(store, () => ({
       hasChunk: async () => {
         await new Promise((resolve) => setTimeout(resolve, Math.random() * 20));
         return false;
       },
-    });
+    }));
     t.equal((await build(spec, { store: slow })).digest, digest);
     const sharing = TenantKey.generate({ sharing: key });
     t.equal((await build(spec, { key: sharing })).digest, digest);
@@ -179,16 +196,16 @@ t.test(
 );
 
 t.test('a second build stores nothing new, and a sibling only what differs', async (t) => {
-  const { dir, store, build } = await setUp(t);
+  const { dir, store, storeDir, build } = await setUp(t);
   await makeOciLayout(join(dir, 'one'), { layers: [BASE] });
   await makeOciLayout(join(dir, 'two'), { layers: [BASE, TOP] });
   const first = await build(`oci:${join(dir, 'one')}`);
   t.ok(first.newBytes > 500_000);
   const again = await build(`oci:${join(dir, 'one')}`, { name: 'again' });
   t.match(again, { newChunks: 0, newBytes: 0, digest: first.digest, sealedBytes: first.sealedBytes });
-  const files = filesIn(store, 'chunks').length;
+  const files = filesIn(storeDir, 'chunks').length;
   const second = await build(`oci:${join(dir, 'two')}`, { name: 'two' });
-  t.equal(filesIn(store, 'chunks').length, files + second.newChunks);
+  t.equal(filesIn(storeDir, 'chunks').length, files + second.newChunks);
   t.ok(second.newChunks <= 8, `${second.newChunks} chunks for a layer of two and the file system around it`);
   t.same(
     (await store.listReferences()).map(({ name }) => name),
@@ -215,7 +232,7 @@ t.test('progress goes forward through the phases', async (t) => {
 });
 
 t.test('a build that fails leaves every name as it was', async (t) => {
-  const { dir, store, key, build } = await setUp(t);
+  const { dir, store, storeDir, key, build } = await setUp(t);
   await makeOciLayout(join(dir, 'good'), { layers: [BASE] });
   const before = await build(`oci:${join(dir, 'good')}`);
   const made = await makeOciLayout(join(dir, 'bad'), {
@@ -236,11 +253,11 @@ t.test('a build that fails leaves every name as it was', async (t) => {
     'a disk that is too small': ['NO_SPACE', () => build(good, { sizeBytes: 4 * CHUNK_BYTES })],
     'chunks that cannot be stored': [
       'NO_SPACE',
-      () => build(bad, { store: withMethods(store, { putChunk: full }) }),
+      () => build(bad, { store: withMethods(store, () => ({ putChunk: full })) }),
     ],
     'a manifest that cannot be stored': [
       'NO_SPACE',
-      () => build(bad, { store: withMethods(store, { putManifest: full }) }),
+      () => build(bad, { store: withMethods(store, () => ({ putManifest: full })) }),
     ],
     ...Object.fromEntries(
       (['layers', 'filesystem', 'commit'] as const).map((phase) => [
@@ -265,17 +282,17 @@ t.test('a build that fails leaves every name as it was', async (t) => {
       `${name}: names as they were`,
     );
     t.equal((await store.listReferences()).length, 1);
-    t.same(filesIn(store, 'manifests'), [key.id], `${name}: no manifest`);
+    t.same(filesIn(storeDir, 'manifests'), [key.id], `${name}: no manifest`);
   }
   await t.rejects(build(bad), { message: new RegExp(made.layerDigests[0]!) }, 'the layer is named');
 });
 
 t.test('a build that is killed and run again stores only what is missing', async (t) => {
-  const { dir, store, key, build } = await setUp(t);
+  const { dir, store, storeDir, key, build } = await setUp(t);
   const layers = [[{ name: 'noise', body: randomBytes(40 * CHUNK_BYTES) }], TOP];
   await makeOciLayout(join(dir, 'oci'), { layers, compression: 'none' });
   const spec = `oci:${join(dir, 'oci')}`;
-  const child = spawn(process.execPath, [CHILD, spec, store.path, join(dir, 'key'), 'app', '12'], {
+  const child = spawn(process.execPath, [CHILD, spec, storeDir, join(dir, 'key'), 'app', '12'], {
     stdio: ['ignore', 'pipe', 'inherit'],
   });
   const [said] = (await once(child.stdout, 'data')) as [Buffer];
@@ -283,34 +300,34 @@ t.test('a build that is killed and run again stores only what is missing', async
   child.kill('SIGKILL');
   await once(child, 'exit');
 
-  const kept = filesIn(store, 'chunks');
+  const kept = filesIn(storeDir, 'chunks');
   t.ok(kept.length >= 12, `${kept.length} chunks were kept`);
   t.ok(kept.length < 43);
   t.same(await store.listReferences(), []);
-  t.equal(readdirSync(join(store.path, 'tmp')).length, 1, 'the dead one left its temporary directory');
+  t.equal(readdirSync(join(storeDir, 'tmp')).length, 1, 'the dead one left its temporary directory');
 
   const put: string[] = [];
-  const counting = withMethods(store, {
+  const counting = withMethods(store, (writer) => ({
     putChunk: (id, sealed) => {
       put.push(id);
-      return store.putChunk(id, sealed);
+      return writer.putChunk(id, sealed);
     },
-  });
+  }));
   const report = await build(spec, { store: counting });
   t.equal(put.length, report.newChunks);
-  t.same([...put, ...kept].sort(), filesIn(store, 'chunks'), 'nothing twice, nothing left out');
+  t.same([...put, ...kept].sort(), filesIn(storeDir, 'chunks'), 'nothing twice, nothing left out');
   await exportImage({ image: await loadImage(store, 'app', key), store, out: join(dir, 'disk.img') });
   t.equal(statSync(join(dir, 'disk.img')).size, report.diskBytes);
   await store.close();
-  t.same(readdirSync(join(store.path, 'tmp')), [], 'the next writer took it away');
+  t.same(readdirSync(join(storeDir, 'tmp')), [], 'the next writer took it away');
 });
 
 t.test('builds into one store at once do not meet', async (t) => {
-  const { dir, store, key } = await setUp(t);
+  const { dir, store, storeDir, key } = await setUp(t);
   await makeOciLayout(join(dir, 'one'), { layers: [BASE] });
   await makeOciLayout(join(dir, 'two'), { layers: [BASE, TOP] });
   const child = (image: string, name: string) => {
-    const words = [CHILD, `oci:${join(dir, image)}`, store.path, join(dir, 'key'), name, 'Infinity'];
+    const words = [CHILD, `oci:${join(dir, image)}`, storeDir, join(dir, 'key'), name, 'Infinity'];
     return once(spawn(process.execPath, words, { stdio: ['ignore', 'ignore', 'inherit'] }), 'exit');
   };
   const exits = await Promise.all([child('one', 'a'), child('two', 'b'), child('one', 'c')]);
@@ -323,11 +340,11 @@ t.test('builds into one store at once do not meet', async (t) => {
   t.equal(a!.digest, c!.digest);
   t.not(a!.digest, b!.digest);
   for (const image of [a!, b!]) await exportImage({ image, store, out: join(dir, 'disk.img') });
-  t.same(readdirSync(join(store.path, 'tmp')), []);
+  t.same(readdirSync(join(storeDir, 'tmp')), []);
 });
 
 t.test('no plaintext lies in the store', async (t) => {
-  const { dir, store, build } = await setUp(t);
+  const { dir, storeDir, build } = await setUp(t);
   const canary = 'CANARY-e1b2d3-yellow';
   await makeOciLayout(join(dir, 'oci'), {
     layers: [
@@ -345,7 +362,7 @@ t.test('no plaintext lies in the store', async (t) => {
   });
   await build(`oci:${join(dir, 'oci')}`);
   let files = 0;
-  for (const entry of readdirSync(store.path, { recursive: true, withFileTypes: true })) {
+  for (const entry of readdirSync(storeDir, { recursive: true, withFileTypes: true })) {
     if (!entry.isFile()) continue;
     files++;
     const bytes = readFileSync(join(entry.parentPath, entry.name));

@@ -5,13 +5,12 @@ import t from 'tap';
 import { LazydiskError } from '../../src/errors.ts';
 import { decodeChunk } from '../../src/format/chunk-codec.ts';
 import { CHUNK_BYTES, type ChunkId, type ChunkRef } from '../../src/format/chunk-id.ts';
-import { ChunkEncoder } from '../../src/image/encode.ts';
-import type { Store } from '../../src/store/store.ts';
+import { ChunkEncoder, type ChunkStore } from '../../src/image/encode.ts';
 
 const salt = Buffer.alloc(32, 'salt');
 
 /** Chunks in a Map; `beforePut` may delay or throw. */
-class MemoryStore implements Pick<Store, 'hasChunk' | 'putChunk'> {
+class MemoryStore implements ChunkStore {
   readonly chunks = new Map<ChunkId, Buffer>();
   inFlight = 0;
   inFlightMax = 0;
@@ -36,9 +35,6 @@ class MemoryStore implements Pick<Store, 'hasChunk' | 'putChunk'> {
     }
   }
 
-  asStore(): Store {
-    return this as unknown as Store;
-  }
 }
 
 /** A few kinds of chunk, repeated: 0 is zeroes. */
@@ -63,7 +59,7 @@ const KINDS = Array.from({ length: 120 }, (_, at) => (at * 7) % 30);
 
 t.test('every chunk gets its reference, each distinct one is stored once', async (t) => {
   const store = new MemoryStore();
-  const encoder = new ChunkEncoder(store.asStore(), salt);
+  const encoder = new ChunkEncoder(store, salt);
   const refs = await encodeAll(encoder, KINDS);
   for (const [at, ref] of refs.entries()) {
     const kind = KINDS[at]!;
@@ -79,17 +75,17 @@ t.test('every chunk gets its reference, each distinct one is stored once', async
 });
 
 t.test('the order in which puts finish changes nothing', async (t) => {
-  const calm = await encodeAll(new ChunkEncoder(new MemoryStore().asStore(), salt), KINDS);
+  const calm = await encodeAll(new ChunkEncoder(new MemoryStore(), salt), KINDS);
   for (let run = 0; run < 3; run++) {
     const store = new MemoryStore(() => sleep(Math.random() * 20));
-    t.same(await encodeAll(new ChunkEncoder(store.asStore(), salt), KINDS), calm);
+    t.same(await encodeAll(new ChunkEncoder(store, salt), KINDS), calm);
   }
 });
 
 t.test('what the store has is not put again', async (t) => {
   const store = new MemoryStore();
-  await encodeAll(new ChunkEncoder(store.asStore(), salt), [1, 2, 3]);
-  const encoder = new ChunkEncoder(store.asStore(), salt);
+  await encodeAll(new ChunkEncoder(store, salt), [1, 2, 3]);
+  const encoder = new ChunkEncoder(store, salt);
   await encodeAll(encoder, [2, 3, 4]);
   t.match(encoder.counts, { chunks: 3, newChunks: 1, reusedChunks: 2 });
 });
@@ -97,7 +93,7 @@ t.test('what the store has is not put again', async (t) => {
 t.test('a store that does not answer stops the intake', async (t) => {
   const gate = Promise.withResolvers<void>();
   const store = new MemoryStore(() => gate.promise);
-  const encoder = new ChunkEncoder(store.asStore(), salt);
+  const encoder = new ChunkEncoder(store, salt);
   let taken = 0;
   const feeding = (async () => {
     for (; taken < 200; taken++) {
@@ -122,7 +118,7 @@ t.test('the first failure comes out of what follows, and nothing is in flight af
     await sleep(1);
     if (++puts === 5) throw new LazydiskError('NO_SPACE', 'full');
   });
-  const encoder = new ChunkEncoder(store.asStore(), salt);
+  const encoder = new ChunkEncoder(store, salt);
   const feed = async () => {
     for (let kind = 1; ; kind++) await encoder.add(chunkOf(kind), () => undefined);
   };
@@ -141,7 +137,7 @@ t.test('the first failure comes out of what follows, and nothing is in flight af
 t.test('an abort stops it', async (t) => {
   const controller = new AbortController();
   const store = new MemoryStore(() => controller.abort());
-  const encoder = new ChunkEncoder(store.asStore(), salt, controller.signal);
+  const encoder = new ChunkEncoder(store, salt, controller.signal);
   const feed = async () => {
     for (let kind = 1; ; kind++) await encoder.add(chunkOf(kind), () => undefined);
   };
@@ -152,7 +148,7 @@ t.test('an abort stops it', async (t) => {
 
 t.test('buffers go round, and never while they are being read', async (t) => {
   const store = new MemoryStore();
-  const encoder = new ChunkEncoder(store.asStore(), salt);
+  const encoder = new ChunkEncoder(store, salt);
   const seen = new Set<Buffer>();
   const plain: Buffer[] = [];
   const refs: ChunkRef[] = [];

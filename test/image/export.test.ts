@@ -5,7 +5,6 @@ import { once } from 'node:events';
 import {
   chmodSync,
   copyFileSync,
-  mkdirSync,
   readdirSync,
   readFileSync,
   rmSync,
@@ -18,8 +17,8 @@ import { join } from 'node:path';
 import t, { type Test } from 'tap';
 import { CHUNK_BYTES } from '../../src/format/chunk-id.ts';
 import { exportImage } from '../../src/image/export.ts';
-import { DirStore } from '../../src/store/dir-store.ts';
 import { newKeyFile } from '../../src/store/key-file.ts';
+import { chunkFileIn, openDirStore } from '../support/dir-store.ts';
 import { putDisk } from '../support/stored-disk.ts';
 import { skipWithout } from '../support/tools.ts';
 
@@ -37,7 +36,7 @@ function sampleDisk(): Buffer {
 
 async function setUp(t: Test, disk = sampleDisk()) {
   const dir = t.testdir({ out: {} });
-  const store = await DirStore.open(join(dir, 'store'), { create: true });
+  const store = await openDirStore(join(dir, 'store'));
   t.teardown(() => store.close());
   const key = await newKeyFile(join(dir, 'key'));
   const image = await putDisk(store, key, 'disk', disk);
@@ -114,12 +113,12 @@ t.test('a FIFO is written to, not replaced', async (t) => {
 });
 
 t.test('a bad chunk fails the export by name, and leaves what was there', async (t) => {
-  const { outDir, store, image } = await setUp(t);
+  const { dir, outDir, store, image } = await setUp(t);
   const out = join(outDir, 'disk.img');
   writeFileSync(out, 'as it was');
   const entry = image.manifest.entryOf(8);
   const { id } = image.manifest.ref(entry);
-  const path = store.chunkPath(id);
+  const path = chunkFileIn(join(dir, 'store'), id);
   const good = readFileSync(path);
   const flipped = Buffer.from(good);
   flipped[1000]! ^= 4;
@@ -129,13 +128,13 @@ t.test('a bad chunk fails the export by name, and leaves what was there', async 
     empty: ['CORRUPT', () => truncateSync(path, 0)],
     longer: ['CORRUPT', () => writeFileSync(path, Buffer.concat([good, Buffer.of(0)]))],
     huge: ['CORRUPT', () => truncateSync(path, 2 ** 32)],
-    swapped: ['CORRUPT', () => copyFileSync(store.chunkPath(image.manifest.ref(0).id), path)],
+    swapped: ['CORRUPT', () => copyFileSync(chunkFileIn(join(dir, 'store'), image.manifest.ref(0).id), path)],
     missing: ['NOT_FOUND', () => rmSync(path)],
     unreadable: [
       'UNAVAILABLE',
       () => {
         rmSync(path);
-        mkdirSync(path);
+        symlinkSync(path, path);
       },
     ],
   };

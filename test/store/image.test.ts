@@ -4,18 +4,21 @@ import { join } from 'node:path';
 import t, { type Test } from 'tap';
 import { TenantKey } from '../../src/format/keys.ts';
 import { sealManifest } from '../../src/format/manifest-seal.ts';
-import { DirStore } from '../../src/store/dir-store.ts';
 import { listImages, loadImage } from '../../src/store/image.ts';
+import type { ImageDigest } from '../../src/store/store.ts';
 import { sampleParts } from '../format/samples.ts';
+import { openDirStore, rootDir } from '../support/dir-store.ts';
 
 async function storeWithImage(t: Test) {
-  const store = await DirStore.open(join(t.testdir(), 'store'), { create: true });
+  const dir = join(t.testdir(), 'store');
+  const store = await openDirStore(dir);
+  const writer = await store.writer();
   t.teardown(() => store.close());
   const key = TenantKey.generate();
   const { digest, bytes } = sealManifest(sampleParts(key));
-  await store.putManifest(digest, key.id, bytes);
-  await store.putReference('app', digest);
-  return { store, key, digest, bytes };
+  await writer.putManifest(digest, key.id, bytes);
+  await writer.putReference('app', digest);
+  return { dir, store, writer, key, digest, bytes };
 }
 
 t.test('an image is found by name, by name and tag, and by digest', async (t) => {
@@ -38,25 +41,25 @@ t.test('what is not there is NOT_FOUND, what is no name is USAGE', async (t) => 
 });
 
 t.test('an image of another key is KEY, by both ways of not having it', async (t) => {
-  const { store, key, digest, bytes } = await storeWithImage(t);
+  const { store, writer, key, digest, bytes } = await storeWithImage(t);
   const stranger = TenantKey.generate({ sharing: key });
   await t.rejects(loadImage(store, 'app', stranger), { code: 'KEY', message: new RegExp(stranger.id) });
-  await store.putManifest(digest, stranger.id, bytes);
+  await writer.putManifest(digest, stranger.id, bytes);
   await t.rejects(loadImage(store, 'app', stranger), { code: 'KEY', message: /app:latest/ });
 });
 
 t.test('two tenants of a domain hold one image side by side', async (t) => {
-  const { store, key, digest } = await storeWithImage(t);
+  const { store, writer, key, digest } = await storeWithImage(t);
   const other = TenantKey.generate({ sharing: key });
   const again = sealManifest(sampleParts(other));
   t.equal(again.digest, digest);
-  await store.putManifest(again.digest, other.id, again.bytes);
+  await writer.putManifest(again.digest, other.id, again.bytes);
   for (const tenant of [key, other]) t.equal((await loadImage(store, 'app', tenant)).digest, digest);
 });
 
 t.test("a manifest that is bent, or another image's, is CORRUPT and named", async (t) => {
-  const { store, key, digest, bytes } = await storeWithImage(t);
-  const path = join(store.path, 'manifests/sha256', digest.slice(7), key.id);
+  const { store, dir, key, digest, bytes } = await storeWithImage(t);
+  const path = join(rootDir(dir), 'manifests/sha256', digest.slice(7), key.id);
   const bent = Buffer.from(bytes);
   bent[300]! ^= 1;
   writeFileSync(path, bent);
@@ -69,8 +72,10 @@ t.test("a manifest that is bent, or another image's, is CORRUPT and named", asyn
 });
 
 t.test('the list shows every name, and what is wrong with one hides no other', async (t) => {
-  const { store, key, digest } = await storeWithImage(t);
-  await store.putReference('gone', `sha256:${'0'.repeat(64)}`);
+  const { store, writer, key, digest } = await storeWithImage(t);
+  const none = `sha256:${'0'.repeat(64)}` as ImageDigest;
+  await writer.putManifest(none, 'f'.repeat(16), Buffer.from('of another key'));
+  await writer.putReference('gone', none);
   const listed = await listImages(store, key);
   t.match(listed, [
     { reference: { name: 'app:latest', digest }, manifest: { digest } },

@@ -150,6 +150,8 @@ class Purge {
     const there = await references.listIn(next);
     for (const { name, digest } of (await references.listIn(root.path)).values()) {
       if (digest === null || there.has(name)) continue;
+      // Another purge may be at it already, and its half-deleted names say nothing.
+      if (await objects.head(stateKey(root.path, 'deleting'))) return;
       throw new LazydiskError(
         'CORRUPT',
         `${objects.url}: ${root.path} has ${name}, which ${next} does not know: it stays`,

@@ -242,7 +242,7 @@ export class Model {
   async #collectAll(): Promise<void> {
     const user = this.#user();
     const store = await this.#finish(RootStore.open(user, { clock: user.clock }));
-    for (const work of [rotate, purge, sweep, purge]) {
+    for (const work of [rotate, purge, sweep, purge] as ((parts: StoreParts) => Promise<unknown>)[]) {
       await this.#finish(work(store.parts));
       this.#sim.nowMs += 2 * POLICY.retentionMs;
     }

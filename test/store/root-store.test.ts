@@ -1,4 +1,4 @@
-/** The directory store: the contract of all stores, and what is special about files. */
+/** Stores of images: the contract over each kind of object store, and what is special about a directory. */
 import { spawn } from 'node:child_process';
 import { randomBytes } from 'node:crypto';
 import { once } from 'node:events';
@@ -7,6 +7,7 @@ import {
   mkdirSync,
   readdirSync,
   readFileSync,
+  symlinkSync,
   truncateSync,
   utimesSync,
   writeFileSync,
@@ -14,27 +15,35 @@ import {
 import { join } from 'node:path';
 import t, { type Test } from 'tap';
 import { chunkIdOf, SEALED_BYTES_MAX } from '../../src/format/chunk-id.ts';
-import { DirStore } from '../../src/store/dir-store.ts';
+import { meaningOf } from '../../src/store/layout.ts';
 import { openStore } from '../../src/store/open.ts';
 import type { ImageDigest } from '../../src/store/store.ts';
 import { newWriterName } from '../../src/store/writer-dir.ts';
+import { chunkFileIn, openDirStore, rootDir } from '../support/dir-store.ts';
 import { storeSuite } from './store-suite.ts';
 
 const digest = `sha256:${'5'.repeat(64)}` as ImageDigest;
+const KEY_ID = 'c'.repeat(16);
 
-t.test('contract', (t) => {
+t.test('contract over a directory', (t) => {
   storeSuite(t, async (t) => {
     const dir = join(t.testdir(), 'store');
-    await (await DirStore.open(dir, { create: true })).close();
-    return () => DirStore.open(dir);
+    await (await openDirStore(dir)).close();
+    return () => openDirStore(dir);
   });
   t.end();
 });
 
-async function newStore(t: Test): Promise<DirStore> {
-  const store = await DirStore.open(join(t.testdir(), 'store'), { create: true });
+async function newStore(t: Test) {
+  const dir = join(t.testdir(), 'store');
+  const store = await openDirStore(dir);
   t.teardown(() => store.close());
-  return store;
+  const writer = await store.writer();
+  const name = async (text: string) => {
+    await writer.putManifest(digest, KEY_ID, Buffer.from('manifest'));
+    await writer.putReference(text, digest);
+  };
+  return { dir, store, writer, name, root: rootDir(dir) };
 }
 
 t.test('a store is opened by URL or path, and made only when asked', async (t) => {
@@ -49,71 +58,103 @@ t.test('a store is opened by URL or path, and made only when asked', async (t) =
   await t.rejects(openStore(`${dir}/full`, { create: true }), { code: 'USAGE', message: /not empty/ });
   await t.rejects(openStore(`${dir}/full`), { code: 'NOT_FOUND' });
   await t.rejects(openStore(`${dir}/file`, { create: true }), { code: 'UNAVAILABLE' });
-  for (const url of ['s3://bucket/x', 'https://example.org/x', 'FTP://x/y'])
-    await t.rejects(openStore(url), { code: 'UNSUPPORTED' });
+  await t.rejects(openStore('FTP://x/y'), { code: 'UNSUPPORTED' });
   await t.rejects(openStore(''), { code: 'USAGE' });
 });
 
 t.test('a store of a later layout, or a broken marker, is refused', async (t) => {
   const marker = (text: string) => t.testdir({ 'lazydisk-store.json': text });
-  await t.rejects(openStore(marker('{"kind":"lazydisk store","version":2}'), { create: true }), {
+  await t.rejects(openStore(marker('{"kind":"lazydisk store","version":1}'), { create: true }), {
     code: 'UNSUPPORTED',
   });
-  for (const text of ['', '{', 'null', '{"kind":"other","version":1}'])
+  const shortPolicy = { graceMs: 5, retentionMs: 5, buildMs: 5, viewMs: 5, settleMs: 5 };
+  for (const text of [
+    '',
+    '{',
+    'null',
+    '{"kind":"other","version":2}',
+    '{"kind":"lazydisk store","version":2}',
+    JSON.stringify({ kind: 'lazydisk store', version: 2, policy: shortPolicy }),
+  ])
     await t.rejects(openStore(marker(text), { create: true }), { code: 'CORRUPT' });
 });
 
 t.test('many processes may make one store at once', async (t) => {
   const dir = join(t.testdir(), 'store');
   const stores = await Promise.all(Array.from({ length: 8 }, () => openStore(dir, { create: true })));
-  await Promise.all(stores.map((store, at) => store.putReference(`name-${at}`, digest)));
+  const writers = await Promise.all(stores.map((store) => store.writer()));
+  await writers[0]!.putManifest(digest, KEY_ID, Buffer.from('manifest'));
+  await Promise.all(writers.map((writer, at) => writer.putReference(`name-${at}`, digest)));
   t.equal((await stores[0]!.listReferences()).length, 8);
   await Promise.all(stores.map((store) => store.close()));
 });
 
 t.test('files lie where FORMAT.md says, and nothing else does', async (t) => {
-  const store = await newStore(t);
+  const { dir, store, writer } = await newStore(t);
   const id = chunkIdOf(Buffer.alloc(32, 0xab));
-  await store.putChunk(id, Buffer.from('sealed'));
-  await store.putManifest(digest, 'c'.repeat(16), Buffer.from('manifest'));
-  await store.putReference('team/app:v1', digest);
+  await writer.putChunk(id, Buffer.from('sealed'));
+  await writer.putManifest(digest, KEY_ID, Buffer.from('manifest'));
+  await writer.putReference('team/app:v1', digest);
   await store.close();
-  const files = readdirSync(store.path, { recursive: true, withFileTypes: true }).filter((entry) =>
-    entry.isFile(),
-  );
-  t.same(files.map((file) => join(file.parentPath, file.name).slice(store.path.length + 1)).sort(), [
-    `chunks/ab/ab/${id}`,
+  const files = readdirSync(dir, { recursive: true, withFileTypes: true }).filter((entry) => entry.isFile());
+  const paths = files.map((file) => join(file.parentPath, file.name).slice(dir.length + 1)).sort();
+  t.match(paths.shift(), new RegExp(`^history/team%2Fapp%3Av1/\\d+-[0-9a-f]{8}-${'5'.repeat(64)}$`));
+  t.same(paths, [
     'lazydisk-store.json',
-    `manifests/sha256/${'5'.repeat(64)}/${'c'.repeat(16)}`,
-    'references/team%2Fapp%3Av1.json',
+    `roots/1/chunks/ab/ab/${id}`,
+    `roots/1/manifests/sha256/${'5'.repeat(64)}/${KEY_ID}`,
+    'roots/1/references/team%2Fapp%3Av1.json',
+    'state/index.json',
+    'state/roots/1/opened',
   ]);
-  t.match(JSON.parse(readFileSync(join(store.path, 'references/team%2Fapp%3Av1.json'), 'utf8')), {
-    version: 1,
-    name: 'team/app:v1',
-    digest,
-  });
-  t.same(readdirSync(join(store.path, 'tmp')), [], 'no temporary file stays');
-  await t.rejects(store.putChunk(id, Buffer.from('x')), { code: 'INTERNAL' }, 'closed is closed');
+  const reference = readFileSync(join(dir, 'roots/1/references/team%2Fapp%3Av1.json'), 'utf8');
+  t.match(JSON.parse(reference), { version: 1, name: 'team/app:v1', digest });
+  t.same(readdirSync(join(dir, 'tmp')), [], 'no temporary file stays');
+  for (const path of [...paths, `history/team%2Fapp%3Av1/1-00000000-none`]) t.ok(meaningOf(path), path);
+  await t.rejects(writer.putChunk(id, Buffer.from('x')), { code: 'INTERNAL' }, 'closed is closed');
+});
+
+t.test('what no lazydisk wrote has no meaning', async (t) => {
+  const hex = 'ab'.repeat(32);
+  for (const key of [
+    'README',
+    `chunks/ab/ab/${hex}`,
+    `roots/0/chunks/ab/ab/${hex}`,
+    `roots/1/chunks/cd/ab/${hex}`,
+    `roots/1/chunks/ab/ab/${hex}.tmp`,
+    `roots/1/chunks/ab/ab/x/${hex}`,
+    `roots/1/manifests/sha256/${hex}/KEY`,
+    'roots/1/references/x.json',
+    'roots/1/other/x',
+    'state/roots/1/finished',
+    'state/roots/1/opened/x',
+    'trash/1/chunks',
+    'history/x/1-2-3',
+    'journal/x',
+    'keys/x.json',
+    'lazydisk-store.json.bak',
+  ])
+    t.equal(meaningOf(key), undefined, key);
 });
 
 t.test('a chunk that was cut short is replaced, one that grew is not read whole', async (t) => {
-  const store = await newStore(t);
+  const { dir, store, writer } = await newStore(t);
   const [id, sealed] = [chunkIdOf(randomBytes(32)), randomBytes(2000)];
-  await store.putChunk(id, sealed);
-  truncateSync(store.chunkPath(id), 0);
-  t.equal(await store.hasChunk(id, sealed.length), false);
-  await store.putChunk(id, sealed);
+  await writer.putChunk(id, sealed);
+  truncateSync(chunkFileIn(dir, id), 0);
+  t.equal(await writer.hasChunk(id, sealed.length), false);
+  await writer.putChunk(id, sealed);
   t.ok((await store.getChunk(id))?.equals(sealed));
-  truncateSync(store.chunkPath(id), 2 ** 33);
+  truncateSync(chunkFileIn(dir, id), 2 ** 33);
   t.equal((await store.getChunk(id))?.length, SEALED_BYTES_MAX + 1);
 });
 
 t.test('a broken reference is CORRUPT and named; other files are none', async (t) => {
-  const store = await newStore(t);
-  await store.putReference('good', digest);
-  const dir = join(store.path, 'references');
-  for (const name of ['.swp', 'no-suffix', 'good%3Alatest.json.bak', '%zz.json', '..%2Fx%3A1.json'])
-    writeFileSync(join(dir, name), 'x');
+  const { root, store, name } = await newStore(t);
+  await name('good');
+  const dir = join(root, 'references');
+  for (const file of ['.swp', 'no-suffix', 'good%3Alatest.json.bak', '%zz.json', '..%2Fx%3A1.json'])
+    writeFileSync(join(dir, file), 'x');
   t.equal((await store.listReferences()).length, 1);
   const stray = readFileSync(join(dir, 'good%3Alatest.json'), 'utf8');
   for (const text of [
@@ -131,35 +172,36 @@ t.test('a broken reference is CORRUPT and named; other files are none', async (t
 });
 
 t.test('what cannot be a name or id never becomes a path', async (t) => {
-  const store = await newStore(t);
+  const { store, writer } = await newStore(t);
   const bad = '../../../etc/passwd'.padEnd(64, '0') as ReturnType<typeof chunkIdOf>;
   const attempts: (() => Promise<unknown>)[] = [
     () => store.getChunk(bad),
-    () => store.hasChunk(bad),
-    () => store.putChunk(bad, Buffer.alloc(1)),
+    () => writer.hasChunk(bad),
+    () => writer.putChunk(bad, Buffer.alloc(1)),
     () => store.getManifest('sha256:../x' as ImageDigest, 'a'.repeat(16)),
-    () => store.putManifest(digest, '../../x', Buffer.alloc(1)),
-    () => store.putReference('a', 'sha256:x'),
+    () => writer.putManifest(digest, '../../x', Buffer.alloc(1)),
+    () => writer.putReference('a', 'sha256:x' as ImageDigest),
   ];
   for (const attempt of attempts) await t.rejects(attempt(), { code: 'INTERNAL' });
 });
 
 t.test('what the file system refuses is UNAVAILABLE with its cause', async (t) => {
-  const store = await newStore(t);
+  const { root, store, writer, name } = await newStore(t);
   const id = chunkIdOf(randomBytes(32));
-  writeFileSync(join(store.path, 'chunks'), 'a file where a directory should be');
-  await t.rejects(store.putChunk(id, Buffer.alloc(10)), {
+  await name('other');
+  writeFileSync(join(root, 'chunks'), 'a file where a directory should be');
+  await t.rejects(writer.putChunk(id, Buffer.alloc(10)), {
     code: 'UNAVAILABLE',
-    message: /chunk .*(EEXIST|ENOTDIR)/,
+    message: /chunks\/.*(EEXIST|ENOTDIR)/,
   });
-  await t.resolves(store.putReference('other', digest), 'and other puts go on');
-  mkdirSync(join(store.path, 'references', 'dir%3A1.json'));
-  await t.rejects(store.getReference('dir:1'), { code: 'UNAVAILABLE', message: /EISDIR/ });
+  await t.resolves(name('another'), 'and other puts go on');
+  symlinkSync('loop%3A1.json', join(root, 'references', 'loop%3A1.json'));
+  await t.rejects(store.getReference('loop:1'), { code: 'UNAVAILABLE', message: /ELOOP/ });
 });
 
 t.test('the leftovers of dead writers go, the work of live ones stays', async (t) => {
-  const store = await newStore(t);
-  const tmp = join(store.path, 'tmp');
+  const { dir } = await newStore(t);
+  const tmp = join(dir, 'tmp');
   const child = spawn('sleep', ['1000'], { stdio: 'ignore' });
   t.teardown(() => child.kill('SIGKILL'));
   const [host, pid, start] = (await newWriterName()).split('.');
@@ -180,9 +222,9 @@ t.test('the leftovers of dead writers go, the work of live ones stays', async (t
   const longAgo = Date.now() / 1000 - 25 * 60 * 60;
   utimesSync(join(tmp, names.foreignOld), longAgo, longAgo);
 
-  const writer = await DirStore.open(store.path);
-  await writer.putReference('x', digest);
-  await writer.close();
+  const other = await openDirStore(dir);
+  await (await other.writer()).putManifest(digest, KEY_ID, Buffer.from('manifest'));
+  await other.close();
   const left = new Set(readdirSync(tmp));
   for (const name of ['alive', 'own', 'foreignFresh'] as const) t.equal(left.has(names[name]), true, name);
   for (const name of ['recycledId', 'dead', 'foreignOld'] as const)
@@ -198,12 +240,13 @@ t.test('a full disk is NO_SPACE, and leaves nothing half', async (t) => {
   };
   await run('mount', '-t', 'tmpfs', '-o', 'size=1m', 'lazydisk-test', join(dir, 'mount'));
   try {
-    const store = await DirStore.open(join(dir, 'mount', 'store'), { create: true });
+    const store = await openDirStore(join(dir, 'mount', 'store'));
+    const writer = await store.writer();
     const chunks = Array.from(
       { length: 10 },
       () => [chunkIdOf(randomBytes(32)), randomBytes(300_000)] as const,
     );
-    const results = await Promise.allSettled(chunks.map(([id, sealed]) => store.putChunk(id, sealed)));
+    const results = await Promise.allSettled(chunks.map(([id, sealed]) => writer.putChunk(id, sealed)));
     const failed = results.filter((result) => result.status === 'rejected');
     t.ok(failed.length >= 7 && failed.length < 10, `${failed.length} of 10 do not fit`);
     for (const { reason } of failed) t.match(reason, { code: 'NO_SPACE' });
@@ -220,14 +263,14 @@ t.test('a full disk is NO_SPACE, and leaves nothing half', async (t) => {
 });
 
 t.test('reading a store writes nothing', async (t) => {
-  const writer = await newStore(t);
-  await writer.putReference('x', digest);
-  await writer.close();
-  const before = readdirSync(writer.path, { recursive: true });
-  const reader = await DirStore.open(writer.path);
+  const { dir, store, name } = await newStore(t);
+  await name('x');
+  await store.close();
+  const before = readdirSync(dir, { recursive: true });
+  const reader = await openStore(dir);
   t.equal((await reader.listReferences()).length, 1);
   t.equal(await reader.getChunk(chunkIdOf(randomBytes(32))), undefined);
-  t.same(readdirSync(writer.path, { recursive: true }), before);
+  t.same(readdirSync(dir, { recursive: true }), before);
   await reader.close();
-  t.same(readdirSync(writer.path, { recursive: true }), before);
+  t.same(readdirSync(dir, { recursive: true }), before);
 });

@@ -1,0 +1,21 @@
+/** A store in a directory, as tests make it, and where things lie in it. */
+import { join } from 'node:path';
+import type { ChunkId } from '../../src/format/chunk-id.ts';
+import { chunkKey, rootPath } from '../../src/store/layout.ts';
+import { DirObjects } from '../../src/store/objects/dir-objects.ts';
+import { RootStore } from '../../src/store/root-store.ts';
+
+/** The store in `dir`, made if it is not there. */
+export function openDirStore(dir: string): Promise<RootStore> {
+  return RootStore.open(new DirObjects(dir), { create: true });
+}
+
+/** Where the first root of the store in `dir` lies. */
+export function rootDir(dir: string): string {
+  return join(dir, rootPath(1));
+}
+
+/** The file of a chunk in the first root of the store in `dir`. */
+export function chunkFileIn(dir: string, id: ChunkId): string {
+  return join(dir, chunkKey(rootPath(1), id));
+}
