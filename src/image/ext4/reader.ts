@@ -181,9 +181,7 @@ class PathWalk {
       const room = block.length - at;
       if (room < ENTRY_HEADER_BYTES) return false;
       const number = block.readUInt32LE(at);
-      const said = block.readUInt16LE(at + 4);
-      // 64 KiB do not fit into 16 bits.
-      const entryBytes = said === 0xffff || said === 0 ? block.length : said;
+      const entryBytes = block.readUInt16LE(at + 4);
       const nameBytes = block[at + 6]!;
       const nameAt = at + ENTRY_HEADER_BYTES;
       if (entryBytes > room || entryBytes % 4 !== 0) return false;
