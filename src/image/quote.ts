@@ -5,8 +5,19 @@ const SHOWN_BYTES_MAX = 200;
 /** `name` is a byte string (latin1); the result is quoted, one line, and never long. */
 export function quote(name: string): string {
   const shown = name.length > SHOWN_BYTES_MAX ? name.slice(0, SHOWN_BYTES_MAX) : name;
-  const bytes = Buffer.from(shown, 'latin1');
+  return JSON.stringify(textOf(shown)) + (name.length > SHOWN_BYTES_MAX ? `… (${name.length} bytes)` : '');
+}
+
+/** `name` is a byte string (latin1); the result is all of it, on one line, with nothing that moves a cursor. */
+export function printable(name: string): string {
+  return textOf(name).replace(
+    /[\p{Cc}\p{Zl}\p{Zp}]/gu,
+    (control) => `\\u${control.charCodeAt(0).toString(16).padStart(4, '0')}`,
+  );
+}
+
+function textOf(name: string): string {
+  const bytes = Buffer.from(name, 'latin1');
   const text = bytes.toString('utf8');
-  const safe = Buffer.from(text, 'utf8').equals(bytes) ? text : shown;
-  return JSON.stringify(safe) + (name.length > SHOWN_BYTES_MAX ? `… (${name.length} bytes)` : '');
+  return Buffer.from(text, 'utf8').equals(bytes) ? text : name;
 }

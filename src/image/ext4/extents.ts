@@ -13,13 +13,13 @@ export interface BlockRun {
   readonly blocks: number;
 }
 
-const MAGIC = 0xf30a;
-const HEADER_BYTES = 12;
-const ENTRY_BYTES = 12;
+export const EXTENT_MAGIC = 0xf30a;
+export const HEADER_BYTES = 12;
+export const ENTRY_BYTES = 12;
 const INODE_ENTRIES = 4;
 const BLOCK_ENTRIES = Math.floor((BLOCK_BYTES - HEADER_BYTES - 4) / ENTRY_BYTES);
 /** The longest run of initialised blocks that one extent can say. */
-const RUN_BLOCKS_MAX = 32768;
+export const RUN_BLOCKS_MAX = 32768;
 
 /** Joins runs that continue one another and splits those that are too long for one extent. */
 export function normaliseRuns(runs: Iterable<BlockRun>): BlockRun[] {
@@ -97,7 +97,7 @@ function writeNode(
 ): void {
   const ofLevel = depth === 0 ? runs.length : levels[depth - 1]!;
   const entries = Math.min(entriesMax, ofLevel - from);
-  target.writeUInt16LE(MAGIC, 0);
+  target.writeUInt16LE(EXTENT_MAGIC, 0);
   target.writeUInt16LE(entries, 2);
   target.writeUInt16LE(entriesMax, 4);
   target.writeUInt16LE(depth, 6);

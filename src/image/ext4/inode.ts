@@ -13,13 +13,13 @@ export const XATTR_OFFSET = 160;
 
 const EXTRA_BYTES = 32;
 const FLAG_INDEX = 0x1000;
-const FLAG_EXTENTS = 0x80000;
+export const FLAG_EXTENTS = 0x80000;
 /** Seconds that 32 signed bits and 2 more hold. */
 const SECONDS_MIN = -(2n ** 31n);
 const SECONDS_MAX = 2n ** 34n - 2n ** 31n - 1n;
 const BILLION = 1_000_000_000n;
 
-const TYPE_BITS: Record<InodeKind, number> = {
+export const TYPE_BITS: Record<InodeKind, number> = {
   fifo: 0o010000,
   char: 0o020000,
   directory: 0o040000,

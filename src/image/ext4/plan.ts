@@ -13,7 +13,7 @@ import { BLOCK_BYTES, LOST_AND_FOUND_INODE, ROOT_INODE } from './geometry.ts';
 import { type DividedXattrs, divideXattrs } from './xattr.ts';
 
 /** Symlinks shorter than this lie in the inode. */
-const FAST_SYMLINK_BYTES = 60;
+export const FAST_SYMLINK_BYTES = 60;
 const SYMLINK_BYTES_MAX = BLOCK_BYTES - 1;
 /** 2 TiB: no disk of ours is that large, and beyond it a file's size in sectors needs a form that we do not write. */
 const FILE_BYTES_MAX = 2 ** 41;

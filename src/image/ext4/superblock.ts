@@ -14,9 +14,19 @@ import {
   LOST_AND_FOUND_INODE,
 } from './geometry.ts';
 
+export const SUPERBLOCK_OFFSET = 1024;
+export const SUPERBLOCK_BYTES = 1024;
+export const SUPERBLOCK_MAGIC = 0xef53;
+
 const COMPAT = { hasJournal: 0x4, extAttr: 0x8, dirIndex: 0x20, sparseSuper2: 0x200 };
-const INCOMPAT = { filetype: 0x2, extents: 0x40, bits64: 0x80, flexBg: 0x200 };
-const RO_COMPAT = { largeFile: 0x2, hugeFile: 0x8, dirNlink: 0x20, extraIsize: 0x40, metadataCsum: 0x400 };
+export const INCOMPAT = { filetype: 0x2, extents: 0x40, bits64: 0x80, flexBg: 0x200 };
+export const RO_COMPAT = {
+  largeFile: 0x2,
+  hugeFile: 0x8,
+  dirNlink: 0x20,
+  extraIsize: 0x40,
+  metadataCsum: 0x400,
+};
 /** Descriptor flags: no used inode, no used block, inode table zeroed. */
 export const GROUP_INODE_UNINIT = 0x1;
 export const GROUP_BLOCK_UNINIT = 0x2;
@@ -38,7 +48,7 @@ export interface SuperblockFields {
 /** Fills block 0, zeroes, from byte 1024 on. No time in it is set: it was never mounted nor checked. */
 export function writeSuperblock(block: Buffer, fields: SuperblockFields): void {
   const { geometry, uuid, hashSeed, freeBlocks, freeInodes, journalContent } = fields;
-  const sb = block.subarray(1024, 2048);
+  const sb = block.subarray(SUPERBLOCK_OFFSET, SUPERBLOCK_OFFSET + SUPERBLOCK_BYTES);
   const put64 = (value: number, low: number, high: number) => {
     sb.writeUInt32LE(value % 2 ** 32, low);
     sb.writeUInt32LE(Math.floor(value / 2 ** 32), high);
@@ -53,7 +63,7 @@ export function writeSuperblock(block: Buffer, fields: SuperblockFields): void {
   sb.writeUInt32LE(BLOCKS_PER_GROUP, 36);
   sb.writeUInt32LE(geometry.inodesPerGroup, 40);
   sb.writeUInt16LE(0xffff, 54);
-  sb.writeUInt16LE(0xef53, 56);
+  sb.writeUInt16LE(SUPERBLOCK_MAGIC, 56);
   // Clean; on errors, continue; creator Linux; dynamic revision.
   sb.writeUInt16LE(1, 58);
   sb.writeUInt16LE(1, 60);
