@@ -138,10 +138,17 @@ async function rewrapImage(
   { digest }: Target,
   options: RewrapOptions,
 ): Promise<{ state: 'rewrapped' | 'skipped' | 'foreign'; isOldRemoved: boolean }> {
-  const isDone = await isSound(store, digest, to);
+  const state = await stateOf(store, digest, to);
+  const isDone = state === 'sound';
   // When nothing is left to do, the old manifest matters only to whoever wants it gone.
   const old = isDone && !options.removeOld ? undefined : await store.getManifest(digest, from.id);
-  if (!isDone && !old) return { state: 'foreign', isOldRemoved: false };
+  if (!isDone && !old) {
+    if (state === 'absent') return { state: 'foreign', isOldRemoved: false };
+    throw new LazydiskError(
+      'CORRUPT',
+      `its manifest for key ${to.id} is broken, for key ${from.id} it has none`,
+    );
+  }
   if (!isDone) {
     const rewrapped = rewrapManifest(old!, from, to);
     const found = Manifest.readClear(rewrapped).digest;
@@ -150,21 +157,25 @@ async function rewrapImage(
   }
   const isOldRemoved = old !== undefined && options.removeOld === true;
   if (isOldRemoved && !options.dryRun) {
-    if (!isDone && !(await isSound(store, digest, to)))
+    if (!isDone && (await stateOf(store, digest, to)) !== 'sound')
       throw new LazydiskError('CORRUPT', `what was written for key ${to.id} did not come back whole`);
     await store.removeManifest(digest, from.id);
   }
   return { state: isDone ? 'skipped' : 'rewrapped', isOldRemoved };
 }
 
-/** Whether `store` has the image for `key`, and it opens. One that is there and bent does not count. */
-async function isSound(store: RewrapStore, digest: ImageDigest, key: TenantKey): Promise<boolean> {
+/** Of the image's manifest for `key`: sound is what opens. */
+async function stateOf(
+  store: RewrapStore,
+  digest: ImageDigest,
+  key: TenantKey,
+): Promise<'absent' | 'bent' | 'sound'> {
   const bytes = await store.getManifest(digest, key.id);
-  if (!bytes) return false;
+  if (!bytes) return 'absent';
   try {
-    return Manifest.open(bytes, key).digest === digest;
+    return Manifest.open(bytes, key).digest === digest ? 'sound' : 'bent';
   } catch {
-    return false;
+    return 'bent';
   }
 }
 
