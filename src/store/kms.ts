@@ -122,7 +122,7 @@ function failure(arn: string, thrown: unknown): LazydiskError {
   const error = thrown as SdkError;
   const { httpStatusCode: status, requestId } = error.$metadata ?? {};
   const message = String(error.message).slice(0, MESSAGE_CHARS_MAX);
-  // The SDK's error holds on to its request, and so to a secret: what it says is kept, and the object is not.
+  // The SDK's error holds on to the connection, session token and signature included: only its words are kept.
   const cause = new Error(`${error.name}: ${message}${requestId ? ` (request ${requestId})` : ''}`);
   const why = `KMS key ${arn}: ${error.name}: ${message}`;
   if (error.name === 'CredentialsProviderError')

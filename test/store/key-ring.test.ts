@@ -243,6 +243,9 @@ t.test('an alias is good for its keys, until it moves on; then the key has its o
   const keys = await ring([`awskms:${ALIAS}`], { ttlMs: 60 });
   t.equal((await keys.primary()).id, wrapped.id);
   t.equal(kms.calls.at(-1)!.keyId, ALIAS);
+  await sleep(100);
+  kms.fail('other key');
+  await t.rejects(keys.get(wrapped.id), { code: 'KEY', message: /is not that key/ });
   kms.aliases.set(ALIAS, KEY_C);
   await sleep(100);
   await t.rejects(keys.get(wrapped.id), {

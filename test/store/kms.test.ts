@@ -4,7 +4,16 @@ import { inspect } from 'node:util';
 import t, { type Test } from 'tap';
 import { LazydiskError } from '../../src/errors.ts';
 import { AwsKms } from '../../src/store/kms.ts';
-import { ALIAS, type Fault, KEY_A, KEY_B, KEY_C, KmsStandIn, SECRET_KEY } from '../support/kms-stand-in.ts';
+import {
+  ALIAS,
+  type Fault,
+  KEY_A,
+  KEY_B,
+  KEY_C,
+  KmsStandIn,
+  SECRET_KEY,
+  SESSION_TOKEN,
+} from '../support/kms-stand-in.ts';
 import { type SignedRequest, verifySignature } from '../support/sigv4.ts';
 
 const SECRET = 'the-plaintext-that-nobody-may-see';
@@ -27,7 +36,8 @@ async function failureOf(t: Test, work: Promise<unknown>): Promise<LazydiskError
   const shown = [inspect(error, { depth: 20, showHidden: true }), JSON.stringify(error), error.stack].join();
   const base64 = Buffer.from(SECRET).toString('base64');
   const bytes = inspect(Buffer.from(SECRET)).slice('<Buffer '.length, -1);
-  for (const secret of [SECRET, base64, bytes, SECRET_KEY]) t.notOk(shown.includes(secret), 'no secret');
+  for (const secret of [SECRET, base64, bytes, SECRET_KEY, SESSION_TOKEN, 'Signature='])
+    t.notOk(shown.includes(secret), 'no secret');
   return error;
 }
 
@@ -96,7 +106,7 @@ t.test('when KMS says no, it is KEY, at once, and names the ARN', async (t) => {
 t.test('when KMS fails for a moment, it is asked again', async (t) => {
   const { standIn, kms } = await start(t, { requestMs: 500 });
   const { blob } = await kms.encrypt(KEY_A, Buffer.from(SECRET), CONTEXT);
-  for (const fault of ['throttling', 'server error', 'key unavailable', 'reset', 'hang'] as Fault[]) {
+  for (const fault of ['throttling', 'server error', 'key unavailable', 'reset', 'hang', 'half'] as Fault[]) {
     standIn.fail(fault);
     const { plaintext } = await kms.decrypt(KEY_A, blob, CONTEXT);
     t.equal(plaintext.toString(), SECRET, fault);

@@ -16,6 +16,7 @@ export const ALIAS = 'arn:aws:kms:eu-central-1:111122223333:alias/lazydisk';
 
 export const ACCESS_KEY = 'AKIDSTANDIN';
 export const SECRET_KEY = 'stand-in/secret+key';
+export const SESSION_TOKEN = 'stand-in-session-token';
 
 /** What goes wrong with a request; each is for `times` requests. */
 export type Fault =
@@ -98,11 +99,12 @@ export class KmsStandIn {
   }
 
   /** The environment of a program that is to use it. */
-  env(secretKey = SECRET_KEY): Record<string, string> {
+  env(): Record<string, string> {
     return {
       AWS_ENDPOINT_URL_KMS: `http://127.0.0.1:${(this.#server.address() as AddressInfo).port}`,
       AWS_ACCESS_KEY_ID: ACCESS_KEY,
-      AWS_SECRET_ACCESS_KEY: secretKey,
+      AWS_SECRET_ACCESS_KEY: SECRET_KEY,
+      AWS_SESSION_TOKEN: SESSION_TOKEN,
       AWS_EC2_METADATA_DISABLED: 'true',
       AWS_CONFIG_FILE: '/dev/null',
       AWS_SHARED_CREDENTIALS_FILE: '/dev/null',
@@ -126,6 +128,8 @@ export class KmsStandIn {
     const body = Buffer.concat(await Array.fromAsync(request as AsyncIterable<Buffer>));
     try {
       const signer = this.#signer(request, body);
+      if (request.headers['x-amz-security-token'] !== SESSION_TOKEN)
+        throw new Refusal('ExpiredTokenException', 'another session');
       const operation = String(request.headers['x-amz-target']).replace(/^TrentService\./, '');
       const asked = JSON.parse(body.toString()) as KmsRequest;
       this.calls.push({ operation, keyId: asked.KeyId, context: asked.EncryptionContext ?? {} });
