@@ -37,7 +37,7 @@ export function withRunDir(command: Command): Command {
 export function withStore(command: Command): Command {
   return command
     .addOption(new Option('--store <url>', 'the store: file:///DIR or a path').env('LAZYDISK_STORE'))
-    .addOption(new Option('--key <file>', 'the tenant key file').env('LAZYDISK_KEY'));
+    .addOption(new Option('--key <key>', 'the tenant key: file:PATH, or just the path').env('LAZYDISK_KEY'));
 }
 
 export function runDirOf(options: RunDirOptions): string {
@@ -74,9 +74,11 @@ export async function optionalKey(options: StoreOptions): Promise<TenantKey | un
   return options.key ? loadKey(options.key) : undefined;
 }
 
-async function loadKey(path: string): Promise<TenantKey> {
-  const { loadKeyFile } = await import('../store/key-file.ts');
-  return loadKeyFile(path);
+/** The key that `spec` (src/store/key-spec.ts) means; the first of them, where it means several. Throws USAGE, KEY. */
+export async function loadKey(spec: string): Promise<TenantKey> {
+  const { KeyRing } = await import('../store/key-ring.ts');
+  const ring = await KeyRing.open([spec]);
+  return ring.primary();
 }
 
 /** The command's answer on stdout: `value` as JSON with --json, else what `human` makes of it. */

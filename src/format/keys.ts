@@ -1,9 +1,9 @@
 /**
  * A tenant's key: what wraps the data keys of its manifests, and the secret of the dedup domain whose salts make
  * its chunk keys (FORMAT.md, "Keys"). Both secrets are private fields, so no log line, error or inspection can
- * show them; the only way out as text is `secretText`, for the key file.
+ * show them; the only way out as text is `secretText`, for the key file and for KMS to encrypt (wrapped-key.ts).
  */
-import { createCipheriv, createDecipheriv, createHmac, randomBytes } from 'node:crypto';
+import { createCipheriv, createDecipheriv, createHmac, randomBytes, timingSafeEqual } from 'node:crypto';
 import { inspect } from 'node:util';
 import { errorText, LazydiskError } from '../errors.ts';
 import { KEY_BYTES } from './chunk-id.ts';
@@ -78,7 +78,7 @@ export class TenantKey {
     return key;
   }
 
-  /** The text of a key file: the secrets themselves. For nothing but that file. */
+  /** The text of a key file: the secrets themselves. For nothing but that file and KMS. */
   secretText(): string {
     const fields = {
       kind: KEY_FILE_KIND,
@@ -89,6 +89,11 @@ export class TenantKey {
       domainSecret: this.#domainSecret.toString('base64'),
     };
     return `${JSON.stringify(fields, null, 2)}\n`;
+  }
+
+  /** Whether the two keys are of one dedup domain, by name and secret: images that they seal share chunks. */
+  sharesDomain(other: TenantKey): boolean {
+    return this.domain === other.domain && timingSafeEqual(this.#domainSecret, other.#domainSecret);
   }
 
   /** The secret that chunk keys of this domain and epoch are made with, KEY_BYTES long. */

@@ -81,6 +81,34 @@ t.test('a key is made once, private, and never shown', async (t) => {
   t.match(again.stderr, /^lazydisk: .*exists.*\n$/);
 });
 
+t.test('a key joins the domain of another, and is named as a path or with file:', async (t) => {
+  const dir = tempDir(t);
+  const [first, second] = [join(dir, 'first'), join(dir, 'second')];
+  await lazydiskJson(['key', 'new', `file:${first}`, '--domain', 'team-a']);
+  const made = await lazydiskJson<{ id: string }>(['key', 'new', second, '--sharing', `file:${first}`]);
+  t.match(made, { file: second, domain: 'team-a' });
+  const secrets = (path: string) => JSON.parse(readFileSync(path, 'utf8')) as Record<string, string>;
+  t.equal(secrets(second).domainSecret, secrets(first).domainSecret);
+  t.not(secrets(second).wrapKey, secrets(first).wrapKey);
+  const third = join(dir, 'third');
+  const arn = 'awskms:arn:aws:kms:eu-central-1:111122223333:key/1';
+  const cases: [number, string[]][] = [
+    [2, [third, '--sharing', first, '--domain', 'b']],
+    [2, [third, '--domain', 'a b']],
+    [2, ['file:']],
+    [2, [arn]],
+    [2, [third, '--sharing', arn]],
+    [5, [third, '--sharing', join(dir, 'none')]],
+    [4, [first, '--sharing', second]],
+  ];
+  for (const [expected, words] of cases) {
+    const { code, stderr } = await lazydisk(['key', 'new', ...words]);
+    t.equal(code, expected, stderr);
+    t.match(stderr, /^lazydisk: [^\n]+\n$/);
+  }
+  t.notOk(existsSync(third));
+});
+
 t.test('a store is built, listed, inspected and exported without a daemon', async (t) => {
   const { dir, store, key } = await buildWorkplace(t, 3);
   const [image] = await lazydiskJson<ImageInfo[]>(['images', '--store', store, '--key', key]);
@@ -89,6 +117,7 @@ t.test('a store is built, listed, inspected and exported without a daemon', asyn
 
   const env = { LAZYDISK_STORE: store, LAZYDISK_KEY: key };
   const detail = await lazydiskJson<ImageDetail>(['inspect', 'app:1'], env);
+  t.same(await lazydiskJson(['inspect', 'app:1'], { ...env, LAZYDISK_KEY: `file:${key}` }), detail);
   t.equal(detail.digest, image!.digest);
   t.match(detail.content?.config, {
     entrypoint: ['/bin/app'],

@@ -1,0 +1,215 @@
+/**
+ * Rotation of the wrapping key: each image's manifest is put down once more, sealed for another key of its domain
+ * (manifest-rewrap.ts), and the one of the old key removed if that is asked for. No chunk is read or written. It can be
+ * stopped at any moment and run again: what is done is recognised by opening it, and an old manifest goes only after
+ * its successor was read back from the store and opened.
+ */
+import { errorText, LazydiskError } from '../errors.ts';
+import type { TenantKey } from '../format/keys.ts';
+import { Manifest } from '../format/manifest.ts';
+import { rewrapManifest } from '../format/manifest-rewrap.ts';
+import { isDigest, referenceName } from './reference-name.ts';
+import type { ImageDigest, Reference } from './store.ts';
+
+/** Images that are worked on at once. */
+const IMAGES_MAX = 4;
+
+/** The part of a store that is needed. */
+export interface RewrapStore {
+  /** For messages. */
+  readonly url: string;
+  getReference(name: string): Promise<Reference | undefined>;
+  listReferences(): Promise<Reference[]>;
+  getManifest(digest: ImageDigest, keyId: string): Promise<Buffer | undefined>;
+  putManifest(digest: ImageDigest, keyId: string, manifest: Uint8Array): Promise<void>;
+  /** What is not there is no error. */
+  removeManifest(digest: ImageDigest, keyId: string): Promise<void>;
+}
+
+export interface RewrapOptions {
+  /** Names or digests; all names of the store if there are none given. */
+  readonly images?: readonly string[];
+  /** Removes each image's manifest for the old key once it has a sound one for the new. */
+  readonly removeOld?: boolean;
+  /** Looks, counts, and writes nothing. */
+  readonly dryRun?: boolean;
+  readonly signal?: AbortSignal;
+  readonly onProgress?: (done: number, images: number) => void;
+}
+
+/** An image that could not be rewrapped; its manifests are as they were. */
+export interface RewrapFailure {
+  readonly name: string;
+  readonly error: LazydiskError;
+}
+
+/** Counts of images by digest: one with several names is one. Of a dry run, what would have been done. */
+export interface RewrapReport {
+  readonly images: number;
+  readonly rewrapped: number;
+  /** Already sealed for the new key, and whole. */
+  readonly skipped: number;
+  /** Of all of a store: neither the old nor the new key's. */
+  readonly foreign: number;
+  /** Manifests of the old key. */
+  readonly removed: number;
+  readonly failures: readonly RewrapFailure[];
+}
+
+interface Target {
+  readonly name: string;
+  readonly digest: ImageDigest;
+}
+
+/**
+ * Seals images that `from` opens for `to`, too. One image's failure (CORRUPT, KEY, UNSUPPORTED, USAGE for another
+ * domain, NOT_FOUND for an image that was named and is not there) is in the report and stops no other; throws what the
+ * store does, ABORTED, and USAGE for keys that do not go together.
+ */
+export async function rewrapImages(
+  store: RewrapStore,
+  from: TenantKey,
+  to: TenantKey,
+  options: RewrapOptions = {},
+): Promise<RewrapReport> {
+  if (from.id === to.id) throw new LazydiskError('USAGE', `key ${from.id} is both the old and the new key`);
+  if (!from.sharesDomain(to)) {
+    const why = `key ${to.id} is of another dedup domain than key ${from.id}`;
+    throw new LazydiskError(
+      'USAGE',
+      `${why}; \`lazydisk key new --sharing\` makes a key that joins a domain`,
+    );
+  }
+  const counts = { rewrapped: 0, skipped: 0, foreign: 0, removed: 0 };
+  const failures: RewrapFailure[] = [];
+  const isNamed = options.images !== undefined;
+  const targets = isNamed
+    ? await namedTargets(store, options.images, failures)
+    : distinct(await store.listReferences());
+  const images = targets.length + failures.length;
+  let done = failures.length;
+  options.onProgress?.(done, images);
+
+  const work = async (target: Target) => {
+    try {
+      const { state, isOldRemoved } = await rewrapImage(store, from, to, target, options);
+      if (state === 'foreign' && isNamed)
+        throw new LazydiskError('KEY', `no manifest for key ${from.id} (not sealed for it, or deleted)`);
+      counts[state]++;
+      if (isOldRemoved) counts.removed++;
+    } catch (error) {
+      failures.push({ name: target.name, error: failureOf(store, target.name, error) });
+    }
+    options.onProgress?.(++done, images);
+  };
+  await inLanes(targets, work, options.signal);
+  return { images, ...counts, failures };
+}
+
+/** Calls `work` for each target, a few at once. Throws the first error, when all that was under way is over. */
+async function inLanes(
+  targets: readonly Target[],
+  work: (target: Target) => Promise<void>,
+  signal: AbortSignal | undefined,
+): Promise<void> {
+  const queue = targets.values();
+  let stopped = false;
+  const lane = async () => {
+    for (const target of queue) {
+      if (stopped) return;
+      signal?.throwIfAborted();
+      await work(target);
+    }
+  };
+  const guarded = () =>
+    lane().catch((error) => {
+      stopped = true;
+      throw error;
+    });
+  const ends = await Promise.allSettled(Array.from({ length: IMAGES_MAX }, guarded));
+  const failed = ends.find((end) => end.status === 'rejected');
+  if (failed) throw failed.reason;
+}
+
+async function rewrapImage(
+  store: RewrapStore,
+  from: TenantKey,
+  to: TenantKey,
+  { digest }: Target,
+  options: RewrapOptions,
+): Promise<{ state: 'rewrapped' | 'skipped' | 'foreign'; isOldRemoved: boolean }> {
+  const state = await stateOf(store, digest, to);
+  const isDone = state === 'sound';
+  // When nothing is left to do, the old manifest matters only to whoever wants it gone.
+  const old = isDone && !options.removeOld ? undefined : await store.getManifest(digest, from.id);
+  if (!isDone && !old) {
+    if (state === 'absent') return { state: 'foreign', isOldRemoved: false };
+    throw new LazydiskError(
+      'CORRUPT',
+      `its manifest for key ${to.id} is broken, for key ${from.id} it has none`,
+    );
+  }
+  if (!isDone) {
+    const rewrapped = rewrapManifest(old!, from, to);
+    const found = Manifest.readClear(rewrapped).digest;
+    if (found !== digest) throw new LazydiskError('CORRUPT', `the manifest of ${digest} is that of ${found}`);
+    if (!options.dryRun) await store.putManifest(digest, to.id, rewrapped);
+  }
+  const isOldRemoved = old !== undefined && options.removeOld === true;
+  if (isOldRemoved && !options.dryRun) {
+    if (!isDone && (await stateOf(store, digest, to)) !== 'sound')
+      throw new LazydiskError('CORRUPT', `what was written for key ${to.id} did not come back whole`);
+    await store.removeManifest(digest, from.id);
+  }
+  return { state: isDone ? 'skipped' : 'rewrapped', isOldRemoved };
+}
+
+/** Of the image's manifest for `key`: sound is what opens. */
+async function stateOf(
+  store: RewrapStore,
+  digest: ImageDigest,
+  key: TenantKey,
+): Promise<'absent' | 'bent' | 'sound'> {
+  const bytes = await store.getManifest(digest, key.id);
+  if (!bytes) return 'absent';
+  try {
+    return Manifest.open(bytes, key).digest === digest ? 'sound' : 'bent';
+  } catch {
+    return 'bent';
+  }
+}
+
+async function namedTargets(
+  store: RewrapStore,
+  images: readonly string[],
+  failures: RewrapFailure[],
+): Promise<Target[]> {
+  const targets: Target[] = [];
+  for (const image of images) {
+    if (isDigest(image)) {
+      targets.push({ name: image, digest: image });
+      continue;
+    }
+    const name = referenceName(image);
+    const reference = await store.getReference(name);
+    if (reference) targets.push(reference);
+    else failures.push({ name, error: new LazydiskError('NOT_FOUND', `no image ${name} in ${store.url}`) });
+  }
+  return distinct(targets);
+}
+
+/** The first name of each digest. */
+function distinct(targets: readonly Target[]): Target[] {
+  const byDigest = new Map<ImageDigest, Target>();
+  for (const target of targets) if (!byDigest.has(target.digest)) byDigest.set(target.digest, target);
+  return [...byDigest.values()];
+}
+
+/** What is wrong with one image, with its name; anything else is thrown on. */
+function failureOf(store: RewrapStore, name: string, error: unknown): LazydiskError {
+  const ofImage = ['CORRUPT', 'KEY', 'UNSUPPORTED', 'USAGE', 'NOT_FOUND'];
+  if (!(error instanceof LazydiskError) || !ofImage.includes(error.code)) throw error;
+  return new LazydiskError(error.code, `image ${name} in ${store.url}: ${errorText(error)}`, {
+    cause: error,
+  });
+}

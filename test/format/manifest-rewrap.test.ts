@@ -1,0 +1,85 @@
+/** A manifest for another tenant: 76 bytes change, the image does not, and nothing bent is handed on. */
+import assert from 'node:assert/strict';
+import fc from 'fast-check';
+import t from 'tap';
+import { LazydiskError } from '../../src/errors.ts';
+import { TenantKey } from '../../src/format/keys.ts';
+import { Manifest } from '../../src/format/manifest.ts';
+import { clearBytesOf } from '../../src/format/manifest-layout.ts';
+import { rewrapManifest } from '../../src/format/manifest-rewrap.ts';
+import { sealManifest } from '../../src/format/manifest-seal.ts';
+import { sampleEntries, sampleManifest, sampleParts } from './samples.ts';
+
+t.test('any image opens with the new key, is the same, and only its 76 bytes differ', (t) => {
+  const from = TenantKey.generate();
+  const to = TenantKey.generate({ sharing: from });
+  fc.assert(
+    fc.property(fc.uniqueArray(fc.nat(2047), { maxLength: 100 }), (indices) => {
+      const entries = sampleEntries(indices.sort((a, b) => a - b));
+      const { digest, bytes } = sealManifest(sampleParts(from, { entries }));
+      const before = Buffer.from(bytes);
+      const rewrapped = rewrapManifest(bytes, from, to);
+      assert.ok(bytes.equals(before), 'what went in is as it was');
+      const manifest = Manifest.open(rewrapped, to);
+      const old = Manifest.open(bytes, from);
+      assert.equal(manifest.digest, digest);
+      assert.deepEqual(manifest.metadata, old.metadata);
+      entries.forEach(({ ref }, entry) => {
+        assert.deepEqual(manifest.ref(entry), ref);
+      });
+      const header = clearBytesOf(entries.length);
+      assert.equal(rewrapped.length, bytes.length);
+      assert.ok(rewrapped.subarray(0, header).equals(bytes.subarray(0, header)));
+      assert.ok(rewrapped.subarray(header + 76).equals(bytes.subarray(header + 76)));
+      assert.equal(rewrapped.toString('latin1', header, header + 16), to.id);
+      assert.ok(
+        !rewrapped.subarray(header + 16, header + 76).equals(bytes.subarray(header + 16, header + 76)),
+      );
+      assert.throws(() => Manifest.open(rewrapped, from), { code: 'KEY' });
+    }),
+    { numRuns: 30 },
+  );
+  t.pass('all of them');
+  t.end();
+});
+
+t.test('there and back again opens as before', (t) => {
+  const { key, bytes, digest } = sampleManifest({ domain: 'team-a' });
+  const other = TenantKey.generate({ sharing: key });
+  const back = rewrapManifest(rewrapManifest(bytes, key, other), other, key);
+  t.equal(Manifest.open(back, key).digest, digest);
+  t.notOk(back.equals(bytes), 'under a fresh nonce');
+  t.equal(Manifest.open(rewrapManifest(bytes, key, key), key).digest, digest, 'for the same key');
+  t.end();
+});
+
+t.test('a key of another domain is USAGE, by name or by secret alone', (t) => {
+  const { key, bytes } = sampleManifest({ domain: 'team-a' });
+  const refuses = (to: TenantKey, message: RegExp) =>
+    t.throws(() => rewrapManifest(bytes, key, to), { code: 'USAGE', message });
+  refuses(TenantKey.generate({ domain: 'team-b' }), /domain team-a.*of team-b/);
+  refuses(TenantKey.generate({ domain: 'team-a' }), /same name but with another secret/);
+  t.end();
+});
+
+t.test('what the old key does not open is not handed on', (t) => {
+  const { key, bytes } = sampleManifest();
+  const to = TenantKey.generate({ sharing: key });
+  const stranger = TenantKey.generate({ sharing: key });
+  t.throws(() => rewrapManifest(bytes, stranger, to), { code: 'KEY' });
+  for (let bit = 0; bit < bytes.length * 8; bit += 3) {
+    bytes[bit >> 3]! ^= 1 << (bit & 7);
+    try {
+      rewrapManifest(bytes, key, to);
+      t.fail(`bit ${bit} of byte ${bit >> 3}`);
+    } catch (error) {
+      if (!(error instanceof LazydiskError)) throw error;
+      if (!['CORRUPT', 'KEY', 'UNSUPPORTED'].includes(error.code)) t.fail(`${bit}: ${error.code}`);
+    }
+    bytes[bit >> 3]! ^= 1 << (bit & 7);
+  }
+  for (let length = 0; length < bytes.length; length += 7)
+    assert.throws(() => rewrapManifest(bytes.subarray(0, length), key, to), { code: 'CORRUPT' });
+  t.ok(rewrapManifest(bytes, key, to), 'and unbent it is');
+  t.end();
+});
