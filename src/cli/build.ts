@@ -6,9 +6,9 @@ import {
   answer,
   interruptible,
   type JsonOptions,
-  requireKey,
+  requireKeys,
   type StoreOptions,
-  usingStore,
+  usingKeys,
   withJson,
   withStore,
 } from './context.ts';
@@ -40,7 +40,7 @@ inputBytes, durationMs.`,
 
 async function build(spec: string, options: BuildCommandOptions): Promise<void> {
   const sizeBytes = options.size === undefined ? undefined : parseSize(options.size);
-  const key = await requireKey(options);
+  requireKeys(options.key);
   const [{ openSource }, { buildImage }] = await Promise.all([
     import('../image/source.ts'),
     import('../image/build.ts'),
@@ -49,11 +49,11 @@ async function build(spec: string, options: BuildCommandOptions): Promise<void> 
   const progress = new Progress(`build ${options.name}`);
   try {
     const report = await interruptible((signal) =>
-      usingStore({ ...options, create: true }, (store) =>
+      usingKeys({ ...options, create: true }, async (store, keys) =>
         buildImage({
           source,
           store,
-          key,
+          key: await requireKeys(keys).primary(),
           name: options.name,
           ...(sizeBytes !== undefined && { sizeBytes }),
           onProgress: (state) => progress.update(progressOf(state)),

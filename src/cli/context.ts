@@ -8,8 +8,8 @@ import { type Command, Option } from 'commander';
 import { ControlClient } from '../daemon/client.ts';
 import { defaultRunDir } from '../daemon/run-dir.ts';
 import { LazydiskError } from '../errors.ts';
-import type { TenantKey } from '../format/keys.ts';
-import type { Store } from '../store/store.ts';
+import type { KeyRing } from '../store/key-ring.ts';
+import type { RootStore } from '../store/root-store.ts';
 
 export interface JsonOptions {
   readonly json?: boolean;
@@ -21,7 +21,7 @@ export interface RunDirOptions {
 
 export interface StoreOptions {
   readonly store?: string;
-  readonly key?: string;
+  readonly key?: readonly string[];
 }
 
 export function withJson(command: Command): Command {
@@ -35,9 +35,20 @@ export function withRunDir(command: Command): Command {
 }
 
 export function withStore(command: Command): Command {
-  return command
-    .addOption(new Option('--store <url>', 'the store: file:///DIR or a path').env('LAZYDISK_STORE'))
-    .addOption(new Option('--key <key>', 'the tenant key: file:PATH, or just the path').env('LAZYDISK_KEY'));
+  return withKey(command.addOption(storeOption()));
+}
+
+export function storeOption(): Option {
+  const forms = 'file:///DIR, a path, s3://BUCKET/PREFIX?endpoint=…&region=… or https://HOST/PATH';
+  return new Option('--store <url>', `the store: ${forms}`).env('LAZYDISK_STORE');
+}
+
+export function withKey(command: Command): Command {
+  return command.addOption(
+    new Option('--key <key>', 'a tenant key: file:PATH, just the path, or awskms:ARN; may be given again')
+      .env('LAZYDISK_KEY')
+      .argParser((text: string, before: readonly string[] | undefined) => [...(before ?? []), text]),
+  );
 }
 
 export function runDirOf(options: RunDirOptions): string {
@@ -51,11 +62,20 @@ export function clientOf(options: RunDirOptions): ControlClient {
 /** Opens the store that --store names, calls `use`, closes it. Throws USAGE if none is named. */
 export async function usingStore<T>(
   options: StoreOptions & { create?: boolean },
-  use: (store: Store) => Promise<T>,
+  use: (store: RootStore) => Promise<T>,
 ): Promise<T> {
   if (!options.store) throw new LazydiskError('USAGE', 'no store: give --store or set LAZYDISK_STORE');
+  return usingStoreAt(options.store, options.create ?? false, use);
+}
+
+/** The same for a store named otherwise. */
+export async function usingStoreAt<T>(
+  url: string,
+  create: boolean,
+  use: (store: RootStore) => Promise<T>,
+): Promise<T> {
   const { openStore } = await import('../store/open.ts');
-  const store = await openStore(options.store, { create: options.create ?? false });
+  const store = await openStore(url, { create });
   try {
     return await use(store);
   } finally {
@@ -63,22 +83,32 @@ export async function usingStore<T>(
   }
 }
 
-/** The key that --key names. Throws USAGE if none is named, KEY. */
-export async function requireKey(options: StoreOptions): Promise<TenantKey> {
-  if (!options.key) throw new LazydiskError('USAGE', 'no key: give --key or set LAZYDISK_KEY');
-  return loadKey(options.key);
+/** Opens the store, and the keys that --key names, if any. */
+export async function usingKeys<T>(
+  options: StoreOptions & { create?: boolean },
+  use: (store: RootStore, keys: KeyRing | undefined) => Promise<T>,
+): Promise<T> {
+  return usingStore(options, async (store) => {
+    if (!options.key) return use(store, undefined);
+    const keys = await openKeys(options.key, store);
+    try {
+      return await use(store, keys);
+    } finally {
+      keys.close();
+    }
+  });
 }
 
-/** The same, or undefined if none is named. */
-export async function optionalKey(options: StoreOptions): Promise<TenantKey | undefined> {
-  return options.key ? loadKey(options.key) : undefined;
-}
-
-/** The key that `spec` (src/store/key-spec.ts) means; the first of them, where it means several. Throws USAGE, KEY. */
-export async function loadKey(spec: string): Promise<TenantKey> {
+/** The keys that --key names. Throws USAGE, KEY. */
+export async function openKeys(specs: readonly string[], store?: RootStore): Promise<KeyRing> {
   const { KeyRing } = await import('../store/key-ring.ts');
-  const ring = await KeyRing.open([spec]);
-  return ring.primary();
+  return KeyRing.open(specs, store && { wrappedKeys: store });
+}
+
+/** For commands that make nothing of an image without one. Throws USAGE. */
+export function requireKeys<T>(keys: T | undefined): T {
+  if (!keys) throw new LazydiskError('USAGE', 'no key: give --key or set LAZYDISK_KEY');
+  return keys;
 }
 
 /** The command's answer on stdout: `value` as JSON with --json, else what `human` makes of it. */

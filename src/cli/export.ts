@@ -6,9 +6,9 @@ import {
   answer,
   interruptible,
   type JsonOptions,
-  requireKey,
+  requireKeys,
   type StoreOptions,
-  usingStore,
+  usingKeys,
   withJson,
   withStore,
 } from './context.ts';
@@ -32,14 +32,14 @@ export function exportCommand(): Command {
 }
 
 async function exportDisk(nameOrDigest: string, file: string, options: ExportCommandOptions): Promise<void> {
-  const key = await requireKey(options);
+  requireKeys(options.key);
   const [{ loadImage }, { exportImage }] = await Promise.all([
     import('../store/image.ts'),
     import('../image/export.ts'),
   ]);
-  const exported = await usingStore(options, (store) =>
+  const exported = await usingKeys(options, (store, keys) =>
     interruptible(async (signal): Promise<Exported> => {
-      const image = await loadImage(store, nameOrDigest, key);
+      const image = await loadImage(store, nameOrDigest, requireKeys(keys));
       const progress = new Progress(`export ${image.name}`);
       try {
         const report = await exportImage({

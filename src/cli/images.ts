@@ -6,10 +6,9 @@ import {
   answer,
   clientOf,
   type JsonOptions,
-  optionalKey,
   type RunDirOptions,
   type StoreOptions,
-  usingStore,
+  usingKeys,
   withJson,
   withRunDir,
   withStore,
@@ -47,9 +46,8 @@ async function images(options: ImagesOptions): Promise<void> {
 
 async function findImages(options: ImagesOptions): Promise<ImageInfo[]> {
   if (!options.store) return clientOf(options).images();
-  const key = await optionalKey(options);
   const { describeImages } = await import('../daemon/image-info.ts');
-  return usingStore(options, (store) => describeImages(store, key));
+  return usingKeys(options, (store, keys) => describeImages(store, keys));
 }
 
 function row(image: ImageInfo): string[] {

@@ -6,10 +6,9 @@ import {
   answer,
   clientOf,
   type JsonOptions,
-  optionalKey,
   type RunDirOptions,
   type StoreOptions,
-  usingStore,
+  usingKeys,
   withJson,
   withRunDir,
   withStore,
@@ -39,9 +38,8 @@ async function inspect(image: string, options: InspectOptions): Promise<void> {
 
 async function findImage(image: string, options: InspectOptions): Promise<ImageDetail> {
   if (!options.store) return clientOf(options).inspect(image);
-  const key = await optionalKey(options);
   const { describeImage } = await import('../daemon/image-info.ts');
-  return usingStore(options, (store) => describeImage(store, image, key));
+  return usingKeys(options, (store, keys) => describeImage(store, image, keys));
 }
 
 function describe(image: ImageDetail): string {

@@ -1,41 +1,202 @@
-/** `lazydisk key new FILE` */
+/** `lazydisk key new`, `key list` and `key rewrap`. */
 import { Command, Option } from 'commander';
 import { LazydiskError } from '../errors.ts';
-import { answer, type JsonOptions, loadKey, withJson } from './context.ts';
+import type { NewKeyOptions, TenantKey } from '../format/keys.ts';
+import type { RewrapReport } from '../store/rewrap.ts';
+import type { RootStore } from '../store/root-store.ts';
+import {
+  answer,
+  interruptible,
+  type JsonOptions,
+  openKeys,
+  storeOption,
+  usingStore,
+  withJson,
+} from './context.ts';
+import { Progress } from './progress.ts';
+import { list, table } from './table.ts';
 
-interface KeyNewOptions extends JsonOptions {
+interface StoreOption {
+  readonly store?: string;
+}
+
+interface KeyNewOptions extends JsonOptions, StoreOption {
   readonly domain?: string;
   readonly sharing?: string;
 }
 
+interface RewrapOptions extends JsonOptions, StoreOption {
+  readonly from: string;
+  readonly to: string;
+  readonly all?: boolean;
+  readonly removeOld?: boolean;
+  readonly dryRun?: boolean;
+}
+
 export function keyCommand(): Command {
-  const command = new Command('key').description('make tenant keys');
-  const create = withJson(new Command('new'))
-    .description('make a new tenant key in a new file that only its owner can read')
-    .argument('<file>', 'the file; it must not exist')
-    .option('--domain <name>', 'name of the dedup domain that images under this key share chunks in')
-    .addOption(
-      new Option(
-        '--sharing <key>',
-        'join the dedup domain of this key: images under the two share chunks',
-      ).conflicts('domain'),
+  return new Command('key')
+    .description('make tenant keys, and seal images for others')
+    .addCommand(newCommand())
+    .addCommand(listCommand())
+    .addCommand(rewrapCommand());
+}
+
+function newCommand(): Command {
+  const sharing = 'join the dedup domain of this key: images under the two share chunks';
+  return withJson(new Command('new'))
+    .description(
+      'make a new tenant key: in a file that only its owner can read, or wrapped by a key of AWS KMS',
     )
-    .addHelpText('after', '\nWhoever loses the key loses the images built with it. JSON: file, id, domain.')
+    .argument('<key>', 'FILE, which must not exist, or awskms:ARN')
+    .option('--domain <name>', 'name of the dedup domain that images under this key share chunks in')
+    .addOption(new Option('--sharing <key>', sharing).conflicts('domain'))
+    .addOption(storeOption())
+    .addHelpText(
+      'after',
+      `
+Whoever loses the key loses the images built with it. One that KMS wraps is kept in the store that --store names.
+JSON: file or arn, id, domain.`,
+    )
     .action(keyNew);
-  return command.addCommand(create);
 }
 
 async function keyNew(target: string, options: KeyNewOptions): Promise<void> {
-  const [{ newKeyFile }, { parseKeySpec }] = await Promise.all([
-    import('../store/key-file.ts'),
-    import('../store/key-spec.ts'),
-  ]);
+  const { parseKeySpec } = await import('../store/key-spec.ts');
   const spec = parseKeySpec(target);
-  if (spec.kind !== 'file') throw new LazydiskError('USAGE', `key ${target}: want a file`);
-  const file = spec.path;
-  const key = await newKeyFile(file, {
-    ...(options.domain !== undefined && { domain: options.domain }),
-    ...(options.sharing !== undefined && { sharing: await loadKey(options.sharing) }),
+  if (spec.kind === 'file') {
+    const { newKeyFile } = await import('../store/key-file.ts');
+    const { id, domain } = await newKeyFile(spec.path, await newKeyOptions(options));
+    answer(options, { file: spec.path, id, domain }, (made) => `key ${made.id} in ${made.file}\n`);
+    return;
+  }
+  const { newWrappedKey } = await import('../store/wrapped-keys.ts');
+  const { AwsKms } = await import('../store/kms.ts');
+  const kms = new AwsKms();
+  try {
+    const made = await usingStore(options, async (store) =>
+      newWrappedKey(store, kms, spec.arn, await newKeyOptions(options, store)),
+    );
+    const { id, domain, keyArn: arn } = made;
+    answer(options, { arn, id, domain }, () => `key ${id}, wrapped by ${arn}\n`);
+  } finally {
+    kms.close();
+  }
+}
+
+async function newKeyOptions(options: KeyNewOptions, store?: RootStore): Promise<NewKeyOptions> {
+  if (options.sharing !== undefined) return { sharing: await onlyKey(options.sharing, store) };
+  return options.domain === undefined ? {} : { domain: options.domain };
+}
+
+/** The key that a single spec means: for KMS the newest, or the one of it that `id` names, as in `awskms:ARN#ID`. */
+async function onlyKey(text: string, store: RootStore | undefined): Promise<TenantKey> {
+  const [spec, id] = text.split('#', 2) as [string, string?];
+  const ring = await openKeys([spec], store);
+  try {
+    const key = id === undefined ? await ring.primary() : await ring.get(id);
+    if (!key) throw new LazydiskError('KEY', `${spec} has no key ${id}`);
+    return key;
+  } finally {
+    ring.close();
+  }
+}
+
+function listCommand(): Command {
+  return withJson(new Command('list'))
+    .description('list the keys that a store keeps wrapped by KMS')
+    .addOption(storeOption())
+    .addHelpText('after', '\nJSON: an array of id, domain, keyArn, aliasArn, created, problem.')
+    .action(keyList);
+}
+
+async function keyList(options: JsonOptions & StoreOption): Promise<void> {
+  const { listWrappedKeys } = await import('../store/wrapped-keys.ts');
+  const listed = await usingStore(options, (store) => listWrappedKeys(store));
+  const keys = listed.map(({ id, key, problem }) => ({
+    id,
+    domain: key?.domain ?? null,
+    keyArn: key?.keyArn ?? null,
+    aliasArn: key?.aliasArn ?? null,
+    created: key?.created ?? null,
+    problem: problem === undefined ? null : String(problem),
+  }));
+  answer(options, keys, (rows) => {
+    if (rows.length === 0) return 'no keys\n';
+    const columns = ['id', 'domain', 'created', 'wrapped by', ''].map((title) => ({ title }));
+    return table(
+      columns,
+      rows.map(({ id, domain, created, keyArn, problem }) => [
+        ...[id, domain ?? '–', created?.slice(0, 16).replace('T', ' ') ?? '–', keyArn ?? '–', problem ?? ''],
+      ]),
+    );
   });
-  answer(options, { file, id: key.id, domain: key.domain }, (made) => `key ${made.id} in ${made.file}\n`);
+}
+
+function rewrapCommand(): Command {
+  return withJson(new Command('rewrap'))
+    .description('seal images for another key of their domain, without touching a chunk')
+    .argument('[image...]', 'NAME[:TAG] or sha256:…; or --all')
+    .requiredOption('--from <key>', 'the key that opens them now: FILE, awskms:ARN or awskms:ARN#ID')
+    .requiredOption('--to <key>', 'the key that shall open them')
+    .option('--all', 'all images that have a name')
+    .option('--remove-old', 'then take away what the old key opens')
+    .option('--dry-run', 'change nothing, and say what would be')
+    .addOption(storeOption())
+    .addHelpText(
+      'after',
+      `
+Can be stopped at any moment and run again. Drives that are attached go on. To change a key everywhere: make one with
+\`key new --sharing OLD\`, rewrap --all, give hosts the new key, rewrap --all --remove-old.
+JSON: images, rewrapped, skipped, foreign, removed, failures [name, code, message].`,
+    )
+    .action(keyRewrap);
+}
+
+async function keyRewrap(images: string[], options: RewrapOptions): Promise<void> {
+  if (images.length > 0 === (options.all ?? false))
+    throw new LazydiskError('USAGE', 'rewrap: name images, or give --all');
+  const { rewrapImages } = await import('../store/rewrap.ts');
+  const progress = new Progress('rewrap');
+  const report = await usingStore(options, async (store) => {
+    const from = await onlyKey(options.from, store);
+    const to = await onlyKey(options.to, store);
+    const writer = await store.writer();
+    const target = {
+      url: store.url,
+      getReference: (name: string) => store.getReference(name),
+      listReferences: () => store.listReferences(),
+      getManifest: store.getManifest.bind(store),
+      putManifest: writer.addManifest.bind(writer),
+      removeManifest: writer.removeManifest.bind(writer),
+    };
+    return interruptible((signal) =>
+      rewrapImages(target, from, to, {
+        ...(!options.all && { images }),
+        removeOld: options.removeOld ?? false,
+        dryRun: options.dryRun ?? false,
+        signal,
+        onProgress: (done, total) => progress.update({ done, total, unit: 'images' }),
+      }),
+    );
+  }).finally(() => progress.end());
+  const failures = report.failures.map(({ name, error }) => ({
+    name,
+    code: error.code,
+    message: error.message,
+  }));
+  answer(options, { ...report, failures }, () => describe(report, options.dryRun ?? false));
+  // Each was said; the exit code is the first one's.
+  if (report.failures[0]) throw report.failures[0].error;
+}
+
+function describe(report: RewrapReport, dryRun: boolean): string {
+  const would = dryRun ? ' (would be)' : '';
+  return list([
+    ['images', `${report.images}`],
+    ['sealed anew', `${report.rewrapped}${would}`],
+    ['already so', `${report.skipped}`],
+    ['of other keys', `${report.foreign}`],
+    ['old removed', `${report.removed}${would}`],
+    ['failed', report.failures.length === 0 ? '0' : report.failures.map(({ error }) => error.message)],
+  ]);
 }

@@ -7,12 +7,22 @@ import { formatDuration, formatShare, formatSize } from '../units.ts';
 const QUIET_MS = 1_000;
 const REDRAW_MS = 200;
 
-export interface ProgressState {
+/** How far something is: in bytes, or in things that `unit` names. */
+export type ProgressState = (BytesDone | ThingsDone) & {
+  /** What is being done now, a word or two. */
+  readonly stage?: string;
+};
+
+interface BytesDone {
   readonly doneBytes: number;
   /** Where it is known. */
   readonly totalBytes?: number;
-  /** What is being done now, a word or two. */
-  readonly stage?: string;
+}
+
+interface ThingsDone {
+  readonly done: number;
+  readonly total?: number;
+  readonly unit: string;
 }
 
 export interface ProgressOutput {
@@ -62,19 +72,21 @@ export class Progress {
 
 /** `build  42 %  1.2 GiB of 2.9 GiB  180 MiB/s  9.5 s left` */
 export function progressLine(label: string, state: ProgressState, elapsedMs: number): string {
-  const { doneBytes, totalBytes, stage } = state;
+  const [done, total, format] =
+    'unit' in state
+      ? [state.done, state.total, (value: number) => `${Math.round(value)} ${state.unit}`]
+      : [state.doneBytes, state.totalBytes, formatSize];
   const parts = [label];
-  const bytesPerSecond = doneBytes / (elapsedMs / 1000);
-  if (totalBytes !== undefined && totalBytes > 0) {
-    parts.push(formatShare(Math.min(1, doneBytes / totalBytes)));
-    parts.push(`${formatSize(doneBytes)} of ${formatSize(totalBytes)}`);
+  const perSecond = done / (elapsedMs / 1000);
+  if (total !== undefined && total > 0) {
+    parts.push(formatShare(Math.min(1, done / total)));
+    parts.push(`${format(done)} of ${format(total)}`);
   } else {
-    parts.push(formatSize(doneBytes));
+    parts.push(format(done));
   }
-  parts.push(`${formatSize(bytesPerSecond)}/s`);
-  if (totalBytes !== undefined && doneBytes > 0 && doneBytes < totalBytes) {
-    parts.push(`${formatDuration(((totalBytes - doneBytes) / bytesPerSecond) * 1000)} left`);
-  }
-  if (stage) parts.push(stage);
+  parts.push(`${format(perSecond)}/s`);
+  if (total !== undefined && done > 0 && done < total)
+    parts.push(`${formatDuration(((total - done) / perSecond) * 1000)} left`);
+  if (state.stage) parts.push(state.stage);
   return parts.join('  ');
 }

@@ -9,6 +9,7 @@ import { z } from 'zod';
 import { parseFleetUrl } from '../chunk/fleet/node-list.ts';
 import { errorText, LazydiskError } from '../errors.ts';
 import { CHUNK_BYTES } from '../format/chunk-id.ts';
+import { keySpecText, parseKeySpec } from '../store/key-spec.ts';
 import { parseDuration, parseSize } from '../units.ts';
 import { checkBudget } from './budget.ts';
 import type { FleetConfig } from './fleet.ts';
@@ -39,7 +40,7 @@ const settingsSchema = z.strictObject({
   cache: path,
   cache_size: size,
   memory: size,
-  key: path,
+  key: z.union([z.string().min(1), z.array(z.string().min(1)).min(1)]),
   run_dir: path,
   nbd_tcp: address.optional(),
   metrics: address.optional(),
@@ -70,7 +71,8 @@ export interface ServeConfig {
   readonly cacheDir: string;
   readonly cacheBytes: number;
   readonly memoryBytes: number;
-  readonly keyFile: string;
+  /** What names the keys that images are opened with (store/key-spec.ts); the first is the host's own. */
+  readonly keys: readonly string[];
   readonly runDir: string;
   readonly nbdTcp: Address | undefined;
   readonly metrics: Address | undefined;
@@ -128,7 +130,7 @@ export function resolveConfig(...sources: RawSettings[]): ServeConfig {
     cacheDir: resolve(settings.cache),
     cacheBytes: settings.cache_size,
     memoryBytes: settings.memory,
-    keyFile: resolve(settings.key),
+    keys: [settings.key].flat().map(absoluteSpec),
     runDir: resolve(settings.run_dir),
     nbdTcp: settings.nbd_tcp,
     metrics: settings.metrics,
@@ -147,6 +149,12 @@ export function resolveConfig(...sources: RawSettings[]): ServeConfig {
   };
   checkBudget({ ...config, caches: config.fleet ? 2 : 1 });
   return config;
+}
+
+/** A key file is found from where the daemon was started. */
+function absoluteSpec(text: string): string {
+  const spec = parseKeySpec(text);
+  return keySpecText(spec.kind === 'file' ? { kind: 'file', path: resolve(spec.path) } : spec);
 }
 
 function fleetOf(settings: z.output<typeof settingsSchema>): FleetConfig | undefined {

@@ -12,8 +12,7 @@ import { LimitTier } from '../chunk/wrappers/limit.ts';
 import { LazydiskError } from '../errors.ts';
 import { cleanStaleMount, FuseMount } from '../export/fuse/mount.ts';
 import { NbdServer } from '../export/nbd/server.ts';
-import type { TenantKey } from '../format/keys.ts';
-import { loadKeyFile } from '../store/key-file.ts';
+import { KeyRing } from '../store/key-ring.ts';
 import { openStore } from '../store/open.ts';
 import type { Store } from '../store/store.ts';
 import { VERSION } from '../version.ts';
@@ -57,7 +56,7 @@ interface Parts {
   readonly config: ServeConfig;
   readonly log: Logger;
   readonly paths: RunPaths;
-  readonly key: TenantKey;
+  readonly keys: KeyRing;
   readonly store: Store;
   readonly cache: DiskCache;
   readonly fleet: Fleet | undefined;
@@ -121,11 +120,11 @@ export class Daemon implements ControlService {
   }
 
   images(): Promise<ImageInfo[]> {
-    return describeImages(this.#parts.store, this.#parts.key);
+    return describeImages(this.#parts.store, this.#parts.keys);
   }
 
   inspect(name: string): Promise<ImageDetail> {
-    return describeImage(this.#parts.store, name, this.#parts.key);
+    return describeImage(this.#parts.store, name, this.#parts.keys);
   }
 
   fleet(): FleetInfo {
@@ -134,8 +133,8 @@ export class Daemon implements ControlService {
 
   /** Which nodes hold a chunk, or an image's chunks. */
   async fleetPlaces(chunkOrImage: string): Promise<FleetPlaces> {
-    const { store, key } = this.#parts;
-    return locateInFleet(this.#requireFleet(), chunkOrImage, store, key);
+    const { store, keys } = this.#parts;
+    return locateInFleet(this.#requireFleet(), chunkOrImage, store, keys);
   }
 
   metrics(): Promise<{ contentType: string; text: string }> {
@@ -228,9 +227,10 @@ export class Daemon implements ControlService {
 
 /** Everything that the exports stand on. */
 async function openParts(config: ServeConfig, log: Logger, closers: AsyncDisposableStack): Promise<Parts> {
-  const key = await loadKeyFile(config.keyFile);
   const store = await openStore(config.store);
   closers.defer(() => store.close());
+  const keys = await KeyRing.open(config.keys, { wrappedKeys: store });
+  closers.defer(() => keys.close());
   const { paths, release } = await takeRunDir(config.runDir, cleanStaleMount);
   closers.defer(release);
 
@@ -258,7 +258,7 @@ async function openParts(config: ServeConfig, log: Logger, closers: AsyncDisposa
   closers.defer(() => reader.close());
 
   const places: Places = { fuse: undefined, fuseProblem: null, nbdTcp: undefined, metrics: undefined };
-  const images = new SharedImages(store, key);
+  const images = new SharedImages(store, keys);
   const readErrors = new ReadErrorLog(log);
   const admission = new Admission({ startsMax: config.startsMax, isStrained: () => origin.isStrained });
   closers.defer(() => admission.close());
@@ -287,7 +287,7 @@ async function openParts(config: ServeConfig, log: Logger, closers: AsyncDisposa
     },
   });
   return {
-    ...{ config, log, paths, key, store, cache, fleet, origin, admission, reader, images, drives },
+    ...{ config, log, paths, keys, store, cache, fleet, origin, admission, reader, images, drives },
     ...{ nbd, metrics, places, closers },
   };
 }

@@ -2,8 +2,8 @@
 import type { ShardPlace } from '../chunk/fleet/fleet-tier.ts';
 import { LazydiskError } from '../errors.ts';
 import type { ChunkId } from '../format/chunk-id.ts';
-import type { TenantKey } from '../format/keys.ts';
 import { loadImage } from '../store/image.ts';
+import type { KeyRing } from '../store/key-ring.ts';
 import type { Store } from '../store/store.ts';
 import type { FleetInfo, FleetPlaces } from './api.ts';
 import type { Fleet } from './fleet.ts';
@@ -33,10 +33,10 @@ export async function locateInFleet(
   fleet: Fleet,
   chunkOrImage: string,
   store: Store,
-  key: TenantKey,
+  keys: KeyRing,
 ): Promise<FleetPlaces> {
   const isChunk = CHUNK_ID.test(chunkOrImage);
-  const ids = isChunk ? [chunkOrImage as ChunkId] : await chunksOf(chunkOrImage, store, key);
+  const ids = isChunk ? [chunkOrImage as ChunkId] : await chunksOf(chunkOrImage, store, keys);
   if (ids.length > CHUNKS_MAX)
     throw new LazydiskError('UNSUPPORTED', `${chunkOrImage} has ${ids.length} chunks; ask for one of them`);
   const { k } = fleet.stats();
@@ -80,8 +80,8 @@ export async function locateInFleet(
   };
 }
 
-async function chunksOf(image: string, store: Store, key: TenantKey): Promise<ChunkId[]> {
-  const { manifest } = await loadImage(store, image, key);
+async function chunksOf(image: string, store: Store, keys: KeyRing): Promise<ChunkId[]> {
+  const { manifest } = await loadImage(store, image, keys);
   const ids = new Set<ChunkId>();
   for (let entry = 0; entry < manifest.storedChunks; entry++) ids.add(manifest.ref(entry).id);
   return [...ids];

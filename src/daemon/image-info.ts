@@ -1,16 +1,16 @@
 /** What people are told of images: from the store's references and manifests to the API's words. */
 
 import { LazydiskError } from '../errors.ts';
-import type { TenantKey } from '../format/keys.ts';
 import type { Manifest } from '../format/manifest.ts';
 import { listImages, loadImage } from '../store/image.ts';
+import type { KeyRing } from '../store/key-ring.ts';
 import { isDigest, referenceName } from '../store/reference-name.ts';
 import type { Store } from '../store/store.ts';
 import type { ImageContent, ImageDetail, ImageInfo } from './api.ts';
 
 /** All names in `store`. Without a key only what a reference says is known. */
-export async function describeImages(store: Store, key: TenantKey | undefined): Promise<ImageInfo[]> {
-  const listings = await listImages(store, key);
+export async function describeImages(store: Store, keys: KeyRing | undefined): Promise<ImageInfo[]> {
+  const listings = await listImages(store, keys);
   return listings.map(({ reference, manifest, problem }) => ({
     name: reference.name,
     digest: reference.digest,
@@ -26,10 +26,10 @@ export async function describeImages(store: Store, key: TenantKey | undefined): 
 export async function describeImage(
   store: Store,
   nameOrDigest: string,
-  key: TenantKey | undefined,
+  keys: KeyRing | undefined,
 ): Promise<ImageDetail> {
-  if (key) {
-    const { name, digest, reference, manifest } = await loadImage(store, nameOrDigest, key);
+  if (keys) {
+    const { name, digest, reference, manifest } = await loadImage(store, nameOrDigest, keys);
     return { name, digest, updated: reference?.updated ?? null, content: contentOf(manifest) };
   }
   if (isDigest(nameOrDigest))

@@ -5,8 +5,8 @@
  */
 import { LRUCache } from 'lru-cache';
 import { LazydiskError } from '../errors.ts';
-import type { TenantKey } from '../format/keys.ts';
 import { type Image, loadImage } from '../store/image.ts';
+import type { KeyRing } from '../store/key-ring.ts';
 import { isDigest, referenceName } from '../store/reference-name.ts';
 import type { ImageDigest, Store } from '../store/store.ts';
 
@@ -21,7 +21,7 @@ interface Used {
 
 export class SharedImages {
   readonly #store: Store;
-  readonly #key: TenantKey;
+  readonly #keys: KeyRing;
   readonly #used = new Map<ImageDigest, Used>();
   readonly #idle = new LRUCache<ImageDigest, Image>({
     maxSize: IDLE_BYTES_MAX,
@@ -29,9 +29,9 @@ export class SharedImages {
   });
   readonly #loading = new Map<string, Promise<Image>>();
 
-  constructor(store: Store, key: TenantKey) {
+  constructor(store: Store, keys: KeyRing) {
     this.#store = store;
-    this.#key = key;
+    this.#keys = keys;
   }
 
   /** Images that drives use now. */
@@ -73,7 +73,7 @@ export class SharedImages {
   #load(name: string): Promise<Image> {
     const loading = this.#loading.get(name);
     if (loading) return loading;
-    const load = loadImage(this.#store, name, this.#key).finally(() => this.#loading.delete(name));
+    const load = loadImage(this.#store, name, this.#keys).finally(() => this.#loading.delete(name));
     this.#loading.set(name, load);
     return load;
   }

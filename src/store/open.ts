@@ -6,7 +6,6 @@ import { LazydiskError } from '../errors.ts';
 import { MARKER_KEY } from './layout.ts';
 import { DirObjects } from './objects/dir-objects.ts';
 import type { ObjectStore } from './objects/object-store.ts';
-import { RetryObjects } from './objects/retry-objects.ts';
 import { RootStore } from './root-store.ts';
 
 /** What a store's URL looks like, for messages. */
@@ -42,15 +41,11 @@ async function openObjects(url: string, create: boolean): Promise<ObjectStore> {
       if (create) await checkEmpty(path);
       return new DirObjects(path);
     }
-    case 's3': {
-      const { S3Objects } = await import('./objects/s3-objects.ts');
-      const { parseS3Url } = await import('./objects/s3-url.ts');
-      return new RetryObjects(new S3Objects(parseS3Url(url)));
-    }
+    case 's3':
     case 'http':
     case 'https': {
-      const { HttpObjects } = await import('./objects/http-objects.ts');
-      return new RetryObjects(new HttpObjects(url));
+      const { openRemote } = await import('./objects/remote.ts');
+      return openRemote(url, scheme);
     }
     default:
       throw new LazydiskError('UNSUPPORTED', `store URL ${scheme}://…: want ${STORE_URL_FORMS}`);

@@ -7,9 +7,18 @@
 import { hostname } from 'node:os';
 import { LazydiskError } from '../errors.ts';
 import { type ChunkId, SEALED_BYTES_MAX } from '../format/chunk-id.ts';
+import { WRAPPED_KEY_OBJECT_BYTES_MAX } from '../format/wrapped-key.ts';
 import { MANIFEST_BYTES_MAX, manifestKeysIn } from './carry.ts';
 import { type Clock, type Moment, systemClock } from './clock.ts';
-import { chunkKey, manifestKey, rootPath, stateKey } from './layout.ts';
+import {
+  chunkKey,
+  KEYS_PREFIX,
+  manifestKey,
+  meaningOf,
+  rootPath,
+  stateKey,
+  wrappedKeyKey,
+} from './layout.ts';
 import { readMarker, writeMarker } from './marker.ts';
 import type { ObjectBytes, ObjectOptions, ObjectStore } from './objects/object-store.ts';
 import type { StoreParts } from './parts.ts';
@@ -92,6 +101,22 @@ export class RootStore implements Store {
 
   async listReferences(): Promise<Reference[]> {
     return this.parts.references.list(await this.parts.views.forReading());
+  }
+
+  async getKey(id: string): Promise<Buffer | undefined> {
+    return (await this.parts.objects.get(wrappedKeyKey(id), WRAPPED_KEY_OBJECT_BYTES_MAX))?.bytes;
+  }
+
+  async listKeys(): Promise<string[]> {
+    const ids: string[] = [];
+    for await (const page of this.parts.objects.list(KEYS_PREFIX))
+      for (const { key } of page)
+        if (meaningOf(key)?.kind === 'key') ids.push(key.slice(KEYS_PREFIX.length, -'.json'.length));
+    return ids.sort();
+  }
+
+  async putKey(id: string, bytes: Uint8Array): Promise<void> {
+    await this.parts.objects.put(wrappedKeyKey(id), bytes);
   }
 
   async history(name?: string): Promise<PastReference[]> {

@@ -57,6 +57,11 @@ export class RootWriter implements StoreWriter {
     });
   }
 
+  async removeManifest(digest: ImageDigest, keyId: string): Promise<void> {
+    const { areas } = await this.#parts.views.newerThan(0);
+    await this.#parts.objects.delete(areas.map(({ path }) => manifestKey(path, digest, keyId)));
+  }
+
   async putReference(name: string, digest: ImageDigest, options: SetOptions = {}): Promise<void> {
     if (!isDigest(digest)) throw new LazydiskError('INTERNAL', `image digest ${JSON.stringify(digest)}`);
     const fullName = referenceName(name);

@@ -62,6 +62,11 @@ export interface Store {
   getReference(name: string): Promise<Reference | undefined>;
   /** Sorted by name. Throws UNSUPPORTED where the store cannot be listed. */
   listReferences(): Promise<Reference[]>;
+  /** A tenant's key that KMS has wrapped, as FORMAT.md has it, and the ids of all of them. */
+  getKey(id: string): Promise<Buffer | undefined>;
+  listKeys(): Promise<string[]>;
+  putKey(id: string, bytes: Uint8Array): Promise<void>;
+
   /** What names were set to, oldest first; of `name` alone if it is given. */
   history(name?: string): Promise<PastReference[]>;
 
@@ -93,6 +98,8 @@ export interface StoreWriter {
   putManifest(digest: ImageDigest, keyId: string, manifest: Uint8Array): Promise<void>;
   /** The same for one more key of an image that has a name, whatever root that is in by now. */
   addManifest(digest: ImageDigest, keyId: string, manifest: Uint8Array): Promise<void>;
+  /** Takes the manifest for one key away, wherever it is; what is not there is no error. */
+  removeManifest(digest: ImageDigest, keyId: string): Promise<void>;
   /**
    * Throws NOT_FOUND if the image is not there (whole), BUSY if the name does not mean what was expected, TIMEOUT when
    * the work took longer than the store allows, after which it must begin anew.

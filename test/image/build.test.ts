@@ -18,6 +18,7 @@ import { flatten } from '../../src/image/flatten.ts';
 import { openSource } from '../../src/image/source.ts';
 import { loadImage } from '../../src/store/image.ts';
 import { newKeyFile } from '../../src/store/key-file.ts';
+import { KeyRing } from '../../src/store/key-ring.ts';
 import type { RootStore } from '../../src/store/root-store.ts';
 import type { Store, StoreWriter } from '../../src/store/store.ts';
 import { openDirStore, rootDir } from '../support/dir-store.ts';
@@ -86,10 +87,7 @@ function filesIn(storeDir: string, folder: string): string[] {
 }
 
 /** `store` whose writers have some of their methods replaced; they are given the writer that they are of. */
-function withMethods(
-  store: Store,
-  methods: (writer: StoreWriter) => Partial<StoreWriter>,
-): Store {
+function withMethods(store: Store, methods: (writer: StoreWriter) => Partial<StoreWriter>): Store {
   const writer = async (): Promise<StoreWriter> => {
     const inner = await store.writer();
     const replaced = methods(inner);
@@ -133,7 +131,7 @@ t.test('what is stored is the disk, chunk for chunk', async (t) => {
   }
   await source.close();
 
-  const image = await loadImage(store, 'app', key);
+  const image = await loadImage(store, 'app', KeyRing.of(key));
   const out = join(dir, 'disk.img');
   await exportImage({ image, store, out });
   t.ok(readFileSync(out).equals(disk));
@@ -188,8 +186,8 @@ t.test(
     t.equal((await build(spec, { store: slow })).digest, digest);
     const sharing = TenantKey.generate({ sharing: key });
     t.equal((await build(spec, { key: sharing })).digest, digest);
-    t.equal((await loadImage(store, 'app', sharing)).digest, digest);
-    t.equal((await loadImage(store, 'app', key)).digest, digest, 'both tenants have it');
+    t.equal((await loadImage(store, 'app', KeyRing.of(sharing))).digest, digest);
+    t.equal((await loadImage(store, 'app', KeyRing.of(key))).digest, digest, 'both tenants have it');
     t.not((await build(spec, { key: TenantKey.generate() })).digest, digest, 'another domain');
     t.not((await build(spec, { sizeBytes: 2 * 2 ** 30 })).digest, digest, 'another size');
   },
@@ -316,7 +314,11 @@ t.test('a build that is killed and run again stores only what is missing', async
   const report = await build(spec, { store: counting });
   t.equal(put.length, report.newChunks);
   t.same([...put, ...kept].sort(), filesIn(storeDir, 'chunks'), 'nothing twice, nothing left out');
-  await exportImage({ image: await loadImage(store, 'app', key), store, out: join(dir, 'disk.img') });
+  await exportImage({
+    image: await loadImage(store, 'app', KeyRing.of(key)),
+    store,
+    out: join(dir, 'disk.img'),
+  });
   t.equal(statSync(join(dir, 'disk.img')).size, report.diskBytes);
   await store.close();
   t.same(readdirSync(join(storeDir, 'tmp')), [], 'the next writer took it away');
@@ -336,7 +338,7 @@ t.test('builds into one store at once do not meet', async (t) => {
     [0, null],
     [0, null],
   ]);
-  const [a, b, c] = await Promise.all(['a', 'b', 'c'].map((name) => loadImage(store, name, key)));
+  const [a, b, c] = await Promise.all(['a', 'b', 'c'].map((name) => loadImage(store, name, KeyRing.of(key))));
   t.equal(a!.digest, c!.digest);
   t.not(a!.digest, b!.digest);
   for (const image of [a!, b!]) await exportImage({ image, store, out: join(dir, 'disk.img') });

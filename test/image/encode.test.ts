@@ -34,7 +34,6 @@ class MemoryStore implements ChunkStore {
       this.inFlight--;
     }
   }
-
 }
 
 /** A few kinds of chunk, repeated: 0 is zeroes. */

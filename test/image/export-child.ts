@@ -3,12 +3,13 @@ import { LazydiskError } from '../../src/errors.ts';
 import { exportImage } from '../../src/image/export.ts';
 import { loadImage } from '../../src/store/image.ts';
 import { loadKeyFile } from '../../src/store/key-file.ts';
+import { KeyRing } from '../../src/store/key-ring.ts';
 import { openStore } from '../../src/store/open.ts';
 
 const [url, keyFile, name, out] = process.argv.slice(2);
 const store = await openStore(url!);
 try {
-  const image = await loadImage(store, name!, await loadKeyFile(keyFile!));
+  const image = await loadImage(store, name!, KeyRing.of(await loadKeyFile(keyFile!)));
   await exportImage({ image, store, out: out! });
   console.error('done');
 } catch (error) {

@@ -5,6 +5,7 @@ import t, { type Test } from 'tap';
 import { TenantKey } from '../../src/format/keys.ts';
 import { sealManifest } from '../../src/format/manifest-seal.ts';
 import { listImages, loadImage } from '../../src/store/image.ts';
+import { KeyRing } from '../../src/store/key-ring.ts';
 import type { ImageDigest } from '../../src/store/store.ts';
 import { sampleParts } from '../format/samples.ts';
 import { openDirStore, rootDir } from '../support/dir-store.ts';
@@ -24,28 +25,34 @@ async function storeWithImage(t: Test) {
 t.test('an image is found by name, by name and tag, and by digest', async (t) => {
   const { store, key, digest } = await storeWithImage(t);
   for (const name of ['app', 'app:latest']) {
-    const image = await loadImage(store, name, key);
+    const image = await loadImage(store, name, KeyRing.of(key));
     t.match(image, { name: 'app:latest', digest, reference: { name: 'app:latest' } });
     t.equal(image.manifest.digest, digest);
   }
-  const byDigest = await loadImage(store, digest, key);
+  const byDigest = await loadImage(store, digest, KeyRing.of(key));
   t.match(byDigest, { name: digest, digest });
   t.equal(byDigest.reference, undefined);
 });
 
 t.test('what is not there is NOT_FOUND, what is no name is USAGE', async (t) => {
   const { store, key } = await storeWithImage(t);
-  await t.rejects(loadImage(store, 'app:other', key), { code: 'NOT_FOUND', message: /app:other/ });
-  await t.rejects(loadImage(store, `sha256:${'0'.repeat(64)}`, key), { code: 'NOT_FOUND' });
-  await t.rejects(loadImage(store, '../app', key), { code: 'USAGE' });
+  await t.rejects(loadImage(store, 'app:other', KeyRing.of(key)), {
+    code: 'NOT_FOUND',
+    message: /app:other/,
+  });
+  await t.rejects(loadImage(store, `sha256:${'0'.repeat(64)}`, KeyRing.of(key)), { code: 'NOT_FOUND' });
+  await t.rejects(loadImage(store, '../app', KeyRing.of(key)), { code: 'USAGE' });
 });
 
 t.test('an image of another key is KEY, by both ways of not having it', async (t) => {
   const { store, writer, key, digest, bytes } = await storeWithImage(t);
   const stranger = TenantKey.generate({ sharing: key });
-  await t.rejects(loadImage(store, 'app', stranger), { code: 'KEY', message: new RegExp(stranger.id) });
+  await t.rejects(loadImage(store, 'app', KeyRing.of(stranger)), {
+    code: 'KEY',
+    message: new RegExp(stranger.id),
+  });
   await writer.putManifest(digest, stranger.id, bytes);
-  await t.rejects(loadImage(store, 'app', stranger), { code: 'KEY', message: /app:latest/ });
+  await t.rejects(loadImage(store, 'app', KeyRing.of(stranger)), { code: 'KEY', message: /app:latest/ });
 });
 
 t.test('two tenants of a domain hold one image side by side', async (t) => {
@@ -54,7 +61,8 @@ t.test('two tenants of a domain hold one image side by side', async (t) => {
   const again = sealManifest(sampleParts(other));
   t.equal(again.digest, digest);
   await writer.putManifest(again.digest, other.id, again.bytes);
-  for (const tenant of [key, other]) t.equal((await loadImage(store, 'app', tenant)).digest, digest);
+  for (const tenant of [key, other])
+    t.equal((await loadImage(store, 'app', KeyRing.of(tenant))).digest, digest);
 });
 
 t.test("a manifest that is bent, or another image's, is CORRUPT and named", async (t) => {
@@ -63,12 +71,12 @@ t.test("a manifest that is bent, or another image's, is CORRUPT and named", asyn
   const bent = Buffer.from(bytes);
   bent[300]! ^= 1;
   writeFileSync(path, bent);
-  await t.rejects(loadImage(store, 'app', key), { message: /app:latest/ });
+  await t.rejects(loadImage(store, 'app', KeyRing.of(key)), { message: /app:latest/ });
   const { bytes: otherImage } = sealManifest(sampleParts(key, { writerVersion: 'other/1' }));
   writeFileSync(path, otherImage);
-  await t.rejects(loadImage(store, 'app', key), { code: 'CORRUPT', message: /is that of/ });
+  await t.rejects(loadImage(store, 'app', KeyRing.of(key)), { code: 'CORRUPT', message: /is that of/ });
   writeFileSync(path, '');
-  await t.rejects(loadImage(store, 'app', key), { code: 'CORRUPT' });
+  await t.rejects(loadImage(store, 'app', KeyRing.of(key)), { code: 'CORRUPT' });
 });
 
 t.test('the list shows every name, and what is wrong with one hides no other', async (t) => {
@@ -76,10 +84,10 @@ t.test('the list shows every name, and what is wrong with one hides no other', a
   const none = `sha256:${'0'.repeat(64)}` as ImageDigest;
   await writer.putManifest(none, 'f'.repeat(16), Buffer.from('of another key'));
   await writer.putReference('gone', none);
-  const listed = await listImages(store, key);
+  const listed = await listImages(store, KeyRing.of(key));
   t.match(listed, [
     { reference: { name: 'app:latest', digest }, manifest: { digest } },
-    { reference: { name: 'gone:latest' }, problem: /no manifest/ },
+    { reference: { name: 'gone:latest' }, problem: /is sealed for key f{16}, and this host has key / },
   ]);
   t.equal(listed[1]!.manifest, undefined);
   t.same(

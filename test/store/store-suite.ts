@@ -183,13 +183,16 @@ export function storeSuite(t: Test, open: (t: Test) => Promise<() => Promise<Sto
     t.equal(await store.getReference('a'), undefined);
   });
 
-  withStore('of two who set one name at once both come through, one after the other', async (t, store, again) => {
-    const writers = [await store.writer(), await (await again()).writer(), await (await again()).writer()];
-    await writers[0]!.putManifest(digestOf('1'), KEY_A, Buffer.from('1'));
-    await Promise.all(writers.map((writer) => writer.putReference('a', digestOf('1'))));
-    t.equal((await store.getReference('a'))?.digest, digestOf('1'));
-    t.equal((await store.history('a')).length >= 3, true);
-  });
+  withStore(
+    'of two who set one name at once both come through, one after the other',
+    async (t, store, again) => {
+      const writers = [await store.writer(), await (await again()).writer(), await (await again()).writer()];
+      await writers[0]!.putManifest(digestOf('1'), KEY_A, Buffer.from('1'));
+      await Promise.all(writers.map((writer) => writer.putReference('a', digestOf('1'))));
+      t.equal((await store.getReference('a'))?.digest, digestOf('1'));
+      t.equal((await store.history('a')).length >= 3, true);
+    },
+  );
 
   withStore('what is no name is USAGE', async (t, store) => {
     const bad = [

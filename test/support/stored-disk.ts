@@ -4,6 +4,7 @@ import { CHUNK_BYTES } from '../../src/format/chunk-id.ts';
 import type { TenantKey } from '../../src/format/keys.ts';
 import { type ManifestEntry, sealManifest } from '../../src/format/manifest-seal.ts';
 import { type Image, loadImage } from '../../src/store/image.ts';
+import { KeyRing } from '../../src/store/key-ring.ts';
 import type { Store } from '../../src/store/store.ts';
 
 /** Stores `disk` (a multiple of CHUNK_BYTES) as image `name`. */
@@ -35,5 +36,5 @@ export async function putDisk(store: Store, key: TenantKey, name: string, disk: 
   });
   await writer.putManifest(digest, key.id, bytes);
   await writer.putReference(name, digest);
-  return loadImage(store, name, key);
+  return loadImage(store, name, KeyRing.of(key));
 }

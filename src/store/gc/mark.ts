@@ -66,7 +66,13 @@ async function findLater(
 ): Promise<ClearManifest | undefined> {
   const { clock, policy, views, objects, references } = parts;
   await clock.sleep(policy.settleMs, signal);
-  const clear = await findClear(objects, areasOfRoot(await views.newerThan(0), view.active), digest, name);
+  const later = await views.newerThan(0);
+  if (later.active.path !== view.active.path)
+    throw new LazydiskError(
+      'BUSY',
+      `${objects.url}: ${later.active.path} was opened meanwhile; run it again`,
+    );
+  const clear = await findClear(objects, areasOfRoot(later, later.active), digest, name);
   if (clear || (await references.find(view, name)).current?.digest !== digest) return clear;
   throw new LazydiskError(
     'NOT_FOUND',
