@@ -5,11 +5,13 @@
  * an object is copied before it is taken away, and the next sweep moves the rest.
  */
 import { LazydiskError } from '../../errors.ts';
+import { formatDuration } from '../../units.ts';
 import type { Moment } from '../clock.ts';
 import { type AreaPath, chunksPrefix, manifestsPrefix, meaningOf, SHARDS, stateKey } from '../layout.ts';
 import type { ObjectInfo } from '../objects/object-store.ts';
 import type { StoreParts } from '../parts.ts';
 import { pooled } from '../pooled.ts';
+import type { DatedRecord } from '../references.ts';
 import { type View, writeIndex } from '../view.ts';
 import { type Journal, journaled } from './journal.ts';
 import { type LiveSet, mark } from './mark.ts';
@@ -21,7 +23,7 @@ const COPIES_MAX = 4;
 /** Folders of chunks listed at once; each of them copies COPIES_MAX at once. */
 const SHARDS_MAX = 16;
 
-/** Records of what a name was set to are kept this long. */
+/** Records of what a name was set to are kept this long after the name was set to something else. */
 const HISTORY_MS = 90 * 24 * 60 * 60 * 1000;
 
 export interface SweepProgress {
@@ -190,16 +192,22 @@ class Sweep {
     if (clock.ageMs(this.#openedAt!) <= policy.buildMs - policy.settleMs) return;
     throw new LazydiskError(
       'TIMEOUT',
-      `${objects.url}: a sweep may take ${policy.buildMs} ms; run it again for the rest`,
+      `${objects.url}: a sweep may take ${formatDuration(policy.buildMs)}; run it again for the rest`,
     );
   }
 
+  /** As long as an image's last name counts by a record, the record stays: what it ended with says how long ago that was. */
   async #forgetHistory(nowMs: number): Promise<void> {
-    const records = await this.#parts.references.history();
-    const newest = new Map(records.map(({ name, key }) => [name, key]));
-    const old = records.filter(
-      ({ name, key, modifiedMs }) => newest.get(name) !== key && modifiedMs < nowMs - HISTORY_MS,
-    );
-    await this.#parts.objects.delete(old.map(({ key }) => key));
+    const { objects, policy, references } = this.#parts;
+    const sinceMs = nowMs - Math.max(HISTORY_MS, policy.graceMs);
+    const records = (await references.history()).sort((a, b) => a.modifiedMs - b.modifiedMs);
+    const last = new Map<string, DatedRecord>();
+    const old: string[] = [];
+    for (const record of records) {
+      const before = last.get(record.name);
+      if (before && record.modifiedMs < sinceMs) old.push(before.key);
+      last.set(record.name, record);
+    }
+    await objects.delete(old);
   }
 }
