@@ -1,4 +1,5 @@
 /** A store in a directory, as tests make it, and where things lie in it. */
+import { readdirSync, utimesSync } from 'node:fs';
 import { join } from 'node:path';
 import type { ChunkId } from '../../src/format/chunk-id.ts';
 import { chunkKey, rootPath } from '../../src/store/layout.ts';
@@ -18,4 +19,12 @@ export function rootDir(dir: string): string {
 /** The file of a chunk in the first root of the store in `dir`. */
 export function chunkFileIn(dir: string, id: ChunkId): string {
   return join(dir, chunkKey(rootPath(1), id));
+}
+
+/** Makes all files below `folder` of the store in `dir` that old, but those named in `but`: to the store, time has passed. */
+export function age(dir: string, folder: string, ms: number, but: readonly string[] = []): void {
+  const time = new Date(Date.now() - ms);
+  for (const entry of readdirSync(join(dir, folder), { recursive: true, withFileTypes: true }))
+    if (entry.isFile() && !but.includes(entry.name))
+      utimesSync(join(entry.parentPath, entry.name), time, time);
 }

@@ -87,10 +87,11 @@ function heldBecause(area: Area, view: View, policy: StorePolicy, nowMs: number)
     until: untilMs === null ? null : new Date(untilMs).toISOString(),
     isRead,
   });
-  if (area.isDeleting) return undefined;
   const isRoot = area.path.startsWith('roots/');
-  if (isRoot && area.retiredMs === undefined) return held('images still move out of it', null);
+  // What is alive is not known then, not even to finish a deletion that has begun.
   if (!isRoot && view.draining) return held('a rotation is under way', null);
+  if (area.isDeleting) return undefined;
+  if (isRoot && area.retiredMs === undefined) return held('images still move out of it', null);
   // A sweep that was killed has not said its end; later than this it did nothing any more.
   const quietMs = isRoot
     ? area.retiredMs!

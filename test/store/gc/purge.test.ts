@@ -1,5 +1,4 @@
 /** What a purge does with which area and when, and what `gc status` says of it. */
-import { utimesSync } from 'node:fs';
 import { join } from 'node:path';
 import t, { type Test } from 'tap';
 import { TenantKey } from '../../../src/format/keys.ts';
@@ -15,6 +14,7 @@ import { DEFAULT_POLICY } from '../../../src/store/policy.ts';
 import { RootStore } from '../../../src/store/root-store.ts';
 import { viewOf } from '../../../src/store/view.ts';
 import { sampleParts } from '../../format/samples.ts';
+import { age } from '../../support/dir-store.ts';
 
 const DAY_MS = 24 * 60 * 60 * 1000;
 const NOW_MS = 1000 * DAY_MS;
@@ -86,20 +86,22 @@ t.test('while images move, the trash of both roots stays; that of a root long go
       ['roots/2', 'opened', 1],
       ['trash/1-a', 'opened', 90],
       ['trash/2-b', 'opened', 90],
+      ['trash/1-c', 'deleting', 1],
     ),
     {
       'roots/1': 'images still move out of it',
       'trash/1-a': 'goes with roots/1',
       'trash/2-b': 'a rotation is under way',
+      'trash/1-c': 'a rotation is under way',
     },
   );
   t.same(plan(['roots/2', 'opened', 100], ['trash/1-a', 'opened', 90]), { 'trash/1-a': 'goes' });
 });
 
-/** A store whose times are short, with an image named `app`. */
+/** A store that is not waited for long, with an image named `app`, and what makes everything in it a day old. */
 async function newStore(t: Test) {
   const dir = join(t.testdir(), 'store');
-  const policy = { graceMs: 400, retentionMs: 400, buildMs: 300, viewMs: 50, settleMs: 5 };
+  const policy = { graceMs: 21_000, retentionMs: 3_600_000, buildMs: 20_000, viewMs: 300, settleMs: 5 };
   const store = await RootStore.open(new DirObjects(dir), { create: true, policy });
   t.teardown(() => store.close());
   const key = TenantKey.generate();
@@ -107,9 +109,7 @@ async function newStore(t: Test) {
   const writer = await store.writer();
   await writer.putManifest(digest, key.id, bytes);
   await writer.putReference('app', digest);
-  const pass = (area: AreaPath, ...markers: AreaMarker[]) => {
-    for (const marker of markers) utimesSync(join(dir, stateKey(area, marker)), 1, 1);
-  };
+  const pass = (folder: string) => age(dir, folder, DAY_MS);
   return { dir, store, writer, key, digest, pass };
 }
 
@@ -117,11 +117,11 @@ t.test('a root that goes takes its trash along, and the report says so', async (
   const { store, writer, digest, key, pass } = await newStore(t);
   const { digest: old, bytes } = sealManifest(sampleParts(key, { writerVersion: 'old/1', entries: [] }));
   await writer.putManifest(old, key.id, bytes);
-  await new Promise((resolve) => setTimeout(resolve, 450));
+  pass('roots');
   const { trash } = await sweep(store.parts);
   await rotate(store.parts);
   t.match((await purge(store.parts)).held, [{ area: 'roots/1' }, { area: trash, why: 'goes with roots/1' }]);
-  pass('roots/1', 'retired');
+  pass('state/roots/1');
   const planned = await purge(store.parts, { dryRun: true });
   const report = await purge(store.parts);
   t.same(planned, report);
@@ -134,29 +134,27 @@ t.test('a root that goes takes its trash along, and the report says so', async (
   );
 });
 
-t.test(
-  'the status tells who reads what was put aside, what stays until when, and what was done',
-  async (t) => {
-    const { dir, store, writer, key, digest } = await newStore(t);
-    await writer.removeReference('app');
-    await new Promise((resolve) => setTimeout(resolve, 450));
-    const { trash } = await sweep(store.parts);
-    const before = await gcStatus(store.parts);
-    t.match(before, {
-      alarm: false,
-      areas: [
-        { area: 'roots/1', state: 'active', heldBecause: 'active', heldUntil: null },
-        { area: trash, state: 'trash', heldBecause: 'kept for its retention', lastReadAt: null },
-      ],
-      journal: [{ command: 'sweep', state: 'done', details: { sweptManifests: 1 } }],
-    });
-    t.ok(await store.getManifest(digest, key.id), 'a drive reads it still');
-    for (let tries = 0; !(await gcStatus(store.parts)).alarm && tries < 50; tries++)
-      await new Promise((resolve) => setTimeout(resolve, 5));
-    const [, area] = (await gcStatus(store.parts)).areas;
-    t.match(area, { area: trash, isRead: true, heldBecause: /^read by /, lastReadHost: String });
-    // What is no entry hides no other.
-    await new DirObjects(dir).put(`${JOURNAL_PREFIX}9.json`, Buffer.from('null'));
-    t.match(await lastEntries(store.parts.objects, 5), [{ command: 'sweep' }]);
-  },
-);
+t.test('the status tells who reads what was put aside, what stays, and what was done', async (t) => {
+  const { dir, store, writer, key, digest, pass } = await newStore(t);
+  await writer.removeReference('app');
+  pass('roots');
+  pass('history');
+  const { trash } = await sweep(store.parts);
+  const before = await gcStatus(store.parts);
+  t.match(before, {
+    alarm: false,
+    areas: [
+      { area: 'roots/1', state: 'active', heldBecause: 'active', heldUntil: null },
+      { area: trash, state: 'trash', heldBecause: 'kept for its retention', lastReadAt: null },
+    ],
+    journal: [{ command: 'sweep', state: 'done', details: { sweptManifests: 1 } }],
+  });
+  t.ok(await store.getManifest(digest, key.id), 'a drive reads it still');
+  for (let tries = 0; !(await gcStatus(store.parts)).alarm && tries < 50; tries++)
+    await new Promise((resolve) => setTimeout(resolve, 5));
+  const [, area] = (await gcStatus(store.parts)).areas;
+  t.match(area, { area: trash, isRead: true, heldBecause: /^read by /, lastReadHost: String });
+  // What is no entry hides no other.
+  await new DirObjects(dir).put(`${JOURNAL_PREFIX}9.json`, Buffer.from('null'));
+  t.match(await lastEntries(store.parts.objects, 5), [{ command: 'sweep' }]);
+});
