@@ -27,14 +27,14 @@ const entrySchema = z.object({
 export type JournalEntry = Readonly<z.infer<typeof entrySchema>>;
 
 export class Journal {
-  /** Fit for a part of a key. */
+  /** Fit for a part of a key, and in the order of time. */
   readonly id: string;
   readonly #objects: ObjectStore;
   readonly #command: string;
   readonly #started = new Date().toISOString();
 
   private constructor(objects: ObjectStore, command: string) {
-    this.id = `${this.#started.replace(/[-:]|\.\d+/g, '')}${randomBytes(4).toString('hex')}`;
+    this.id = `${this.#started.replace(/[-:.]/g, '')}${randomBytes(4).toString('hex')}`;
     this.#objects = objects;
     this.#command = command;
   }
