@@ -43,6 +43,7 @@ async function rm(names: string[], options: RmOptions): Promise<void> {
   const { referenceName } = await import('../store/reference-name.ts');
   const fullNames = [...new Set(names.map(referenceName))];
   const expected = options.expected === undefined ? {} : await expectedOf(options.expected);
+  if (expected.expected === null) throw new LazydiskError('USAGE', 'a name that means nothing cannot go');
   const { removal, graceMs, failure } = await usingStore(options, (store) =>
     remove(store, fullNames, expected, dryRun),
   );

@@ -6,6 +6,7 @@ import { join } from 'node:path';
 import t from 'tap';
 import type { ImageDetail, ImageInfo } from '../../src/daemon/api.ts';
 import { buildWorkplace, lazydisk, lazydiskJson, tempDir } from '../support/daemon.ts';
+import { rootDir } from '../support/dir-store.ts';
 
 const MAIN = new URL('../../src/main.ts', import.meta.url).pathname;
 const COMMANDS = [
@@ -13,6 +14,10 @@ const COMMANDS = [
   'images',
   'inspect',
   'export',
+  'copy',
+  'tag',
+  'rm',
+  'gc',
   'serve',
   'attach',
   'detach',
@@ -27,13 +32,20 @@ t.test('every command has help, and the help lists commands and exit codes', asy
   t.equal(stderr, '');
   for (const command of COMMANDS) t.match(stdout, new RegExp(`^  ${command} `, 'm'));
   t.match(stdout, /^ +5 {2}KEY /m);
-  const helps = await Promise.all(
-    [...COMMANDS.map((command) => [command]), ['key', 'new']].map((words) => lazydisk([...words, '--help'])),
-  );
+  const below = {
+    key: ['new', 'list', 'rewrap'],
+    gc: ['status', 'run', 'sweep', 'purge', 'rotate', 'policy'],
+  };
+  const words = [
+    ...COMMANDS.filter((command) => command !== 'gc').map((command) => [command]),
+    ...Object.entries(below).flatMap(([command, names]) => names.map((name) => [command, name])),
+  ];
+  const helps = await Promise.all(words.map((command) => lazydisk([...command, '--help'])));
   for (const [at, help] of helps.entries()) {
-    t.equal(help.code, 0, COMMANDS[at] ?? 'key new');
-    t.match(help.stdout, /^Usage: lazydisk /);
-    t.match(help.stdout, COMMANDS[at] === 'serve' ? /SIGTERM/ : /JSON|json/);
+    const command = words[at]!.join(' ');
+    t.equal(help.code, 0, command);
+    t.match(help.stdout, new RegExp(`^Usage: lazydisk ${command} `));
+    t.match(help.stdout, command === 'serve' ? /SIGTERM/ : /JSON|json/, command);
   }
   t.match((await lazydisk(['--version'])).stdout, /^\d+\.\d+\.\d+\n$/);
 });
@@ -47,7 +59,19 @@ t.test('wrong words are exit code 2 and one line', async (t) => {
     ['attach'],
     ['detach', 'a', 'b'],
     ['export', 'x', 'y'],
-    ['images', '--store', 's3://bucket', '--key'],
+    ['images', '--store', '/nonexistent/s', '--key'],
+    ['images', '--history'],
+    ['images', '--store', 's3://'],
+    ['images', '--store', 's3://bucket?endpoint=http://127.0.0.1:1&colour=red'],
+    ['copy', 'a', '/nonexistent/s'],
+    ['tag', 'a', 'b'],
+    ['tag', 'a', 'b', '--store', '/nonexistent/s', '--expected', 'c'],
+    ['rm', '--store', '/nonexistent/s'],
+    ['rm', '../x', '--store', '/nonexistent/s'],
+    ['rm', 'x', '--expected', 'none', '--store', '/nonexistent/s'],
+    ['gc', 'frobnicate'],
+    ['gc', 'policy', '--grace', '7', '--store', '/nonexistent/s'],
+    ['gc', 'sweep'],
     [
       'build',
       'floppy:x',
@@ -114,6 +138,8 @@ t.test('a store is built, listed, inspected and exported without a daemon', asyn
   const [image] = await lazydiskJson<ImageInfo[]>(['images', '--store', store, '--key', key]);
   t.match(image, { name: 'app:1', digest: /^sha256:/, sizeBytes: 256 * 1024 ** 2, problem: null });
   t.ok(image!.storedBytes! > 3 * 700_000);
+  t.equal(image!.keys.length, 1);
+  t.same(await lazydiskJson(['images', '--store', store]), [image], 'sizes need no key');
 
   const env = { LAZYDISK_STORE: store, LAZYDISK_KEY: key };
   const detail = await lazydiskJson<ImageDetail>(['inspect', 'app:1'], env);
@@ -136,7 +162,7 @@ t.test('a store is built, listed, inspected and exported without a daemon', asyn
   t.match(await lazydiskJson(['export', 'app:1', file], env), { diskBytes: 256 * 1024 ** 2, file });
   t.equal(statSync(file).size, 256 * 1024 ** 2);
   t.ok(statSync(file).blocks * 512 < 16 * 1024 ** 2, 'sparse');
-  t.match((await lazydisk(['images'], env)).stdout, /^NAME +DIGEST +DISK +STORED +BUILT/);
+  t.match((await lazydisk(['images'], env)).stdout, /^NAME +DIGEST +DISK +CHUNKS +STORED +UNIQUE +AGE +KEYS/);
 });
 
 t.test('each failure has its code', async (t) => {
@@ -155,7 +181,17 @@ t.test('each failure has its code', async (t) => {
     [5, ['inspect', 'app:1', '--store', store, '--key', open]],
     [5, ['export', 'app:1', '/dev/null', '--store', store, '--key', `${dir}/nokey`]],
     [2, ['export', 'app:1', '/dev/null', '--store', store]],
-    [7, ['images', '--store', 's3://bucket/x']],
+    [7, ['images', '--store', 'ftp://host/x']],
+    [10, ['images', '--store', 's3://bucket/x?endpoint=http://127.0.0.1:1&region=none']],
+    [3, ['copy', 'app:1', `${dir}/nothing`, `${dir}/new`]],
+    [3, ['copy', 'none', store, `${dir}/new`]],
+    [3, ['tag', 'none', 'a', '--store', store]],
+    [3, ['tag', `sha256:${'0'.repeat(64)}`, 'a', '--store', store]],
+    [12, ['tag', 'app:1', 'app:1', '--store', store, '--expected', 'none']],
+    [3, ['rm', 'none', '--store', store]],
+    [12, ['rm', 'app:1', '--store', store, '--expected', `sha256:${'0'.repeat(64)}`]],
+    [3, ['gc', 'sweep', '--store', `${dir}/nothing`]],
+    [2, ['gc', 'policy', '--store', store, '--grace', '1s']],
     [8, ['build', `oci:${dir}/oci`, '--name', 'a', '--store', store, '--key', key, '--size', '512K']],
     [10, ['drives', '--run-dir', run]],
     [10, ['attach', 'app:1', '--run-dir', run]],
@@ -209,7 +245,7 @@ t.test('an interrupted build says so, and leaves no name', async (t) => {
   let stderr = '';
   child.stderr.on('data', (text) => (stderr += text));
   // A few chunks are stored: the build is in the middle.
-  const chunks = join(dir, 'store2', 'chunks');
+  const chunks = join(rootDir(join(dir, 'store2')), 'chunks');
   const poll = setInterval(() => {
     if (existsSync(chunks) && readdirSync(chunks, { recursive: true }).length > 8) {
       clearInterval(poll);
