@@ -8,7 +8,6 @@ import { ID_BYTES } from '../../format/chunk-id.ts';
 import { type CarryProgress, ensureIn, manifestKeysIn } from '../carry.ts';
 import { manifestKey, rootPath, stateKey } from '../layout.ts';
 import type { StoreParts } from '../parts.ts';
-import { drainMs } from '../policy.ts';
 import type { NamedDigest } from '../references.ts';
 import type { Reference } from '../store.ts';
 import { type Area, type View, writeIndex } from '../view.ts';
@@ -46,8 +45,9 @@ export async function rotate(
     if (!view.draining) view = await open(parts, view, options.signal);
     const from = view.draining!;
     const to = view.active;
-    // Until then somebody may write a name into the root before, going by an older view.
-    const quietMs = to.openedMs + drainMs(policy);
+    // By then listings show all that was written into the root before while that was active; who writes a name there
+    // later looks whether the next root is open by then, and writes it once more.
+    const quietMs = to.openedMs + 2 * policy.settleMs;
     for (let nowMs = await journal.storeNowMs(); nowMs < quietMs; nowMs = await journal.storeNowMs()) {
       options.onProgress?.({ phase: 'wait', done: 0, total: 0, movedBytes: 0 });
       await clock.sleep(Math.min(quietMs - nowMs, 5_000), options.signal);
