@@ -7,7 +7,7 @@
 import { LazydiskError } from '../errors.ts';
 import type { ChunkId } from '../format/chunk-id.ts';
 import { formatDuration } from '../units.ts';
-import { ensureIn } from './carry.ts';
+import { type CarryOptions, ensureIn } from './carry.ts';
 import type { Moment } from './clock.ts';
 import { type AreaPath, chunkKey, manifestKey, rootPath, stateKey } from './layout.ts';
 import type { StoreParts } from './parts.ts';
@@ -48,6 +48,7 @@ export class RootWriter implements StoreWriter {
   }
 
   async putManifest(digest: ImageDigest, keyId: string, manifest: Uint8Array): Promise<void> {
+    this.#checkTime();
     await this.#parts.objects.put(manifestKey(this.#root, digest, keyId), manifest);
     this.#put.set(digest, [...(this.#put.get(digest) ?? []), keyId]);
   }
@@ -92,7 +93,7 @@ export class RootWriter implements StoreWriter {
     let isAgain = false;
     for (let tries = 1; ; tries++) {
       const { path, root } = view.active;
-      if (digest && !(await ensureIn(objects, view, path, digest, this.#put.get(digest))))
+      if (digest && !(await ensureIn(objects, view, path, digest, this.#carryOptions(digest))))
         throw new LazydiskError('NOT_FOUND', `${objects.url}: no image ${digest}`);
       this.#checkTime();
       try {
@@ -136,6 +137,10 @@ export class RootWriter implements StoreWriter {
       if (error instanceof LazydiskError && error.code === 'BUSY') throw new ChangedError();
       throw error;
     }
+  }
+
+  #carryOptions(digest: ImageDigest): CarryOptions {
+    return { knownKeys: this.#put.get(digest) ?? [], checkTime: () => this.#checkTime() };
   }
 
   #checkTime(): void {

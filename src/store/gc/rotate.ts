@@ -5,7 +5,7 @@
  */
 import { LazydiskError } from '../../errors.ts';
 import { ID_BYTES } from '../../format/chunk-id.ts';
-import { type CarryProgress, ensureIn, manifestKeysIn } from '../carry.ts';
+import { ensureIn, manifestKeysIn } from '../carry.ts';
 import { manifestKey, rootPath, stateKey } from '../layout.ts';
 import type { StoreParts } from '../parts.ts';
 import type { NamedDigest } from '../references.ts';
@@ -82,13 +82,11 @@ async function move(
   journal: Journal,
   options: GcOptions<RotateProgress>,
 ): Promise<{ names: number; movedChunks: number; movedBytes: number }> {
-  const { objects, references, views } = parts;
+  const { objects, references, views, clock, policy } = parts;
   const counts = { names: 0, movedChunks: 0, movedBytes: 0 };
-  const progress: CarryProgress = {
-    copied(bytes) {
-      counts.movedChunks++;
-      counts.movedBytes += bytes;
-    },
+  const onCopied = (bytes: number) => {
+    counts.movedChunks++;
+    counts.movedBytes += bytes;
   };
   const there = await references.listIn(to.path);
   const names = live(await references.listIn(from.path));
@@ -97,8 +95,13 @@ async function move(
     options.onProgress?.({ phase: 'move', done, total: names.length, movedBytes: counts.movedBytes });
     const { name, digest } = reference;
     if (there.has(name)) continue;
-    const view = await views.newerThan(parts.policy.viewMs / 2);
-    if (!(await ensureIn(objects, view, to.path, digest, [], progress)))
+    const view = await views.newerThan(policy.viewMs / 2);
+    const startedAt = clock.now();
+    const checkTime = () => {
+      if (clock.ageMs(startedAt) > policy.buildMs)
+        throw new LazydiskError('TIMEOUT', `${objects.url}: ${name} took too long to move: run it again`);
+    };
+    if (!(await ensureIn(objects, view, to.path, digest, { checkTime, onCopied })))
       throw new LazydiskError(
         'NOT_FOUND',
         `${objects.url}: ${name} means image ${digest}, which has no manifest`,

@@ -91,13 +91,14 @@ class Sweep {
   async run(): Promise<SweepReport> {
     const { objects, policy } = this.#parts;
     const nowMs = await this.#journal.storeNowMs();
+    const youngMs = nowMs - policy.graceMs;
     const live = await mark(this.#parts, this.#view, {
       nowMs,
+      unnamedSinceMs: youngMs,
       onProgress: (done, total) => this.#options.onProgress?.({ phase: 'mark', done, total }),
       ...(this.#options.signal && { signal: this.#options.signal }),
     });
     await this.#restore(live);
-    const youngMs = nowMs - policy.graceMs;
     // Manifests first: an image that is half put aside is found by nobody new.
     await this.#sweepManifests(live, youngMs);
     let done = 0;

@@ -20,6 +20,9 @@ t.test('no interleaving of builds, tags, removals, drives and collectors loses a
   t.comment(JSON.stringify(totals));
   for (const what of ['build', 'tag', 'remove', 'rotate', 'sweep', 'purge', 'attach'])
     t.ok(totals[`${what} done`]! >= RUNS, `${what} came to its end`);
+  for (const what of ['rotate with movedChunks', 'sweep with sweptChunks', 'sweep with restoredObjects'])
+    t.ok(totals[what]! > 0, what);
+  t.ok(totals['purge with deletedObjects']! > 0, 'purge with deletedObjects');
 });
 
 /** Rules that are broken on purpose, to see that the model would notice. */

@@ -10,7 +10,7 @@ import { sealManifest } from '../../../src/format/manifest-seal.ts';
 import { purge } from '../../../src/store/gc/purge.ts';
 import { rotate } from '../../../src/store/gc/rotate.ts';
 import { sweep } from '../../../src/store/gc/sweep.ts';
-import { meaningOf } from '../../../src/store/layout.ts';
+import { meaningOf, rootNumberOf } from '../../../src/store/layout.ts';
 import type { StoreParts } from '../../../src/store/parts.ts';
 import type { StorePolicy } from '../../../src/store/policy.ts';
 import { RootStore } from '../../../src/store/root-store.ts';
@@ -103,7 +103,7 @@ export class Model {
         const user = this.#user();
         const process = RootStore.open(user, { clock: user.clock }).then((store) => work(store, user));
         const ended = process.then(
-          () => this.#count(`${what} done`),
+          (report) => this.#ended(what, report),
           (error) => this.#failed(what, error),
         );
         // One in five dies in the middle of it.
@@ -116,6 +116,13 @@ export class Model {
       }
     };
     for (let n = 0; n < count; n++) void machine();
+  }
+
+  #ended(what: string, report: unknown): void {
+    this.#count(`${what} done`);
+    if (typeof report !== 'object' || report === null) return;
+    for (const [field, value] of Object.entries(report))
+      if (typeof value === 'number' && value > 0) this.#count(`${what} with ${field}`);
   }
 
   /** Refusals are fine; that anything is missing, broken or against the code's own expectations is not. */
@@ -239,11 +246,23 @@ export class Model {
       }
     }
     const there = { chunks: new Set<string>(), manifests: new Set<string>() };
+    const active = { chunks: new Set<string>(), manifests: new Set<ImageDigest>() };
     for (const at of objects.keys()) {
       const meaning = meaningOf(at);
-      if (meaning?.kind === 'chunk') there.chunks.add(meaning.id);
-      if (meaning?.kind === 'manifest') there.manifests.add(meaning.digest);
+      if (meaning?.kind === 'chunk') {
+        there.chunks.add(meaning.id);
+        if (rootNumberOf(meaning.area) === view.active.root) active.chunks.add(meaning.id);
+      }
+      if (meaning?.kind === 'manifest') {
+        there.manifests.add(meaning.digest);
+        if (meaning.area === view.active.path) active.manifests.add(meaning.digest);
+      }
     }
+    // What a writer goes by who gives an image a name: its manifest is in the root, so its chunks are.
+    for (const digest of active.manifests)
+      for (const id of this.#chunksOf.get(digest)!)
+        if (!active.chunks.has(id))
+          this.#faults.push(`at ${this.#sim.nowMs}: chunk ${id.slice(0, 8)} of unnamed ${digest} is gone`);
     for (const [name, digest] of named) {
       if (digest === null) continue;
       if (!there.manifests.has(digest))
