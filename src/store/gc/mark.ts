@@ -19,6 +19,9 @@ import { IdTable } from './id-table.ts';
 
 const MANIFESTS_MAX = 8;
 
+/** Times that a manifest which must be there is looked for once more. */
+const LOOKS_MAX = 3;
+
 export interface LiveSet {
   readonly chunks: IdTable;
   readonly images: ReadonlySet<ImageDigest>;
@@ -60,8 +63,9 @@ export async function mark(parts: StoreParts, view: View, options: MarkOptions):
 }
 
 /**
- * The manifest that a name's image did not have: just written, or just put aside, it is there when listings have caught up.
- * Undefined if the name means another image by then; what is named later than a mark is safe without it.
+ * The manifest that a name's image did not have: just written, or just put aside, it is there when listings have caught up;
+ * again, because it may be moving just then. Undefined if the name means another image by then; what is named later than
+ * a mark is safe without it.
  */
 async function findLater(
   parts: StoreParts,
@@ -71,15 +75,17 @@ async function findLater(
   signal: AbortSignal | undefined,
 ): Promise<ClearManifest | undefined> {
   const { clock, policy, views, objects, references } = parts;
-  await clock.sleep(policy.settleMs, signal);
-  const later = await views.newerThan(0);
-  if (later.active.path !== view.active.path)
-    throw new LazydiskError(
-      'BUSY',
-      `${objects.url}: ${later.active.path} was opened meanwhile; run it again`,
-    );
-  const clear = await findClear(objects, areasOfRoot(later, later.active), digest, name);
-  if (clear || (await references.find(view, name)).current?.digest !== digest) return clear;
+  for (let look = 0; look < LOOKS_MAX; look++) {
+    await clock.sleep(policy.settleMs, signal);
+    const later = await views.newerThan(0);
+    if (later.active.path !== view.active.path)
+      throw new LazydiskError(
+        'BUSY',
+        `${objects.url}: ${later.active.path} was opened meanwhile; run it again`,
+      );
+    const clear = await findClear(objects, areasOfRoot(later, later.active), digest, name);
+    if (clear || (await references.find(view, name)).current?.digest !== digest) return clear;
+  }
   throw new LazydiskError(
     'NOT_FOUND',
     `${objects.url}: ${name} means image ${digest}, which has no manifest, so what is garbage cannot be known; \`lazydisk fsck\` says more, \`lazydisk rm ${name}\` gives it up`,
