@@ -12,6 +12,7 @@ import { DurableWriter } from '../durable-writer.ts';
 import { DirLock } from './dir-lock.ts';
 import {
   checkKey,
+  isKey,
   type ListOptions,
   type ObjectBytes,
   type ObjectInfo,
@@ -232,15 +233,6 @@ async function readBounded(path: string, bytesMax: number, signal: AbortSignal |
     return bytes.subarray(0, filled);
   } finally {
     await file.close();
-  }
-}
-
-function isKey(key: string): boolean {
-  try {
-    checkKey(key);
-    return true;
-  } catch {
-    return false;
   }
 }
 
