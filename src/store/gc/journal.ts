@@ -31,7 +31,7 @@ export class Journal {
   readonly #started = new Date().toISOString();
 
   private constructor(objects: ObjectStore, command: string) {
-    this.id = `${this.#started.replace(/[-:]|\.\d+/g, '')}${randomBytes(4).toString('hex')}`;
+    this.id = `${this.#started.replace(/[-:.]/g, '')}${randomBytes(4).toString('hex')}`;
     this.#objects = objects;
     this.#command = command;
   }
