@@ -3,9 +3,9 @@
  * must give views of one empty store, as two processes would have. What a read-only store
  * has of it is readingSuite, which gets a store that holds `readingObjects` already.
  */
-import { randomBytes } from 'node:crypto';
+import { randomBytes, randomUUID } from 'node:crypto';
 import type { Test } from 'tap';
-import type { ObjectInfo, ObjectStore } from '../../src/store/objects/object-store.ts';
+import type { ObjectBytes, ObjectInfo, ObjectStore } from '../../src/store/objects/object-store.ts';
 
 type View = () => Promise<ObjectStore>;
 
@@ -205,16 +205,19 @@ export function objectsSuite(t: Test, open: (t: Test) => Promise<View>): void {
 
       const views = [store, await again(), await again()];
       await Promise.all(Array.from({ length: 6 }, (_, n) => increment(views[n % 3]!, 'v/count', 5)));
-      t.equal(String((await store.get('v/count', 100))?.bytes), '30');
+      t.equal(numberOf(await store.get('v/count', 100)), 30);
     },
   );
 }
 
-/** Adds 1 to the number at `key`, `times` times, whoever else does the same. */
+/**
+ * Adds 1 to the number at `key`, `times` times, whoever else does the same. Each content is like no other, so that
+ * who cannot tell whether a write was done can look.
+ */
 export async function increment(store: ObjectStore, key: string, times: number): Promise<void> {
   for (let done = 0; done < times; ) {
     const before = await store.get(key, 100);
-    const bytes = Buffer.from(String(Number(before?.bytes ?? 0) + 1));
+    const bytes = Buffer.from(`${numberOf(before) + 1} ${randomUUID()}`);
     try {
       await store.put(key, bytes, { ifVersion: before?.version ?? null });
       done++;
@@ -222,6 +225,10 @@ export async function increment(store: ObjectStore, key: string, times: number):
       if ((error as { code?: string }).code !== 'BUSY') throw error;
     }
   }
+}
+
+export function numberOf(object: ObjectBytes | undefined): number {
+  return Number(object?.bytes.toString().split(' ')[0] ?? 0);
 }
 
 export const readingObjects: readonly (readonly [string, Buffer])[] = [

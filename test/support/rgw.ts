@@ -11,7 +11,7 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { promisify } from 'node:util';
-import { CreateBucketCommand, S3Client } from '@aws-sdk/client-s3';
+import { CreateBucketCommand, PutObjectCommand, S3Client } from '@aws-sdk/client-s3';
 import { freePort } from './memcached.ts';
 
 export const RGW_TOOLS = ['ceph-mon', 'ceph-osd', 'radosgw', 'radosgw-admin', 'ceph', 'monmaptool'];
@@ -62,6 +62,22 @@ export class Rgw {
     const client = this.client();
     await client.send(new CreateBucketCommand({ Bucket: name }));
     client.destroy();
+  }
+
+  /** An object that no store of ours wrote. */
+  async put(bucket: string, key: string, text: string): Promise<void> {
+    const client = this.client();
+    await client.send(
+      new PutObjectCommand({ Bucket: bucket, Key: key, Body: Buffer.from(text), ContentLength: text.length }),
+    );
+    client.destroy();
+  }
+
+  /** Makes the owner's key the one that stores in this process find, and keeps them from asking the cloud. */
+  useInThisProcess(): void {
+    process.env.AWS_ACCESS_KEY_ID = this.key.accessKeyId;
+    process.env.AWS_SECRET_ACCESS_KEY = this.key.secretAccessKey;
+    process.env.AWS_EC2_METADATA_DISABLED = 'true';
   }
 
   /** A plain client of the owner's, for what a test wants to do behind the store's back. */

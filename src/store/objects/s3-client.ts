@@ -117,17 +117,22 @@ export class S3Requests {
     return this.#attempt(async (target) => {
       const command = make();
       if (target) redirect(command, target);
-      const deadline = AbortSignal.timeout(CALL_MS + bytes / BYTES_PER_MS_MIN);
-      const abortSignal = signal ? AbortSignal.any([signal, deadline]) : deadline;
+      const controller = new AbortController();
+      const onAbort = () => controller.abort();
+      const timer = setTimeout(onAbort, CALL_MS + bytes / BYTES_PER_MS_MIN);
+      if (signal?.aborted) onAbort();
+      signal?.addEventListener('abort', onAbort, { once: true });
       try {
-        return await this.#sdk.send(command, { abortSignal });
+        return await this.#sdk.send(command, { abortSignal: controller.signal });
       } catch (cause) {
         if (signal?.aborted) throw new LazydiskError('ABORTED', 'cancelled', { cause });
         const failure = failureOfSdkError(cause);
         if (failure) throw new S3FailureError(failure);
-        const { name } = cause as Error;
-        const isLate = deadline.aborted || name === 'TimeoutError';
+        const isLate = controller.signal.aborted || (cause as Error).name === 'TimeoutError';
         throw new LazydiskError(isLate ? 'TIMEOUT' : 'UNAVAILABLE', errorText(cause), { cause });
+      } finally {
+        clearTimeout(timer);
+        signal?.removeEventListener('abort', onAbort);
       }
     });
   }

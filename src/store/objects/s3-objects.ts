@@ -43,12 +43,18 @@ const PAGE_OBJECTS_MAX = 1000;
 /** Where a store knows no delete of many. */
 const DELETE_LANES = 8;
 
+/** How a store wants the version of a conditional write: as it gives it, without its quotes (RGW), or not at all. */
+type Conditions = 'quoted' | 'bare' | 'none';
+
+const PROBE = Buffer.from('whether this store compares before it sets');
+const NO_VERSION = '"00000000000000000000000000000000"';
+
 export class S3Objects implements ObjectStore {
   readonly url: string;
   readonly isWritable = true;
   readonly #location: S3Location;
   readonly #requests: S3Requests;
-  #comparing: Promise<boolean> | undefined;
+  #probing: Promise<Conditions> | undefined;
   #deletesMany = true;
 
   constructor(location: S3Location, options: HttpClientOptions = {}) {
@@ -81,15 +87,22 @@ export class S3Objects implements ObjectStore {
   /** Throws BUSY for `ifVersion`, and NO_SPACE where a store has a limit, as `copy` does. */
   async put(key: string, bytes: Uint8Array, { ifVersion, signal }: PutOptions = {}): Promise<void> {
     const what = this.#what('write', key);
-    const make = this.#putting(key, bytes, ifVersion);
+    checkKey(key);
+    const conditions = ifVersion === undefined ? 'none' : await this.#conditions();
+    const make = this.#putting(key, bytes, ifVersion, conditions);
     const output = await this.#failing(
       what,
       'PutObject',
       () => this.#requests.call(make, { signal, bytes: bytes.length }),
       // Where nothing is, there is nothing of that version.
-      (failure) => typeof ifVersion === 'string' && isAbsent(failure),
+      async (failure) =>
+        (typeof ifVersion === 'string' && isAbsent(failure)) ||
+        // To who loses a race against another write, RGW says that something went wrong.
+        (conditions !== 'none' &&
+          failure.status === 500 &&
+          (await this.#isOther(key, bytes, ifVersion, signal))),
     );
-    if (!output) throw new LazydiskError('BUSY', `${what}: the object is gone`);
+    if (!output) throw new LazydiskError('BUSY', `${what}: the object has changed meanwhile`);
   }
 
   async copy(from: string, to: string, { signal }: ObjectOptions = {}): Promise<boolean> {
@@ -128,12 +141,8 @@ export class S3Objects implements ObjectStore {
   }
 
   /** Tries it: there are stores that refuse conditions, and some that ignore them. */
-  canCompareAndSet(): Promise<boolean> {
-    this.#comparing ??= this.#probe().catch((error) => {
-      this.#comparing = undefined;
-      throw error;
-    });
-    return this.#comparing;
+  async canCompareAndSet(): Promise<boolean> {
+    return (await this.#conditions()) !== 'none';
   }
 
   async close(): Promise<void> {
@@ -155,11 +164,17 @@ export class S3Objects implements ObjectStore {
     );
   }
 
-  #putting(key: string, bytes: Uint8Array, ifVersion: string | null | undefined): () => PutObjectCommand {
-    const condition =
-      ifVersion === undefined ? {} : ifVersion === null ? { IfNoneMatch: '*' } : { IfMatch: ifVersion };
-    const target = this.#target(key);
-    return () => new PutObjectCommand({ ...target, Body: bytes, ...condition });
+  #putting(
+    key: string,
+    bytes: Uint8Array,
+    ifVersion: string | null | undefined,
+    conditions: Conditions,
+  ): () => PutObjectCommand {
+    const target = { ...this.#target(key), Body: bytes, ContentLength: bytes.length };
+    if (conditions === 'none' || ifVersion === undefined) return () => new PutObjectCommand(target);
+    if (ifVersion === null) return () => new PutObjectCommand({ ...target, IfNoneMatch: '*' });
+    const IfMatch = conditions === 'bare' ? ifVersion.replaceAll('"', '') : ifVersion;
+    return () => new PutObjectCommand({ ...target, IfMatch });
   }
 
   /** False if the store knows no such call. */
@@ -252,22 +267,47 @@ export class S3Objects implements ObjectStore {
     return { infos, next };
   }
 
-  async #probe(): Promise<boolean> {
+  /** Whether there is by now neither what a write was to replace nor what it was to put there. */
+  async #isOther(
+    key: string,
+    bytes: Uint8Array,
+    ifVersion: string | null | undefined,
+    signal: AbortSignal | undefined,
+  ): Promise<boolean> {
+    const now = await this.#read('GET', key, bytes.length, signal);
+    if (!now) return ifVersion !== null;
+    return now.headers.etag !== ifVersion && !now.body.equals(bytes);
+  }
+
+  #conditions(): Promise<Conditions> {
+    this.#probing ??= this.#probe().catch((error) => {
+      this.#probing = undefined;
+      throw error;
+    });
+    return this.#probing;
+  }
+
+  async #probe(): Promise<Conditions> {
     const key = `state/probe-${randomBytes(8).toString('hex')}`;
-    const bytes = Buffer.from('whether this store compares before it sets');
+    const accepts = (ifVersion: string | null, conditions: Conditions) =>
+      this.#accepts(key, ifVersion, conditions);
     try {
-      if (!(await this.#accepts(key, bytes, null)) || (await this.#accepts(key, bytes, null))) return false;
-      if (await this.#accepts(key, bytes, '"00000000000000000000000000000000"')) return false;
-      const read = await this.get(key, bytes.length);
-      return read !== undefined && (await this.#accepts(key, bytes, read.version));
+      if (!(await accepts(null, 'quoted')) || (await accepts(null, 'quoted'))) return 'none';
+      const version = (await this.get(key, PROBE.length))?.version;
+      if (!version) return 'none';
+      for (const conditions of ['quoted', 'bare'] as const)
+        if (!(await accepts(NO_VERSION, conditions)) && (await accepts(version, conditions)))
+          return conditions;
+      return 'none';
     } finally {
-      await this.delete([key]);
+      // Who may write and not delete has an answer, and a small object more.
+      await this.delete([key]).catch(() => undefined);
     }
   }
 
-  /** Whether a write on this condition is done; not, if the store finds or knows it not. */
-  async #accepts(key: string, bytes: Buffer, ifVersion: string | null): Promise<boolean> {
-    const make = this.#putting(key, bytes, ifVersion);
+  /** Whether a write on this condition is done; not, if the store finds it unmet or does not know it. */
+  async #accepts(key: string, ifVersion: string | null, conditions: Conditions): Promise<boolean> {
+    const make = this.#putting(key, PROBE, ifVersion, conditions);
     const output = await this.#failing(
       this.#what('write', key),
       'PutObject',
@@ -282,13 +322,13 @@ export class S3Objects implements ObjectStore {
     what: string,
     operation: string,
     request: () => Promise<T>,
-    isNothing: (failure: S3Failure) => boolean = () => false,
+    isNothing: (failure: S3Failure) => boolean | Promise<boolean> = () => false,
   ): Promise<T | undefined> {
     try {
       return await request();
     } catch (error) {
       if (error instanceof S3FailureError) {
-        if (isNothing(error.failure)) return undefined;
+        if (await isNothing(error.failure)) return undefined;
         throw errorOfFailure(what, operation, error.failure);
       }
       const code = error instanceof LazydiskError ? error.code : 'UNAVAILABLE';
