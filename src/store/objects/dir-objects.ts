@@ -1,15 +1,15 @@
 /**
  * Objects as files: a key is a path below a directory. Any number of processes may read and write it at once: files
  * appear whole, by rename. Only `ifVersion` needs a lock, and only against others with `ifVersion` for the same key.
- * A version is a hash of the content, computed when somebody asks for it, which readers of chunks never do.
  */
-import { createHash, hash } from 'node:crypto';
+import { createHash } from 'node:crypto';
 import { createReadStream } from 'node:fs';
 import { type FileHandle, open, opendir, stat, unlink } from 'node:fs/promises';
 import { join, resolve } from 'node:path';
 import { errorText, LazydiskError } from '../../errors.ts';
 import { DurableWriter } from '../durable-writer.ts';
 import { DirLock } from './dir-lock.ts';
+import { HashedBytes } from './hashed-bytes.ts';
 import {
   checkKey,
   isKey,
@@ -48,7 +48,7 @@ export class DirObjects implements ObjectStore {
   async get(key: string, bytesMax: number, { signal }: ObjectOptions = {}): Promise<ObjectBytes | undefined> {
     const path = this.#pathOf(key);
     const bytes = await this.#reading(key, signal, () => readBounded(path, bytesMax, signal));
-    return bytes && new FileBytes(bytes);
+    return bytes && new HashedBytes(bytes);
   }
 
   /** Throws UNAVAILABLE, ABORTED. */
@@ -191,19 +191,6 @@ export class DirObjects implements ObjectStore {
     const { code } = cause as NodeJS.ErrnoException;
     const isFull = code === 'ENOSPC' || code === 'EDQUOT';
     return new LazydiskError(isFull ? 'NO_SPACE' : 'UNAVAILABLE', text, { cause });
-  }
-}
-
-/** A file's bytes, hashed when asked for. */
-class FileBytes implements ObjectBytes {
-  readonly bytes: Buffer;
-
-  constructor(bytes: Buffer) {
-    this.bytes = bytes;
-  }
-
-  get version(): string {
-    return hash('sha256', this.bytes, 'hex');
   }
 }
 
