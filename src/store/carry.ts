@@ -8,6 +8,7 @@ import type { ChunkId } from '../format/chunk-id.ts';
 import { ClearManifest } from '../format/manifest-clear.ts';
 import { type AreaPath, chunkKey, manifestKey, manifestsPrefix, meaningOf } from './layout.ts';
 import type { ObjectOptions, ObjectStore } from './objects/object-store.ts';
+import type { StoreParts } from './parts.ts';
 import { pooled } from './pooled.ts';
 import type { ImageDigest } from './store.ts';
 import type { View } from './view.ts';
@@ -61,7 +62,7 @@ export function proveClear(bytes: Buffer, digest: ImageDigest, where: string): C
  * Throws NOT_FOUND if a chunk of it is nowhere, CORRUPT, UNAVAILABLE, what `checkTime` throws.
  */
 export async function ensureIn(
-  objects: ObjectStore,
+  { objects, policy, clock }: Pick<StoreParts, 'objects' | 'policy' | 'clock'>,
   view: View,
   to: AreaPath,
   digest: ImageDigest,
@@ -81,10 +82,12 @@ export async function ensureIn(
   const from = view.areas.map(({ path }) => path).filter((path) => path !== to);
   await copyChunks(objects, clear, from, to, digest, options);
   options.checkTime();
+  const signal = clock.timeout(policy.settleMs);
   // Where it was may be purged under our hands; then it is not here.
   let isHere = false;
   for (const { area, keyId } of places)
-    if (await objects.copy(manifestKey(area, digest, keyId), manifestKey(to, digest, keyId))) isHere = true;
+    if (await objects.copy(manifestKey(area, digest, keyId), manifestKey(to, digest, keyId), { signal }))
+      isHere = true;
   return isHere;
 }
 

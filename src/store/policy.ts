@@ -42,12 +42,12 @@ export function checkPolicy(policy: StorePolicy): void {
         `store policy: ${name} is ${ms}; want 1 to ${POLICY_MS_MAX} milliseconds`,
       );
   }
-  const least = policy.buildMs + policy.viewMs + 2 * policy.settleMs;
+  const least = policy.buildMs + policy.viewMs + 4 * policy.settleMs;
   for (const name of ['graceMs', 'retentionMs'] as const) {
     if (policy[name] < least)
       throw new LazydiskError(
         'USAGE',
-        `store policy: ${name.replace('Ms', '')} must be at least build + view + 2 × settle, ${formatDuration(least)}`,
+        `store policy: ${name.replace('Ms', '')} must be at least build + view + 4 × settle, ${formatDuration(least)}`,
       );
   }
 }

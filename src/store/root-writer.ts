@@ -49,7 +49,9 @@ export class RootWriter implements StoreWriter {
 
   async putManifest(digest: ImageDigest, keyId: string, manifest: Uint8Array): Promise<void> {
     this.#checkTime();
-    await this.#parts.objects.put(manifestKey(this.#root, digest, keyId), manifest);
+    const { objects, policy, clock } = this.#parts;
+    const signal = clock.timeout(policy.settleMs);
+    await objects.put(manifestKey(this.#root, digest, keyId), manifest, { signal });
     this.#put.set(digest, [...(this.#put.get(digest) ?? []), keyId]);
   }
 
@@ -93,7 +95,7 @@ export class RootWriter implements StoreWriter {
     let isAgain = false;
     for (let tries = 1; ; tries++) {
       const { path, root } = view.active;
-      if (digest && !(await ensureIn(objects, view, path, digest, this.#carryOptions(digest))))
+      if (digest && !(await ensureIn(this.#parts, view, path, digest, this.#carryOptions(digest))))
         throw new LazydiskError('NOT_FOUND', `${objects.url}: no image ${digest}`);
       this.#checkTime();
       try {

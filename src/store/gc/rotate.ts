@@ -101,7 +101,7 @@ async function move(
       if (clock.ageMs(startedAt) > policy.buildMs)
         throw new LazydiskError('TIMEOUT', `${objects.url}: ${name} took too long to move: run it again`);
     };
-    if (!(await ensureIn(objects, view, to.path, digest, { checkTime, onCopied })))
+    if (!(await ensureIn(parts, view, to.path, digest, { checkTime, onCopied })))
       throw new LazydiskError(
         'NOT_FOUND',
         `${objects.url}: ${name} means image ${digest}, which has no manifest`,

@@ -5,6 +5,7 @@
  * an object is copied before it is taken away, and the next sweep moves the rest.
  */
 import { LazydiskError } from '../../errors.ts';
+import { formatDuration } from '../../units.ts';
 import type { Moment } from '../clock.ts';
 import { type AreaPath, chunksPrefix, manifestsPrefix, meaningOf, SHARDS, stateKey } from '../layout.ts';
 import type { ObjectInfo } from '../objects/object-store.ts';
@@ -170,8 +171,7 @@ class Sweep {
     await pooled(COPIES_MAX, garbage, async ({ key }) => {
       if (await objects.copy(key, inArea(key, trash))) moved.push(key);
     });
-    this.#checkTime();
-    await objects.delete(moved);
+    await objects.delete(moved, { signal: this.#inTime() });
   }
 
   /** Made when there is something for it; after the wait every new listing shows it. */
@@ -185,13 +185,17 @@ class Sweep {
     return trash;
   }
 
-  /** A trash that was opened longer ago may be purged before what we put there has been there for its retention. */
-  #checkTime(): void {
+  /**
+   * For what is taken away: it gives up, retries and all, in time to have taken effect by when a purge may take the trash,
+   * closed or not, for complete. Throws TIMEOUT when that is over.
+   */
+  #inTime(): AbortSignal {
     const { clock, policy, objects } = this.#parts;
-    if (clock.ageMs(this.#openedAt!) <= policy.buildMs - policy.settleMs) return;
+    const leftMs = policy.buildMs - policy.settleMs - clock.ageMs(this.#openedAt!);
+    if (leftMs > 0) return clock.timeout(leftMs);
     throw new LazydiskError(
       'TIMEOUT',
-      `${objects.url}: a sweep may take ${policy.buildMs} ms; run it again for the rest`,
+      `${objects.url}: a sweep may take ${formatDuration(policy.buildMs)}; run it again for the rest`,
     );
   }
 

@@ -1,11 +1,12 @@
 /** Rotation, sweep and purge on a directory: what moves, what stays, what stops them, and what a kill leaves. */
 import { randomBytes } from 'node:crypto';
-import { readdirSync } from 'node:fs';
+import { readdirSync, statSync, utimesSync } from 'node:fs';
 import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
 import t, { type Test } from 'tap';
 import { CHUNK_BYTES } from '../../../src/format/chunk-id.ts';
 import { TenantKey } from '../../../src/format/keys.ts';
+import { type Clock, type Moment, systemClock } from '../../../src/store/clock.ts';
 import { lastEntries } from '../../../src/store/gc/journal.ts';
 import { purge } from '../../../src/store/gc/purge.ts';
 import { rotate } from '../../../src/store/gc/rotate.ts';
@@ -19,9 +20,16 @@ import type { ImageDigest } from '../../../src/store/store.ts';
 import { DyingObjects } from '../../support/dying-objects.ts';
 import { putDisk } from '../../support/stored-disk.ts';
 
-/** As long to each other as they must be, and short enough to wait for. */
-const POLICY = { viewMs: 20, settleMs: 10, buildMs: 260, graceMs: 300, retentionMs: 300 };
-const RETENTION_MS = POLICY.retentionMs + POLICY.buildMs + 50;
+/** Hours, which pass when a test says so; only for listings to settle somebody really waits. */
+const POLICY = {
+  viewMs: 60_000,
+  settleMs: 5,
+  buildMs: 3_600_000,
+  graceMs: 7_200_000,
+  retentionMs: 7_200_000,
+};
+/** After that a trash that was never closed may go, too. */
+const RETENTION_MS = POLICY.retentionMs + POLICY.buildMs + 1_000;
 
 const key = TenantKey.generate();
 
@@ -31,15 +39,46 @@ function diskOf(first = 1): Buffer {
   return disk.fill(first, 0, CHUNK_BYTES);
 }
 
-async function newStore(t: Test, askedMax = Number.POSITIVE_INFINITY) {
+/** A clock that can be put forward. */
+class TestClock implements Clock {
+  aheadMs = 0;
+
+  now(): Moment {
+    return { monotonicMs: performance.now() + this.aheadMs, wallMs: Date.now() + this.aheadMs };
+  }
+
+  ageMs({ monotonicMs }: Moment): number {
+    return performance.now() + this.aheadMs - monotonicMs;
+  }
+
+  timeout(ms: number): AbortSignal {
+    return systemClock.timeout(ms);
+  }
+
+  sleep(ms: number, signal?: AbortSignal): Promise<void> {
+    return systemClock.sleep(ms, signal);
+  }
+}
+
+async function newStore(t: Test) {
   const dir = join(t.testdir(), 'store');
   await (await RootStore.open(new DirObjects(dir), { create: true, policy: POLICY })).close();
+  const clock = new TestClock();
   const open = async (askedMax = Number.POSITIVE_INFINITY) => {
-    const store = await RootStore.open(new DyingObjects(new DirObjects(dir), askedMax));
+    const store = await RootStore.open(new DyingObjects(new DirObjects(dir), askedMax), { clock });
     t.teardown(() => store.close());
     return store;
   };
-  return { dir, open, store: await open(askedMax) };
+  /** Makes everything in the store older, and everybody's clock later. */
+  const pass = (ms: number) => {
+    clock.aheadMs += ms;
+    for (const entry of readdirSync(dir, { recursive: true, withFileTypes: true })) {
+      const path = join(entry.parentPath, entry.name);
+      const { atimeMs, mtimeMs } = statSync(path);
+      if (entry.isFile()) utimesSync(path, (atimeMs - ms) / 1000, (mtimeMs - ms) / 1000);
+    }
+  };
+  return { dir, open, pass, store: await open() };
 }
 
 async function isWhole(store: RootStore, { digest, manifest }: Pick<Image, 'digest' | 'manifest'>) {
@@ -58,9 +97,9 @@ t.test('a policy that does not make deletion safe is refused', async (t) => {
   checkPolicy(DEFAULT_POLICY);
   checkPolicy(POLICY);
   for (const change of [
-    { graceMs: 299 },
-    { retentionMs: 299 },
-    { buildMs: 261 },
+    { graceMs: POLICY.buildMs },
+    { retentionMs: POLICY.buildMs + POLICY.viewMs },
+    { buildMs: POLICY.graceMs },
     { settleMs: 0 },
     { viewMs: 1.5 },
   ])
@@ -68,7 +107,7 @@ t.test('a policy that does not make deletion safe is refused', async (t) => {
 });
 
 t.test('images move to the next root as they are, and only new ones take its salt', async (t) => {
-  const { dir, open, store } = await newStore(t);
+  const { dir, open, pass, store } = await newStore(t);
   const old = await putDisk(store, key, 'app:1', diskOf());
   const drive = await open();
   t.ok(await isWhole(drive, old));
@@ -100,7 +139,7 @@ t.test('images move to the next root as they are, and only new ones take its sal
   t.equal(drive.stats().retiredReads, 0, 'and not from what is to go');
 
   t.match(await purge(store.parts), { purged: [], held: [{ area: 'roots/1', isRead: false }] });
-  await sleep(RETENTION_MS);
+  pass(RETENTION_MS);
   const would = await purge(store.parts, { dryRun: true });
   t.match(would, { purged: ['roots/1'], deletedObjects: 6 });
   t.equal(filesIn(dir, 'roots/1').length, 6);
@@ -115,7 +154,7 @@ t.test('images move to the next root as they are, and only new ones take its sal
 });
 
 t.test('an image that lost its name is read from the retired root, which stays for it', async (t) => {
-  const { dir, open, store } = await newStore(t);
+  const { dir, open, pass, store } = await newStore(t);
   const image = await putDisk(store, key, 'app:1', diskOf());
   await (await store.writer()).removeReference('app:1');
   await rotate(store.parts);
@@ -124,28 +163,28 @@ t.test('an image that lost its name is read from the retired root, which stays f
   t.equal(drive.stats().retiredReads, 5);
   t.equal(drive.stats().unrecordedReads, 0);
   while (!filesIn(dir, 'state/roots/1').some((name) => name.startsWith('read-'))) await sleep(5);
-  await sleep(POLICY.retentionMs - 100);
+  pass(POLICY.retentionMs - 1_000);
   t.ok(await isWhole(drive, image));
-  await sleep(110);
+  pass(2_000);
   t.match(await purge(store.parts), {
     purged: [],
     held: [{ area: 'roots/1', isRead: true, why: /^read by / }],
   });
-  await sleep(RETENTION_MS);
+  pass(RETENTION_MS);
   t.match(await purge(store.parts), { purged: ['roots/1'], held: [] });
   t.equal(await isWhole(drive, image), false);
   t.equal(await (await open()).getReference('app:1'), undefined, 'and its name does not come back');
 });
 
 t.test('a sweep puts aside what is nobody\u2019s, and nothing else', async (t) => {
-  const { dir, open, store } = await newStore(t);
+  const { dir, open, pass, store } = await newStore(t);
   const [kept, gone] = [
     await putDisk(store, key, 'kept', diskOf()),
     await putDisk(store, key, 'gone', diskOf()),
   ];
   await (await store.writer()).removeReference('gone');
   t.match(await sweep(store.parts), { sweptChunks: 0, trash: null }, 'all of it is young');
-  await sleep(POLICY.graceMs + 20);
+  pass(POLICY.graceMs + 1_000);
   const young = await putDisk(store, key, 'young', diskOf());
   const would = await sweep(store.parts, { dryRun: true });
   t.match(would, { chunks: 10, keptChunks: 7, sweptChunks: 3, sweptManifests: 1, trash: null });
@@ -156,7 +195,7 @@ t.test('a sweep puts aside what is nobody\u2019s, and nothing else', async (t) =
   const drive = await open();
   for (const image of [kept, young, gone]) t.ok(await isWhole(drive, image), 'and all can be read');
   t.equal(drive.stats().retiredReads, 4);
-  await sleep(RETENTION_MS + POLICY.retentionMs);
+  pass(RETENTION_MS);
   t.match(await purge(store.parts), { purged: [report.trash], deletedObjects: 4, restoredObjects: 0 });
   t.same(filesIn(dir, 'trash'), []);
   for (const image of [kept, young]) t.ok(await isWhole(await open(), image));
@@ -164,27 +203,27 @@ t.test('a sweep puts aside what is nobody\u2019s, and nothing else', async (t) =
 });
 
 t.test('what was swept and is named again goes back where it was', async (t) => {
-  const { dir, open, store } = await newStore(t);
+  const { dir, open, pass, store } = await newStore(t);
   const image = await putDisk(store, key, 'app', diskOf());
   await (await store.writer()).removeReference('app');
-  await sleep(POLICY.graceMs + 20);
+  pass(POLICY.graceMs + 1_000);
   const { trash } = await sweep(store.parts);
   t.equal(filesIn(dir, 'roots/1/chunks').length, 0);
   await (await (await open()).writer()).putReference('again', image.digest);
   t.equal(filesIn(dir, 'roots/1/chunks').length, 4, 'a name brings its image along');
-  await sleep(RETENTION_MS);
+  pass(RETENTION_MS);
   t.match(await purge(store.parts), { purged: [trash], restoredObjects: 0 });
   t.ok(await isWhole(await open(), image));
 });
 
 t.test('a name that means nothing stops a sweep before it does anything', async (t) => {
-  const { dir, store } = await newStore(t);
+  const { dir, pass, store } = await newStore(t);
   await putDisk(store, key, 'good', diskOf());
   const writer = await store.writer();
   const digest = `sha256:${'7'.repeat(64)}` as ImageDigest;
   await writer.putManifest(digest, key.id, Buffer.from('nonsense'));
   await writer.putReference('broken', digest);
-  await sleep(POLICY.graceMs + 20);
+  pass(POLICY.graceMs + 1_000);
   await t.rejects(sweep(store.parts), { code: 'CORRUPT', message: /broken:latest/ });
   await writer.removeManifest(digest, key.id);
   await t.rejects(sweep(store.parts), {
@@ -217,9 +256,9 @@ t.test('a reader that cannot write says that a deletion does not know of it', as
 });
 
 t.test('a build that took too long gets no name', async (t) => {
-  const { store } = await newStore(t);
+  const { pass, store } = await newStore(t);
   const writer = await store.writer();
-  await sleep(POLICY.buildMs + 20);
+  pass(POLICY.buildMs + 1_000);
   const digest = `sha256:${'7'.repeat(64)}` as ImageDigest;
   await t.rejects(writer.putManifest(digest, key.id, Buffer.from('x')), {
     code: 'TIMEOUT',
@@ -248,14 +287,14 @@ for (const [what, work] of Object.entries({ rotate, sweep, purge }) as [
   (parts: RootStore['parts']) => Promise<unknown>,
 ][]) {
   t.test(`a ${what} that is killed at any request loses nothing, and is finished by the next`, async (t) => {
-    const { dir, open, store } = await newStore(t);
+    const { dir, open, pass, store } = await newStore(t);
     const kept = await putDisk(store, key, 'kept', diskOf());
     const gone = await putDisk(store, key, 'gone', diskOf());
     await (await store.writer()).removeReference('gone');
-    await sleep(POLICY.graceMs + 20);
+    pass(POLICY.graceMs + 1_000);
     if (what === 'purge') {
       await sweep(store.parts);
-      await sleep(RETENTION_MS);
+      pass(RETENTION_MS);
     }
     let killed = 0;
     // Most requests of a sweep are listings of folders, all alike.

@@ -19,7 +19,7 @@ import { viewOf } from '../../../src/store/view.ts';
 import { SimObjects, SimStorage, Simulation } from '../../support/sim-store.ts';
 
 /** Times in simulated milliseconds; as long to each other as the policy must have them, and no longer. */
-export const POLICY: StorePolicy = { viewMs: 60, settleMs: 30, buildMs: 400, graceMs: 520, retentionMs: 520 };
+export const POLICY: StorePolicy = { viewMs: 60, settleMs: 30, buildMs: 400, graceMs: 580, retentionMs: 580 };
 
 const TIMES = { latencyMs: 4, lagMs: 30 };
 const NAMES = ['a', 'b', 'c', 'd'];

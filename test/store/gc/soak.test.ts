@@ -26,7 +26,7 @@ const SOAK_MS = Number(process.env.LAZYDISK_SOAK_SECONDS ?? 40) * 1000;
 const ROLES = ['build', 'build', 'retag', 'drive', 'drive', 'rotate', 'sweep', 'purge'];
 
 /** As short as RGW's times, which are whole seconds, let them be. */
-const POLICY = { viewMs: 1_000, settleMs: 1_500, buildMs: 6_000, graceMs: 10_000, retentionMs: 10_000 };
+const POLICY = { viewMs: 1_000, settleMs: 1_500, buildMs: 5_000, graceMs: 12_000, retentionMs: 12_000 };
 
 t.test('collectors, builders and drives on one bucket, killed at random', async (t) => {
   if (skipWithout(t, ...RGW_TOOLS)) return;
