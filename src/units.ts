@@ -18,16 +18,16 @@ export function parseSize(text: string): number {
   return Math.round(bytes);
 }
 
-const DURATION = /^(\d{1,9})(?:\.(\d{1,3}))?\s?(ms|s|m)$/;
-const DURATION_MS = { ms: 1, s: 1000, m: 60_000 } as const;
+const DURATION = /^(\d{1,9})(?:\.(\d{1,3}))?\s?(ms|s|m|h|d)$/;
+const DURATION_MS = { ms: 1, s: 1000, m: 60_000, h: 3_600_000, d: 86_400_000 } as const;
 
-/** `250ms`, `1.5s`, `2m` → milliseconds. Throws USAGE. */
+/** `250ms`, `1.5s`, `2m`, `12h`, `7d` → milliseconds. Throws USAGE. */
 export function parseDuration(text: string): number {
   const match = DURATION.exec(text.trim());
   if (!match) {
     throw new LazydiskError(
       'USAGE',
-      `duration ${JSON.stringify(text)}: want something like 500ms, 10s or 2m`,
+      `duration ${JSON.stringify(text)}: want something like 500ms, 10s, 2m, 12h or 7d`,
     );
   }
   const unit = DURATION_MS[match[3] as keyof typeof DURATION_MS];
@@ -47,13 +47,15 @@ export function formatSize(bytes: number): string {
   return `${threeDigits(value, unit > 0)} ${SIZE_UNITS[unit]}`;
 }
 
-/** 0.4 → `0.4 ms`, 1500 → `1.5 s`, 90000 → `1 min 30 s`. */
+/** 0.4 → `0.4 ms`, 1500 → `1.5 s`, 125000 → `2 min 5 s`, a week → `7 d`. */
 export function formatDuration(ms: number): string {
   if (ms < 999.5) return `${threeDigits(ms, true)} ms`;
   if (ms < 99_950) return `${threeDigits(ms / 1000, true)} s`;
   const seconds = Math.round(ms / 1000);
   if (seconds < 3600) return `${Math.floor(seconds / 60)} min ${seconds % 60} s`;
-  return `${Math.floor(seconds / 3600)} h ${Math.floor((seconds % 3600) / 60)} min`;
+  const hours = Math.floor(seconds / 3600);
+  if (hours < 24) return `${hours} h ${Math.floor((seconds % 3600) / 60)} min`;
+  return hours % 24 === 0 ? `${hours / 24} d` : `${Math.floor(hours / 24)} d ${hours % 24} h`;
 }
 
 /** A share of 1 → `6.4 %`. */

@@ -32,7 +32,7 @@ const MEANINGS: Readonly<Record<ErrorCode, string>> = {
   TIMEOUT: 'a deadline passed',
   UNAVAILABLE: 'a daemon, store or tool does not answer or is not installed',
   OVERLOAD: 'too much at once',
-  BUSY: 'it is in use',
+  BUSY: 'it is in use, or not what was expected',
   ABORTED: 'interrupted',
 };
 

@@ -1,7 +1,9 @@
 /** `lazydisk images` */
 import { Command } from 'commander';
 import type { ImageInfo } from '../daemon/api.ts';
-import { formatSize } from '../units.ts';
+import { LazydiskError } from '../errors.ts';
+import type { PastReference } from '../store/store.ts';
+import { formatDuration, formatSize } from '../units.ts';
 import {
   answer,
   clientOf,
@@ -9,38 +11,45 @@ import {
   type RunDirOptions,
   type StoreOptions,
   usingKeys,
+  usingStore,
   withJson,
   withRunDir,
   withStore,
 } from './context.ts';
 import { table } from './table.ts';
 
-type ImagesOptions = JsonOptions & RunDirOptions & StoreOptions;
+interface ImagesOptions extends JsonOptions, RunDirOptions, StoreOptions {
+  /** True for that of all names. */
+  readonly history?: string | true;
+}
 
 export function imagesCommand(): Command {
   return withJson(withRunDir(withStore(new Command('images'))))
     .description('list the images of a store')
+    .option('--history [name[:tag]]', 'what the name, or every name, was set to in the last 90 days and more')
     .addHelpText(
       'after',
       `
-Reads the store that --store names, with sizes if there is a key; without --store it asks the daemon.
-JSON: an array of name, digest, updated, sizeBytes, storedChunks, storedBytes, problem.`,
+Reads the store that --store names, and needs no key; with one, it says of each image whether that opens it. Without
+--store it asks the daemon. "Unique" is what no other image of the list has.
+JSON: an array of name, digest, updated, sizeBytes, storedChunks, storedBytes, uniqueBytes, keys [id], problem;
+with --history (of --store alone) an array of name, digest (null: the name was removed), updated, oldest first.`,
     )
     .action(images);
 }
 
 async function images(options: ImagesOptions): Promise<void> {
+  if (options.history !== undefined) {
+    answer(options, await findHistory(options, options.history), describeHistory);
+    return;
+  }
   answer(options, await findImages(options), (found) => {
     if (found.length === 0) return 'no images\n';
-    const columns = [
-      { title: 'name' },
-      { title: 'digest' },
-      { title: 'disk', align: 'right' },
-      { title: 'stored', align: 'right' },
-      { title: 'built' },
-      { title: '' },
-    ] as const;
-    return table(columns, found.map(row));
+    const nowMs = Date.now();
+    return table(
+      COLUMNS,
+      found.map((image) => row(image, nowMs)),
+    );
   });
 }
 
@@ -50,9 +59,49 @@ async function findImages(options: ImagesOptions): Promise<ImageInfo[]> {
   return usingKeys(options, (store, keys) => describeImages(store, keys));
 }
 
-function row(image: ImageInfo): string[] {
+async function findHistory(options: ImagesOptions, name: string | true): Promise<PastReference[]> {
+  if (!options.store) throw new LazydiskError('USAGE', '--history is of a store: give --store');
+  return usingStore(options, (store) => store.history(name === true ? undefined : name));
+}
+
+const COLUMNS = [
+  { title: 'name' },
+  { title: 'digest' },
+  { title: 'disk', align: 'right' },
+  { title: 'chunks', align: 'right' },
+  { title: 'stored', align: 'right' },
+  { title: 'unique', align: 'right' },
+  { title: 'age', align: 'right' },
+  { title: 'keys' },
+  { title: '' },
+] as const;
+
+function row(image: ImageInfo, nowMs: number): string[] {
   const size = (bytes: number | null) => (bytes === null ? '–' : formatSize(bytes));
-  const built = image.updated.slice(0, 16).replace('T', ' ');
-  const digest = image.digest.slice(0, 'sha256:'.length + 12);
-  return [image.name, digest, size(image.sizeBytes), size(image.storedBytes), built, image.problem ?? ''];
+  return [
+    ...[image.name, short(image.digest), size(image.sizeBytes), `${image.storedChunks ?? '–'}`],
+    ...[size(image.storedBytes), size(image.uniqueBytes)],
+    ...[age(Date.parse(image.updated), nowMs), image.keys.join(' ') || '–', image.problem ?? ''],
+  ];
+}
+
+/** The clock that wrote the time may be ahead of ours. */
+function age(sinceMs: number, nowMs: number): string {
+  return Number.isNaN(sinceMs) ? '–' : formatDuration(Math.max(0, nowMs - sinceMs));
+}
+
+function describeHistory(records: readonly PastReference[]): string {
+  if (records.length === 0) return 'no history\n';
+  return table(
+    [{ title: 'set' }, { title: 'name' }, { title: 'digest' }],
+    records.map(({ name, digest, updated }) => [
+      updated.slice(0, 19).replace('T', ' '),
+      name,
+      digest ?? 'removed',
+    ]),
+  );
+}
+
+function short(digest: string): string {
+  return digest.slice(0, 'sha256:'.length + 12);
 }

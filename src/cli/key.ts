@@ -2,7 +2,8 @@
 import { Command, Option } from 'commander';
 import { LazydiskError } from '../errors.ts';
 import type { NewKeyOptions, TenantKey } from '../format/keys.ts';
-import type { RewrapReport } from '../store/rewrap.ts';
+import type { WrappedKey } from '../format/wrapped-key.ts';
+import type { RewrapReport, RewrapStore } from '../store/rewrap.ts';
 import type { RootStore } from '../store/root-store.ts';
 import {
   answer,
@@ -15,6 +16,9 @@ import {
 } from './context.ts';
 import { Progress } from './progress.ts';
 import { list, table } from './table.ts';
+
+/** Keys that a store keeps wrapped start so. */
+const WRAPPED = 'awskms:';
 
 interface StoreOption {
   readonly store?: string;
@@ -54,7 +58,8 @@ function newCommand(): Command {
     .addHelpText(
       'after',
       `
-Whoever loses the key loses the images built with it. One that KMS wraps is kept in the store that --store names.
+Whoever loses the key loses the images built with it. One that KMS wraps is kept in the store that --store names,
+which is made if it is not there. --sharing takes FILE, awskms:ARN (its newest key) or awskms:ARN#ID.
 JSON: file or arn, id, domain.`,
     )
     .action(keyNew);
@@ -64,20 +69,31 @@ async function keyNew(target: string, options: KeyNewOptions): Promise<void> {
   const { parseKeySpec } = await import('../store/key-spec.ts');
   const spec = parseKeySpec(target);
   if (spec.kind === 'file') {
-    const { newKeyFile } = await import('../store/key-file.ts');
-    const { id, domain } = await newKeyFile(spec.path, await newKeyOptions(options));
-    answer(options, { file: spec.path, id, domain }, (made) => `key ${made.id} in ${made.file}\n`);
-    return;
+    const { id, domain } = await newInFile(spec.path, options);
+    answer(options, { file: spec.path, id, domain }, () => `key ${id} in ${spec.path}\n`);
+  } else {
+    const { id, domain, keyArn: arn } = await newInStore(spec.arn, options);
+    answer(options, { arn, id, domain }, () => `key ${id}, wrapped by ${arn}\n`);
   }
-  const { newWrappedKey } = await import('../store/wrapped-keys.ts');
-  const { AwsKms } = await import('../store/kms.ts');
+}
+
+async function newInFile(path: string, options: KeyNewOptions): Promise<TenantKey> {
+  const { newKeyFile } = await import('../store/key-file.ts');
+  const make = async (store?: RootStore) => newKeyFile(path, await newKeyOptions(options, store));
+  return options.sharing?.startsWith(WRAPPED) ? usingStore(options, make) : make();
+}
+
+/** A store's first key comes before its first image. */
+async function newInStore(arn: string, options: KeyNewOptions): Promise<WrappedKey> {
+  const [{ newWrappedKey }, { AwsKms }] = await Promise.all([
+    import('../store/wrapped-keys.ts'),
+    import('../store/kms.ts'),
+  ]);
   const kms = new AwsKms();
   try {
-    const made = await usingStore(options, async (store) =>
-      newWrappedKey(store, kms, spec.arn, await newKeyOptions(options, store)),
+    return await usingStore({ ...options, create: true }, async (store) =>
+      newWrappedKey(store, kms, arn, await newKeyOptions(options, store)),
     );
-    const { id, domain, keyArn: arn } = made;
-    answer(options, { arn, id, domain }, () => `key ${id}, wrapped by ${arn}\n`);
   } finally {
     kms.close();
   }
@@ -88,12 +104,16 @@ async function newKeyOptions(options: KeyNewOptions, store?: RootStore): Promise
   return options.domain === undefined ? {} : { domain: options.domain };
 }
 
-/** The key that a single spec means: for KMS the newest, or the one of it that `id` names, as in `awskms:ARN#ID`. */
+/** The key that FILE, `awskms:ARN` (the newest of it) or `awskms:ARN#ID` means. Throws USAGE, KEY, UNAVAILABLE. */
 async function onlyKey(text: string, store: RootStore | undefined): Promise<TenantKey> {
-  const [spec, id] = text.split('#', 2) as [string, string?];
+  // A file's name may have a # in it.
+  const hash = text.startsWith(WRAPPED) ? text.indexOf('#') : -1;
+  const spec = hash === -1 ? text : text.slice(0, hash);
   const ring = await openKeys([spec], store);
   try {
-    const key = id === undefined ? await ring.primary() : await ring.get(id);
+    if (hash === -1) return await ring.primary();
+    const id = text.slice(hash + 1);
+    const key = await ring.get(id);
     if (!key) throw new LazydiskError('KEY', `${spec} has no key ${id}`);
     return key;
   } finally {
@@ -118,7 +138,7 @@ async function keyList(options: JsonOptions & StoreOption): Promise<void> {
     keyArn: key?.keyArn ?? null,
     aliasArn: key?.aliasArn ?? null,
     created: key?.created ?? null,
-    problem: problem === undefined ? null : String(problem),
+    problem: problem ?? null,
   }));
   answer(options, keys, (rows) => {
     if (rows.length === 0) return 'no keys\n';
@@ -146,57 +166,57 @@ function rewrapCommand(): Command {
       'after',
       `
 Can be stopped at any moment and run again. Drives that are attached go on. To change a key everywhere: make one with
-\`key new --sharing OLD\`, rewrap --all, give hosts the new key, rewrap --all --remove-old.
+\`key new --sharing OLD\`, rewrap --all, give hosts the new key, build with it, rewrap --all --remove-old.
 JSON: images, rewrapped, skipped, foreign, removed, failures [name, code, message].`,
     )
     .action(keyRewrap);
 }
 
 async function keyRewrap(images: string[], options: RewrapOptions): Promise<void> {
-  if (images.length > 0 === (options.all ?? false))
-    throw new LazydiskError('USAGE', 'rewrap: name images, or give --all');
+  const { all = false, removeOld = false, dryRun = false } = options;
+  if (all === images.length > 0) throw new LazydiskError('USAGE', 'rewrap: name images, or give --all');
   const { rewrapImages } = await import('../store/rewrap.ts');
   const progress = new Progress('rewrap');
-  const report = await usingStore(options, async (store) => {
-    const from = await onlyKey(options.from, store);
-    const to = await onlyKey(options.to, store);
-    const writer = await store.writer();
-    const target = {
-      url: store.url,
-      getReference: (name: string) => store.getReference(name),
-      listReferences: () => store.listReferences(),
-      getManifest: store.getManifest.bind(store),
-      putManifest: writer.addManifest.bind(writer),
-      removeManifest: writer.removeManifest.bind(writer),
-    };
-    return interruptible((signal) =>
-      rewrapImages(target, from, to, {
-        ...(!options.all && { images }),
-        removeOld: options.removeOld ?? false,
-        dryRun: options.dryRun ?? false,
+  const report = await interruptible((signal) =>
+    usingStore(options, async (store) => {
+      const from = await onlyKey(options.from, store);
+      const to = await onlyKey(options.to, store);
+      return rewrapImages(await rewrapStore(store), from, to, {
+        ...(!all && { images }),
+        removeOld,
+        dryRun,
         signal,
         onProgress: (done, total) => progress.update({ done, total, unit: 'images' }),
-      }),
-    );
-  }).finally(() => progress.end());
-  const failures = report.failures.map(({ name, error }) => ({
-    name,
-    code: error.code,
-    message: error.message,
-  }));
-  answer(options, { ...report, failures }, () => describe(report, options.dryRun ?? false));
-  // Each was said; the exit code is the first one's.
+      });
+    }),
+  ).finally(() => progress.end());
+  const failures = report.failures.map(({ name, error: { code, message } }) => ({ name, code, message }));
+  answer(options, { ...report, failures }, () => describe(report, dryRun));
   if (report.failures[0]) throw report.failures[0].error;
 }
 
+/** An image may be in another root by now than when its name was listed: its manifest is added where it is. */
+async function rewrapStore(store: RootStore): Promise<RewrapStore> {
+  const writer = await store.writer();
+  return {
+    url: store.url,
+    getReference: store.getReference.bind(store),
+    listReferences: store.listReferences.bind(store),
+    getManifest: store.getManifest.bind(store),
+    putManifest: writer.addManifest.bind(writer),
+    removeManifest: writer.removeManifest.bind(writer),
+  };
+}
+
 function describe(report: RewrapReport, dryRun: boolean): string {
-  const would = dryRun ? ' (would be)' : '';
+  const messages = report.failures.map(({ error }) => error.message);
   return list([
     ['images', `${report.images}`],
-    ['sealed anew', `${report.rewrapped}${would}`],
+    [dryRun ? 'would seal anew' : 'sealed anew', `${report.rewrapped}`],
     ['already so', `${report.skipped}`],
     ['of other keys', `${report.foreign}`],
-    ['old removed', `${report.removed}${would}`],
-    ['failed', report.failures.length === 0 ? '0' : report.failures.map(({ error }) => error.message)],
+    [dryRun ? 'would remove' : 'removed', `${report.removed} of the old key`],
+    // The first is the command's own failure, and said as that.
+    ['failed', [`${messages.length}`, ...messages.slice(1)]],
   ]);
 }

@@ -5,18 +5,22 @@ import { VERSION } from '../version.ts';
 import { attachCommand } from './attach.ts';
 import { bootCommand } from './boot.ts';
 import { buildCommand } from './build.ts';
+import { copyCommand } from './copy.ts';
 import { detachCommand } from './detach.ts';
 import { drivesCommand } from './drives.ts';
 import { EXIT_CODES, exitCodeOf, exitCodesHelp } from './exit-codes.ts';
 import { exportCommand } from './export.ts';
 import { fleetCommand } from './fleet.ts';
+import { gcCommand } from './gc.ts';
 import { imagesCommand } from './images.ts';
 import { inspectCommand } from './inspect.ts';
 import { keyCommand } from './key.ts';
+import { rmCommand } from './rm.ts';
 import { serveCommand } from './serve.ts';
 import { statCommand } from './stat.ts';
 import { statusCommand } from './status.ts';
 import { printable } from './table.ts';
+import { tagCommand } from './tag.ts';
 
 const COMMANDS = [
   keyCommand,
@@ -24,6 +28,10 @@ const COMMANDS = [
   imagesCommand,
   inspectCommand,
   exportCommand,
+  copyCommand,
+  tagCommand,
+  rmCommand,
+  gcCommand,
   serveCommand,
   attachCommand,
   detachCommand,

@@ -65,16 +65,17 @@ SIGTERM or SIGINT drains, unmounts and exits with 0; a second one kills. Logs ar
 
 In the run directory: control.sock (the control API), nbd.sock, drives/ (one file a drive; without FUSE, NBD only).`,
     )
-    .action((options: Record<string, string | undefined>) => serve(options));
+    .action(serve);
 }
 
-async function serve(options: Readonly<Record<string, string | undefined>>): Promise<void> {
+async function serve(options: Readonly<Record<string, unknown>>): Promise<void> {
   const flags: RawSettings = {};
   for (const [flag, name] of Object.entries(SETTINGS)) {
     if (options[flag] !== undefined) flags[name] = options[flag];
   }
   const { readSettingsFile, resolveConfig } = await import('../daemon/config.ts');
-  const file = options.config === undefined ? {} : await readSettingsFile(options.config);
+  const { config: path } = options;
+  const file = typeof path === 'string' ? await readSettingsFile(path) : {};
   const runDir = flags.run_dir ?? file.run_dir ?? defaultRunDir();
   const config = resolveConfig(file, flags, { run_dir: runDir });
   const { serveUntilStopped } = await import('../daemon/serve.ts');

@@ -87,11 +87,15 @@ export interface ImageInfo {
   readonly name: string;
   readonly digest: string;
   readonly updated: string;
-  /** Size of the disk, its chunks that hold data, their sealed bytes; null where the key does not open it. */
+  /** Size of the disk, its chunks that hold data, their sealed bytes; null where no manifest proves itself. */
   readonly sizeBytes: number | null;
   readonly storedChunks: number | null;
   readonly storedBytes: number | null;
-  /** Why it does not open, or null. */
+  /** Sealed bytes of its chunks that no other image of the list has. */
+  readonly uniqueBytes: number | null;
+  /** Ids of the keys that it is sealed for. */
+  readonly keys: readonly string[];
+  /** Why it does not open with the keys at hand (without keys: why its size is not known), or null. */
   readonly problem: string | null;
 }
 

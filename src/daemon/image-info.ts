@@ -2,22 +2,25 @@
 
 import { LazydiskError } from '../errors.ts';
 import type { Manifest } from '../format/manifest.ts';
-import { listImages, loadImage } from '../store/image.ts';
+import { loadImage } from '../store/image.ts';
+import { listImages } from '../store/image-list.ts';
 import type { KeyRing } from '../store/key-ring.ts';
 import { isDigest, referenceName } from '../store/reference-name.ts';
 import type { Store } from '../store/store.ts';
 import type { ImageContent, ImageDetail, ImageInfo } from './api.ts';
 
-/** All names in `store`. Without a key only what a reference says is known. */
+/** All names in `store`; with keys, also whether each image opens with them. */
 export async function describeImages(store: Store, keys: KeyRing | undefined): Promise<ImageInfo[]> {
   const listings = await listImages(store, keys);
-  return listings.map(({ reference, manifest, problem }) => ({
+  return listings.map(({ reference, keyIds, figures, problem }) => ({
     name: reference.name,
     digest: reference.digest,
     updated: reference.updated,
-    sizeBytes: manifest?.diskBytes ?? null,
-    storedChunks: manifest?.storedChunks ?? null,
-    storedBytes: manifest?.clear.sealedBytes() ?? null,
+    sizeBytes: figures?.diskBytes ?? null,
+    storedChunks: figures?.storedChunks ?? null,
+    storedBytes: figures?.storedBytes ?? null,
+    uniqueBytes: figures?.uniqueBytes ?? null,
+    keys: keyIds,
     problem: problem ?? null,
   }));
 }

@@ -1,5 +1,5 @@
 /** From an image's name or digest to its opened manifest, with each step's failure named. */
-import { errorText, LazydiskError } from '../errors.ts';
+import { LazydiskError } from '../errors.ts';
 import type { Manifest } from '../format/manifest.ts';
 import type { KeyRing } from './key-ring.ts';
 import { openManifest } from './open-manifest.ts';
@@ -12,13 +12,6 @@ export interface Image {
   readonly reference?: Reference;
   readonly digest: ImageDigest;
   readonly manifest: Manifest;
-}
-
-/** What `listImages` knows of a name; of an image that does not open, why. */
-export interface ImageListing {
-  readonly reference: Reference;
-  readonly manifest?: Manifest;
-  readonly problem?: string;
 }
 
 /**
@@ -42,24 +35,4 @@ export async function loadImage(store: Store, nameOrDigest: string, keys: KeyRin
     digest: reference.digest,
     manifest: await openManifest(store, name, reference.digest, keys),
   };
-}
-
-/** All names in `store`, sorted; with `keys`, their manifests too. One broken image does not hide the others. */
-export async function listImages(store: Store, keys?: KeyRing): Promise<ImageListing[]> {
-  const listings: ImageListing[] = [];
-  for (const reference of await store.listReferences()) {
-    if (!keys) {
-      listings.push({ reference });
-      continue;
-    }
-    try {
-      listings.push({
-        reference,
-        manifest: await openManifest(store, reference.name, reference.digest, keys),
-      });
-    } catch (error) {
-      listings.push({ reference, problem: errorText(error) });
-    }
-  }
-  return listings;
 }

@@ -41,6 +41,19 @@ t.test('a TOML file has the same names', async (t) => {
   await t.rejects(readSettingsFile(join(dir, 'big.toml')), { code: 'USAGE' });
 });
 
+t.test('keys are one or several, in a file as a list, and files are found from here', async (t) => {
+  const arn = 'awskms:arn:aws:kms:eu-central-1:111122223333:key/1';
+  const dir = t.testdir({ 'keys.toml': `key = ["/a", "b", "${arn}"]\n`, 'none.toml': 'key = []\n' });
+  const file = await readSettingsFile(join(dir, 'keys.toml'));
+  t.same(resolveConfig(BASE).keys, ['file:/key']);
+  t.same(resolveConfig(BASE, file).keys, ['file:/a', `file:${join(process.cwd(), 'b')}`, arn]);
+  t.same(resolveConfig(file, BASE, { key: ['file:/c', '/d'] }).keys, ['file:/c', 'file:/d'], 'flags win');
+  for (const key of ['', [], [''], 'file:', 'awskms:x', ['/a', 'awskms:arn:aws:s3:::x'], 7])
+    t.throws(() => resolveConfig(BASE, { key }), { code: 'USAGE' }, JSON.stringify(key));
+  const none = await readSettingsFile(join(dir, 'none.toml'));
+  t.throws(() => resolveConfig(BASE, none), { code: 'USAGE', message: /key/ });
+});
+
 t.test('everything that is wrong is named at once', async (t) => {
   const wrong: RawSettings = {
     cache: '/c',

@@ -22,7 +22,9 @@ t.test('durations need a unit', async (t) => {
   t.equal(parseDuration('250ms'), 250);
   t.equal(parseDuration('1.5s'), 1500);
   t.equal(parseDuration('2 m'), 120_000);
-  for (const text of ['', '10', 's', '-1s', '1h', '1s1s']) {
+  t.equal(parseDuration('12h'), 12 * 3_600_000);
+  t.equal(parseDuration('1.5d'), 36 * 3_600_000);
+  for (const text of ['', '10', 's', '-1s', '1w', '1D', '1s1s']) {
     t.throws(() => parseDuration(text), { code: 'USAGE' }, JSON.stringify(text));
   }
 });
@@ -43,6 +45,10 @@ t.test('durations and shares for people', async (t) => {
   t.equal(formatDuration(90_000), '90 s');
   t.equal(formatDuration(125_000), '2 min 5 s');
   t.equal(formatDuration(2 * 3_600_000), '2 h 0 min');
+  t.equal(formatDuration(24 * 3_600_000 - 1000), '23 h 59 min');
+  t.equal(formatDuration(24 * 3_600_000), '1 d');
+  t.equal(formatDuration(7 * 24 * 3_600_000), '7 d');
+  t.equal(formatDuration(50 * 3_600_000 + 60_000), '2 d 2 h');
   t.equal(formatShare(0.064), '6.4 %');
   t.equal(formatShare(1), '100 %');
   t.equal(formatShare(Number.NaN), '–');

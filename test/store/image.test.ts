@@ -4,9 +4,8 @@ import { join } from 'node:path';
 import t, { type Test } from 'tap';
 import { TenantKey } from '../../src/format/keys.ts';
 import { sealManifest } from '../../src/format/manifest-seal.ts';
-import { listImages, loadImage } from '../../src/store/image.ts';
+import { loadImage } from '../../src/store/image.ts';
 import { KeyRing } from '../../src/store/key-ring.ts';
-import type { ImageDigest } from '../../src/store/store.ts';
 import { sampleParts } from '../format/samples.ts';
 import { openDirStore, rootDir } from '../support/dir-store.ts';
 
@@ -77,21 +76,4 @@ t.test("a manifest that is bent, or another image's, is CORRUPT and named", asyn
   await t.rejects(loadImage(store, 'app', KeyRing.of(key)), { code: 'CORRUPT', message: /is that of/ });
   writeFileSync(path, '');
   await t.rejects(loadImage(store, 'app', KeyRing.of(key)), { code: 'CORRUPT' });
-});
-
-t.test('the list shows every name, and what is wrong with one hides no other', async (t) => {
-  const { store, writer, key, digest } = await storeWithImage(t);
-  const none = `sha256:${'0'.repeat(64)}` as ImageDigest;
-  await writer.putManifest(none, 'f'.repeat(16), Buffer.from('of another key'));
-  await writer.putReference('gone', none);
-  const listed = await listImages(store, KeyRing.of(key));
-  t.match(listed, [
-    { reference: { name: 'app:latest', digest }, manifest: { digest } },
-    { reference: { name: 'gone:latest' }, problem: /is sealed for key f{16}, and this host has key / },
-  ]);
-  t.equal(listed[1]!.manifest, undefined);
-  t.same(
-    (await listImages(store)).map(({ reference }) => reference.name),
-    ['app:latest', 'gone:latest'],
-  );
 });

@@ -118,11 +118,11 @@ export class TestDaemon {
   /** All that it logged so far. */
   readonly log: LogLine[] = [];
   readonly exited: Promise<{ code: number | null; signal: NodeJS.Signals | null }>;
-  readonly #place: Workplace;
+  readonly #runDir: string;
   readonly #waiting = new Set<() => void>();
 
-  private constructor(place: Workplace, child: ChildProcess) {
-    this.#place = place;
+  private constructor(runDir: string, child: ChildProcess) {
+    this.#runDir = runDir;
     this.child = child;
     createInterface({ input: child.stderr! }).on('line', (line) => {
       this.log.push(line.startsWith('{') ? (JSON.parse(line) as LogLine) : { level: 'text', msg: line });
@@ -136,22 +136,23 @@ export class TestDaemon {
 
   /**
    * `lazydisk serve` in `place`, when it serves, started through `wrapper` if there is one (it must exec what follows
-   * it). Throws with its log if it ends before. Killed with the test.
+   * it). Without a key its flags must name one. Throws with its log if it ends before. Killed with the test.
    */
   static async start(
     t: Test,
-    place: Workplace,
+    place: Omit<Workplace, 'key'> & { readonly key: string | undefined },
     flags: readonly string[] = [],
     wrapper: readonly string[] = [],
   ): Promise<TestDaemon> {
-    const base = ['serve', '--store', place.store, '--key', place.key, '--run-dir', place.runDir];
+    const key = place.key === undefined ? [] : ['--key', place.key];
+    const base = ['serve', '--store', place.store, ...key, '--run-dir', place.runDir];
     const sizes = ['--cache', place.cache, '--cache-size', '64M', '--memory', '16M'];
     const words = [...wrapper, process.execPath, MAIN, ...base, ...sizes, ...flags];
     const child = spawn(words[0]!, words.slice(1), {
       env: cleanEnv(),
       stdio: ['ignore', 'ignore', 'pipe'],
     });
-    const daemon = new TestDaemon(place, child);
+    const daemon = new TestDaemon(place.runDir, child);
     t.teardown(async () => {
       child.kill('SIGKILL');
       await daemon.exited;
@@ -179,7 +180,7 @@ export class TestDaemon {
 
   /** `lazydisk ARGS --json`, asked of this daemon. */
   ask<T>(...args: readonly string[]): Promise<T> {
-    return lazydiskJson<T>([...args, '--run-dir', this.#place.runDir]);
+    return lazydiskJson<T>([...args, '--run-dir', this.#runDir]);
   }
 
   async stop(

@@ -5,23 +5,26 @@
  */
 import { randomBytes } from 'node:crypto';
 import { hostname } from 'node:os';
+import { z } from 'zod';
 import { LazydiskError } from '../../errors.ts';
 import { JOURNAL_PREFIX } from '../layout.ts';
 import type { ObjectStore } from '../objects/object-store.ts';
 
 const ENTRY_BYTES_MAX = 64 * 1024;
 
-export interface JournalEntry {
-  readonly id: string;
-  readonly command: string;
-  readonly host: string;
-  readonly pid: number;
-  readonly started: string;
-  readonly updated: string;
-  readonly state: 'running' | 'done' | 'failed';
+const entrySchema = z.object({
+  id: z.string(),
+  command: z.string(),
+  host: z.string(),
+  pid: z.number(),
+  started: z.string(),
+  updated: z.string(),
+  state: z.enum(['running', 'done', 'failed']),
   /** What the command counts; numbers, and short texts. */
-  readonly details: Readonly<Record<string, unknown>>;
-}
+  details: z.record(z.string(), z.unknown()),
+});
+
+export type JournalEntry = Readonly<z.infer<typeof entrySchema>>;
 
 export class Journal {
   /** Fit for a part of a key. */
@@ -78,7 +81,7 @@ export async function lastEntries(objects: ObjectStore, max: number): Promise<Jo
   for (const key of keys.sort().reverse().slice(0, max)) {
     const found = await objects.get(key, ENTRY_BYTES_MAX);
     try {
-      if (found) entries.push(JSON.parse(found.bytes.toString()) as JournalEntry);
+      if (found) entries.push(entrySchema.parse(JSON.parse(found.bytes.toString())));
     } catch {
       // A journal is for people: a broken entry must not hide the others.
     }

@@ -7,6 +7,7 @@ import { LazydiskError } from '../../errors.ts';
 import { type AreaMarker, rootPath, STATE_PREFIX, stateKey } from '../layout.ts';
 import type { ObjectInfo } from '../objects/object-store.ts';
 import type { StoreParts } from '../parts.ts';
+import type { StorePolicy } from '../policy.ts';
 import { type Area, type View, writeIndex } from '../view.ts';
 import { type Journal, journaled } from './journal.ts';
 import { type LiveSet, mark } from './mark.ts';
@@ -48,20 +49,47 @@ export async function purge(parts: StoreParts, options: GcOptions<PurgeProgress>
   });
 }
 
-/** Why `area` must stay at `nowMs` of the store's clock, or undefined if it may go. */
-export function heldBecause(area: Area, view: View, parts: StoreParts, nowMs: number): HeldArea | undefined {
-  const { policy } = parts;
+/** What a purge does with an area: it goes, or is held. */
+export interface PurgeStep {
+  readonly area: Area;
+  readonly held: HeldArea | undefined;
+}
+
+/** What a purge at `nowMs` of the store's clock does with all areas but the active root, in its order. */
+export function purgePlan(view: View, policy: StorePolicy, nowMs: number): PurgeStep[] {
+  const steps: PurgeStep[] = [];
+  // Roots go in the order of their age: the next one proves that all is moved.
+  let older: HeldArea | undefined;
+  for (const area of [...view.retired.toReversed(), ...(view.draining ? [view.draining] : [])]) {
+    const held = heldBecause(area, view, policy, nowMs) ?? heldWith(area, older, 'after');
+    older ??= held;
+    steps.push({ area, held });
+  }
+  // A root takes the trash of its sweeps along; trash that has no root any more goes by its own time.
+  const roots = new Map(steps.map((step) => [step.area.root, step]));
+  for (const area of view.trash) {
+    const root = area.isDeleting ? undefined : roots.get(area.root);
+    const held = root ? heldWith(area, root.held, 'with') : heldBecause(area, view, policy, nowMs);
+    steps.push({ area, held });
+  }
+  return steps;
+}
+
+function heldWith(area: Area, other: HeldArea | undefined, how: 'after' | 'with'): HeldArea | undefined {
+  return other && { area: area.path, why: `goes ${how} ${other.area}`, until: other.until, isRead: false };
+}
+
+/** Why `area` by itself must stay, or undefined if it may go. */
+function heldBecause(area: Area, view: View, policy: StorePolicy, nowMs: number): HeldArea | undefined {
   const held = (why: string, untilMs: number | null, isRead = false): HeldArea => ({
     area: area.path,
     why,
     until: untilMs === null ? null : new Date(untilMs).toISOString(),
     isRead,
   });
-  if (area === view.active) return held('active', null);
   if (area.isDeleting) return undefined;
   const isRoot = area.path.startsWith('roots/');
   if (isRoot && area.retiredMs === undefined) return held('images still move out of it', null);
-  if (!isRoot && area.root !== view.active.root) return held(`goes with roots/${area.root}`, null);
   if (!isRoot && view.draining) return held('a rotation is under way', null);
   // A sweep that was killed has not said its end; later than this it did nothing any more.
   const quietMs = isRoot
@@ -94,25 +122,18 @@ class Purge {
     const nowMs = await this.#journal.storeNowMs();
     const purged: string[] = [];
     const held: HeldArea[] = [];
-    // Roots go in the order of their age: the next one proves that all is moved.
-    const { retired, draining, trash } = this.#view;
-    for (const area of [...retired.toReversed(), ...(draining ? [draining] : []), ...trash]) {
-      const isRoot = area.path.startsWith('roots/');
-      const older = isRoot ? held.find(({ area: path }) => path.startsWith('roots/')) : undefined;
-      const why = heldBecause(area, this.#view, this.#parts, nowMs);
-      if (why) held.push(why);
-      else if (older)
-        held.push({ area: area.path, why: `goes after ${older.area}`, until: older.until, isRead: false });
-      else {
-        if (isRoot) await this.#purgeRoot(area);
-        else await this.#purgeTrash(area, nowMs);
-        purged.push(area.path);
+    for (const step of purgePlan(this.#view, this.#parts.policy, nowMs)) {
+      if (step.held) {
+        held.push(step.held);
+        continue;
       }
+      const { path, root } = step.area;
+      if (path.startsWith('roots/')) await this.#purgeRoot(step.area);
+      else if (!purged.includes(rootPath(root))) await this.#purgeTrash(step.area, nowMs);
+      purged.push(path);
     }
     if (purged.length > 0 && !this.#options.dryRun) await writeIndex(this.#parts.objects);
-    // The trash of a root that went is gone, too.
-    const stays = held.filter(({ area }) => !purged.includes(area));
-    return { purged, held: stays, ...this.#counts };
+    return { purged, held, ...this.#counts };
   }
 
   async #purgeRoot(root: Area): Promise<void> {

@@ -11,6 +11,7 @@ import { type AreaPath, chunksPrefix, manifestsPrefix, meaningOf, SHARDS, stateK
 import type { ObjectInfo } from '../objects/object-store.ts';
 import type { StoreParts } from '../parts.ts';
 import { pooled } from '../pooled.ts';
+import type { DatedRecord } from '../references.ts';
 import { type View, writeIndex } from '../view.ts';
 import { type Journal, journaled } from './journal.ts';
 import { type LiveSet, mark } from './mark.ts';
@@ -22,7 +23,7 @@ const COPIES_MAX = 4;
 /** Folders of chunks listed at once; each of them copies COPIES_MAX at once. */
 const SHARDS_MAX = 16;
 
-/** Records of what a name was set to are kept this long. */
+/** Records of what a name was set to are kept this long after the name was set to something else. */
 const HISTORY_MS = 90 * 24 * 60 * 60 * 1000;
 
 export interface SweepProgress {
@@ -199,12 +200,18 @@ class Sweep {
     );
   }
 
+  /** As long as an image's last name counts by a record, the record stays: what it ended with says how long ago that was. */
   async #forgetHistory(nowMs: number): Promise<void> {
-    const records = await this.#parts.references.history();
-    const newest = new Map(records.map(({ name, key }) => [name, key]));
-    const old = records.filter(
-      ({ name, key, modifiedMs }) => newest.get(name) !== key && modifiedMs < nowMs - HISTORY_MS,
-    );
-    await this.#parts.objects.delete(old.map(({ key }) => key));
+    const { objects, policy, references } = this.#parts;
+    const sinceMs = nowMs - Math.max(HISTORY_MS, policy.graceMs);
+    const records = (await references.history()).sort((a, b) => a.modifiedMs - b.modifiedMs);
+    const last = new Map<string, DatedRecord>();
+    const old: string[] = [];
+    for (const record of records) {
+      const before = last.get(record.name);
+      if (before && record.modifiedMs < sinceMs) old.push(before.key);
+      last.set(record.name, record);
+    }
+    await objects.delete(old);
   }
 }

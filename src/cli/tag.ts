@@ -1,0 +1,54 @@
+/** `lazydisk tag IMAGE NAME` */
+import { Command } from 'commander';
+import { LazydiskError } from '../errors.ts';
+import type { ImageDigest, SetOptions, Store } from '../store/store.ts';
+import { answer, type JsonOptions, storeOption, usingStore, withJson } from './context.ts';
+
+interface TagOptions extends JsonOptions {
+  readonly store?: string;
+  readonly expected?: string;
+}
+
+export function tagCommand(): Command {
+  return withJson(new Command('tag'))
+    .description('give an image a name, one more or one that meant another image')
+    .argument('<image>', 'NAME[:TAG] or sha256:…')
+    .argument('<name[:tag]>', 'the name')
+    .addOption(storeOption())
+    .option('--expected <digest>', 'only if the name means this now: sha256:…, or "none" for nothing')
+    .addHelpText(
+      'after',
+      `
+An image that lost its last name can be named by its digest as long as no \`gc purge\` has deleted it.
+JSON: name, digest.`,
+    )
+    .action(tag);
+}
+
+async function tag(image: string, name: string, options: TagOptions): Promise<void> {
+  const { referenceName } = await import('../store/reference-name.ts');
+  const fullName = referenceName(name);
+  const expected = options.expected === undefined ? {} : await expectedOf(options.expected);
+  const tagged = await usingStore(options, async (store) => {
+    const digest = await digestOf(store, image);
+    await (await store.writer()).putReference(fullName, digest, expected);
+    return { name: fullName, digest };
+  });
+  answer(options, tagged, ({ digest }) => `${fullName} is ${digest}\n`);
+}
+
+async function digestOf(store: Store, image: string): Promise<ImageDigest> {
+  const { isDigest, referenceName } = await import('../store/reference-name.ts');
+  if (isDigest(image)) return image;
+  const reference = await store.getReference(image);
+  if (!reference) throw new LazydiskError('NOT_FOUND', `no image ${referenceName(image)} in ${store.url}`);
+  return reference.digest;
+}
+
+/** What --expected says. Throws USAGE. */
+export async function expectedOf(text: string): Promise<SetOptions> {
+  const { isDigest } = await import('../store/reference-name.ts');
+  if (text === 'none') return { expected: null };
+  if (isDigest(text)) return { expected: text };
+  throw new LazydiskError('USAGE', `--expected ${JSON.stringify(text)}: want sha256:… or none`);
+}

@@ -1,0 +1,207 @@
+/**
+ * Copies an image between stores as it lies there, sealed: no key is needed, for ids prove chunks and the digest proves
+ * manifests. Only what is missing moves, chunks before manifests before the name, as in a build; so a copy that stops
+ * anywhere names nothing, and one that is run again goes on.
+ */
+import { hash } from 'node:crypto';
+import { LazydiskError } from '../errors.ts';
+import type { ChunkId } from '../format/chunk-id.ts';
+import type { ClearManifest } from '../format/manifest-clear.ts';
+import { proveClear } from './carry.ts';
+import { pooled } from './pooled.ts';
+import { isDigest, referenceName } from './reference-name.ts';
+import type { ImageDigest, Store, StoreWriter } from './store.ts';
+
+/** Chunks in flight, each with one sealed chunk in memory. */
+const CHUNKS_MAX = 16;
+
+export interface CopyOptions {
+  readonly from: Store;
+  /** Undefined, with `dryRun` alone: a store that is not there yet. */
+  readonly to: Store | undefined;
+  /** `NAME[:TAG]` or `sha256:…` in `from`. */
+  readonly image: string;
+  /** Its name in `to`; by default that in `from`. */
+  readonly name?: string;
+  /** Ids of keys that there may be manifests for, asked for if `from` cannot be listed. */
+  readonly keyIds?: () => Promise<readonly string[]>;
+  /** Looks, counts, and writes nothing. */
+  readonly dryRun?: boolean;
+  onProgress?(progress: CopyProgress): void;
+  readonly signal?: AbortSignal;
+}
+
+export interface CopyProgress {
+  /** Sealed bytes of chunks that are there by now, whether copied or found, and of all. */
+  readonly doneBytes: number;
+  readonly totalBytes: number;
+  readonly copiedChunks: number;
+  readonly presentChunks: number;
+}
+
+/** Counts of distinct chunks; of a dry run, what would have been copied. */
+export interface CopyReport {
+  /** In full, with its tag. */
+  readonly name: string;
+  readonly digest: ImageDigest;
+  readonly chunks: number;
+  readonly copiedChunks: number;
+  readonly copiedBytes: number;
+  /** Those that the target had. */
+  readonly presentChunks: number;
+  /** One for each key that opens the image. */
+  readonly manifests: number;
+  readonly durationMs: number;
+}
+
+/**
+ * Rejects with NOT_FOUND or CORRUPT naming the chunk that is missing or bad in `from`, NOT_FOUND if the image is not there,
+ * USAGE for names, UNSUPPORTED if `from` cannot be listed and no key is known, NO_SPACE, UNAVAILABLE, ABORTED, and TIMEOUT
+ * when it took longer than `to` allows. After a rejection nothing is in flight and no name has changed.
+ */
+export async function copyImage(options: CopyOptions): Promise<CopyReport> {
+  const { from, to, dryRun = false, signal } = options;
+  const startMs = performance.now();
+  const { name, digest } = await resolveNames(options);
+  const { clear, keyIds } = await findManifests(options, digest);
+  const writer = await to?.writer();
+  if (!writer && !dryRun) throw new LazydiskError('INTERNAL', 'a copy to no store');
+  const counts = await copyChunks(options, clear, writer);
+  let manifests = keyIds.length;
+  if (writer && !dryRun) {
+    manifests = await copyManifests(from, writer, digest, keyIds, signal);
+    await writer.putReference(name, digest);
+  }
+  return { name, digest, ...counts, manifests, durationMs: performance.now() - startMs };
+}
+
+async function resolveNames({
+  from,
+  image,
+  name,
+}: CopyOptions): Promise<{ name: string; digest: ImageDigest }> {
+  const target = name === undefined ? undefined : referenceName(name);
+  if (isDigest(image)) {
+    if (target === undefined)
+      throw new LazydiskError('USAGE', 'an image that is given by its digest needs a name in the target');
+    return { name: target, digest: image };
+  }
+  const source = referenceName(image);
+  const reference = await from.getReference(source);
+  if (!reference) throw new LazydiskError('NOT_FOUND', `no image ${source} in ${from.url}`);
+  return { name: target ?? source, digest: reference.digest };
+}
+
+/** All manifests of the image, each proven before anything is written; the clear part is the same in all of them. */
+async function findManifests(
+  options: CopyOptions,
+  digest: ImageDigest,
+): Promise<{ clear: ClearManifest; keyIds: string[] }> {
+  const { from } = options;
+  let clear: ClearManifest | undefined;
+  const keyIds: string[] = [];
+  for (const keyId of await keyIdsOf(options, digest)) {
+    options.signal?.throwIfAborted();
+    const bytes = await from.getManifest(digest, keyId);
+    if (!bytes) continue;
+    clear = proveClear(bytes, digest, whereOf(from, digest, keyId));
+    keyIds.push(keyId);
+  }
+  if (!clear) throw new LazydiskError('NOT_FOUND', `${from.url}: no manifest of ${digest}`);
+  return { clear, keyIds };
+}
+
+async function keyIdsOf({ from, keyIds }: CopyOptions, digest: ImageDigest): Promise<readonly string[]> {
+  try {
+    return await from.manifestKeys(digest);
+  } catch (error) {
+    if (!(error instanceof LazydiskError) || error.code !== 'UNSUPPORTED') throw error;
+    if (keyIds) return keyIds();
+    throw new LazydiskError(
+      'UNSUPPORTED',
+      `${from.url} cannot be listed, so which keys open image ${digest} is not known: give --key, and its manifest for that key is copied`,
+      { cause: error },
+    );
+  }
+}
+
+/** Gives how many they were: one may be taken away while chunks are copied, and then so it is. */
+async function copyManifests(
+  from: Store,
+  writer: StoreWriter,
+  digest: ImageDigest,
+  keyIds: readonly string[],
+  signal: AbortSignal | undefined,
+): Promise<number> {
+  let copied = 0;
+  for (const keyId of keyIds) {
+    const bytes = await from.getManifest(digest, keyId);
+    signal?.throwIfAborted();
+    if (!bytes) continue;
+    proveClear(bytes, digest, whereOf(from, digest, keyId));
+    await writer.putManifest(digest, keyId, bytes);
+    copied++;
+  }
+  signal?.throwIfAborted();
+  return copied;
+}
+
+async function copyChunks(
+  { from, dryRun, onProgress, signal }: CopyOptions,
+  clear: ClearManifest,
+  writer: StoreWriter | undefined,
+): Promise<Pick<CopyReport, 'chunks' | 'copiedChunks' | 'copiedBytes' | 'presentChunks'>> {
+  const entries = distinctEntries(clear);
+  let totalBytes = 0;
+  for (const entry of entries) totalBytes += clear.sealedBytesOf(entry);
+  let doneBytes = 0;
+  const counts = { copiedChunks: 0, copiedBytes: 0, presentChunks: 0 };
+  await pooled(CHUNKS_MAX, entries, async (entry) => {
+    signal?.throwIfAborted();
+    const id = clear.idOf(entry);
+    const sealedBytes = clear.sealedBytesOf(entry);
+    if (await writer?.hasChunk(id, sealedBytes)) counts.presentChunks++;
+    else {
+      if (writer && !dryRun) await writer.putChunk(id, await provenChunk(from, clear, entry, signal));
+      counts.copiedChunks++;
+      counts.copiedBytes += sealedBytes;
+    }
+    doneBytes += sealedBytes;
+    const { copiedChunks, presentChunks } = counts;
+    onProgress?.({ doneBytes, totalBytes, copiedChunks, presentChunks });
+  });
+  return { chunks: entries.length, ...counts };
+}
+
+async function provenChunk(
+  from: Store,
+  clear: ClearManifest,
+  entry: number,
+  signal: AbortSignal | undefined,
+): Promise<Buffer> {
+  const id = clear.idOf(entry);
+  const sealed = await from.getChunk(id, signal && { signal });
+  const what = `${from.url}: chunk ${clear.indexOf(entry)} (${id}) of image ${clear.digest}`;
+  if (!sealed) throw new LazydiskError('NOT_FOUND', `${what} is nowhere in the store`);
+  if (sealed.length !== clear.sealedBytesOf(entry) || hash('sha256', sealed, 'hex') !== id)
+    throw new LazydiskError('CORRUPT', `${what} is not what its name says (${sealed.length} bytes)`);
+  return sealed;
+}
+
+/** The entries of a manifest without those whose chunk an earlier one has; takes about the manifest's own memory. */
+function distinctEntries(clear: ClearManifest): Uint32Array {
+  const seen = new Set<ChunkId>();
+  const entries = new Uint32Array(clear.storedChunks);
+  let count = 0;
+  for (let entry = 0; entry < clear.storedChunks; entry++) {
+    const id = clear.idOf(entry);
+    if (seen.has(id)) continue;
+    seen.add(id);
+    entries[count++] = entry;
+  }
+  return entries.subarray(0, count);
+}
+
+function whereOf({ url }: Store, digest: ImageDigest, keyId: string): string {
+  return `${url}: manifest of ${digest} for key ${keyId}`;
+}

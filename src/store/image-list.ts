@@ -1,0 +1,123 @@
+/**
+ * What a store's names mean and how large that is, read from the clear parts of manifests: no key is needed, and with keys
+ * each image is opened, too, to see whether it can be. Manifests are looked at a few at a time and let go, so that a list of
+ * thousands of images takes the memory of a few.
+ */
+import { errorText, LazydiskError } from '../errors.ts';
+import type { ClearManifest } from '../format/manifest-clear.ts';
+import { proveClear } from './carry.ts';
+import { ChunkOwners } from './chunk-owners.ts';
+import type { KeyRing } from './key-ring.ts';
+import { openManifest } from './open-manifest.ts';
+import { pooled } from './pooled.ts';
+import type { ImageDigest, Reference, Store } from './store.ts';
+
+/** Manifests in memory at once. */
+const MANIFESTS_MAX = 8;
+
+export interface ImageListing {
+  readonly reference: Reference;
+  /** Ids of the keys that there are manifests for, sorted. */
+  readonly keyIds: readonly string[];
+  /** Undefined if no manifest proves itself. */
+  readonly figures?: ImageFigures;
+  /** Why the image does not open with the keys at hand; without keys, why it has no figures. */
+  readonly problem?: string;
+}
+
+export interface ImageFigures {
+  readonly diskBytes: number;
+  /** Chunks of the disk that are not all zero, and their sealed bytes; one that the disk has twice counts twice. */
+  readonly storedChunks: number;
+  readonly storedBytes: number;
+  /** Sealed bytes of the chunks that no other image of the list has, each once. */
+  readonly uniqueBytes: number;
+}
+
+/** An image as it was found; `number` is that in the table of chunk owners. */
+interface Found {
+  readonly keyIds: readonly string[];
+  readonly figures?: Omit<ImageFigures, 'uniqueBytes'> & { readonly number: number };
+  readonly problem?: string;
+}
+
+/** All names in `store`, sorted. One broken image does not hide the others. Throws UNSUPPORTED where that cannot be listed. */
+export async function listImages(store: Store, keys?: KeyRing): Promise<ImageListing[]> {
+  const references = await store.listReferences();
+  const owners = new ChunkOwners();
+  const byDigest = new Map(references.map((reference) => [reference.digest, reference]));
+  const found = new Map<ImageDigest, Found>();
+  await pooled(MANIFESTS_MAX, byDigest.values(), async (reference) => {
+    found.set(reference.digest, await look(store, reference, keys, owners));
+  });
+  return references.map((reference): ImageListing => {
+    const { figures, ...rest } = found.get(reference.digest)!;
+    if (!figures) return { reference, ...rest };
+    const { number, ...sizes } = figures;
+    return { reference, ...rest, figures: { ...sizes, uniqueBytes: owners.uniqueBytes(number) } };
+  });
+}
+
+async function look(
+  store: Store,
+  { name, digest }: Reference,
+  keys: KeyRing | undefined,
+  owners: ChunkOwners,
+): Promise<Found> {
+  let keyIds: readonly string[] = [];
+  let problem: string | undefined;
+  let clear: ClearManifest | undefined;
+  try {
+    keyIds = await store.manifestKeys(digest);
+    if (keys)
+      clear = await openClear(store, name, digest, keyIds, keys).catch((error) => {
+        problem = errorText(error);
+        return undefined;
+      });
+    clear ??= await anyClear(store, digest, keyIds);
+  } catch (error) {
+    problem ??= errorText(error);
+  }
+  const figures = clear && {
+    diskBytes: clear.diskBytes,
+    storedChunks: clear.storedChunks,
+    storedBytes: clear.sealedBytes(),
+    number: await owners.add(clear),
+  };
+  return { keyIds, ...(figures && { figures }), ...(problem !== undefined && { problem }) };
+}
+
+/** The clear part of a manifest that opens with `keys`. */
+async function openClear(
+  store: Store,
+  name: string,
+  digest: ImageDigest,
+  keyIds: readonly string[],
+  keys: KeyRing,
+): Promise<ClearManifest> {
+  const source = {
+    url: store.url,
+    getManifest: store.getManifest.bind(store),
+    manifestKeys: async () => [...keyIds],
+  };
+  return (await openManifest(source, name, digest, keys)).clear;
+}
+
+/** That of the first manifest that proves itself. Throws NOT_FOUND, CORRUPT. */
+async function anyClear(
+  store: Store,
+  digest: ImageDigest,
+  keyIds: readonly string[],
+): Promise<ClearManifest> {
+  let failure: unknown;
+  for (const keyId of keyIds) {
+    const bytes = await store.getManifest(digest, keyId);
+    if (!bytes) continue;
+    try {
+      return proveClear(bytes, digest, `${store.url}: manifest of ${digest} for key ${keyId}`);
+    } catch (error) {
+      failure ??= error;
+    }
+  }
+  throw failure ?? new LazydiskError('NOT_FOUND', `${store.url}: no manifest of ${digest}`);
+}
