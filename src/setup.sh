@@ -30,6 +30,12 @@ test | bench)
   program libnbd-bin nbdinfo
   program fio fio
   program memcached memcached
+  program ceph-mon ceph-mon
+  program ceph-osd ceph-osd
+  program radosgw radosgw
+  program nginx-light nginx
+  program s3cmd s3cmd
+  program rclone rclone
   want libisal-dev /usr/include/isa-l/erasure_code.h
   program openssl openssl
   program curl curl

@@ -20,7 +20,8 @@ export class OriginTier implements ChunkTier {
   /** Rejects with TIMEOUT, ABORTED, UNAVAILABLE, or what the store says; messages name the store. */
   async get(id: ChunkId, _sealedBytes: number, ctx: ReadContext): Promise<SealedLoan | undefined> {
     const controller = new AbortController();
-    const asked = this.#store.getChunk(id, { signal: controller.signal });
+    // Who tries again, and when, is decided above (daemon/origin.ts).
+    const asked = this.#store.getChunk(id, { signal: controller.signal, tries: 1 });
     try {
       const bytes = await withDeadline(asked, ctx, `${this.#store.url}: no answer`);
       return bytes && { bytes, release() {} };

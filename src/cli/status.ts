@@ -13,7 +13,8 @@ export function statusCommand(): Command {
       `
 JSON: version, pid, startedAt, state, store, runDir, drives, fuse, fuseProblem, nbd, nbdTcp, metrics, memoryBytes,
 cacheBytes, cacheUsedBytes, fleet { state, nodes, nodesUp } or null, origin { active, queued, rateWaits, hedgesWon,
-hedgesLost, breaker, breakerOpened }, admission { strained, starting, waiting, waited, refused }.`,
+hedgesLost, breaker, breakerOpened }, admission { strained, starting, waiting, waited, refused },
+storeRoots { active, draining, retired, trash }, retiredReads.`,
     )
     .action(async (options: JsonOptions & RunDirOptions) =>
       answer(options, await clientOf(options).status(), describe),
@@ -32,11 +33,15 @@ function describe(status: DaemonStatus): string {
     ['memory', `${formatSize(status.memoryBytes)} for chunks`],
     ['disk cache', `${formatSize(status.cacheUsedBytes)} of ${formatSize(status.cacheBytes)}`],
     ['fleet', fleet ? `${fleet.state}, ${fleet.nodesUp} of ${fleet.nodes} nodes` : 'none'],
-    ['store', status.store],
+    ['store', status.retiredReads === 0 ? status.store : [status.store, retiredText(status.retiredReads)]],
     ['origin', `${breaker}; ${origin.active} reads, ${origin.queued} waiting`],
     [
       'attaches',
       `${admission.waiting} waiting${admission.strained ? ', because the origin is slow' : ''}; ${admission.refused} refused so far`,
     ],
   ]);
+}
+
+function retiredText(reads: number): string {
+  return `${reads} reads of what is to be deleted: an image is used that has no name any more`;
 }

@@ -19,6 +19,7 @@
 import type { TierName } from '../chunk/tier.ts';
 import type { ErrorCode } from '../errors.ts';
 import type { RunConfig } from '../format/manifest-metadata.ts';
+import type { StoreStats } from '../store/store.ts';
 import type { AdmissionStats } from './admission.ts';
 import type { OriginStats } from './origin.ts';
 
@@ -149,6 +150,10 @@ export interface DaemonStatus {
   readonly fleet: { readonly state: 'up' | 'down'; readonly nodes: number; readonly nodesUp: number } | null;
   readonly origin: OriginStats;
   readonly admission: AdmissionStats;
+  /** What this daemon knows of the store's roots, by state. */
+  readonly storeRoots: StoreStats['roots'];
+  /** Objects that were found only in a retired root or a trash, so that its deletion waits. */
+  readonly retiredReads: number;
 }
 
 /** One node of the fleet. Times are of its answers since the daemon started. */

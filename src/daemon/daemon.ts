@@ -163,6 +163,8 @@ export class Daemon implements ControlService {
       fleet: fleet ? { state: fleet.state, ...nodesUp(fleet) } : null,
       origin: origin.stats(),
       admission: admission.stats(),
+      storeRoots: store.stats().roots,
+      retiredReads: store.stats().retiredReads,
     };
   }
 
@@ -281,6 +283,7 @@ async function openParts(config: ServeConfig, log: Logger, closers: AsyncDisposa
     fleet: () => fleet?.stats(),
     origin: () => origin.stats(),
     admission: () => admission.stats(),
+    store: () => store.stats(),
     cacheDrops: () => {
       const { droppedPuts, writeErrors } = cache.stats();
       return { dropped: droppedPuts + reader.stats().droppedWriteBacks, failed: writeErrors };

@@ -9,6 +9,7 @@ import type { FleetStats } from '../chunk/fleet/fleet-tier.ts';
 import type { NodeStats } from '../chunk/fleet/node.ts';
 import type { ReadObserver } from '../chunk/observer.ts';
 import type { ReadClass, TierName } from '../chunk/tier.ts';
+import type { StoreStats } from '../store/store.ts';
 import type { AdmissionStats } from './admission.ts';
 import type { OriginStats } from './origin.ts';
 
@@ -54,6 +55,7 @@ export interface MetricSources {
   fleet(): FleetStats | undefined;
   origin(): OriginStats;
   admission(): AdmissionStats;
+  store(): StoreStats;
   /** Writes to the disk cache that were given up: too much at once, or a disk that fails. */
   cacheDrops(): { readonly dropped: number; readonly failed: number };
 }
@@ -140,6 +142,7 @@ export class DaemonMetrics {
       counter.inc({ reason: 'error' }, failed);
     });
     this.#watchOrigin(sources);
+    this.#watchStore(sources);
     if (sources.fleet()) this.#watchFleet(() => sources.fleet()!);
   }
 
@@ -174,6 +177,24 @@ export class DaemonMetrics {
       counter.inc({ result: 'waited' }, waited);
       counter.inc({ result: 'refused' }, refused);
     });
+  }
+
+  #watchStore(sources: MetricSources): void {
+    this.#gauge('store_roots', 'Roots of the store, and trashes, by state.', ['state'], (gauge) => {
+      for (const [state, count] of Object.entries(sources.store().roots)) gauge.set({ state }, count);
+    });
+    this.#counter(
+      'store_retired_reads_total',
+      'Objects found only in a retired root or a trash, whose deletion waits for it.',
+      [],
+      (counter) => counter.inc(sources.store().retiredReads),
+    );
+    this.#counter(
+      'store_unrecorded_reads_total',
+      'Of these, those that the store could not be told of: a deletion will not wait.',
+      [],
+      (counter) => counter.inc(sources.store().unrecordedReads),
+    );
   }
 
   #watchFleet(fleet: () => FleetStats): void {

@@ -8,6 +8,7 @@ import type { ChunkId } from '../format/chunk-id.ts';
 import { ClearManifest } from '../format/manifest-clear.ts';
 import { type AreaPath, chunkKey, manifestKey, manifestsPrefix, meaningOf } from './layout.ts';
 import type { ObjectOptions, ObjectStore } from './objects/object-store.ts';
+import type { StoreParts } from './parts.ts';
 import { pooled } from './pooled.ts';
 import type { ImageDigest } from './store.ts';
 import type { View } from './view.ts';
@@ -17,8 +18,15 @@ export const MANIFEST_BYTES_MAX = 256 * 1024 * 1024;
 
 const COPIES_MAX = 16;
 
-export interface CarryProgress {
-  copied(bytes: number): void;
+export interface CarryOptions {
+  /** Keys of manifests that a listing may not show yet. */
+  readonly knownKeys?: readonly string[];
+  /**
+   * Called before manifests are written; throws when that is too late, because chunks that were there when it began may
+   * have been swept and purged by then.
+   */
+  checkTime(): void;
+  onCopied?(bytes: number): void;
 }
 
 /** The ids of the keys that there are manifests of `digest` for in `area`, sorted. */
@@ -51,17 +59,16 @@ export function proveClear(bytes: Buffer, digest: ImageDigest, where: string): C
 
 /**
  * Whether image `digest` is in root `to`, after it was copied there if it was not. False if no area of `view` has it.
- * `knownKeys` are keys of manifests that a listing may not show yet. Throws NOT_FOUND if a chunk of it is nowhere,
- * CORRUPT, UNAVAILABLE.
+ * Throws NOT_FOUND if a chunk of it is nowhere, CORRUPT, UNAVAILABLE, what `checkTime` throws.
  */
 export async function ensureIn(
-  objects: ObjectStore,
+  { objects, policy, clock }: Pick<StoreParts, 'objects' | 'policy' | 'clock'>,
   view: View,
   to: AreaPath,
   digest: ImageDigest,
-  knownKeys: readonly string[] = [],
-  progress?: CarryProgress,
+  options: CarryOptions,
 ): Promise<boolean> {
+  const { knownKeys = [] } = options;
   for (const keyId of knownKeys) if (await objects.head(manifestKey(to, digest, keyId))) return true;
   if ((await manifestKeysIn(objects, to, digest)).length > 0) return true;
   const places: { area: AreaPath; keyId: string }[] = [];
@@ -73,11 +80,14 @@ export async function ensureIn(
   const clear = await firstClear(objects, places, digest);
   if (!clear) return false;
   const from = view.areas.map(({ path }) => path).filter((path) => path !== to);
-  await copyChunks(objects, clear, from, to, digest, progress);
+  await copyChunks(objects, clear, from, to, digest, options);
+  options.checkTime();
+  const signal = clock.timeout(policy.settleMs);
   // Where it was may be purged under our hands; then it is not here.
   let isHere = false;
   for (const { area, keyId } of places)
-    if (await objects.copy(manifestKey(area, digest, keyId), manifestKey(to, digest, keyId))) isHere = true;
+    if (await objects.copy(manifestKey(area, digest, keyId), manifestKey(to, digest, keyId), { signal }))
+      isHere = true;
   return isHere;
 }
 
@@ -107,7 +117,7 @@ async function copyChunks(
   from: readonly AreaPath[],
   to: AreaPath,
   digest: ImageDigest,
-  progress: CarryProgress | undefined,
+  options: CarryOptions,
 ): Promise<void> {
   const entries = Array.from({ length: clear.storedChunks }, (_, entry) => entry);
   await pooled(COPIES_MAX, entries, async (entry) => {
@@ -119,7 +129,7 @@ async function copyChunks(
         'NOT_FOUND',
         `${objects.url}: chunk ${clear.indexOf(entry)} (${id}) of image ${digest} is nowhere in the store`,
       );
-    progress?.copied(sealedBytes);
+    options.onCopied?.(sealedBytes);
   });
 }
 

@@ -16,13 +16,19 @@ export interface Clock {
   now(): Moment;
   /** Milliseconds since `moment`, at least. */
   ageMs(moment: Moment): number;
+  /** Aborts after `ms`: for a request that must be given up, retries and all, while it is still in time. */
+  timeout(ms: number): AbortSignal;
   /** Rejects with ABORTED. */
   sleep(ms: number, signal?: AbortSignal): Promise<void>;
 }
 
+/** Timers take no more. */
+const TIMER_MS_MAX = 2 ** 31 - 1;
+
 export const systemClock: Clock = {
   now: () => ({ monotonicMs: performance.now(), wallMs: Date.now() }),
   ageMs: ({ monotonicMs, wallMs }) => Math.max(performance.now() - monotonicMs, Date.now() - wallMs),
+  timeout: (ms) => AbortSignal.timeout(Math.min(Math.ceil(ms), TIMER_MS_MAX)),
   async sleep(ms, signal) {
     await delay(ms, undefined, signal && { signal }).catch((cause) => {
       throw new LazydiskError('ABORTED', 'cancelled while waiting', { cause });

@@ -13,7 +13,7 @@ export interface StorePolicy {
   readonly retentionMs: number;
   /** The longest time from a writer's first look at the store to the name that it writes; also of one sweep. */
   readonly buildMs: number;
-  /** The longest time that a process goes by what it knows of the store's roots. */
+  /** The longest time that a process reads, or begins to write, by what it knows of the store's roots. */
   readonly viewMs: number;
   /** How long a listing may lag behind writes, and a request take effect after its sender gave it up. */
   readonly settleMs: number;
@@ -42,17 +42,12 @@ export function checkPolicy(policy: StorePolicy): void {
         `store policy: ${name} is ${ms}; want 1 to ${POLICY_MS_MAX} milliseconds`,
       );
   }
-  const least = policy.buildMs + policy.viewMs + 2 * policy.settleMs;
+  const least = policy.buildMs + policy.viewMs + 4 * policy.settleMs;
   for (const name of ['graceMs', 'retentionMs'] as const) {
     if (policy[name] < least)
       throw new LazydiskError(
         'USAGE',
-        `store policy: ${name.replace('Ms', '')} must be at least build + view + 2 × settle, ${formatDuration(least)}`,
+        `store policy: ${name.replace('Ms', '')} must be at least build + view + 4 × settle, ${formatDuration(least)}`,
       );
   }
-}
-
-/** After a root is opened, nobody writes a name into the one before it once this long has passed. */
-export function drainMs({ viewMs, settleMs }: StorePolicy): number {
-  return viewMs + 2 * settleMs;
 }

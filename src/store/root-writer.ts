@@ -1,14 +1,15 @@
 /**
- * Writes images into a store whose roots may turn at any moment, without a lock. Two rules make it safe: chunks and
- * manifests go to the root that was active at the start, and a name is only written by a view of the roots that is
- * young enough, into the root that is active in it, when the whole image is there. FORMAT.md has the argument.
+ * Writes images into a store whose roots may turn at any moment, without a lock. Chunks and manifests go to the root that
+ * was active at the start. A name goes to the active root, once the whole image is there; and then the writer looks
+ * whether the next root has been opened: if not, whoever opens it later will find the name and move it; if so, it
+ * may have come too late for that, and is written there, too. FORMAT.md has the argument.
  */
 import { LazydiskError } from '../errors.ts';
 import type { ChunkId } from '../format/chunk-id.ts';
 import { formatDuration } from '../units.ts';
-import { ensureIn } from './carry.ts';
+import { type CarryOptions, ensureIn } from './carry.ts';
 import type { Moment } from './clock.ts';
-import { type AreaPath, chunkKey, manifestKey } from './layout.ts';
+import { type AreaPath, chunkKey, manifestKey, rootPath, stateKey } from './layout.ts';
 import type { StoreParts } from './parts.ts';
 import { isDigest, referenceName } from './reference-name.ts';
 import type { ImageDigest, SetOptions, StoreWriter } from './store.ts';
@@ -47,13 +48,16 @@ export class RootWriter implements StoreWriter {
   }
 
   async putManifest(digest: ImageDigest, keyId: string, manifest: Uint8Array): Promise<void> {
-    await this.#parts.objects.put(manifestKey(this.#root, digest, keyId), manifest);
+    this.#checkTime();
+    const { objects, policy, clock } = this.#parts;
+    const signal = clock.timeout(policy.settleMs);
+    await objects.put(manifestKey(this.#root, digest, keyId), manifest, { signal });
     this.#put.set(digest, [...(this.#put.get(digest) ?? []), keyId]);
   }
 
   async addManifest(digest: ImageDigest, keyId: string, manifest: Uint8Array): Promise<void> {
-    await this.#commit(digest, `manifest of ${digest}`, async (view, signal) => {
-      await this.#parts.objects.put(manifestKey(view.active.path, digest, keyId), manifest, { signal });
+    await this.#commit(digest, `manifest of ${digest}`, async (view) => {
+      await this.#parts.objects.put(manifestKey(view.active.path, digest, keyId), manifest);
     });
   }
 
@@ -65,41 +69,47 @@ export class RootWriter implements StoreWriter {
   async putReference(name: string, digest: ImageDigest, options: SetOptions = {}): Promise<void> {
     if (!isDigest(digest)) throw new LazydiskError('INTERNAL', `image digest ${JSON.stringify(digest)}`);
     const fullName = referenceName(name);
-    await this.#commit(digest, fullName, (view, signal) =>
-      this.#set(view, fullName, digest, options, signal),
+    await this.#commit(digest, fullName, (view, isAgain) =>
+      this.#set(view, fullName, digest, options, isAgain),
     );
   }
 
   async removeReference(name: string, options: SetOptions = {}): Promise<void> {
     const fullName = referenceName(name);
-    await this.#commit(undefined, fullName, (view, signal) =>
-      this.#set(view, fullName, null, options, signal),
+    await this.#commit(undefined, fullName, (view, isAgain) =>
+      this.#set(view, fullName, null, options, isAgain),
     );
   }
 
-  /** `write` by a view that is young, when all of `digest` is in its active root. Again when it was too slow for it. */
+  /**
+   * `write` into the active root, when all of `digest` is there; again for as long as that was no longer the active root
+   * when it was written. `isAgain` tells it that it has written already.
+   */
   async #commit(
     digest: ImageDigest | undefined,
     what: string,
-    write: (view: View, signal: AbortSignal) => Promise<void>,
+    write: (view: View, isAgain: boolean) => Promise<void>,
   ): Promise<void> {
-    const { views, objects } = this.#parts;
+    const { views, objects, clock, policy } = this.#parts;
+    let view = await views.newerThan(policy.viewMs / 2);
+    let isAgain = false;
     for (let tries = 1; ; tries++) {
-      const { view, signal, stop } = await views.forWriting();
+      const { path, root } = view.active;
+      if (digest && !(await ensureIn(this.#parts, view, path, digest, this.#carryOptions(digest))))
+        throw new LazydiskError('NOT_FOUND', `${objects.url}: no image ${digest}`);
+      this.#checkTime();
       try {
-        if (digest && !(await ensureIn(objects, view, view.active.path, digest, this.#put.get(digest))))
-          throw new LazydiskError('NOT_FOUND', `${objects.url}: no image ${digest}`);
-        this.#checkTime();
-        // Bringing an image over may have taken longer than a view lasts.
-        signal.throwIfAborted();
-        await write(view, signal);
-        return;
+        await write(view, isAgain);
+        isAgain = true;
+        if (!(await objects.head(stateKey(rootPath(root + 1), 'opened')))) return;
       } catch (error) {
-        const isLost = error instanceof ChangedError || signal.aborted;
-        if (!isLost || tries === TRIES_MAX) throw error instanceof ChangedError ? busy(what, tries) : error;
-      } finally {
-        stop();
+        if (!(error instanceof ChangedError)) throw error;
       }
+      if (tries === TRIES_MAX)
+        throw new LazydiskError('BUSY', `${what} was written by others at each of ${tries} tries`);
+      // A listing may take as long as that to show a root that is open.
+      if (isAgain) await clock.sleep(policy.settleMs / 4);
+      view = await views.newerThan(0);
     }
   }
 
@@ -108,25 +118,31 @@ export class RootWriter implements StoreWriter {
     fullName: string,
     digest: ImageDigest | null,
     { expected }: SetOptions,
-    signal: AbortSignal,
+    isAgain: boolean,
   ): Promise<void> {
     const { objects, references } = this.#parts;
     const { current, ownVersion } = await references.find(view, fullName);
     const was = current?.digest ?? null;
-    if (digest === null && was === null)
+    // The second time it may mean what we made it mean.
+    const isOurs = isAgain && was === digest;
+    if (digest === null && was === null && !isOurs)
       throw new LazydiskError('NOT_FOUND', `no image ${fullName} in ${objects.url}`);
-    if (expected !== undefined && was !== expected)
+    if (expected !== undefined && was !== expected && !isOurs)
       throw new LazydiskError(
         'BUSY',
         `${fullName} is ${was ?? 'no name'} and not ${expected ?? 'free'}: it stays`,
       );
     const ifVersion = (await objects.canCompareAndSet()) ? { ifVersion: ownVersion } : {};
     try {
-      await references.put(view.active.path, fullName, digest, { signal, ...ifVersion });
+      await references.put(view.active.path, fullName, digest, ifVersion);
     } catch (error) {
       if (error instanceof LazydiskError && error.code === 'BUSY') throw new ChangedError();
       throw error;
     }
+  }
+
+  #carryOptions(digest: ImageDigest): CarryOptions {
+    return { knownKeys: this.#put.get(digest) ?? [], checkTime: () => this.#checkTime() };
   }
 
   #checkTime(): void {
@@ -142,7 +158,3 @@ export class RootWriter implements StoreWriter {
 
 /** Somebody else wrote the name between our look and our write. */
 class ChangedError extends Error {}
-
-function busy(what: string, tries: number): LazydiskError {
-  return new LazydiskError('BUSY', `${what} was written by others at each of ${tries} tries`);
-}

@@ -94,7 +94,7 @@ export interface StoreWriter {
   hasChunk(id: ChunkId, sealedBytes?: number): Promise<boolean>;
   /** `sealed` must stay untouched until this resolves. Throws NO_SPACE, UNAVAILABLE, as all puts do. */
   putChunk(id: ChunkId, sealed: Uint8Array): Promise<void>;
-  /** All chunks of the image must be there. */
+  /** All chunks of the image must be there. Throws TIMEOUT as `putReference` does. */
   putManifest(digest: ImageDigest, keyId: string, manifest: Uint8Array): Promise<void>;
   /** The same for one more key of an image that has a name, whatever root that is in by now. */
   addManifest(digest: ImageDigest, keyId: string, manifest: Uint8Array): Promise<void>;

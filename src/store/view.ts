@@ -134,32 +134,10 @@ export class Views {
 
   /** One that was listed after this call, or `ageMsMax` before it. Rejects when the store does not answer. */
   async newerThan(ageMsMax: number): Promise<View> {
-    return (await this.#newer(ageMsMax)).view;
-  }
-
-  /**
-   * For writers: a view, and a signal that aborts when it is too old to write by. Rejects when the store does not answer.
-   */
-  async forWriting(): Promise<{ view: View; signal: AbortSignal; stop(): void }> {
-    const { view, at } = await this.#newer(this.#policy.viewMs / 2);
-    const controller = new AbortController();
-    const leftMs = this.#policy.viewMs - this.#clock.ageMs(at);
-    const done = new AbortController();
-    this.#clock.sleep(leftMs, done.signal).then(
-      () =>
-        controller.abort(
-          new LazydiskError('TIMEOUT', `${this.#objects.url}: a write took over ${leftMs} ms`),
-        ),
-      () => undefined,
-    );
-    return { view, signal: controller.signal, stop: () => done.abort() };
-  }
-
-  async #newer(ageMsMax: number): Promise<Dated> {
-    if (this.#known && this.#clock.ageMs(this.#known.at) <= ageMsMax) return this.#known;
+    if (this.#known && this.#clock.ageMs(this.#known.at) <= ageMsMax) return this.#known.view;
     // A listing that is under way began before this call.
     if (this.#refreshing && ageMsMax === 0) await this.#refreshing.catch(() => undefined);
-    return this.#refresh();
+    return (await this.#refresh()).view;
   }
 
   #refresh(): Promise<Dated> {

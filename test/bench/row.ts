@@ -7,8 +7,9 @@ export interface Row {
   unit: string;
   /** ours / peerValue. */
   ratio?: number;
-  /** The least that `ratio` should be. */
+  /** The least that `ratio` should be; or, with `goalIsMost`, the most. */
   goal?: number;
+  goalIsMost?: boolean;
 }
 
 /** The table as text, for a program that runs one benchmark alone. */
@@ -18,11 +19,16 @@ export function formatRows(rows: readonly Row[]): string {
     `${formatValue(row.ours)} ${row.unit}`,
     row.peer ? `${row.peer}: ${row.peerValue === undefined ? '-' : formatValue(row.peerValue)}` : '',
     row.ratio === undefined ? '' : `x ${row.ratio.toFixed(2)}`,
-    row.goal === undefined ? '' : `goal ${row.goal} ${(row.ratio ?? 0) >= row.goal ? 'met' : 'MISSED'}`,
+    row.goal === undefined ? '' : goalText(row, row.goal),
   ]);
   const widths = [0, 1, 2, 3, 4].map((column) => Math.max(...cells.map((line) => line[column]!.length)));
   const lines = cells.map((line) => line.map((cell, column) => cell.padEnd(widths[column]!)).join('  '));
   return `${lines.map((line) => line.trimEnd()).join('\n')}\n`;
+}
+
+function goalText({ ratio = 0, goalIsMost }: Row, goal: number): string {
+  const isMet = goalIsMost ? ratio <= goal : ratio >= goal;
+  return `goal ${goalIsMost ? '≤' : '≥'} ${goal} ${isMet ? 'met' : 'MISSED'}`;
 }
 
 function formatValue(value: number): string {

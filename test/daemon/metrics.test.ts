@@ -55,6 +55,11 @@ function metrics(): DaemonMetrics {
       ...{ breaker: 'open', breakerOpened: 2 },
     }),
     admission: () => ({ strained: true, starting: 3, waiting: 2, waited: 9, refused: 1 }),
+    store: () => ({
+      roots: { active: 1, draining: 0, retired: 2, trash: 3 },
+      retiredReads: 4,
+      unrecordedReads: 5,
+    }),
     cacheDrops: () => ({ dropped: 1, failed: 2 }),
   });
   return made;
@@ -73,6 +78,9 @@ t.test('what was counted is shown, and shown again the same', async (t) => {
     const { text } = await made.text();
     for (const line of [
       'lazydisk_tier_reads_total{tier="disk",result="hit",class="demand"} 2',
+      'lazydisk_store_roots{state="retired"} 2',
+      'lazydisk_store_retired_reads_total 4',
+      'lazydisk_store_unrecorded_reads_total 5',
       'lazydisk_tier_reads_total{tier="origin",result="error",class="prefetch"} 1',
       'lazydisk_tier_read_bytes_total{tier="disk"} 150',
       'lazydisk_tier_read_duration_seconds_bucket{le="0.0025",tier="disk",class="demand"} 1',

@@ -5,7 +5,7 @@
  */
 import { randomBytes } from 'node:crypto';
 import type { Test } from 'tap';
-import type { ObjectInfo, ObjectStore } from '../../src/store/objects/object-store.ts';
+import type { ObjectBytes, ObjectInfo, ObjectStore } from '../../src/store/objects/object-store.ts';
 
 type View = () => Promise<ObjectStore>;
 
@@ -204,24 +204,35 @@ export function objectsSuite(t: Test, open: (t: Test) => Promise<View>): void {
       t.equal(await store.get('v/a', 100), undefined);
 
       const views = [store, await again(), await again()];
-      await Promise.all(Array.from({ length: 6 }, (_, n) => increment(views[n % 3]!, 'v/count', 5)));
-      t.equal(String((await store.get('v/count', 100))?.bytes), '30');
+      await Promise.all(Array.from({ length: 6 }, (_, n) => addWords(views[n % 3]!, 'v/words', 5)));
+      t.equal(new Set(wordsOf(await store.get('v/words', 10_000))).size, 30);
     },
   );
 }
 
-/** Adds 1 to the number at `key`, `times` times, whoever else does the same. */
-export async function increment(store: ObjectStore, key: string, times: number): Promise<void> {
-  for (let done = 0; done < times; ) {
-    const before = await store.get(key, 100);
-    const bytes = Buffer.from(String(Number(before?.bytes ?? 0) + 1));
-    try {
-      await store.put(key, bytes, { ifVersion: before?.version ?? null });
-      done++;
-    } catch (error) {
-      if ((error as { code?: string }).code !== 'BUSY') throw error;
+/**
+ * Adds `count` words of its own to the list at `key`, whoever else does the same. A word that is there was written,
+ * whatever the store said: that is how to write over versions where a write may fail and be done all the same.
+ */
+export async function addWords(store: ObjectStore, key: string, count: number): Promise<void> {
+  for (let n = 0; n < count; n++) {
+    const word = randomBytes(6).toString('hex');
+    for (;;) {
+      const before = await store.get(key, 10_000);
+      if (wordsOf(before).includes(word)) break;
+      const bytes = Buffer.from([...wordsOf(before), word].join(' '));
+      try {
+        await store.put(key, bytes, { ifVersion: before?.version ?? null });
+        break;
+      } catch (error) {
+        if ((error as { code?: string }).code !== 'BUSY') throw error;
+      }
     }
   }
+}
+
+export function wordsOf(object: ObjectBytes | undefined): string[] {
+  return object ? object.bytes.toString().split(' ') : [];
 }
 
 export const readingObjects: readonly (readonly [string, Buffer])[] = [

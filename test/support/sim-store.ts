@@ -191,6 +191,11 @@ export class SimObjects implements ObjectStore {
     return {
       now: (): Moment => ({ monotonicMs: this.#sim.nowMs, wallMs: this.#sim.nowMs }),
       ageMs: ({ monotonicMs }) => this.#sim.nowMs - monotonicMs,
+      timeout: (ms) => {
+        const controller = new AbortController();
+        void this.#sim.delay(ms).then(() => controller.abort());
+        return controller.signal;
+      },
       sleep: async (ms, signal) => {
         await Promise.race([this.#sim.delay(ms), rejectOnAbort(signal)]);
         if (this.isDead) await never();

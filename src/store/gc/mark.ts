@@ -1,13 +1,14 @@
 /**
- * What is alive in the active root: the images that names mean, and those that a name meant until lately, since drives of
- * them may still be attached; their manifests say which chunks. Needs no key. It fails rather than guess: a name whose
- * manifest cannot be read could mean any chunk, and then none is garbage.
+ * What is alive in the active root: the images that names mean; those that a name meant until lately, since drives of
+ * them may still be attached; and those that have a manifest there and no name yet, or again, for somebody may be about to
+ * give them one. Their manifests say which chunks. Needs no key. It fails rather than guess: a name whose manifest cannot be
+ * read could mean any chunk, and then none is garbage.
  */
 import { errorText, LazydiskError } from '../../errors.ts';
 import { ID_BYTES } from '../../format/chunk-id.ts';
 import type { ClearManifest } from '../../format/manifest-clear.ts';
 import { MANIFEST_BYTES_MAX, manifestKeysIn, proveClear } from '../carry.ts';
-import { type AreaPath, manifestKey } from '../layout.ts';
+import { type AreaPath, manifestKey, manifestsPrefix, meaningOf } from '../layout.ts';
 import type { ObjectStore } from '../objects/object-store.ts';
 import type { StoreParts } from '../parts.ts';
 import { pooled } from '../pooled.ts';
@@ -18,6 +19,9 @@ import { IdTable } from './id-table.ts';
 
 const MANIFESTS_MAX = 8;
 
+/** Times that a manifest which must be there is looked for once more. */
+const LOOKS_MAX = 3;
+
 export interface LiveSet {
   readonly chunks: IdTable;
   readonly images: ReadonlySet<ImageDigest>;
@@ -26,6 +30,8 @@ export interface LiveSet {
 export interface MarkOptions {
   /** The store's time now, in milliseconds since 1970. */
   readonly nowMs: number;
+  /** Manifests in the root that were written since count, whatever names say. */
+  readonly unnamedSinceMs: number;
   onProgress?(images: number, imagesTotal: number): void;
   readonly signal?: AbortSignal;
 }
@@ -39,13 +45,16 @@ export async function mark(parts: StoreParts, view: View, options: MarkOptions):
   const lately = latelyNamed(await references.history(), current, options.nowMs - policy.graceMs);
 
   const chunks = new IdTable();
-  const images = new Set<ImageDigest>([...named.keys(), ...lately]);
+  const unnamed = await manifestsSince(objects, view.active.path, options.unnamedSinceMs);
+  const images = new Set<ImageDigest>([...named.keys(), ...lately, ...unnamed]);
   let done = 0;
   await pooled(MANIFESTS_MAX, images, async (digest) => {
     options.signal?.throwIfAborted();
     const name = named.get(digest);
+    const found = findClear(objects, areasOfRoot(view, view.active), digest, name ?? digest);
+    // One that nobody can open keeps nothing, unless a name stands for it.
     const clear =
-      (await findClear(objects, areasOfRoot(view, view.active), digest, name ?? digest)) ??
+      (await (name === undefined ? found.catch(() => undefined) : found)) ??
       (name !== undefined && (await findLater(parts, view, digest, name, options.signal)));
     if (clear) addChunks(chunks, clear);
     options.onProgress?.(++done, images.size);
@@ -54,8 +63,9 @@ export async function mark(parts: StoreParts, view: View, options: MarkOptions):
 }
 
 /**
- * The manifest that a name's image did not have: just written, or just put aside, it is there when listings have caught up.
- * Undefined if the name means another image by then; what is named later than a mark is safe without it.
+ * The manifest that a name's image did not have: just written, or just put aside, it is there when listings have caught up;
+ * again, because it may be moving just then. Undefined if the name means another image by then; what is named later than
+ * a mark is safe without it.
  */
 async function findLater(
   parts: StoreParts,
@@ -65,15 +75,17 @@ async function findLater(
   signal: AbortSignal | undefined,
 ): Promise<ClearManifest | undefined> {
   const { clock, policy, views, objects, references } = parts;
-  await clock.sleep(policy.settleMs, signal);
-  const later = await views.newerThan(0);
-  if (later.active.path !== view.active.path)
-    throw new LazydiskError(
-      'BUSY',
-      `${objects.url}: ${later.active.path} was opened meanwhile; run it again`,
-    );
-  const clear = await findClear(objects, areasOfRoot(later, later.active), digest, name);
-  if (clear || (await references.find(view, name)).current?.digest !== digest) return clear;
+  for (let look = 0; look < LOOKS_MAX; look++) {
+    await clock.sleep(policy.settleMs, signal);
+    const later = await views.newerThan(0);
+    if (later.active.path !== view.active.path)
+      throw new LazydiskError(
+        'BUSY',
+        `${objects.url}: ${later.active.path} was opened meanwhile; run it again`,
+      );
+    const clear = await findClear(objects, areasOfRoot(later, later.active), digest, name);
+    if (clear || (await references.find(view, name)).current?.digest !== digest) return clear;
+  }
   throw new LazydiskError(
     'NOT_FOUND',
     `${objects.url}: ${name} means image ${digest}, which has no manifest, so what is garbage cannot be known; \`lazydisk fsck\` says more, \`lazydisk rm ${name}\` gives it up`,
@@ -83,6 +95,17 @@ async function findLater(
 /** A root and the trash of its sweeps: where what is in it lies. */
 export function areasOfRoot({ trash }: View, { path, root }: Area): AreaPath[] {
   return [path, ...trash.filter((area) => area.root === root).map((area) => area.path)];
+}
+
+async function manifestsSince(objects: ObjectStore, root: AreaPath, sinceMs: number): Promise<ImageDigest[]> {
+  const found: ImageDigest[] = [];
+  for await (const page of objects.list(manifestsPrefix(root))) {
+    for (const { key, modifiedMs } of page) {
+      const meaning = meaningOf(key);
+      if (meaning?.kind === 'manifest' && modifiedMs >= sinceMs) found.push(meaning.digest);
+    }
+  }
+  return found;
 }
 
 /**

@@ -148,6 +148,8 @@ class Purge {
   async #purgeTrash(trash: Area, nowMs: number): Promise<void> {
     this.#live ??= await mark(this.#parts, this.#view, {
       nowMs,
+      // A manifest that is still in the root must find its chunks there, or a name given to it would mean nothing.
+      unnamedSinceMs: 0,
       ...(this.#options.signal && { signal: this.#options.signal }),
     });
     const live = this.#live;

@@ -5,10 +5,9 @@
  */
 import { LazydiskError } from '../../errors.ts';
 import { ID_BYTES } from '../../format/chunk-id.ts';
-import { type CarryProgress, ensureIn, manifestKeysIn } from '../carry.ts';
+import { ensureIn, manifestKeysIn } from '../carry.ts';
 import { manifestKey, rootPath, stateKey } from '../layout.ts';
 import type { StoreParts } from '../parts.ts';
-import { drainMs } from '../policy.ts';
 import type { NamedDigest } from '../references.ts';
 import type { Reference } from '../store.ts';
 import { type Area, type View, writeIndex } from '../view.ts';
@@ -46,8 +45,9 @@ export async function rotate(
     if (!view.draining) view = await open(parts, view, options.signal);
     const from = view.draining!;
     const to = view.active;
-    // Until then somebody may write a name into the root before, going by an older view.
-    const quietMs = to.openedMs + drainMs(policy);
+    // By then listings show all that was written into the root before while that was active; who writes a name there
+    // later looks whether the next root is open by then, and writes it once more.
+    const quietMs = to.openedMs + 2 * policy.settleMs;
     for (let nowMs = await journal.storeNowMs(); nowMs < quietMs; nowMs = await journal.storeNowMs()) {
       options.onProgress?.({ phase: 'wait', done: 0, total: 0, movedBytes: 0 });
       await clock.sleep(Math.min(quietMs - nowMs, 5_000), options.signal);
@@ -82,13 +82,11 @@ async function move(
   journal: Journal,
   options: GcOptions<RotateProgress>,
 ): Promise<{ names: number; movedChunks: number; movedBytes: number }> {
-  const { objects, references, views } = parts;
+  const { objects, references, views, clock, policy } = parts;
   const counts = { names: 0, movedChunks: 0, movedBytes: 0 };
-  const progress: CarryProgress = {
-    copied(bytes) {
-      counts.movedChunks++;
-      counts.movedBytes += bytes;
-    },
+  const onCopied = (bytes: number) => {
+    counts.movedChunks++;
+    counts.movedBytes += bytes;
   };
   const there = await references.listIn(to.path);
   const names = live(await references.listIn(from.path));
@@ -97,8 +95,13 @@ async function move(
     options.onProgress?.({ phase: 'move', done, total: names.length, movedBytes: counts.movedBytes });
     const { name, digest } = reference;
     if (there.has(name)) continue;
-    const view = await views.newerThan(parts.policy.viewMs / 2);
-    if (!(await ensureIn(objects, view, to.path, digest, [], progress)))
+    const view = await views.newerThan(policy.viewMs / 2);
+    const startedAt = clock.now();
+    const checkTime = () => {
+      if (clock.ageMs(startedAt) > policy.buildMs)
+        throw new LazydiskError('TIMEOUT', `${objects.url}: ${name} took too long to move: run it again`);
+    };
+    if (!(await ensureIn(parts, view, to.path, digest, { checkTime, onCopied })))
       throw new LazydiskError(
         'NOT_FOUND',
         `${objects.url}: ${name} means image ${digest}, which has no manifest`,

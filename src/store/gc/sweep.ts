@@ -93,13 +93,14 @@ class Sweep {
   async run(): Promise<SweepReport> {
     const { objects, policy } = this.#parts;
     const nowMs = await this.#journal.storeNowMs();
+    const youngMs = nowMs - policy.graceMs;
     const live = await mark(this.#parts, this.#view, {
       nowMs,
+      unnamedSinceMs: youngMs,
       onProgress: (done, total) => this.#options.onProgress?.({ phase: 'mark', done, total }),
       ...(this.#options.signal && { signal: this.#options.signal }),
     });
     await this.#restore(live);
-    const youngMs = nowMs - policy.graceMs;
     // Manifests first: an image that is half put aside is found by nobody new.
     await this.#sweepManifests(live, youngMs);
     let done = 0;
@@ -171,8 +172,7 @@ class Sweep {
     await pooled(COPIES_MAX, garbage, async ({ key }) => {
       if (await objects.copy(key, inArea(key, trash))) moved.push(key);
     });
-    this.#checkTime();
-    await objects.delete(moved);
+    await objects.delete(moved, { signal: this.#inTime() });
   }
 
   /** Made when there is something for it; after the wait every new listing shows it. */
@@ -186,10 +186,14 @@ class Sweep {
     return trash;
   }
 
-  /** A trash that was opened longer ago may be purged before what we put there has been there for its retention. */
-  #checkTime(): void {
+  /**
+   * For what is taken away: it gives up, retries and all, in time to have taken effect by when a purge may take the trash,
+   * closed or not, for complete. Throws TIMEOUT when that is over.
+   */
+  #inTime(): AbortSignal {
     const { clock, policy, objects } = this.#parts;
-    if (clock.ageMs(this.#openedAt!) <= policy.buildMs - policy.settleMs) return;
+    const leftMs = policy.buildMs - policy.settleMs - clock.ageMs(this.#openedAt!);
+    if (leftMs > 0) return clock.timeout(leftMs);
     throw new LazydiskError(
       'TIMEOUT',
       `${objects.url}: a sweep may take ${formatDuration(policy.buildMs)}; run it again for the rest`,

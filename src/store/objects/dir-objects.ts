@@ -1,17 +1,18 @@
 /**
  * Objects as files: a key is a path below a directory. Any number of processes may read and write it at once: files
  * appear whole, by rename. Only `ifVersion` needs a lock, and only against others with `ifVersion` for the same key.
- * A version is a hash of the content, computed when somebody asks for it, which readers of chunks never do.
  */
-import { createHash, hash } from 'node:crypto';
+import { createHash } from 'node:crypto';
 import { createReadStream } from 'node:fs';
 import { type FileHandle, open, opendir, stat, unlink } from 'node:fs/promises';
 import { join, resolve } from 'node:path';
 import { errorText, LazydiskError } from '../../errors.ts';
 import { DurableWriter } from '../durable-writer.ts';
 import { DirLock } from './dir-lock.ts';
+import { HashedBytes } from './hashed-bytes.ts';
 import {
   checkKey,
+  isKey,
   type ListOptions,
   type ObjectBytes,
   type ObjectInfo,
@@ -47,7 +48,7 @@ export class DirObjects implements ObjectStore {
   async get(key: string, bytesMax: number, { signal }: ObjectOptions = {}): Promise<ObjectBytes | undefined> {
     const path = this.#pathOf(key);
     const bytes = await this.#reading(key, signal, () => readBounded(path, bytesMax, signal));
-    return bytes && new FileBytes(bytes);
+    return bytes && new HashedBytes(bytes);
   }
 
   /** Throws UNAVAILABLE, ABORTED. */
@@ -193,19 +194,6 @@ export class DirObjects implements ObjectStore {
   }
 }
 
-/** A file's bytes, hashed when asked for. */
-class FileBytes implements ObjectBytes {
-  readonly bytes: Buffer;
-
-  constructor(bytes: Buffer) {
-    this.bytes = bytes;
-  }
-
-  get version(): string {
-    return hash('sha256', this.bytes, 'hex');
-  }
-}
-
 /** Null if there is no file, or a folder. */
 async function versionOfFile(path: string): Promise<string | null> {
   const digest = createHash('sha256');
@@ -232,15 +220,6 @@ async function readBounded(path: string, bytesMax: number, signal: AbortSignal |
     return bytes.subarray(0, filled);
   } finally {
     await file.close();
-  }
-}
-
-function isKey(key: string): boolean {
-  try {
-    checkKey(key);
-    return true;
-  } catch {
-    return false;
   }
 }
 

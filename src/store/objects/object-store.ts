@@ -72,12 +72,13 @@ export interface ObjectStore {
 
 const KEY_PART = /^[A-Za-z0-9._%-]+$/;
 
+export function isKey(text: string): boolean {
+  const parts = text.split('/');
+  return text.length <= 512 && parts.every((part) => KEY_PART.test(part) && part !== '.' && part !== '..');
+}
+
 /** Throws INTERNAL for what is no key, or (`prefix`) no folder of keys. */
 export function checkKey(key: string, kind: 'key' | 'prefix' = 'key'): void {
-  const path = kind === 'prefix' && key.endsWith('/') ? key.slice(0, -1) : key;
-  const parts = path.split('/');
-  const isKey =
-    key.length <= 512 && parts.every((part) => KEY_PART.test(part) && part !== '.' && part !== '..');
-  if (!isKey || (kind === 'prefix' && path === key))
-    throw new LazydiskError('INTERNAL', `${kind} ${JSON.stringify(key)}`);
+  const isRight = kind === 'key' ? isKey(key) : key.endsWith('/') && isKey(key.slice(0, -1));
+  if (!isRight) throw new LazydiskError('INTERNAL', `${kind} ${JSON.stringify(key)}`);
 }

@@ -10,16 +10,16 @@ import { sealManifest } from '../../../src/format/manifest-seal.ts';
 import { purge } from '../../../src/store/gc/purge.ts';
 import { rotate } from '../../../src/store/gc/rotate.ts';
 import { sweep } from '../../../src/store/gc/sweep.ts';
-import { meaningOf } from '../../../src/store/layout.ts';
+import { meaningOf, rootNumberOf } from '../../../src/store/layout.ts';
 import type { StoreParts } from '../../../src/store/parts.ts';
 import type { StorePolicy } from '../../../src/store/policy.ts';
 import { RootStore } from '../../../src/store/root-store.ts';
-import type { ImageDigest } from '../../../src/store/store.ts';
+import type { ImageDigest, StoreWriter } from '../../../src/store/store.ts';
 import { viewOf } from '../../../src/store/view.ts';
 import { SimObjects, SimStorage, Simulation } from '../../support/sim-store.ts';
 
 /** Times in simulated milliseconds; as long to each other as the policy must have them, and no longer. */
-export const POLICY: StorePolicy = { viewMs: 60, settleMs: 30, buildMs: 400, graceMs: 520, retentionMs: 520 };
+export const POLICY: StorePolicy = { viewMs: 60, settleMs: 30, buildMs: 400, graceMs: 580, retentionMs: 580 };
 
 const TIMES = { latencyMs: 4, lagMs: 30 };
 const NAMES = ['a', 'b', 'c', 'd'];
@@ -47,6 +47,7 @@ export class Model {
   readonly #storage = new SimStorage();
   readonly #chunksOf = new Map<ImageDigest, ChunkId[]>();
   readonly #bytesOf = new Map<ChunkId, Buffer>();
+  readonly #ops: { name: string; digest: ImageDigest | null; startMs: number; endMs: number }[] = [];
   readonly #faults: string[] = [];
   readonly #done: Record<string, number> = {};
 
@@ -75,7 +76,7 @@ export class Model {
       if (++steps % 40 === 0) this.#judge();
     });
     this.#judge();
-    if (!this.#options.bend) await this.#collectAll();
+    await this.#collectAll();
     return { faults: this.#faults, done: this.#done };
   }
 
@@ -102,7 +103,7 @@ export class Model {
         const user = this.#user();
         const process = RootStore.open(user, { clock: user.clock }).then((store) => work(store, user));
         const ended = process.then(
-          () => this.#count(`${what} done`),
+          (report) => this.#ended(what, report),
           (error) => this.#failed(what, error),
         );
         // One in five dies in the middle of it.
@@ -115,6 +116,13 @@ export class Model {
       }
     };
     for (let n = 0; n < count; n++) void machine();
+  }
+
+  #ended(what: string, report: unknown): void {
+    this.#count(`${what} done`);
+    if (typeof report !== 'object' || report === null) return;
+    for (const [field, value] of Object.entries(report))
+      if (typeof value === 'number' && value > 0) this.#count(`${what} with ${field}`);
   }
 
   /** Refusals are fine; that anything is missing, broken or against the code's own expectations is not. */
@@ -160,7 +168,22 @@ export class Model {
     this.#chunksOf.set(digest, ids);
     await writer.putManifest(digest, key.id, bytes);
     await this.#pause(store, random.next() * pauseMs);
-    await writer.putReference(random.pick(NAMES), digest);
+    await this.#set(writer, random.pick(NAMES), digest);
+  }
+
+  /** Sets or removes a name, and remembers when: of two, one after the other, the later one must stay. */
+  async #set(writer: StoreWriter, name: string, digest: ImageDigest | null): Promise<void> {
+    const op = { name, digest, startMs: this.#sim.nowMs, endMs: Number.POSITIVE_INFINITY };
+    this.#ops.push(op);
+    try {
+      await (digest === null ? writer.removeReference(name) : writer.putReference(name, digest));
+      op.endMs = this.#sim.nowMs;
+    } catch (error) {
+      // Refused before anything was written; after any other failure it may have been.
+      if (error instanceof LazydiskError && error.code === 'NOT_FOUND')
+        this.#ops.splice(this.#ops.indexOf(op), 1);
+      throw error;
+    }
   }
 
   async #tag(store: RootStore): Promise<void> {
@@ -170,11 +193,11 @@ export class Model {
     const digests = [...this.#chunksOf.keys()];
     const found = await store.getReference(random.pick(NAMES));
     const digest = found && random.next() < 0.5 ? found.digest : digests[random.below(digests.length)];
-    if (digest) await writer.putReference(random.pick(NAMES), digest);
+    if (digest) await this.#set(writer, random.pick(NAMES), digest);
   }
 
   async #remove(store: RootStore): Promise<void> {
-    await (await store.writer()).removeReference(this.#sim.random.pick(NAMES));
+    await this.#set(await store.writer(), this.#sim.random.pick(NAMES), null);
   }
 
   /** A drive: what its name means when it is attached, it can read for the retention. */
@@ -223,11 +246,23 @@ export class Model {
       }
     }
     const there = { chunks: new Set<string>(), manifests: new Set<string>() };
+    const active = { chunks: new Set<string>(), manifests: new Set<ImageDigest>() };
     for (const at of objects.keys()) {
       const meaning = meaningOf(at);
-      if (meaning?.kind === 'chunk') there.chunks.add(meaning.id);
-      if (meaning?.kind === 'manifest') there.manifests.add(meaning.digest);
+      if (meaning?.kind === 'chunk') {
+        there.chunks.add(meaning.id);
+        if (rootNumberOf(meaning.area) === view.active.root) active.chunks.add(meaning.id);
+      }
+      if (meaning?.kind === 'manifest') {
+        there.manifests.add(meaning.digest);
+        if (meaning.area === view.active.path) active.manifests.add(meaning.digest);
+      }
     }
+    // What a writer goes by who gives an image a name: its manifest is in the root, so its chunks are.
+    for (const digest of active.manifests)
+      for (const id of this.#chunksOf.get(digest)!)
+        if (!active.chunks.has(id))
+          this.#faults.push(`at ${this.#sim.nowMs}: chunk ${id.slice(0, 8)} of unnamed ${digest} is gone`);
     for (const [name, digest] of named) {
       if (digest === null) continue;
       if (!there.manifests.has(digest))
@@ -238,15 +273,32 @@ export class Model {
     }
   }
 
+  /** What each name means in the end is what the last to set it said, or one of the last who set it at the same time. */
+  async #judgeNames(store: RootStore): Promise<void> {
+    for (const name of NAMES) {
+      const ops = this.#ops.filter((op) => op.name === name);
+      const last = ops.filter(
+        ({ endMs }) => !ops.some(({ startMs, endMs: end }) => Number.isFinite(end) && startMs > endMs),
+      );
+      const found = (await this.#finish(store.getReference(name)))?.digest ?? null;
+      if (ops.length > 0 && !last.some(({ digest }) => digest === found))
+        this.#faults.push(
+          `${name} means ${found}, and was last set to ${last.map(({ digest }) => digest).join(' or ')}`,
+        );
+    }
+  }
+
   /** With nobody else about, everything that is no image's goes in the end. */
   async #collectAll(): Promise<void> {
     const user = this.#user();
     const store = await this.#finish(RootStore.open(user, { clock: user.clock }));
+    await this.#judgeNames(store);
     for (const work of [rotate, purge, sweep, purge] as ((parts: StoreParts) => Promise<unknown>)[]) {
       await this.#finish(work(store.parts));
       this.#sim.nowMs += 2 * POLICY.retentionMs;
     }
     this.#judge();
+    await this.#judgeNames(store);
     const live = new Set<string>();
     for (const { digest } of await this.#finish(store.listReferences()))
       for (const id of this.#chunksOf.get(digest)!) live.add(id);

@@ -1,0 +1,173 @@
+/**
+ * Objects on a web server: a store that somebody copied there, read with plain GETs. Nothing can be written or listed,
+ * and nothing that the server says is trusted more than the length of what it sends.
+ */
+import { errorText, LazydiskError } from '../../errors.ts';
+import { HashedBytes } from './hashed-bytes.ts';
+import { type HttpAnswer, HttpClient, type HttpClientOptions } from './http-client.ts';
+import {
+  checkKey,
+  type ObjectBytes,
+  type ObjectInfo,
+  type ObjectOptions,
+  type ObjectStore,
+} from './object-store.ts';
+import { RefusedError } from './refused-error.ts';
+
+const REDIRECTS_MAX = 5;
+const REDIRECT_STATUSES: ReadonlySet<number> = new Set([301, 302, 303, 307, 308]);
+
+export class HttpObjects implements ObjectStore {
+  readonly url: string;
+  readonly isWritable = false;
+  /** With a slash at the end of its path, and without who we are. */
+  readonly #base: URL;
+  readonly #authorization: string | undefined;
+  readonly #http: HttpClient;
+
+  /** `url` is `https://HOST/PATH`, `http` as well; with `USER:PASSWORD@`, for basic authentication. Throws USAGE. */
+  constructor(url: string, options: HttpClientOptions = {}) {
+    const base = URL.canParse(url) ? new URL(url) : undefined;
+    if (!base || !/^https?:$/.test(base.protocol)) throw usage('want https://HOST/PATH');
+    if (base.search !== '' || base.hash !== '') throw usage('want it without "?" and "#"');
+    this.#authorization = authorizationOf(base);
+    base.username = '';
+    base.password = '';
+    this.url = base.href;
+    if (!base.pathname.endsWith('/')) base.pathname += '/';
+    this.#base = base;
+    this.#http = new HttpClient(options);
+  }
+
+  /** Throws UNAVAILABLE, TIMEOUT, OVERLOAD, ABORTED. */
+  async get(key: string, bytesMax: number, { signal }: ObjectOptions = {}): Promise<ObjectBytes | undefined> {
+    const answer = await this.#read('GET', key, bytesMax, signal);
+    return answer && new HashedBytes(answer.body);
+  }
+
+  /** As `get`. Where the server knows no time, the object is of 1970. */
+  async head(key: string, { signal }: ObjectOptions = {}): Promise<ObjectInfo | undefined> {
+    const answer = await this.#read('HEAD', key, 0, signal);
+    if (!answer) return undefined;
+    const { 'content-length': length, 'last-modified': modified } = answer.headers;
+    if (length === undefined) throw this.#failure(key, 'the server does not say how long it is');
+    return { key, sizeBytes: Number(length), modifiedMs: Date.parse(modified ?? '') || 0 };
+  }
+
+  put(): Promise<void> {
+    return Promise.reject(this.#unsupported());
+  }
+
+  copy(): Promise<boolean> {
+    return Promise.reject(this.#unsupported());
+  }
+
+  delete(): Promise<void> {
+    return Promise.reject(this.#unsupported());
+  }
+
+  // biome-ignore lint/correctness/useYield: it has no pages to give
+  async *list(): AsyncGenerator<readonly ObjectInfo[]> {
+    throw this.#unsupported();
+  }
+
+  async canCompareAndSet(): Promise<boolean> {
+    return false;
+  }
+
+  async close(): Promise<void> {
+    this.#http.close();
+  }
+
+  async #read(
+    method: 'GET' | 'HEAD',
+    key: string,
+    bytesMax: number,
+    signal: AbortSignal | undefined,
+  ): Promise<HttpAnswer | undefined> {
+    checkKey(key);
+    let url = new URL(`${this.#base.href}${key.replaceAll('%', '%25')}`);
+    for (let hops = 0; ; hops++) {
+      const answer = await this.#send(method, key, url, bytesMax, signal);
+      const { status, headers } = answer;
+      if (status === 404 || status === 410) return undefined;
+      if (status === 200) {
+        const encoding = headers['content-encoding'] ?? 'identity';
+        if (encoding === 'identity') return answer;
+        throw new RefusedError(`${this.#what(key)}: it comes encoded as ${JSON.stringify(encoding)}`);
+      }
+      if (!REDIRECT_STATUSES.has(status)) throw this.#failureOfStatus(key, status);
+      const next = this.#redirection(key, url, headers.location, hops);
+      // How web servers say that it is a folder, which no key is.
+      if (next.href === `${url.href}/`) return undefined;
+      url = next;
+    }
+  }
+
+  async #send(
+    method: 'GET' | 'HEAD',
+    key: string,
+    url: URL,
+    bytesMax: number,
+    signal: AbortSignal | undefined,
+  ): Promise<HttpAnswer> {
+    const headers: Record<string, string> = { 'accept-encoding': 'identity' };
+    // Other hosts are no business of the password's.
+    if (this.#authorization && url.origin === this.#base.origin) headers.authorization = this.#authorization;
+    const { protocol, hostname, port, pathname, search } = url;
+    const target = { protocol, hostname, port, path: `${pathname}${search}` };
+    try {
+      return await this.#http.request({ method, url: target, headers, bytesMax, signal });
+    } catch (cause) {
+      const code = cause instanceof LazydiskError ? cause.code : 'UNAVAILABLE';
+      throw new LazydiskError(code, `${this.#what(key)}: ${errorText(cause)}`, { cause });
+    }
+  }
+
+  #redirection(key: string, from: URL, location: string | undefined, hops: number): URL {
+    const next = URL.canParse(location ?? '', from) ? new URL(location ?? '', from) : undefined;
+    const refused = (why: string) => new RefusedError(`${this.#what(key)}: ${why}`);
+    if (!location || !next || !/^https?:$/.test(next.protocol)) throw refused('a redirect to nowhere');
+    if (from.protocol === 'https:' && next.protocol === 'http:')
+      throw refused('a redirect from https to http');
+    if (hops === REDIRECTS_MAX) throw refused(`more than ${REDIRECTS_MAX} redirects`);
+    return next;
+  }
+
+  #failureOfStatus(key: string, status: number): LazydiskError {
+    const text = `${this.#what(key)}: the server answers ${status}`;
+    if (status === 429 || status === 503) return new LazydiskError('OVERLOAD', text);
+    const isFinal = status >= 400 && status < 500 && status !== 408 && status !== 425;
+    return isFinal ? new RefusedError(text) : new LazydiskError('UNAVAILABLE', text);
+  }
+
+  #failure(key: string, why: string): LazydiskError {
+    return new LazydiskError('UNAVAILABLE', `${this.#what(key)}: ${why}`);
+  }
+
+  #what(key: string): string {
+    return `${this.url}: cannot read ${key}`;
+  }
+
+  #unsupported(): LazydiskError {
+    return new LazydiskError('UNSUPPORTED', `${this.url}: a store on a web server can only be read`);
+  }
+}
+
+function authorizationOf({ username, password }: URL): string | undefined {
+  if (username === '' && password === '') return undefined;
+  const text = `${decoded(username)}:${decoded(password)}`;
+  return `Basic ${Buffer.from(text).toString('base64')}`;
+}
+
+function decoded(text: string): string {
+  try {
+    return decodeURIComponent(text);
+  } catch {
+    throw usage('a user or password with a "%" that stands for nothing');
+  }
+}
+
+function usage(text: string): LazydiskError {
+  return new LazydiskError('USAGE', `store URL http…: ${text}`);
+}

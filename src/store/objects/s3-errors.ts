@@ -1,0 +1,167 @@
+/**
+ * What S3 and its many likenesses answer when they do not do what they were asked: one shape for it, whoever made the
+ * request, and what follows from it. Nothing of the answer but its code and status goes into a text: messages of S3
+ * quote requests, which hold access keys and signatures.
+ */
+import { LazydiskError } from '../../errors.ts';
+import type { HttpAnswer } from './http-client.ts';
+import { RefusedError } from './refused-error.ts';
+
+/** An answer that is an error. */
+export interface S3Failure {
+  readonly status: number;
+  /** S3's own, as `NoSuchKey`; empty if there is none. */
+  readonly code: string;
+  /** Where the store says that the bucket is. */
+  readonly location: string | undefined;
+  readonly region: string | undefined;
+  /** The time of day in the answer, in milliseconds since 1970. */
+  readonly dateMs: number | undefined;
+}
+
+/** Carries an answer that is an error to whoever knows what it was the answer to. */
+export class S3FailureError extends Error {
+  readonly failure: S3Failure;
+
+  constructor(failure: S3Failure) {
+    super(`${failure.status} ${failure.code}`);
+    this.failure = failure;
+  }
+}
+
+/** Other credentials, or the same renewed, may do. */
+const STALE_CREDENTIALS: ReadonlySet<string> = new Set([
+  'ExpiredToken',
+  'ExpiredTokenException',
+  'InvalidAccessKeyId',
+  'InvalidClientTokenId',
+  'InvalidToken',
+  'InvalidSecurity',
+  'TokenRefreshRequired',
+  'SignatureDoesNotMatch',
+  'AuthFailure',
+]);
+
+const ASKS_FOR_LESS: ReadonlySet<string> = new Set([
+  'SlowDown',
+  'ServiceUnavailable',
+  'Throttling',
+  'ThrottlingException',
+  'RequestLimitExceeded',
+  'BandwidthLimitExceeded',
+  'TooManyRequests',
+  'TooManyRequestsException',
+]);
+
+const FULL: ReadonlySet<string> = new Set(['QuotaExceeded', 'XMinioStorageFull', 'InsufficientStorage']);
+
+/** Of the 4xx, those that say that something went wrong on the way. */
+const MAY_PASS: ReadonlySet<string> = new Set([
+  'RequestTimeout',
+  'IncompleteBody',
+  'BadDigest',
+  'OperationAborted',
+]);
+
+const UNKNOWN_CALL: ReadonlySet<string> = new Set([
+  'NotImplemented',
+  'MethodNotAllowed',
+  'MalformedXML',
+  'InvalidRequest',
+  'InvalidArgument',
+  'InvalidDigest',
+  'MissingContentMD5',
+]);
+
+/** Stands in for the code that an answer without a body has not. */
+const HEAD_404 = 'NotFound';
+
+const CODE = /^[A-Za-z0-9]{1,64}$/;
+
+export function failureOfAnswer({ status, headers, body }: HttpAnswer, method: 'GET' | 'HEAD'): S3Failure {
+  const text = method === 'HEAD' ? `<Code>${HEAD_404}</Code>` : body.toString('latin1');
+  return {
+    status,
+    code: codeOf(/<Code>([^<]*)<\/Code>/.exec(text)?.[1]),
+    location: headers.location,
+    region: header(headers, 'x-amz-bucket-region') ?? /<Region>([^<]*)<\/Region>/.exec(text)?.[1],
+    dateMs: dateOf(headers.date),
+  };
+}
+
+/** Undefined for what is no answer of a store: a broken connection, no credentials, an abort. */
+export function failureOfSdkError(error: unknown): S3Failure | undefined {
+  const { $metadata, $response, name, Region } = error as {
+    $metadata?: { httpStatusCode?: number };
+    $response?: { statusCode?: number; headers?: Record<string, string> };
+    name?: string;
+    Region?: string;
+  };
+  const status = $metadata?.httpStatusCode ?? $response?.statusCode;
+  if (status === undefined) return undefined;
+  const headers = $response?.headers ?? {};
+  return {
+    status,
+    code: codeOf(name),
+    location: headers.location,
+    region: header(headers, 'x-amz-bucket-region') ?? Region,
+    dateMs: dateOf(headers.date),
+  };
+}
+
+/** There is no such object, and that is certain. Of a HEAD nobody can say whether it is the bucket that is missing. */
+export function isAbsent({ status, code }: S3Failure): boolean {
+  return status === 404 && (code === 'NoSuchKey' || code === HEAD_404);
+}
+
+/** Whether other credentials may do. */
+export function isStaleCredentials({ code }: S3Failure): boolean {
+  return STALE_CREDENTIALS.has(code);
+}
+
+/** The object is not in the state that a condition named. */
+export function isConflict({ status, code }: S3Failure): boolean {
+  return status === 412 || code === 'ConditionalRequestConflict' || code === 'ConcurrentModification';
+}
+
+/** The store knows no such call, or not this form of it. */
+export function isUnknownCall({ status, code }: S3Failure): boolean {
+  return status === 501 || status === 405 || UNKNOWN_CALL.has(code);
+}
+
+/** The error for `what` was tried, a text that names the store and the key. `operation` is S3's name for it. */
+export function errorOfFailure(what: string, operation: string, failure: S3Failure): LazydiskError {
+  const { status, code } = failure;
+  const answer = `${status}${code && ` ${code}`}`;
+  const error = (kind: 'OVERLOAD' | 'NO_SPACE' | 'BUSY' | 'UNAVAILABLE', why: string) =>
+    new LazydiskError(kind, `${what}: ${why} (${answer})`);
+  const refused = (why: string) => new RefusedError(`${what}: ${why} (${answer})`);
+
+  if (FULL.has(code) || status === 507) return error('NO_SPACE', 'the store is full');
+  if (ASKS_FOR_LESS.has(code) || status === 429 || status === 503)
+    return error('OVERLOAD', 'the store asks for less');
+  if (isConflict(failure)) return error('BUSY', 'the object has changed meanwhile');
+  if (code === 'NoSuchBucket') return refused('there is no such bucket');
+  if (STALE_CREDENTIALS.has(code))
+    return error('UNAVAILABLE', `the credentials were refused for ${operation}`);
+  if (code === 'RequestTimeTooSkewed') return error('UNAVAILABLE', 'the clocks of store and client differ');
+  if (status === 401 || status === 403) return refused(`access denied to ${operation}`);
+  if (status === 501 || status === 405) return refused(`the store knows no ${operation}`);
+  if (status >= 300 && status < 500 && !MAY_PASS.has(code)) return refused(`${operation} was refused`);
+  return error('UNAVAILABLE', `${operation} failed`);
+}
+
+function codeOf(text: string | undefined): string {
+  // What the SDK calls what it does not know.
+  return text !== undefined && CODE.test(text) && text !== 'Unknown' && text !== 'UnknownError' ? text : '';
+}
+
+function header(headers: HttpAnswer['headers'], name: string): string | undefined {
+  const value = headers[name];
+  return Array.isArray(value) ? value[0] : value;
+}
+
+function dateOf(text: string | undefined): number | undefined {
+  const ms = Date.parse(text ?? '');
+  return Number.isNaN(ms) ? undefined : ms;
+}

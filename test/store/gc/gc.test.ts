@@ -1,0 +1,324 @@
+/** Rotation, sweep and purge on a directory: what moves, what stays, what stops them, and what a kill leaves. */
+import { randomBytes } from 'node:crypto';
+import { readdirSync, statSync, utimesSync } from 'node:fs';
+import { join } from 'node:path';
+import { setTimeout as sleep } from 'node:timers/promises';
+import t, { type Test } from 'tap';
+import { CHUNK_BYTES } from '../../../src/format/chunk-id.ts';
+import { TenantKey } from '../../../src/format/keys.ts';
+import { type Clock, type Moment, systemClock } from '../../../src/store/clock.ts';
+import { lastEntries } from '../../../src/store/gc/journal.ts';
+import { purge } from '../../../src/store/gc/purge.ts';
+import { rotate } from '../../../src/store/gc/rotate.ts';
+import { sweep } from '../../../src/store/gc/sweep.ts';
+import { type Image, loadImage } from '../../../src/store/image.ts';
+import { KeyRing } from '../../../src/store/key-ring.ts';
+import { DirObjects } from '../../../src/store/objects/dir-objects.ts';
+import { checkPolicy, DEFAULT_POLICY } from '../../../src/store/policy.ts';
+import { RootStore } from '../../../src/store/root-store.ts';
+import type { ImageDigest } from '../../../src/store/store.ts';
+import { DyingObjects } from '../../support/dying-objects.ts';
+import { putDisk } from '../../support/stored-disk.ts';
+
+/** Hours, which pass when a test says so; only for listings to settle somebody really waits. */
+const POLICY = {
+  viewMs: 60_000,
+  settleMs: 5,
+  buildMs: 3_600_000,
+  graceMs: 7_200_000,
+  retentionMs: 7_200_000,
+};
+/** After that a trash that was never closed may go, too. */
+const RETENTION_MS = POLICY.retentionMs + POLICY.buildMs + 1_000;
+
+const key = TenantKey.generate();
+
+/** Four chunks, the first of them the same in every disk. */
+function diskOf(first = 1): Buffer {
+  const disk = randomBytes(4 * CHUNK_BYTES);
+  return disk.fill(first, 0, CHUNK_BYTES);
+}
+
+/** A clock that can be put forward. */
+class TestClock implements Clock {
+  aheadMs = 0;
+
+  now(): Moment {
+    return { monotonicMs: performance.now() + this.aheadMs, wallMs: Date.now() + this.aheadMs };
+  }
+
+  ageMs({ monotonicMs }: Moment): number {
+    return performance.now() + this.aheadMs - monotonicMs;
+  }
+
+  timeout(ms: number): AbortSignal {
+    return systemClock.timeout(ms);
+  }
+
+  sleep(ms: number, signal?: AbortSignal): Promise<void> {
+    return systemClock.sleep(ms, signal);
+  }
+}
+
+async function newStore(t: Test) {
+  const dir = join(t.testdir(), 'store');
+  await (await RootStore.open(new DirObjects(dir), { create: true, policy: POLICY })).close();
+  const clock = new TestClock();
+  const open = async (askedMax = Number.POSITIVE_INFINITY) => {
+    const store = await RootStore.open(new DyingObjects(new DirObjects(dir), askedMax), { clock });
+    t.teardown(() => store.close());
+    return store;
+  };
+  /** Makes everything in the store older, and everybody's clock later. */
+  const pass = (ms: number) => {
+    clock.aheadMs += ms;
+    for (const entry of readdirSync(dir, { recursive: true, withFileTypes: true })) {
+      const path = join(entry.parentPath, entry.name);
+      const { atimeMs, mtimeMs } = statSync(path);
+      if (entry.isFile()) utimesSync(path, (atimeMs - ms) / 1000, (mtimeMs - ms) / 1000);
+    }
+  };
+  return { dir, open, pass, store: await open() };
+}
+
+async function isWhole(store: RootStore, { digest, manifest }: Pick<Image, 'digest' | 'manifest'>) {
+  if (!(await store.getManifest(digest, key.id))) return false;
+  for (let entry = 0; entry < manifest.storedChunks; entry++)
+    if (!(await store.getChunk(manifest.ref(entry).id))) return false;
+  return true;
+}
+
+function filesIn(dir: string, folder: string): string[] {
+  const entries = readdirSync(join(dir, folder), { recursive: true, withFileTypes: true });
+  return entries.filter((entry) => entry.isFile()).map(({ name }) => name);
+}
+
+t.test('a policy that does not make deletion safe is refused', async (t) => {
+  checkPolicy(DEFAULT_POLICY);
+  checkPolicy(POLICY);
+  for (const change of [
+    { graceMs: POLICY.buildMs },
+    { retentionMs: POLICY.buildMs + POLICY.viewMs },
+    { buildMs: POLICY.graceMs },
+    { settleMs: 0 },
+    { viewMs: 1.5 },
+  ])
+    t.throws(() => checkPolicy({ ...POLICY, ...change }), { code: 'USAGE' });
+});
+
+t.test('images move to the next root as they are, and only new ones take its salt', async (t) => {
+  const { dir, open, pass, store } = await newStore(t);
+  const old = await putDisk(store, key, 'app:1', diskOf());
+  const drive = await open();
+  t.ok(await isWhole(drive, old));
+  const before = filesIn(dir, '').length;
+  t.match(await rotate(store.parts, { dryRun: true }), {
+    from: 'roots/1',
+    to: 'roots/2',
+    names: 1,
+    movedChunks: 4,
+  });
+  t.equal(filesIn(dir, '').length, before + 1, 'a dry run leaves its journal and no more');
+
+  t.match(await rotate(store.parts), {
+    from: 'roots/1',
+    to: 'roots/2',
+    names: 1,
+    movedChunks: 4,
+    retired: true,
+  });
+  const found = await loadImage(await open(), 'app:1', KeyRing.of(key));
+  t.equal(found.digest, old.digest);
+  t.match(found.reference, { updated: old.reference!.updated });
+  t.equal(filesIn(dir, 'roots/2/chunks').length, 4);
+  const next = await putDisk(await open(), key, 'app:2', diskOf());
+  t.equal(old.manifest.clear.saltEpoch, 1);
+  t.equal(next.manifest.clear.saltEpoch, 2);
+  t.not(next.manifest.ref(0).id, old.manifest.ref(0).id, 'the same chunk under another salt');
+  t.ok(await isWhole(drive, old), 'a drive that knows nothing of it reads on');
+  t.equal(drive.stats().retiredReads, 0, 'and not from what is to go');
+
+  t.match(await purge(store.parts), { purged: [], held: [{ area: 'roots/1', isRead: false }] });
+  pass(RETENTION_MS);
+  const would = await purge(store.parts, { dryRun: true });
+  t.match(would, { purged: ['roots/1'], deletedObjects: 6 });
+  t.equal(filesIn(dir, 'roots/1').length, 6);
+  t.same(await purge(store.parts), would, 'what a dry run says is what is done');
+  t.same(filesIn(dir, 'roots/1'), []);
+  t.same(filesIn(dir, 'state/roots/1'), []);
+  for (const image of [old, next]) t.ok(await isWhole(await open(), image));
+  t.match(
+    (await lastEntries(store.parts.objects, 2)).map(({ command, state }) => `${command}: ${state}`),
+    ['purge: done', 'purge --dry-run: done'],
+  );
+});
+
+t.test('an image that lost its name is read from the retired root, which stays for it', async (t) => {
+  const { dir, open, pass, store } = await newStore(t);
+  const image = await putDisk(store, key, 'app:1', diskOf());
+  await (await store.writer()).removeReference('app:1');
+  await rotate(store.parts);
+  const drive = await open();
+  t.ok(await isWhole(drive, image));
+  t.equal(drive.stats().retiredReads, 5);
+  t.equal(drive.stats().unrecordedReads, 0);
+  while (!filesIn(dir, 'state/roots/1').some((name) => name.startsWith('read-'))) await sleep(5);
+  pass(POLICY.retentionMs - 1_000);
+  t.ok(await isWhole(drive, image));
+  pass(2_000);
+  t.match(await purge(store.parts), {
+    purged: [],
+    held: [{ area: 'roots/1', isRead: true, why: /^read by / }],
+  });
+  pass(RETENTION_MS);
+  t.match(await purge(store.parts), { purged: ['roots/1'], held: [] });
+  t.equal(await isWhole(drive, image), false);
+  t.equal(await (await open()).getReference('app:1'), undefined, 'and its name does not come back');
+});
+
+t.test('a sweep puts aside what is nobody\u2019s, and nothing else', async (t) => {
+  const { dir, open, pass, store } = await newStore(t);
+  const [kept, gone] = [
+    await putDisk(store, key, 'kept', diskOf()),
+    await putDisk(store, key, 'gone', diskOf()),
+  ];
+  await (await store.writer()).removeReference('gone');
+  t.match(await sweep(store.parts), { sweptChunks: 0, trash: null }, 'all of it is young');
+  pass(POLICY.graceMs + 1_000);
+  const young = await putDisk(store, key, 'young', diskOf());
+  const would = await sweep(store.parts, { dryRun: true });
+  t.match(would, { chunks: 10, keptChunks: 7, sweptChunks: 3, sweptManifests: 1, trash: null });
+  t.equal(filesIn(dir, 'roots/1/chunks').length, 10);
+  const report = await sweep(store.parts);
+  t.match(report, { sweptChunks: 3, sweptManifests: 1, sweptBytes: would.sweptBytes, trash: /^trash\/1-/ });
+  t.equal(filesIn(dir, 'roots/1/chunks').length, 7, 'the shared chunk stays');
+  const drive = await open();
+  for (const image of [kept, young, gone]) t.ok(await isWhole(drive, image), 'and all can be read');
+  t.equal(drive.stats().retiredReads, 4);
+  pass(RETENTION_MS);
+  t.match(await purge(store.parts), { purged: [report.trash], deletedObjects: 4, restoredObjects: 0 });
+  t.same(filesIn(dir, 'trash'), []);
+  for (const image of [kept, young]) t.ok(await isWhole(await open(), image));
+  t.equal(await isWhole(await open(), gone), false);
+});
+
+t.test('what was swept and is named again goes back where it was', async (t) => {
+  const { dir, open, pass, store } = await newStore(t);
+  const image = await putDisk(store, key, 'app', diskOf());
+  await (await store.writer()).removeReference('app');
+  pass(POLICY.graceMs + 1_000);
+  const { trash } = await sweep(store.parts);
+  t.equal(filesIn(dir, 'roots/1/chunks').length, 0);
+  await (await (await open()).writer()).putReference('again', image.digest);
+  t.equal(filesIn(dir, 'roots/1/chunks').length, 4, 'a name brings its image along');
+  pass(RETENTION_MS);
+  t.match(await purge(store.parts), { purged: [trash], restoredObjects: 0 });
+  t.ok(await isWhole(await open(), image));
+});
+
+t.test('a name that means nothing stops a sweep before it does anything', async (t) => {
+  const { dir, pass, store } = await newStore(t);
+  await putDisk(store, key, 'good', diskOf());
+  const writer = await store.writer();
+  const digest = `sha256:${'7'.repeat(64)}` as ImageDigest;
+  await writer.putManifest(digest, key.id, Buffer.from('nonsense'));
+  await writer.putReference('broken', digest);
+  pass(POLICY.graceMs + 1_000);
+  await t.rejects(sweep(store.parts), { code: 'CORRUPT', message: /broken:latest/ });
+  await writer.removeManifest(digest, key.id);
+  await t.rejects(sweep(store.parts), {
+    code: 'NOT_FOUND',
+    message: /broken:latest means image sha256:7+, .*fsck/,
+  });
+  await t.rejects(rotate(store.parts), { code: 'NOT_FOUND', message: /broken:latest/ });
+  t.equal(filesIn(dir, 'roots/1/chunks').length, 4);
+  await t.rejects(sweep(store.parts), { code: 'BUSY', message: /gc rotate/ }, 'the rotation is not over');
+  await (await store.writer()).removeReference('broken');
+  t.match(await rotate(store.parts), { from: 'roots/1', to: 'roots/2', retired: true });
+});
+
+t.test('a reader that cannot write says that a deletion does not know of it', async (t) => {
+  const { dir, store } = await newStore(t);
+  const image = await putDisk(store, key, 'app', diskOf());
+  await (await store.writer()).removeReference('app');
+  await rotate(store.parts);
+  class ReadOnly extends DirObjects {
+    override async put(): Promise<void> {
+      throw new Error('EROFS');
+    }
+  }
+  const reader = await RootStore.open(new ReadOnly(dir));
+  t.teardown(() => reader.close());
+  t.ok(await isWhole(reader, image));
+  await sleep(1);
+  t.equal(reader.stats().unrecordedReads, 1, 'it tries once in a while');
+  t.match(reader.stats(), { retiredReads: 5, roots: { active: 1, draining: 0, retired: 1, trash: 0 } });
+});
+
+t.test('a build that took too long gets no name', async (t) => {
+  const { pass, store } = await newStore(t);
+  const writer = await store.writer();
+  pass(POLICY.buildMs + 1_000);
+  const digest = `sha256:${'7'.repeat(64)}` as ImageDigest;
+  await t.rejects(writer.putManifest(digest, key.id, Buffer.from('x')), {
+    code: 'TIMEOUT',
+    message: /run it again/,
+  });
+  await t.rejects(writer.removeReference('x'), { code: 'TIMEOUT' });
+});
+
+t.test(
+  'a build that a rotation overtakes has its name in the new root, with all that it means',
+  async (t) => {
+    const { dir, open, store } = await newStore(t);
+    const image = await putDisk(store, key, 'first', diskOf());
+    const writer = await store.writer();
+    await rotate((await open()).parts);
+    await (await (await open()).writer()).removeReference('first');
+    await writer.putReference('second', image.digest);
+    t.equal((await (await open()).getReference('second'))?.digest, image.digest);
+    t.ok(filesIn(dir, 'roots/2/references').includes('second%3Alatest.json'));
+    t.equal(filesIn(dir, 'roots/2/chunks').length, 4);
+  },
+);
+
+for (const [what, work] of Object.entries({ rotate, sweep, purge }) as [
+  string,
+  (parts: RootStore['parts']) => Promise<unknown>,
+][]) {
+  t.test(`a ${what} that is killed at any request loses nothing, and is finished by the next`, async (t) => {
+    const { dir, open, pass, store } = await newStore(t);
+    const kept = await putDisk(store, key, 'kept', diskOf());
+    const gone = await putDisk(store, key, 'gone', diskOf());
+    await (await store.writer()).removeReference('gone');
+    pass(POLICY.graceMs + 1_000);
+    if (what === 'purge') {
+      await sweep(store.parts);
+      pass(RETENTION_MS);
+    }
+    let killed = 0;
+    // Most requests of a sweep are listings of folders, all alike.
+    const step = what === 'sweep' ? 17 : 3;
+    for (let askedMax = 2; ; askedMax += step) {
+      const dying = await open(askedMax).catch(() => undefined);
+      const ended =
+        dying &&
+        (await work(dying.parts).then(
+          () => true,
+          (error) => error,
+        ));
+      if (!(await isWhole(await open(), kept))) t.fail(`killed at request ${askedMax}`);
+      t.match(
+        (await (await open()).listReferences()).map(({ name }) => name),
+        ['kept:latest'],
+      );
+      if (ended === true) break;
+      killed++;
+    }
+    t.ok(killed >= 5, `killed ${killed} times`);
+    const left = { rotate: 'roots/2/chunks', sweep: 'roots/1/chunks', purge: 'roots/1/chunks' }[what]!;
+    t.equal(filesIn(dir, left).length, 4);
+    if (what === 'purge') t.equal(await isWhole(await open(), gone), false);
+    else t.ok(await isWhole(await open(), gone), 'what is put aside can be read');
+  });
+}

@@ -1,0 +1,131 @@
+/**
+ * A stand-in in front of an HTTP server on loopback that passes everything on as it is, but for what a test asks it
+ * to spoil. Signatures stay valid, for the host that was signed stays in the header and RGW takes it as it comes.
+ */
+import { once } from 'node:events';
+import http, { type IncomingMessage, type ServerResponse } from 'node:http';
+import type { AddressInfo, Socket } from 'node:net';
+
+/** What is done instead of passing a request on; it gets the true answer too, if it asks for it. */
+export type Fault = (exchange: Exchange) => void | Promise<void>;
+
+export interface Exchange {
+  readonly request: IncomingMessage;
+  readonly response: ServerResponse;
+  /** Asks the server behind, and gives its answer whole. */
+  ask(): Promise<{ status: number; headers: http.IncomingHttpHeaders; body: Buffer }>;
+}
+
+export class HttpProxy {
+  /** Called for every request, in order of arrival; undefined passes it on. */
+  fault: (request: IncomingMessage) => Fault | undefined = () => undefined;
+  /** `GET /path`, of all that came. */
+  readonly seen: string[] = [];
+  readonly #server: http.Server;
+  readonly #sockets = new Set<Socket>();
+  readonly #behind: number;
+
+  private constructor(behind: number) {
+    this.#behind = behind;
+    this.#server = http.createServer((request, response) => {
+      this.#serve(request, response).catch(() => response.destroy());
+    });
+    this.#server.on('connection', (socket) => {
+      this.#sockets.add(socket);
+      socket.on('close', () => this.#sockets.delete(socket));
+    });
+  }
+
+  /** In front of the server on `port`. */
+  static async start(port: number): Promise<HttpProxy> {
+    const proxy = new HttpProxy(port);
+    proxy.#server.listen(0, '127.0.0.1');
+    await once(proxy.#server, 'listening');
+    return proxy;
+  }
+
+  get port(): number {
+    return (this.#server.address() as AddressInfo).port;
+  }
+
+  get endpoint(): string {
+    return `http://127.0.0.1:${this.port}`;
+  }
+
+  /** The next `times` requests meet `fault`, the rest passes. */
+  next(times: number, fault: Fault): void {
+    let left = times;
+    this.fault = () => (left-- > 0 ? fault : undefined);
+  }
+
+  async close(): Promise<void> {
+    for (const socket of this.#sockets) socket.destroy();
+    this.#server.close();
+    await once(this.#server, 'close');
+  }
+
+  async #serve(request: IncomingMessage, response: ServerResponse): Promise<void> {
+    this.seen.push(`${request.method} ${request.url}`);
+    const ask = () => this.#ask(request);
+    const fault = this.fault(request);
+    if (fault) return void (await fault({ request, response, ask }));
+    const { status, headers, body } = await ask();
+    response.writeHead(status, headers).end(body);
+  }
+
+  #ask(
+    request: IncomingMessage,
+  ): Promise<{ status: number; headers: http.IncomingHttpHeaders; body: Buffer }> {
+    return new Promise((resolve, reject) => {
+      const { method, url, headers } = request;
+      const options = { host: '127.0.0.1', port: this.#behind, method, path: url, headers, agent: false };
+      const back = http.request(options, async (answer) => {
+        const parts = (await Array.fromAsync(answer)) as Buffer[];
+        resolve({ status: answer.statusCode ?? 0, headers: answer.headers, body: Buffer.concat(parts) });
+      });
+      back.on('error', reject);
+      request.pipe(back);
+    });
+  }
+}
+
+/** An error as S3 words it. */
+export function s3Error(status: number, code: string, headers: http.OutgoingHttpHeaders = {}): Fault {
+  return ({ request, response }) => {
+    request.resume();
+    const text = `<?xml version="1.0"?><Error><Code>${code}</Code><Message>no</Message></Error>`;
+    response.writeHead(status, {
+      'content-type': 'application/xml',
+      'content-length': text.length,
+      ...headers,
+    });
+    response.end(request.method === 'HEAD' ? undefined : text);
+  };
+}
+
+/** The true answer, cut off after `bytes` of its body, as by a connection that breaks. */
+export function truncated(bytes: number): Fault {
+  return async ({ response, ask }) => {
+    const { status, headers, body } = await ask();
+    response.writeHead(status, headers);
+    response.write(body.subarray(0, bytes), () => response.socket?.destroy());
+  };
+}
+
+/** The connection ends without an answer. */
+export const reset: Fault = ({ request }) => {
+  request.socket.resetAndDestroy();
+};
+
+/** The true answer, a few bytes every now and then. */
+export const trickling: Fault = async ({ response, ask }) => {
+  const { status, headers, body } = await ask();
+  response.writeHead(status, headers);
+  for (let at = 0; at < body.length && !response.destroyed; at += 10) {
+    response.write(body.subarray(at, at + 10));
+    await new Promise((resolve) => setTimeout(resolve, 20));
+  }
+};
+
+/** No answer, ever. */
+export const silent: Fault = () => undefined;
