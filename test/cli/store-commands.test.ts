@@ -1,7 +1,9 @@
 /** The commands that work on a store as a whole, end to end: copy, tag, rm, images, gc. */
 import { spawn } from 'node:child_process';
 import { once } from 'node:events';
-import { existsSync, rmSync } from 'node:fs';
+import { existsSync, readFileSync, rmSync, statSync } from 'node:fs';
+import { createServer } from 'node:http';
+import type { AddressInfo } from 'node:net';
 import { join } from 'node:path';
 import t, { type Test } from 'tap';
 import type { ImageInfo } from '../../src/daemon/api.ts';
@@ -58,6 +60,27 @@ t.test('an image is copied, found there already, and opens with its key', async 
   t.equal(bad.code, 3);
   t.match(bad.stderr, /^lazydisk: .*chunk 9 \([0-9a-f]{64}\)[^\n]*\n$/);
   t.same(await names(join(place.dir, 'elsewhere')), []);
+});
+
+t.test('from a web server an image is copied for the keys that are named', async (t) => {
+  const { place, json, names, run } = await withStore(t);
+  const server = createServer((request, response) => {
+    const file = join(place.storeDir, decodeURIComponent(request.url!));
+    if (existsSync(file) && statSync(file).isFile()) response.end(readFileSync(file));
+    else response.writeHead(404).end();
+  });
+  server.listen(0, '127.0.0.1');
+  await once(server, 'listening');
+  t.teardown(() => server.close());
+  const from = `http://127.0.0.1:${(server.address() as AddressInfo).port}`;
+  const there = join(place.dir, 'there');
+  const blind = await run('copy', 'app:1', from, there);
+  t.equal(blind.code, 7);
+  t.match(blind.stderr, /^lazydisk: [^\n]*give --key[^\n]*\n$/);
+  t.equal((await run('copy', 'app:1', place.store, from)).code, 7, 'it is only read');
+  const report = await json<CopyReport>('copy', 'app:1', from, there, '--key', place.key);
+  t.match(report, { copiedChunks: 18, manifests: 1 });
+  t.same(await names(there), ['app:1']);
 });
 
 t.test('a copy that is interrupted says so, and goes on when it is run again', async (t) => {

@@ -6,6 +6,7 @@ import { promisify } from 'node:util';
 import t from 'tap';
 import type { DaemonStatus, DriveInfo, DriveStat, FleetInfo, FleetPlaces } from '../../src/daemon/api.ts';
 import { diskWorkplace, lazydisk, TestDaemon } from '../support/daemon.ts';
+import { rootDir } from '../support/dir-store.ts';
 import { Memcached } from '../support/memcached.ts';
 import { skipWithout } from '../support/tools.ts';
 
@@ -38,7 +39,7 @@ t.test(
     const other = { ...place, runDir: join(place.dir, 'run2'), cache: join(place.dir, 'cache2') };
     const second = await TestDaemon.start(t, other, ['--fleet', urlOf(nodes)]);
     const away = await second.ask<DriveInfo>('attach', 'app:1');
-    await rm(join(place.storeDir, 'chunks'), { recursive: true });
+    await rm(join(rootDir(place.storeDir), 'chunks'), { recursive: true });
     await nodes[2]!.kill();
     await run('nbdcopy', [away.nbd, copy]);
     t.ok(place.disk.equals(await readFile(copy)), 'the right bytes without a node and without the store');

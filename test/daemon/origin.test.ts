@@ -12,6 +12,7 @@ import { LazydiskError } from '../../src/errors.ts';
 import type { ChunkId } from '../../src/format/chunk-id.ts';
 import type { Store, StoreReadOptions } from '../../src/store/store.ts';
 import { diskWorkplace, lazydisk, TestDaemon } from '../support/daemon.ts';
+import { rootDir } from '../support/dir-store.ts';
 import { contextOf, demand } from '../support/tiers.ts';
 import { skipWithout } from '../support/tools.ts';
 
@@ -111,7 +112,7 @@ t.test('a daemon whose store fails says so, holds starts back, and goes on when 
   t.match(await status(), { origin: { breaker: 'closed' }, admission: { strained: false } });
 
   // A link to itself: every look into it fails, and not because nothing is there.
-  const chunks = join(place.storeDir, 'chunks');
+  const chunks = join(rootDir(place.storeDir), 'chunks');
   await rename(chunks, `${chunks}.away`);
   await symlink('chunks', chunks);
   const copy = join(place.dir, 'copy');

@@ -9,6 +9,7 @@ import t from 'tap';
 import type { DaemonStatus, DriveInfo, DriveStat, ImageInfo } from '../../src/daemon/api.ts';
 import { CHUNK_BYTES } from '../../src/format/chunk-id.ts';
 import { buildWorkplace, diskWorkplace, lazydisk, lazydiskJson, TestDaemon } from '../support/daemon.ts';
+import { chunkFileIn } from '../support/dir-store.ts';
 import { skipWithout } from '../support/tools.ts';
 
 const run = promisify(execFile);
@@ -192,7 +193,7 @@ t.test('a read in flight when a stop comes gets its bytes', async (t) => {
   if (skipWithout(t, 'mkfifo')) return;
   const place = await diskWorkplace(t, 8);
   const { id } = place.image.manifest.ref(1);
-  const file = join(place.storeDir, 'chunks', id.slice(0, 2), id.slice(2, 4), id);
+  const file = chunkFileIn(place.storeDir, id);
   const daemon = await TestDaemon.start(t, place, ['--origin-timeout', '1s']);
   const drive = await daemon.ask<DriveInfo>('attach', 'app:1');
   if (drive.fuse === null) return t.comment('no FUSE here');
@@ -221,7 +222,7 @@ t.test('a second signal kills a stop that waits for a store that hangs', async (
   if (skipWithout(t, 'mkfifo', 'dd')) return;
   const place = await diskWorkplace(t, 4);
   const { id } = place.image.manifest.ref(0);
-  const file = join(place.storeDir, 'chunks', id.slice(0, 2), id.slice(2, 4), id);
+  const file = chunkFileIn(place.storeDir, id);
   const daemon = await TestDaemon.start(t, place);
   const drive = await daemon.ask<DriveInfo>('attach', 'app:1');
   if (drive.fuse === null) return t.comment('no FUSE here');
