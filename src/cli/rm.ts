@@ -1,11 +1,11 @@
 /** `lazydisk rm NAME…` */
 import { Command } from 'commander';
 import { errorText, LazydiskError } from '../errors.ts';
+import { isDigest, referenceName } from '../store/reference-name.ts';
 import type { RootStore } from '../store/root-store.ts';
-import type { Reference, SetOptions } from '../store/store.ts';
+import type { ImageDigest, Reference } from '../store/store.ts';
 import { formatDuration } from '../units.ts';
 import { answer, type JsonOptions, storeOption, usingStore, withJson } from './context.ts';
-import { expectedOf } from './tag.ts';
 
 interface RmOptions extends JsonOptions {
   readonly store?: string;
@@ -39,11 +39,10 @@ failures [name, code, message].`,
 }
 
 async function rm(names: string[], options: RmOptions): Promise<void> {
-  const { dryRun = false } = options;
-  const { referenceName } = await import('../store/reference-name.ts');
+  const { dryRun = false, expected } = options;
   const fullNames = [...new Set(names.map(referenceName))];
-  const expected = options.expected === undefined ? {} : await expectedOf(options.expected);
-  if (expected.expected === null) throw new LazydiskError('USAGE', 'a name that means nothing cannot go');
+  if (expected !== undefined && !isDigest(expected))
+    throw new LazydiskError('USAGE', `--expected ${JSON.stringify(expected)}: want sha256:…`);
   const { removal, graceMs, failure } = await usingStore(options, (store) =>
     remove(store, fullNames, expected, dryRun),
   );
@@ -54,7 +53,7 @@ async function rm(names: string[], options: RmOptions): Promise<void> {
 async function remove(
   store: RootStore,
   names: readonly string[],
-  options: SetOptions,
+  expected: ImageDigest | undefined,
   dryRun: boolean,
 ): Promise<{ removal: Removal; graceMs: number; failure: unknown }> {
   const writer = await store.writer();
@@ -68,10 +67,10 @@ async function remove(
       const reference = await store.getReference(name);
       if (!reference) throw new LazydiskError('NOT_FOUND', `no image ${name} in ${store.url}`);
       const { digest } = reference;
-      if (dryRun && options.expected !== undefined && options.expected !== digest)
-        throw new LazydiskError('BUSY', `${name} is ${digest} and not ${options.expected}`);
+      if (expected !== undefined && expected !== digest)
+        throw new LazydiskError('BUSY', `${name} is ${digest} and not ${expected}: it stays`);
       // What we say that it meant is what it means when it goes.
-      if (!dryRun) await writer.removeReference(name, { expected: digest, ...options });
+      if (!dryRun) await writer.removeReference(name, { expected: digest });
       removed.push(reference);
     } catch (error) {
       failures.push({ name, error });

@@ -1,7 +1,8 @@
 /** `lazydisk tag IMAGE NAME` */
 import { Command } from 'commander';
 import { LazydiskError } from '../errors.ts';
-import type { ImageDigest, SetOptions, Store } from '../store/store.ts';
+import { isDigest, referenceName } from '../store/reference-name.ts';
+import type { ImageDigest, Store } from '../store/store.ts';
 import { answer, type JsonOptions, storeOption, usingStore, withJson } from './context.ts';
 
 interface TagOptions extends JsonOptions {
@@ -26,9 +27,8 @@ JSON: name, digest.`,
 }
 
 async function tag(image: string, name: string, options: TagOptions): Promise<void> {
-  const { referenceName } = await import('../store/reference-name.ts');
   const fullName = referenceName(name);
-  const expected = options.expected === undefined ? {} : await expectedOf(options.expected);
+  const expected = options.expected === undefined ? {} : { expected: parseExpected(options.expected) };
   const tagged = await usingStore(options, async (store) => {
     const digest = await digestOf(store, image);
     await (await store.writer()).putReference(fullName, digest, expected);
@@ -38,17 +38,14 @@ async function tag(image: string, name: string, options: TagOptions): Promise<vo
 }
 
 async function digestOf(store: Store, image: string): Promise<ImageDigest> {
-  const { isDigest, referenceName } = await import('../store/reference-name.ts');
   if (isDigest(image)) return image;
   const reference = await store.getReference(image);
   if (!reference) throw new LazydiskError('NOT_FOUND', `no image ${referenceName(image)} in ${store.url}`);
   return reference.digest;
 }
 
-/** What --expected says. Throws USAGE. */
-export async function expectedOf(text: string): Promise<SetOptions> {
-  const { isDigest } = await import('../store/reference-name.ts');
-  if (text === 'none') return { expected: null };
-  if (isDigest(text)) return { expected: text };
+function parseExpected(text: string): ImageDigest | null {
+  if (text === 'none') return null;
+  if (isDigest(text)) return text;
   throw new LazydiskError('USAGE', `--expected ${JSON.stringify(text)}: want sha256:… or none`);
 }
