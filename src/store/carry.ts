@@ -81,13 +81,15 @@ export async function ensureIn(
   if (!clear) return false;
   const from = view.areas.map(({ path }) => path).filter((path) => path !== to);
   await copyChunks(objects, clear, from, to, digest, options);
-  options.checkTime();
-  const signal = clock.timeout(policy.settleMs);
   // Where it was may be purged under our hands; then it is not here.
   let isHere = false;
-  for (const { area, keyId } of places)
+  for (const { area, keyId } of places) {
+    options.checkTime();
+    // Each has its own time: how many keys and areas there are must not count.
+    const signal = clock.timeout(policy.settleMs);
     if (await objects.copy(manifestKey(area, digest, keyId), manifestKey(to, digest, keyId), { signal }))
       isHere = true;
+  }
   return isHere;
 }
 

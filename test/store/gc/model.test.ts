@@ -15,7 +15,8 @@ t.test('no interleaving of builds, tags, removals, drives and collectors loses a
       for (const [what, count] of Object.entries(done)) totals[what] = (totals[what] ?? 0) + count;
       if (faults.length > 0) throw new Error(`seed ${seed}: ${faults.slice(0, 5).join('\n')}`);
     }),
-    { numRuns: RUNS, endOnFailure: true },
+    // In the example an image comes over with more manifests than can be copied in one settle time.
+    { numRuns: RUNS, endOnFailure: true, examples: [[100_003, false]] },
   );
   t.comment(JSON.stringify(totals));
   for (const what of ['build', 'tag', 'remove', 'rotate', 'sweep', 'purge', 'attach'])
