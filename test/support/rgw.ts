@@ -11,7 +11,7 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { promisify } from 'node:util';
-import { CreateBucketCommand, PutObjectCommand, S3Client } from '@aws-sdk/client-s3';
+import { CreateBucketCommand, ListBucketsCommand, PutObjectCommand, S3Client } from '@aws-sdk/client-s3';
 import { freePort } from './memcached.ts';
 
 export const RGW_TOOLS = ['ceph-mon', 'ceph-osd', 'radosgw', 'radosgw-admin', 'ceph', 'monmaptool'];
@@ -81,12 +81,12 @@ export class Rgw {
   }
 
   /** A plain client of the owner's, for what a test wants to do behind the store's back. */
-  client(): S3Client {
+  client(key = this.key): S3Client {
     return new S3Client({
       endpoint: this.endpoint,
       region: 'us-east-1',
       forcePathStyle: true,
-      credentials: { ...this.key },
+      credentials: { ...key },
       requestChecksumCalculation: 'WHEN_REQUIRED',
       responseChecksumValidation: 'WHEN_REQUIRED',
     });
@@ -97,6 +97,10 @@ export class Rgw {
     const key = newKey();
     const words = ['--access-key', key.accessKeyId, '--secret-key', key.secretAccessKey];
     await this.#admin('key', 'create', '--uid', 'owner', '--key-type', 's3', ...words);
+    // RGW denies a key for good whose first use falls into a change of its user.
+    const client = this.client(key);
+    await client.send(new ListBucketsCommand());
+    client.destroy();
     return key;
   }
 
