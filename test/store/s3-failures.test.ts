@@ -13,6 +13,7 @@ import {
   HttpProxy,
   reset,
   s3Error,
+  serveTls,
   silent,
   trickling,
   truncated,
@@ -105,6 +106,20 @@ async function all(): Promise<void> {
       proxy.next(1, s3Error(307, 'TemporaryRedirect', location ? { location } : {}));
       await t.rejects(store.get('x', 1), { code: 'UNAVAILABLE' });
     }
+  });
+
+  t.test('a redirect from https to http is not followed', async (t) => {
+    if (skipWithout(t, 'openssl')) return;
+    const { proxy } = await open(t);
+    const asked = proxy.seen.length;
+    const endpoint = await serveTls(t, ({ url }, response) => {
+      response.writeHead(307, { location: `${proxy.endpoint}${url}` }).end();
+    });
+    const store = new S3Objects(parseS3Url(`s3://bucket?endpoint=${endpoint}`));
+    t.teardown(() => store.close());
+    await t.rejects(store.get('x', 1), { code: 'UNAVAILABLE', message: /307/ });
+    await t.rejects(store.put('x', bytes), { code: 'UNAVAILABLE', message: /307/ });
+    t.equal(proxy.seen.length, asked);
   });
 
   t.test('a bucket in another region is found there, from then on at once', async (t) => {

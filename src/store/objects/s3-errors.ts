@@ -114,9 +114,9 @@ export function isAbsent({ status, code }: S3Failure): boolean {
   return status === 404 && (code === 'NoSuchKey' || code === HEAD_404);
 }
 
-/** Whether other credentials may do. */
+/** Whether other credentials may do. To RGW a key that was just taken away is one that may nothing. */
 export function isStaleCredentials({ code }: S3Failure): boolean {
-  return STALE_CREDENTIALS.has(code);
+  return STALE_CREDENTIALS.has(code) || code === 'AccessDenied';
 }
 
 /** The object is not in the state that a condition named. */
