@@ -10,6 +10,7 @@ import { drivesCommand } from './drives.ts';
 import { EXIT_CODES, exitCodeOf, exitCodesHelp } from './exit-codes.ts';
 import { exportCommand } from './export.ts';
 import { fleetCommand } from './fleet.ts';
+import { fsckCommand } from './fsck.ts';
 import { imagesCommand } from './images.ts';
 import { inspectCommand } from './inspect.ts';
 import { keyCommand } from './key.ts';
@@ -31,6 +32,7 @@ const COMMANDS = [
   statCommand,
   statusCommand,
   fleetCommand,
+  fsckCommand,
   bootCommand,
 ];
 
