@@ -149,9 +149,7 @@ export class DamageCheck {
       area: copy?.area ?? null,
       sealedBytes,
       foundBytes: size ?? null,
-      hits: candidate.hits.map(({ image, indices }): ChunkHit => {
-        return { name: image.names[0] ?? image.digest, digest: image.digest, indices, paths: null };
-      }),
+      hits: hitsOf(candidate),
       moreImages: candidate.moreImages,
       copyIn: mended?.from ?? null,
       repaired: mended?.isWritten ?? false,
@@ -231,6 +229,13 @@ export class DamageCheck {
     // What has the right hash and another length is what the manifest got wrong.
     return found?.bytes.length === sealedBytes ? found : undefined;
   }
+}
+
+function hitsOf({ hits }: Candidate): ChunkHit[] {
+  const named = hits.map(({ image: { names, digest }, indices }) => {
+    return { name: names[0] ?? digest, digest, indices, paths: null };
+  });
+  return named.sort((a, b) => (a.name < b.name ? -1 : 1));
 }
 
 function addHit(candidate: Candidate, image: KnownImage, index: number): void {

@@ -172,7 +172,7 @@ class Run {
       liveChunks: this.#live.needed(),
       ...{ readChunks: sum((one) => one.readChunks), readBytes: sum((one) => one.readBytes) },
       inTrash: sum((one) => one.inTrash) + damage.inTrash + check.inTrash,
-      ...{ problems: this.#problems.list, moreProblems: this.#problems.more },
+      ...{ problems: this.#problems.list.sort(byName), moreProblems: this.#problems.more },
       ...{ damagedChunks: this.#damaged.total, damaged: this.#damaged.list.sort(byId) },
       ...{ hitImages: hits.slice(0, IMAGES_MAX), moreHitImages: Math.max(0, hits.length - IMAGES_MAX) },
       unknownImages: named.size - known.length,
@@ -266,4 +266,8 @@ function orphansOf(
 
 function byId(a: Damage, b: Damage): number {
   return a.id < b.id ? -1 : 1;
+}
+
+function byName(a: Problem, b: Problem): number {
+  return a.names.join() + a.text < b.names.join() + b.text ? -1 : 1;
 }
