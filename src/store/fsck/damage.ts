@@ -57,10 +57,10 @@ interface Copy {
 }
 
 export class DamageCheck {
-  /** Images with damaged chunks. */
-  readonly hit = new Set<KnownImage>();
   inTrash = 0;
   readonly #parts: StoreParts;
+  /** The active root of the scan. */
+  readonly #active: AreaPath;
   readonly #images: readonly KnownImage[];
   readonly #live: LiveChunks;
   readonly #skipped: Uint8Array;
@@ -71,12 +71,14 @@ export class DamageCheck {
   /** `skipped`: folders in which no chunk is absent, though none was seen. */
   constructor(
     parts: StoreParts,
+    active: AreaPath,
     images: readonly KnownImage[],
     live: LiveChunks,
     skipped: Uint8Array,
     options: DamageOptions,
   ) {
     this.#parts = parts;
+    this.#active = active;
     this.#images = images;
     this.#live = live;
     this.#skipped = skipped;
@@ -154,7 +156,6 @@ export class DamageCheck {
       copyIn: mended?.from ?? null,
       repaired: mended?.isWritten ?? false,
     });
-    for (const { image } of candidate.hits) this.hit.add(image);
     if (mended?.isWritten && ++this.#repaired % SAVE_EVERY === 0) await this.#options.save();
   }
 
@@ -164,7 +165,10 @@ export class DamageCheck {
     view: View,
   ): Promise<{ state: 'well' } | { state: DamageKind; copy: Copy | undefined }> {
     const { id, flags, lengths } = candidate;
-    const roots = [view.active, ...(flags & NEEDED || !view.draining ? [] : [view.draining])];
+    const { active, draining } = view;
+    // When a root was opened meanwhile, what was at home in the one before is so until it is retired.
+    const isOld = active.path !== this.#active || !(flags & NEEDED);
+    const roots = [active, ...(draining && isOld ? [draining] : [])];
     const { area, copy } = await this.#firstCopy(view, id);
     if (!area || !copy) return { state: 'missing', copy: undefined };
     if (copy.state !== 'good') return { state: copy.state, copy };

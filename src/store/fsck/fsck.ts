@@ -143,7 +143,7 @@ class Run {
       signal,
     });
     await scan.run();
-    const damage = new DamageCheck(this.#parts, known, this.#live, scan.skipped, {
+    const damage = new DamageCheck(this.#parts, this.#view.active.path, known, this.#live, scan.skipped, {
       sources: this.#sources,
       repair: repair !== undefined,
       write,
@@ -153,10 +153,14 @@ class Run {
       signal,
     });
     await damage.run();
-    const hits = await describeHits(this.#parts, damage.hit, this.#live, this.#damaged.list, {
-      paths: this.#options.keys && this.#options.paths,
-      signal,
-    });
+    const { list } = this.#damaged;
+    const hits =
+      this.#damaged.total === 0
+        ? []
+        : await describeHits(this.#parts, known, this.#live, list, {
+            paths: this.#options.keys && this.#options.paths,
+            signal,
+          });
     const images = new Set(named.keys());
     const strays = await findStrays(this.#parts, this.#view, images, late, { nowMs: this.#nowMs, signal });
 
@@ -173,7 +177,7 @@ class Run {
       ...{ readChunks: sum((one) => one.readChunks), readBytes: sum((one) => one.readBytes) },
       inTrash: sum((one) => one.inTrash) + damage.inTrash + check.inTrash,
       ...{ problems: this.#problems.list.sort(byName), moreProblems: this.#problems.more },
-      ...{ damagedChunks: this.#damaged.total, damaged: this.#damaged.list.sort(byId) },
+      ...{ damagedChunks: this.#damaged.total, damaged: list.sort(byId) },
       ...{ hitImages: hits.slice(0, IMAGES_MAX), moreHitImages: Math.max(0, hits.length - IMAGES_MAX) },
       unknownImages: named.size - known.length,
       orphans: {

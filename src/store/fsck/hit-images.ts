@@ -7,6 +7,7 @@ import { type ChunkId, ID_BYTES, SEALED_BYTES_MAX } from '../../format/chunk-id.
 import type { Manifest } from '../../format/manifest.ts';
 import { chunkKey } from '../layout.ts';
 import type { StoreParts } from '../parts.ts';
+import { pooled } from '../pooled.ts';
 import type { KnownImage } from './images.ts';
 import { DAMAGED, type LiveChunks } from './live-chunks.ts';
 import type { Damage, HitImage } from './report.ts';
@@ -15,6 +16,7 @@ import { isChunk, readObject } from './source.ts';
 /** Times that a disk is searched for the paths of one chunk, all images together; and for those of all. */
 const CHUNK_LOOKUPS_MAX = 64;
 const IMAGE_LOOKUPS_MAX = 100;
+const MANIFESTS_MAX = 4;
 
 export interface PathsFound {
   readonly paths: string[];
@@ -36,17 +38,21 @@ export interface HitImageOptions {
   readonly signal: AbortSignal | undefined;
 }
 
-/** Tells of each image in `hit`, and puts the paths of single chunks into `damaged`. */
+/** Tells of each of `known` that has damaged chunks, and puts the paths of single chunks into `damaged`. */
 export async function describeHits(
   parts: StoreParts,
-  hit: Iterable<KnownImage>,
+  known: readonly KnownImage[],
   live: LiveChunks,
   damaged: readonly Damage[],
   options: HitImageOptions,
 ): Promise<HitImage[]> {
   const images: HitImage[] = [];
   const left = { ofChunks: CHUNK_LOOKUPS_MAX, ofImages: IMAGE_LOOKUPS_MAX };
-  for (const image of hit) images.push(await describeHit(parts, image, live, damaged, left, options));
+  await pooled(MANIFESTS_MAX, known, async (image) => {
+    options.signal?.throwIfAborted();
+    const found = await describeHit(parts, image, live, damaged, left, options);
+    if (found) images.push(found);
+  });
   return images.sort((a, b) => ((a.names[0] ?? '') < (b.names[0] ?? '') ? -1 : 1));
 }
 
@@ -57,11 +63,12 @@ async function describeHit(
   damaged: readonly Damage[],
   left: { ofChunks: number; ofImages: number },
   { paths, signal }: HitImageOptions,
-): Promise<HitImage> {
+): Promise<HitImage | undefined> {
   const clear = await image.clear();
   const indices = new Set<number>();
   for (let entry = 0; entry < clear.storedChunks; entry++)
     if (live.flagsAt(clear.ids, entry * ID_BYTES) & DAMAGED) indices.add(clear.indexOf(entry));
+  if (indices.size === 0) return undefined;
   const { names, digest } = image;
   const unknown = (why: string): HitImage => {
     const damagedChunks = indices.size;

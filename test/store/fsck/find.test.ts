@@ -12,6 +12,7 @@ import { dirname, join } from 'node:path';
 import t, { type Test } from 'tap';
 import { LazydiskError } from '../../../src/errors.ts';
 import { TenantKey } from '../../../src/format/keys.ts';
+import { ClearManifest } from '../../../src/format/manifest-clear.ts';
 import { rewrapManifest } from '../../../src/format/manifest-rewrap.ts';
 import { fsck } from '../../../src/store/fsck/fsck.ts';
 import { rotate } from '../../../src/store/gc/rotate.ts';
@@ -286,16 +287,43 @@ t.test('while images move, they are looked for where they are', async (t) => {
 });
 
 t.test('manifests that give a chunk two lengths', async (t) => {
-  const { place, a, b, ids } = await newStore(t);
+  const { place, b, ids } = await newStore(t);
   const bytes = readFileSync(place.manifest(b));
   // The first length of b's table, which is that of ids[1].
   bytes.writeUInt32LE(bytes.readUInt32LE(200 + 4 * 2) + 1, 200 + 4 * 2);
-  const { ClearManifest } = await import('../../../src/format/manifest-clear.ts');
   const { digest } = new ClearManifest(bytes);
   const writer = await place.store.writer();
   await writer.putManifest(digest, place.key.id, bytes);
   await writer.putReference('bent', digest);
   const { damaged } = await place.check();
   t.match(damaged, [{ id: ids[1], what: 'manifest', area: 'roots/1', copyIn: null }]);
-  t.ok(a);
+});
+
+t.test('a chunk that many images share hits all of them', async (t) => {
+  const { place, ids } = await newStore(t);
+  for (let n = 0; n < 12; n++) await place.put(`many:${n}`, ['two', `own ${n}`]);
+  rmSync(place.chunk(ids[1]!));
+  const { damaged, hitImages } = await place.check();
+  t.match(damaged, [{ moreImages: 6 }]);
+  t.equal(damaged[0]!.hits.length, 8);
+  t.equal(hitImages.length, 14);
+});
+
+t.test('a rotation while the store is checked makes nothing look damaged', async (t) => {
+  const { place, ids } = await newStore(t);
+  rmSync(place.chunk(ids[0]!));
+  const { objects } = place.store.parts;
+  let isTurned = false;
+  const list: typeof objects.list = async function* (prefix, options) {
+    yield* objects.list(prefix, options);
+    if (isTurned || !prefix.endsWith('chunks/80/')) return;
+    isTurned = true;
+    await place.openArea('roots/2');
+  };
+  const parts = { ...place.store.parts, objects: withCalls(objects, { list }) };
+  damage(place.chunk(ids[1]!), 'flipped', '');
+  const report = await fsck(parts, { sample: 1 });
+  t.ok(isTurned);
+  t.match(report, { damagedChunks: 2, remaining: 2 });
+  t.same(new Set(report.damaged.map(({ what }) => what)), new Set(['missing', 'content']));
 });
