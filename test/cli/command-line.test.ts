@@ -18,6 +18,7 @@ const COMMANDS = [
   'detach',
   'drives',
   'stat',
+  'fsck',
   'boot',
 ];
 
