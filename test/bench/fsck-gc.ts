@@ -166,7 +166,10 @@ async function measure(work: Work, chunks: number): Promise<Measured> {
   const { parts } = await RootStore.open(objects);
   const started = performance.now();
   if (work === 'mark') {
-    const { chunks: live } = await mark(parts, await parts.views.newerThan(0), { nowMs: Date.now() });
+    const { chunks: live } = await mark(parts, await parts.views.newerThan(0), {
+      nowMs: Date.now(),
+      unnamedSinceMs: Date.now(),
+    });
     if (live.size !== chunks) throw new Error(`${live.size} of ${chunks} chunks are alive`);
   } else if (work === 'sweep') {
     const { keptChunks } = await sweep(parts, { dryRun: true });
