@@ -34,6 +34,15 @@ export function parseDuration(text: string): number {
   return Math.round(Number(`${match[1]}.${match[2] ?? 0}`) * unit);
 }
 
+/** `1%`, `0.5 %`, `100%` → a share of 1. Throws USAGE. */
+export function parseShare(text: string): number {
+  const match = /^(\d{1,3}(?:\.\d{1,6})?)\s?%$/.exec(text.trim());
+  const share = match ? Number(match[1]) / 100 : Number.NaN;
+  if (!(share <= 1))
+    throw new LazydiskError('USAGE', `share ${JSON.stringify(text)}: want something like 1% or 100%`);
+  return share;
+}
+
 const SIZE_UNITS = ['B', 'KiB', 'MiB', 'GiB', 'TiB', 'PiB'];
 
 /** 1536 → `1.5 KiB`: three significant digits, so that columns stay narrow. */

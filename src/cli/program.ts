@@ -11,6 +11,7 @@ import { drivesCommand } from './drives.ts';
 import { EXIT_CODES, exitCodeOf, exitCodesHelp } from './exit-codes.ts';
 import { exportCommand } from './export.ts';
 import { fleetCommand } from './fleet.ts';
+import { fsckCommand } from './fsck.ts';
 import { gcCommand } from './gc.ts';
 import { imagesCommand } from './images.ts';
 import { inspectCommand } from './inspect.ts';
@@ -39,6 +40,7 @@ const COMMANDS = [
   statCommand,
   statusCommand,
   fleetCommand,
+  fsckCommand,
   bootCommand,
 ];
 

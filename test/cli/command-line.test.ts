@@ -23,6 +23,7 @@ const COMMANDS = [
   'detach',
   'drives',
   'stat',
+  'fsck',
   'boot',
 ];
 

@@ -1,6 +1,13 @@
 import fc from 'fast-check';
 import t from 'tap';
-import { formatDuration, formatShare, formatSize, parseDuration, parseSize } from '../../src/units.ts';
+import {
+  formatDuration,
+  formatShare,
+  formatSize,
+  parseDuration,
+  parseShare,
+  parseSize,
+} from '../../src/units.ts';
 
 t.test('sizes are powers of 1024', async (t) => {
   t.equal(parseSize('0'), 0);
@@ -76,4 +83,17 @@ t.test('no text makes the parsers throw anything but USAGE', async () => {
       return true;
     }),
   );
+});
+
+t.test('shares are read as percentages', (t) => {
+  for (const [text, share] of [
+    ['1%', 0.01],
+    ['0.5 %', 0.005],
+    ['100%', 1],
+    ['0%', 0],
+  ] as const)
+    t.equal(parseShare(text), share);
+  for (const text of ['', '1', '101%', '-1%', '1.%', '%', '1e2%'])
+    t.throws(() => parseShare(text), { code: 'USAGE' });
+  t.end();
 });

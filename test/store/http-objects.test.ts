@@ -8,7 +8,7 @@ import { dirname, join } from 'node:path';
 import t, { type Test } from 'tap';
 import { HttpObjects } from '../../src/store/objects/http-objects.ts';
 import { RefusedError } from '../../src/store/objects/refused-error.ts';
-import { HttpProxy, reset, silent, trickling, truncated } from '../support/http-proxy.ts';
+import { HttpProxy, reset, serveTls, silent, trickling, truncated } from '../support/http-proxy.ts';
 import { Nginx } from '../support/nginx.ts';
 import { skipWithout } from '../support/tools.ts';
 import { listed, readingObjects, readingSuite } from './objects-suite.ts';
@@ -153,6 +153,24 @@ t.test('a redirect elsewhere does not take the password along', async (t) => {
   const store = open(t, origin.replace('://', '://user:secret@'));
   t.equal(String((await store.get('x', 10))?.bytes), 'there');
   t.same(seen, [`Basic ${Buffer.from('user:secret').toString('base64')}`, undefined]);
+});
+
+t.test('a redirect from https to http is not followed', async (t) => {
+  if (skipWithout(t, 'openssl')) return;
+  let asked = 0;
+  const plain = await serve(t, (_, response) => {
+    asked++;
+    response.end('in the clear');
+  });
+  const origin = await serveTls(t, ({ url }, response) => {
+    if (url?.includes('far')) response.writeHead(302, { location: `${plain}/x` }).end();
+    else if (url?.includes('near')) response.writeHead(302, { location: '/there' }).end();
+    else response.end('over TLS');
+  });
+  const store = open(t, origin);
+  t.equal(String((await store.get('near', 10))?.bytes), 'over TLS');
+  await t.rejects(store.get('far', 10), { code: 'UNAVAILABLE', message: /from https to http/ });
+  t.equal(asked, 0);
 });
 
 t.test('nothing can be written or listed', async (t) => {

@@ -2,9 +2,16 @@
  * A stand-in in front of an HTTP server on loopback that passes everything on as it is, but for what a test asks it
  * to spoil. Signatures stay valid, for the host that was signed stays in the header and RGW takes it as it comes.
  */
+import { execFile } from 'node:child_process';
 import { once } from 'node:events';
+import { mkdtemp, readFile, rm } from 'node:fs/promises';
 import http, { type IncomingMessage, type ServerResponse } from 'node:http';
+import https from 'node:https';
 import type { AddressInfo, Socket } from 'node:net';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { promisify } from 'node:util';
+import type { Test } from 'tap';
 
 /** What is done instead of passing a request on; it gets the true answer too, if it asks for it. */
 export type Fault = (exchange: Exchange) => void | Promise<void>;
@@ -87,6 +94,35 @@ export class HttpProxy {
       request.pipe(back);
     });
   }
+}
+
+/** A server of a test's own that speaks TLS, under a certificate that nobody knows; gives its URL. */
+export async function serveTls(t: Test, listener: http.RequestListener): Promise<string> {
+  const dir = await mkdtemp(join(tmpdir(), 'lazydisk-tls-'));
+  const [key, cert] = [join(dir, 'key'), join(dir, 'cert')];
+  const kind = [
+    '-newkey',
+    'ec',
+    '-pkeyopt',
+    'ec_paramgen_curve:prime256v1',
+    '-nodes',
+    '-subj',
+    '/CN=127.0.0.1',
+  ];
+  await promisify(execFile)('openssl', ['req', '-x509', ...kind, '-keyout', key, '-out', cert]);
+  const server = https.createServer({ key: await readFile(key), cert: await readFile(cert) }, listener);
+  await rm(dir, { recursive: true });
+  server.listen(0, '127.0.0.1');
+  await once(server, 'listening');
+  const before = process.env.NODE_TLS_REJECT_UNAUTHORIZED;
+  process.env.NODE_TLS_REJECT_UNAUTHORIZED = '0';
+  t.teardown(() => {
+    if (before === undefined) delete process.env.NODE_TLS_REJECT_UNAUTHORIZED;
+    else process.env.NODE_TLS_REJECT_UNAUTHORIZED = before;
+    server.closeAllConnections();
+    server.close();
+  });
+  return `https://127.0.0.1:${(server.address() as AddressInfo).port}`;
 }
 
 /** An error as S3 words it. */

@@ -81,12 +81,12 @@ export class Rgw {
   }
 
   /** A plain client of the owner's, for what a test wants to do behind the store's back. */
-  client(): S3Client {
+  client(key = this.key): S3Client {
     return new S3Client({
       endpoint: this.endpoint,
       region: 'us-east-1',
       forcePathStyle: true,
-      credentials: { ...this.key },
+      credentials: { ...key },
       requestChecksumCalculation: 'WHEN_REQUIRED',
       responseChecksumValidation: 'WHEN_REQUIRED',
     });
@@ -145,7 +145,9 @@ export class Rgw {
 
   #spawn(name: string, program: string, ...words: string[]): void {
     const output = openSync(join(this.#dir, `${name}.out`), 'a');
-    this.#children.push(spawn(program, ['-c', this.#conf, ...words], { stdio: ['ignore', output, output] }));
+    // They end with the tests, however those end.
+    const command = ['--pdeathsig', 'KILL', program, '-c', this.#conf, ...words];
+    this.#children.push(spawn('setpriv', command, { stdio: ['ignore', output, output] }));
     closeSync(output);
   }
 

@@ -1,6 +1,6 @@
 /**
  * A set of chunk ids for ten million of them in little memory: an open-addressed table of 64-bit fingerprints, the first
- * eight bytes of each id, and a byte of flags for each. Ids are SHA-256, so their bytes are their own hash. Two ids of one
+ * eight bytes of each id, and flags for each: a byte, or four. Ids are SHA-256, so their bytes are their own hash. Two ids of one
  * fingerprint count as one: among ten million, one pair in 400,000 such stores; for garbage collection that keeps a chunk
  * too long and never loses one.
  */
@@ -14,14 +14,15 @@ const SLOTS_MAX = 2 ** 30;
 export class IdTable {
   #high: Uint32Array;
   #low: Uint32Array;
-  #flags: Uint8Array;
+  #flags: Uint8Array | Uint32Array;
   #mask: number;
   #size = 0;
 
-  constructor() {
+  /** A slot takes 8 bytes and the flags; of `flagBits` 32, the topmost is not for use. */
+  constructor(flagBits: 8 | 32 = 8) {
     this.#high = new Uint32Array(SLOTS_MIN);
     this.#low = new Uint32Array(SLOTS_MIN);
-    this.#flags = new Uint8Array(SLOTS_MIN);
+    this.#flags = flagBits === 8 ? new Uint8Array(SLOTS_MIN) : new Uint32Array(SLOTS_MIN);
     this.#mask = SLOTS_MIN - 1;
   }
 
@@ -30,14 +31,15 @@ export class IdTable {
     return this.#size;
   }
 
-  /** Adds the id at `offset` of `ids`, binary. False if it was there. */
-  add(ids: Buffer, offset: number): boolean {
+  /** Adds the id at `offset` of `ids`, binary, with `flags`. False if it was there, with its flags as they were. */
+  add(ids: Buffer, offset: number, flags = 0): boolean {
     const high = ids.readUInt32LE(offset);
     const low = used(ids.readUInt32LE(offset + 4));
     const slot = this.#slotOf(high, low);
     if (this.#low[slot] !== 0) return false;
     this.#high[slot] = high;
     this.#low[slot] = low;
+    this.#flags[slot] = flags;
     this.#size++;
     // Over two thirds full, runs of taken slots get long.
     if (this.#size * 3 > this.#low.length * 2) this.#grow();
@@ -61,17 +63,25 @@ export class IdTable {
     this.#flags[slot]! |= bits;
   }
 
-  /** How many ids have all of `bits` set. */
-  countFlagged(bits: number): number {
-    let count = 0;
-    for (let slot = 0; slot < this.#low.length; slot++)
-      if (this.#low[slot] !== 0 && (this.#flags[slot]! & bits) === bits) count++;
-    return count;
+  /** The same two for the id at `offset` of `ids`, binary. */
+  flagsAt(ids: Buffer, offset: number): number | undefined {
+    const slot = this.#slotAt(ids, offset);
+    return this.#low[slot] === 0 ? undefined : this.#flags[slot];
+  }
+
+  flagAt(ids: Buffer, offset: number, bits: number): void {
+    const slot = this.#slotAt(ids, offset);
+    if (this.#low[slot] === 0) throw new LazydiskError('INTERNAL', 'flags of an id that is not there');
+    this.#flags[slot]! |= bits;
   }
 
   #find(id: ChunkId): number {
     const high = wordOf(id, 0);
     return this.#slotOf(high, used(wordOf(id, 8)));
+  }
+
+  #slotAt(ids: Buffer, offset: number): number {
+    return this.#slotOf(ids.readUInt32LE(offset), used(ids.readUInt32LE(offset + 4)));
   }
 
   /** Where the fingerprint is, or the free slot where it belongs. */
@@ -88,7 +98,7 @@ export class IdTable {
     if (slots > SLOTS_MAX) throw new LazydiskError('NO_SPACE', `over ${this.#size} chunk ids in one table`);
     this.#high = new Uint32Array(slots);
     this.#low = new Uint32Array(slots);
-    this.#flags = new Uint8Array(slots);
+    this.#flags = flags instanceof Uint8Array ? new Uint8Array(slots) : new Uint32Array(slots);
     this.#mask = slots - 1;
     for (let old = 0; old < low.length; old++) {
       if (low[old] === 0) continue;

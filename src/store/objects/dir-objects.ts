@@ -103,9 +103,9 @@ export class DirObjects implements ObjectStore {
   async *list(prefix: string, options: ListOptions = {}): AsyncGenerator<readonly ObjectInfo[]> {
     checkKey(prefix, 'prefix');
     this.#checkOurs(prefix);
-    const { pageMax = PAGE_OBJECTS, signal } = options;
+    const { pageMax = PAGE_OBJECTS } = options;
     let keys: string[] = [];
-    for await (const key of this.#keysBelow(prefix, signal)) {
+    for await (const key of this.#keysBelow(prefix, options)) {
       if (keys.push(key) < pageMax) continue;
       yield await this.#infosOf(keys, options);
       keys = [];
@@ -131,8 +131,9 @@ export class DirObjects implements ObjectStore {
     if (key.startsWith(TMP)) throw new LazydiskError('INTERNAL', `key ${JSON.stringify(key)} is a writer's`);
   }
 
-  /** Depth first; folder by folder, so that memory does not grow with the store. */
-  async *#keysBelow(prefix: string, signal: AbortSignal | undefined): AsyncGenerator<string> {
+  /** Depth first; folder by folder, so that memory does not grow with the store. Folders only if `shallow`. */
+  async *#keysBelow(prefix: string, options: ListOptions): AsyncGenerator<string> {
+    const { shallow, signal } = options;
     const folder = await this.#reading(prefix, signal, () => opendir(join(this.path, prefix)));
     if (!folder) return;
     try {
@@ -143,8 +144,10 @@ export class DirObjects implements ObjectStore {
         const isFolder = entry.isSymbolicLink()
           ? await this.#reading(key, signal, async () => (await stat(join(this.path, key))).isDirectory())
           : entry.isDirectory();
-        if (isFolder) yield* this.#keysBelow(`${key}/`, signal);
-        else yield key;
+        if (!isFolder) yield key;
+        else if (`${key}/` === TMP) continue;
+        else if (shallow) yield `${key}/`;
+        else yield* this.#keysBelow(`${key}/`, options);
       }
     } catch (cause) {
       if (!isMissing(cause)) throw this.#failure(`cannot list ${prefix}`, cause, signal);
@@ -154,7 +157,8 @@ export class DirObjects implements ObjectStore {
   async #infosOf(keys: readonly string[], options: ObjectOptions): Promise<ObjectInfo[]> {
     const infos: ObjectInfo[] = [];
     await inLanes(keys, async (key) => {
-      const info = await this.head(key, options);
+      const isFolder = key.endsWith('/');
+      const info = isFolder ? { key, sizeBytes: 0, modifiedMs: 0 } : await this.head(key, options);
       if (info) infos.push(info);
     });
     return infos;

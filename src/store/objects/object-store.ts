@@ -46,6 +46,11 @@ export interface PutOptions extends ObjectOptions {
 export interface ListOptions extends ObjectOptions {
   /** Objects a page at most; pages may be shorter, and empty. */
   readonly pageMax?: number;
+  /**
+   * Folders in the folder are of interest, and not what lies in them: each may come as one key that ends in a slash, 0
+   * bytes long. A hint, to which a store need pay no heed.
+   */
+  readonly shallow?: boolean;
 }
 
 export interface ObjectStore {
@@ -62,7 +67,10 @@ export interface ObjectStore {
   copy(from: string, to: string, options?: ObjectOptions): Promise<boolean>;
   /** All of `keys`, any number; those that are not there are no error. */
   delete(keys: readonly string[], options?: ObjectOptions): Promise<void>;
-  /** Pages of everything whose key starts with `prefix` (a whole folder, ending in a slash), in no certain order. */
+  /**
+   * Pages of everything whose key starts with `prefix` (a whole folder, ending in a slash; '' for the whole store), in no
+   * certain order.
+   */
   list(prefix: string, options?: ListOptions): AsyncIterable<readonly ObjectInfo[]>;
   /** Whether `ifVersion` is kept to. May ask the store, once. */
   canCompareAndSet(): Promise<boolean>;
@@ -79,6 +87,7 @@ export function isKey(text: string): boolean {
 
 /** Throws INTERNAL for what is no key, or (`prefix`) no folder of keys. */
 export function checkKey(key: string, kind: 'key' | 'prefix' = 'key'): void {
+  if (kind === 'prefix' && key === '') return;
   const isRight = kind === 'key' ? isKey(key) : key.endsWith('/') && isKey(key.slice(0, -1));
   if (!isRight) throw new LazydiskError('INTERNAL', `${kind} ${JSON.stringify(key)}`);
 }

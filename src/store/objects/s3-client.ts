@@ -24,7 +24,7 @@ import type { S3Location } from './s3-url.ts';
 
 const HOPS_MAX = 2;
 /** Nobody is asked for other credentials more often than this. */
-const REFRESH_MS_MIN = 1_000;
+const REFRESH_MS_MIN = 500;
 /** Beyond it S3 refuses; well below it is noise of the line. */
 const SKEW_MS_MAX = 240_000;
 /** For a call that is no read: this, and as long as its bytes take at the slowest line worth using. */

@@ -114,9 +114,9 @@ export function isAbsent({ status, code }: S3Failure): boolean {
   return status === 404 && (code === 'NoSuchKey' || code === HEAD_404);
 }
 
-/** Whether other credentials may do. */
+/** Whether other credentials may do. To RGW a key that was just taken away is one that may nothing. */
 export function isStaleCredentials({ code }: S3Failure): boolean {
-  return STALE_CREDENTIALS.has(code);
+  return STALE_CREDENTIALS.has(code) || code === 'AccessDenied';
 }
 
 /** The object is not in the state that a condition named. */
@@ -138,7 +138,8 @@ export function errorOfFailure(what: string, operation: string, failure: S3Failu
   const refused = (why: string) => new RefusedError(`${what}: ${why} (${answer})`);
 
   if (FULL.has(code) || status === 507) return error('NO_SPACE', 'the store is full');
-  if (ASKS_FOR_LESS.has(code) || status === 429 || status === 503)
+  // An error that comes with 200 is 503 to the SDK; its code says what it is.
+  if (ASKS_FOR_LESS.has(code) || status === 429 || (status === 503 && code !== 'InternalError'))
     return error('OVERLOAD', 'the store asks for less');
   if (isConflict(failure)) return error('BUSY', 'the object has changed meanwhile');
   if (code === 'NoSuchBucket') return refused('there is no such bucket');

@@ -133,10 +133,10 @@ export class S3Objects implements ObjectStore {
   }
 
   /** What lies there and is no key of ours is left out. Throws for pages that are not of what was asked. */
-  list(prefix: string, { pageMax = PAGE_OBJECTS_MAX, signal }: ListOptions = {}): PagedList {
+  list(prefix: string, options: ListOptions = {}): PagedList {
     return new PagedList(async (at) => {
       checkKey(prefix, 'prefix');
-      return this.#page(prefix, Math.min(pageMax, PAGE_OBJECTS_MAX), at, signal);
+      return this.#page(prefix, at, options);
     });
   }
 
@@ -241,16 +241,16 @@ export class S3Objects implements ObjectStore {
 
   async #page(
     prefix: string,
-    pageMax: number,
     at: string | undefined,
-    signal: AbortSignal | undefined,
+    { pageMax = PAGE_OBJECTS_MAX, shallow, signal }: ListOptions,
   ): Promise<ListPage> {
     const what = this.#what('list', prefix);
     const make = () =>
       new ListObjectsV2Command({
         Bucket: this.#location.bucket,
         Prefix: `${this.#location.prefix}${prefix}`,
-        MaxKeys: pageMax,
+        MaxKeys: Math.min(pageMax, PAGE_OBJECTS_MAX),
+        ...(shallow && { Delimiter: '/' }),
         ContinuationToken: at,
       });
     const output = await this.#failing(what, 'ListObjectsV2', () => this.#requests.call(make, { signal }));
@@ -263,6 +263,12 @@ export class S3Objects implements ObjectStore {
       if (!key?.startsWith(prefix) || Size === undefined || !LastModified)
         throw new LazydiskError('UNAVAILABLE', `${what}: an entry that was not asked for`);
       if (isKey(key)) infos.push({ key, sizeBytes: Size, modifiedMs: LastModified.getTime() });
+    }
+    for (const { Prefix } of output?.CommonPrefixes ?? []) {
+      const key = this.#keyOf(Prefix);
+      if (!key?.startsWith(prefix) || !key.endsWith('/'))
+        throw new LazydiskError('UNAVAILABLE', `${what}: a folder that was not asked for`);
+      if (isKey(key.slice(0, -1))) infos.push({ key, sizeBytes: 0, modifiedMs: 0 });
     }
     return { infos, next };
   }

@@ -37,6 +37,8 @@ export function parseS3Url(url: string, env: Environment = process.env): S3Locat
   if (port !== '' || hash !== '') throw usage('want s3://BUCKET/PREFIX?endpoint=URL');
   if (!BUCKET.test(bucket) || bucket.includes('..'))
     throw usage(`${JSON.stringify(bucket)} is no bucket's name: 3 to 63 of a-z, 0-9, "-" and "."`);
+  // Directory buckets speak another dialect, and keep objects on one site.
+  if (bucket.endsWith('--x-s3')) throw usage('a directory bucket is not supported');
   for (const name of searchParams.keys()) {
     // What is no name of ours may hold a secret, and so may its value.
     if (!QUERY_NAMES.has(name)) throw usage(`unknown parameter; there are ${[...QUERY_NAMES].join(', ')}`);
@@ -66,8 +68,8 @@ function parsePathStyle(text: string | null): boolean | undefined {
 }
 
 function parsePrefix(path: string): string {
-  const prefix = path.replace(/^\/|\/$/g, '');
-  if (prefix === '') return '';
+  if (path === '' || path === '/') return '';
+  const prefix = path.slice(1).replace(/\/$/, '');
   try {
     checkKey(prefix);
   } catch (cause) {

@@ -1,0 +1,113 @@
+/** `lazydisk fsck` */
+import { Command } from 'commander';
+import { LazydiskError } from '../errors.ts';
+import type { FsckOptions } from '../store/fsck/fsck.ts';
+import type { FsckReport } from '../store/fsck/report.ts';
+import { parseShare } from '../units.ts';
+import {
+  answer,
+  interruptible,
+  type JsonOptions,
+  type StoreOptions,
+  usingKeys,
+  withJson,
+  withStore,
+} from './context.ts';
+import { describeFsck } from './fsck-report.ts';
+import type { SourceOptions } from './fsck-sources.ts';
+import { Progress } from './progress.ts';
+
+interface FsckCommandOptions extends JsonOptions, StoreOptions, SourceOptions {
+  readonly sample: string;
+  readonly all?: boolean;
+  readonly seed?: string;
+  readonly repair?: boolean;
+  readonly dryRun?: boolean;
+  readonly resume?: string;
+}
+
+export function fsckCommand(): Command {
+  const again = (text: string, before: readonly string[] | undefined) => [...(before ?? []), text];
+  return withJson(withStore(new Command('fsck')))
+    .description('check a whole store, and mend it from good copies elsewhere')
+    .option('--sample <share>', 'share of the chunks whose bytes are read and proven', '1%')
+    .option('--all', 'read and prove all of them')
+    .option('--seed <n>', 'which sample; those of following numbers are others (default: one a day)')
+    .option('--resume <file>', 'keep the state here, and go on from it after a stop')
+    .option('--repair', 'put good copies in the place of what is damaged or gone')
+    .option('--dry-run', 'with --repair: write nothing, and say what would be mended')
+    .option('--from <url>', 'a store to take good copies from; may be given again', again)
+    .option(
+      '--cache <dir>',
+      "a daemon's disk cache to take them from, in use or not; may be given again",
+      again,
+    )
+    .option('--fleet <url>', 'a cache fleet to take them from, as for `lazydisk serve`')
+    .option('--fleet-tls <ca>', 'TLS to the fleet, with this CA file, or "system"')
+    .option('--fleet-login <file>', 'USER:PASSWORD for a fleet with an authfile, mode 0600')
+    .addHelpText(
+      'after',
+      `
+Every name must mean a manifest that proves itself, and every chunk of it must be there with the right length; those of
+the sample are read and compared with their ids. It needs no key; with --key it opens manifests, and names the paths that
+damaged chunks hit. It may run beside everything else, and changes nothing but what it mends. A chunk that is damaged is
+looked for in the rest of the store, then in --cache, --fleet and --from, and written only when its bytes are proven.
+Exit code 6 if anything is damaged or missing in the end.
+JSON: store, sample, seed, names, images, manifests, openedManifests, liveChunks, readChunks, readBytes, inTrash,
+problems [kind, names, text, copyIn, repaired], moreProblems, damagedChunks, damaged [id, what, area, sealedBytes,
+foundBytes, hits [name, digest, indices, paths], moreImages, copyIn, repaired], hitImages [names, digest, damagedChunks,
+paths, morePaths, metadata, why], moreHitImages, unknownImages, orphans {young, garbage: {chunks, manifests, bytes}},
+foreign {objects, bytes, examples}, repair {dryRun, chunks, manifests, bySource, sourceErrors} or null, remaining.`,
+    )
+    .action(fsckStore);
+}
+
+async function fsckStore(options: FsckCommandOptions): Promise<void> {
+  const checked = checkOptions(options);
+  const [{ fsck }, { usingSources }, { ext4Paths }] = await Promise.all([
+    import('../store/fsck/fsck.ts'),
+    import('./fsck-sources.ts'),
+    import('../image/damaged-paths.ts'),
+  ]);
+  const progress = new Progress('fsck');
+  const report = await usingKeys(options, (store, keys) =>
+    usingSources(options, (sources) =>
+      interruptible((signal) =>
+        fsck(store.parts, {
+          ...checked,
+          ...(keys && { keys, paths: ext4Paths }),
+          ...(options.repair && { repair: { sources, dryRun: options.dryRun ?? false } }),
+          onProgress: ({ phase, done, total }) =>
+            progress.update(
+              phase === 'manifests'
+                ? { done, total, unit: 'images' }
+                : { done, total, unit: 'chunks', ...(phase === 'damage' && { stage: 'damaged' }) },
+            ),
+          signal,
+        }),
+      ),
+    ),
+  ).finally(() => progress.end());
+  answer(options, report, describeFsck);
+  if (report.remaining > 0) throw new LazydiskError('CORRUPT', remainingText(report));
+}
+
+function checkOptions(options: FsckCommandOptions): Pick<FsckOptions, 'sample' | 'seed' | 'resume'> {
+  const { repair, dryRun, from, cache, fleet, seed, resume } = options;
+  if (!repair && (dryRun || from || cache || fleet !== undefined))
+    throw new LazydiskError('USAGE', 'fsck: --dry-run, --from, --cache and --fleet are of use with --repair');
+  if (seed !== undefined && !/^\d{1,9}$/.test(seed))
+    throw new LazydiskError('USAGE', `seed ${JSON.stringify(seed)}: want a whole number`);
+  return {
+    sample: options.all ? 1 : parseShare(options.sample),
+    ...(seed !== undefined && { seed: Number(seed) }),
+    ...(resume !== undefined && { resume }),
+  };
+}
+
+function remainingText({ store, remaining, repair }: FsckReport): string {
+  const how = repair
+    ? 'no source has a good copy of what is left'
+    : '`lazydisk fsck --repair` mends what has a good copy elsewhere';
+  return `${store}: ${remaining} damaged or missing; ${repair?.dryRun ? 'this was a dry run' : how}`;
+}

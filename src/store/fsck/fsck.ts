@@ -1,0 +1,277 @@
+/**
+ * Checks a whole store: names, their manifests, the chunks of these, and what else lies there; and mends what is damaged
+ * where a good copy can be had. It takes nothing away and writes nothing but good copies, so it may run beside builds,
+ * sweeps and rotations: whatever looks wrong is looked at again before it is called so.
+ */
+import { LazydiskError } from '../../errors.ts';
+import { journaled } from '../gc/journal.ts';
+import { latelyNamed } from '../gc/mark.ts';
+import type { KeyRing } from '../key-ring.ts';
+import type { StoreParts } from '../parts.ts';
+import { pooled } from '../pooled.ts';
+import type { ImageDigest } from '../store.ts';
+import type { View } from '../view.ts';
+import { ChunkScan } from './chunk-scan.ts';
+import { DamageCheck } from './damage.ts';
+import { type DiskPaths, describeHits } from './hit-images.ts';
+import { ImageCheck, type KnownImage } from './images.ts';
+import { LATE, LiveChunks, NEEDED, NEEDED_DRAINING } from './live-chunks.ts';
+import { type NamedImage, namedImages } from './names.ts';
+import {
+  Capped,
+  type Counted,
+  DAMAGED_MAX,
+  type Damage,
+  EXAMPLES_MAX,
+  type FsckReport,
+  IMAGES_MAX,
+  PROBLEMS_MAX,
+  type Problem,
+} from './report.ts';
+import { type RepairSource, Sources } from './source.ts';
+import { type FsckState, StateFile } from './state.ts';
+import { findStrays, type Strays } from './strays.ts';
+
+const MANIFESTS_MAX = 4;
+
+export interface FsckProgress {
+  readonly phase: 'manifests' | 'chunks' | 'damage';
+  readonly done: number;
+  readonly total: number;
+}
+
+export interface FsckOptions {
+  /** Share of the chunks that are read and proven, 0 to 1; the others are looked for only. */
+  readonly sample: number;
+  /** Which of them: seeds that follow one another read others. Default: the number of the day. */
+  readonly seed?: number;
+  /** Opens manifests, which proves their sealed part, and tells paths. */
+  readonly keys?: KeyRing;
+  /** How paths are found, for who has keys. */
+  readonly paths?: DiskPaths;
+  /** Mend what is damaged, from the store itself and from these in turn. */
+  readonly repair?: { readonly sources: readonly RepairSource[]; readonly dryRun?: boolean };
+  /** A file to keep the state in, and to go on from if it is there; gone when all is done. */
+  readonly resume?: string;
+  onProgress?(progress: FsckProgress): void;
+  readonly signal?: AbortSignal;
+}
+
+/**
+ * Throws UNSUPPORTED for a store that cannot be listed, USAGE for a state of another run, NO_SPACE, UNAVAILABLE, ABORTED;
+ * with a state file, the same call goes on later.
+ */
+export async function fsck(parts: StoreParts, options: FsckOptions): Promise<FsckReport> {
+  const { objects } = parts;
+  if (!objects.isWritable)
+    throw new LazydiskError('UNSUPPORTED', `${objects.url} cannot be listed: check it where it is written`);
+  if (!(options.sample >= 0 && options.sample <= 1))
+    throw new LazydiskError('USAGE', `a sample of ${options.sample}: want 0 to 1`);
+  const view = await parts.views.newerThan(0);
+  const roots = [view.active.path, ...(view.draining ? [view.draining.path] : [])];
+  const { sample, seed } = options;
+  const file = await StateFile.open(options.resume, { store: objects.url, roots, sample, seed });
+  const run = new Run(parts, view, file, options);
+  if (!options.repair || options.repair.dryRun) return run.toEnd();
+  let report: FsckReport | undefined;
+  await journaled(objects, 'fsck --repair', async () => {
+    report = await run.toEnd();
+    const { damagedChunks, remaining, repair } = report;
+    return { problems: report.problems.length + report.moreProblems, damagedChunks, remaining, ...repair };
+  });
+  return report!;
+}
+
+class Run {
+  readonly #parts: StoreParts;
+  readonly #view: View;
+  readonly #file: StateFile;
+  readonly #options: FsckOptions;
+  readonly #sources: Sources;
+  readonly #live = new LiveChunks();
+  readonly #problems = new Capped<Problem>(PROBLEMS_MAX);
+  readonly #damaged = new Capped<Damage>(DAMAGED_MAX);
+  /** Ages are told by this machine's clock: nothing is deleted by them. */
+  readonly #nowMs = Date.now();
+  /** That of the state, or in a dry run one that nobody keeps. */
+  readonly #mended: FsckState['mended'];
+  #remaining = 0;
+
+  constructor(parts: StoreParts, view: View, file: StateFile, options: FsckOptions) {
+    this.#parts = parts;
+    this.#view = view;
+    this.#file = file;
+    this.#options = options;
+    this.#sources = new Sources(options.repair?.sources ?? []);
+    const { mended } = file.state;
+    for (const problem of mended.problems) this.#problems.add(problem);
+    for (const damage of mended.damaged) this.#damaged.add(damage);
+    this.#problems.more += mended.manifests - mended.problems.length;
+    this.#damaged.more += mended.chunks - mended.damaged.length;
+    this.#mended = options.repair?.dryRun ? structuredClone(mended) : mended;
+  }
+
+  async toEnd(): Promise<FsckReport> {
+    try {
+      const report = await this.#check();
+      await this.#file.remove();
+      return report;
+    } catch (error) {
+      // What was mended since is not found any more by who goes on.
+      await this.#file.save().catch(() => undefined);
+      throw error;
+    }
+  }
+
+  async #check(): Promise<FsckReport> {
+    const { repair, signal } = this.#options;
+    const write = repair !== undefined && !repair.dryRun;
+    const named = await namedImages(this.#parts, this.#view, (problem) => this.#addProblem(problem));
+    const check = new ImageCheck(this.#parts, this.#view, {
+      keys: this.#options.keys,
+      sources: this.#sources,
+      write,
+      report: (problem) => this.#addProblem(problem),
+      signal,
+    });
+    const known = await this.#readManifests(check, named);
+    const late = await this.#readLate(check, named);
+
+    const scan = new ChunkScan(this.#parts, this.#view, this.#live, this.#file, {
+      nowMs: this.#nowMs,
+      onProgress: (done, total) => this.#options.onProgress?.({ phase: 'chunks', done, total }),
+      signal,
+    });
+    await scan.run();
+    const damage = new DamageCheck(this.#parts, this.#view.active.path, known, this.#live, scan.skipped, {
+      sources: this.#sources,
+      repair: repair !== undefined,
+      write,
+      report: (found) => this.#addDamage(found),
+      save: () => this.#file.save(),
+      onProgress: (done, total) => this.#options.onProgress?.({ phase: 'damage', done, total }),
+      signal,
+    });
+    await damage.run();
+    const { list } = this.#damaged;
+    const hits =
+      this.#damaged.total === 0
+        ? []
+        : await describeHits(this.#parts, known, this.#live, list, {
+            paths: this.#options.keys && this.#options.paths,
+            signal,
+          });
+    const images = new Set(named.keys());
+    const strays = await findStrays(this.#parts, this.#view, images, late, { nowMs: this.#nowMs, signal });
+
+    const results = scan.results();
+    const sum = (of: (result: (typeof results)[number]) => number) =>
+      results.reduce((total, result) => total + of(result), 0);
+    const { state } = this.#file;
+    return {
+      store: this.#parts.objects.url,
+      ...{ sample: state.sample, seed: state.seed },
+      names: [...named.values()].reduce((total, { names }) => total + names.length, 0),
+      ...{ images: named.size, manifests: check.manifests, openedManifests: check.opened },
+      liveChunks: this.#live.needed(),
+      ...{ readChunks: sum((one) => one.readChunks), readBytes: sum((one) => one.readBytes) },
+      inTrash: sum((one) => one.inTrash) + damage.inTrash + check.inTrash,
+      ...{ problems: this.#problems.list.sort(byName), moreProblems: this.#problems.more },
+      ...{ damagedChunks: this.#damaged.total, damaged: list.sort(byId) },
+      ...{ hitImages: hits.slice(0, IMAGES_MAX), moreHitImages: Math.max(0, hits.length - IMAGES_MAX) },
+      unknownImages: named.size - known.length,
+      orphans: {
+        young: orphansOf(results, strays, 'young'),
+        garbage: orphansOf(results, strays, 'garbage'),
+      },
+      foreign: {
+        objects: sum(({ foreign }) => foreign.objects) + strays.foreign.objects,
+        bytes: sum(({ foreign }) => foreign.bytes) + strays.foreign.bytes,
+        examples: [strays, ...results].flatMap(({ foreign }) => foreign.examples).slice(0, EXAMPLES_MAX),
+      },
+      repair: repair === undefined ? null : this.#repairReport(repair.dryRun ?? false),
+      remaining: this.#remaining,
+    };
+  }
+
+  async #readManifests(
+    check: ImageCheck,
+    named: ReadonlyMap<ImageDigest, NamedImage>,
+  ): Promise<KnownImage[]> {
+    const known: KnownImage[] = [];
+    let done = 0;
+    await pooled(MANIFESTS_MAX, named.values(), async (image) => {
+      const found = await check.check(image);
+      this.#options.onProgress?.({ phase: 'manifests', done: ++done, total: named.size });
+      if (!found) return;
+      known.push(found.known);
+      this.#live.add(found.clear, found.known.isDraining ? NEEDED_DRAINING : NEEDED);
+    });
+    return known;
+  }
+
+  /** What is no garbage yet, since drives of it may be attached. */
+  async #readLate(check: ImageCheck, named: ReadonlyMap<ImageDigest, NamedImage>): Promise<Set<ImageDigest>> {
+    const { references, policy } = this.#parts;
+    const current = [...named.values()].flatMap(({ digest, names }) =>
+      names.map((name) => ({ name, digest, updated: '' })),
+    );
+    const late = latelyNamed(await references.history(), current, this.#nowMs - policy.graceMs);
+    const others = new Set([...late].filter((digest) => !named.has(digest)));
+    await pooled(MANIFESTS_MAX, others, async (digest) => {
+      const clear = await check.lateClear(digest);
+      if (clear) this.#live.add(clear, LATE);
+    });
+    return others;
+  }
+
+  #addProblem(problem: Problem): void {
+    this.#problems.add(problem);
+    if (!problem.repaired) this.#remaining++;
+    if (!this.#countMended(problem)) return;
+    this.#mended.manifests++;
+    if (this.#mended.problems.length < PROBLEMS_MAX) this.#mended.problems.push(problem);
+  }
+
+  #addDamage(damage: Damage): void {
+    this.#damaged.add(damage);
+    if (!damage.repaired) this.#remaining++;
+    if (!this.#countMended(damage)) return;
+    this.#mended.chunks++;
+    if (this.#mended.damaged.length < DAMAGED_MAX) this.#mended.damaged.push(damage);
+  }
+
+  /** Whether it was mended, or in a dry run would be; counts where from. */
+  #countMended({ copyIn, repaired }: Problem | Damage): boolean {
+    if (!repaired && (!this.#options.repair?.dryRun || copyIn === null)) return false;
+    const { bySource } = this.#mended;
+    bySource[copyIn!] = (bySource[copyIn!] ?? 0) + 1;
+    return true;
+  }
+
+  #repairReport(dryRun: boolean): FsckReport['repair'] {
+    const { chunks, manifests, bySource } = this.#mended;
+    return { dryRun, chunks, manifests, bySource, sourceErrors: this.#sources.errors };
+  }
+}
+
+function orphansOf(
+  results: readonly {
+    readonly young: { chunks: number; bytes: number };
+    readonly garbage: { chunks: number; bytes: number };
+  }[],
+  strays: Strays,
+  kind: 'young' | 'garbage',
+): Counted {
+  const sum = (of: 'chunks' | 'bytes') => results.reduce((total, result) => total + result[kind][of], 0);
+  const { manifests, bytes } = strays[kind];
+  return { chunks: sum('chunks'), manifests, bytes: sum('bytes') + bytes };
+}
+
+function byId(a: Damage, b: Damage): number {
+  return a.id < b.id ? -1 : 1;
+}
+
+function byName(a: Problem, b: Problem): number {
+  return a.names.join() + a.text < b.names.join() + b.text ? -1 : 1;
+}

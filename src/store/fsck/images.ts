@@ -1,0 +1,279 @@
+/**
+ * The first part of fsck: every name's image has a manifest that proves itself, for each key that it is sealed for. What
+ * is broken or gone is looked for elsewhere at once, since only a manifest tells which chunks to look for.
+ */
+import { errorText, LazydiskError } from '../../errors.ts';
+import type { Manifest } from '../../format/manifest.ts';
+import type { ClearManifest } from '../../format/manifest-clear.ts';
+import { MANIFEST_BYTES_MAX, manifestKeysIn } from '../carry.ts';
+import { areasOfRoot, findClear } from '../gc/mark.ts';
+import type { KeyRing } from '../key-ring.ts';
+import { type AreaPath, manifestKey } from '../layout.ts';
+import type { StoreParts } from '../parts.ts';
+import type { ImageDigest } from '../store.ts';
+import type { View } from '../view.ts';
+import { checkManifest, recombine, type WholeManifest } from './manifest-check.ts';
+import type { NamedImage } from './names.ts';
+import type { Problem } from './report.ts';
+import { readObject, type Sources } from './source.ts';
+
+/** An image whose chunks are known. */
+export interface KnownImage {
+  readonly digest: ImageDigest;
+  readonly names: readonly string[];
+  readonly isDraining: boolean;
+  /** Reads the manifest anew: all of them at once would not fit into memory. */
+  clear(): Promise<ClearManifest>;
+  /** Null where no key of ours opens it. */
+  open(): Promise<Manifest | null>;
+}
+
+export interface ImageCheckOptions {
+  readonly keys: KeyRing | undefined;
+  readonly sources: Sources;
+  /** Puts what was found into the store. */
+  readonly write: boolean;
+  report(problem: Problem): void;
+  readonly signal: AbortSignal | undefined;
+}
+
+interface Copies {
+  /** In the image's root and the trash of its sweeps, by area. */
+  readonly whole: Map<AreaPath, WholeManifest>;
+  readonly broken: Map<AreaPath, { readonly bytes: Buffer; readonly why: string }>;
+}
+
+export class ImageCheck {
+  manifests = 0;
+  opened = 0;
+  /** Manifests that a sweep put aside and that are alive. */
+  inTrash = 0;
+  readonly #parts: StoreParts;
+  readonly #view: View;
+  readonly #options: ImageCheckOptions;
+
+  constructor(parts: StoreParts, view: View, options: ImageCheckOptions) {
+    this.#parts = parts;
+    this.#view = view;
+    this.#options = options;
+  }
+
+  /** The image with what its manifest says; undefined if no good one was found. Throws UNAVAILABLE, ABORTED. */
+  async check(image: NamedImage): Promise<{ known: KnownImage; clear: ClearManifest } | undefined> {
+    this.#options.signal?.throwIfAborted();
+    const areas = areasOfRoot(this.#view, image.home);
+    const copies = await this.#copies(image, areas);
+    if (copies.size === 0) return this.#findLost(image);
+    const root = image.home.path;
+    let best: WholeManifest | undefined;
+    for (const [keyId, { whole, broken }] of copies) {
+      // One that is broken in the trash matters only if there is no other.
+      const own = broken.get(root) ?? (whole.size === 0 ? [...broken.values()][0] : undefined);
+      if (!own && !whole.has(root)) this.inTrash++;
+      const mended = own && (await this.#mend(image, keyId, own, copies));
+      best ??= mended ?? [...whole.values()][0];
+    }
+    return best && this.#known(image, best);
+  }
+
+  /** The chunks of an image that had a name until lately. A broken manifest of it stops sweeps. */
+  async lateClear(digest: ImageDigest): Promise<ClearManifest | undefined> {
+    const { objects } = this.#parts;
+    try {
+      return await findClear(objects, areasOfRoot(this.#view, this.#view.active), digest, digest);
+    } catch (error) {
+      if (!(error instanceof LazydiskError) || error.code !== 'CORRUPT') throw error;
+      const text = `named until lately: ${errorText(error)}`;
+      this.#options.report({ kind: 'manifest', names: [digest], text, copyIn: null, repaired: false });
+      return undefined;
+    }
+  }
+
+  async #copies({ digest }: NamedImage, areas: readonly AreaPath[]): Promise<Map<string, Copies>> {
+    const { objects } = this.#parts;
+    const found = new Map<string, Copies>();
+    for (const area of areas) {
+      for (const keyId of await manifestKeysIn(objects, area, digest)) {
+        const key = manifestKey(area, digest, keyId);
+        const bytes = await readObject(objects, key, MANIFEST_BYTES_MAX);
+        if (bytes === 'absent') continue;
+        this.manifests++;
+        const copies = found.get(keyId) ?? { whole: new Map(), broken: new Map() };
+        found.set(keyId, copies);
+        try {
+          if (bytes === 'unreadable') throw new LazydiskError('CORRUPT', `${key} cannot be read`);
+          const whole = await checkManifest(bytes, digest, keyId, key, this.#options.keys);
+          if (whole.opened) this.opened++;
+          copies.whole.set(area, whole);
+        } catch (error) {
+          if (!(error instanceof LazydiskError) || error.code !== 'CORRUPT') throw error;
+          const left = typeof bytes === 'string' ? Buffer.alloc(0) : bytes;
+          copies.broken.set(area, { bytes: left, why: errorText(error) });
+        }
+      }
+    }
+    return found;
+  }
+
+  /** A broken manifest: whole from elsewhere, or undefined. */
+  async #mend(
+    image: NamedImage,
+    keyId: string,
+    own: { readonly bytes: Buffer; readonly why: string },
+    all: ReadonlyMap<string, Copies>,
+  ): Promise<WholeManifest | undefined> {
+    const found =
+      (await this.#findCopy(image.digest, keyId)) ?? (await this.#recombined(image.digest, keyId, own, all));
+    const repaired = found !== undefined && (await this.#write(image, keyId, found.whole));
+    this.#report(image, 'manifest', own.why, found?.from, repaired);
+    return found?.whole;
+  }
+
+  /** An image without a manifest where it should be. Undefined if there is none at all. */
+  async #findLost(image: NamedImage): Promise<{ known: KnownImage; clear: ClearManifest } | undefined> {
+    const { clock, policy } = this.#parts;
+    const isYoung = Math.abs(Date.now() - image.updatedMs) < policy.settleMs;
+    if (isYoung) {
+      // A listing may not show yet what was just written.
+      await clock.sleep(policy.settleMs, this.#options.signal);
+      if ((await this.#copies(image, areasOfRoot(this.#view, image.home))).size > 0) return this.check(image);
+    }
+    if (!(await this.#isStillNamed(image))) return undefined;
+    const keyIds = new Set<string>();
+    for (const { path } of this.#view.areas)
+      for (const keyId of await manifestKeysIn(this.#parts.objects, path, image.digest)) keyIds.add(keyId);
+    const there = await this.#options.sources.manifest(async (manifests) => {
+      const listed = await manifests.manifestKeys(image.digest);
+      return listed.length > 0 ? listed : undefined;
+    });
+    for (const keyId of there?.found ?? []) keyIds.add(keyId);
+    // A source may be one that cannot be listed.
+    for (const keyId of (await this.#options.keys?.ids()) ?? []) keyIds.add(keyId);
+    const text = `it means ${image.digest}, which has no manifest`;
+    let best: WholeManifest | undefined;
+    let from: string | undefined;
+    let repaired = true;
+    for (const keyId of keyIds) {
+      const found = await this.#findCopy(image.digest, keyId);
+      if (!found) continue;
+      best ??= found.whole;
+      from ??= found.from;
+      if (!(await this.#write(image, keyId, found.whole))) repaired = false;
+    }
+    this.#report(image, 'name', text, from, best !== undefined && repaired);
+    return best && this.#known(image, best);
+  }
+
+  async #isStillNamed({ names, digest }: NamedImage): Promise<boolean> {
+    const { references } = this.#parts;
+    for (const name of names)
+      if ((await references.find(this.#view, name)).current?.digest === digest) return true;
+    return false;
+  }
+
+  /** A whole manifest for the key in any area or source. */
+  async #findCopy(
+    digest: ImageDigest,
+    keyId: string,
+  ): Promise<{ whole: WholeManifest; from: string } | undefined> {
+    const { objects } = this.#parts;
+    const { keys, sources } = this.#options;
+    for (const { path } of this.#view.areas) {
+      const bytes = await readObject(objects, manifestKey(path, digest, keyId), MANIFEST_BYTES_MAX);
+      if (typeof bytes === 'string') continue;
+      const whole = await checkManifest(bytes, digest, keyId, path, keys).catch(unlessCorrupt);
+      if (whole) return { whole, from: path };
+    }
+    const other = await sources.manifest(async (manifests) => {
+      const bytes = await manifests.getManifest(digest, keyId);
+      return bytes && checkManifest(bytes, digest, keyId, keyId, keys).catch(unlessCorrupt);
+    });
+    return other && { whole: other.found, from: other.from };
+  }
+
+  async #recombined(
+    digest: ImageDigest,
+    keyId: string,
+    own: { readonly bytes: Buffer },
+    all: ReadonlyMap<string, Copies>,
+  ): Promise<{ whole: WholeManifest; from: string } | undefined> {
+    for (const [otherId, { whole: copies }] of all) {
+      for (const other of copies.values()) {
+        const whole = await recombine(own.bytes, other, digest, keyId, this.#options.keys);
+        if (whole) return { whole, from: `the manifest for key ${otherId}` };
+      }
+    }
+    return undefined;
+  }
+
+  /** Writes it where it belongs and reads it back. False if that is not wanted, or came to nothing. */
+  async #write({ digest, home }: NamedImage, keyId: string, { bytes }: WholeManifest): Promise<boolean> {
+    if (!this.#options.write) return false;
+    const { objects } = this.#parts;
+    const key = manifestKey(home.path, digest, keyId);
+    await objects.put(key, bytes);
+    return (await objects.get(key, MANIFEST_BYTES_MAX))?.bytes.equals(bytes) ?? false;
+  }
+
+  #report(
+    { names, digest }: NamedImage,
+    kind: Problem['kind'],
+    text: string,
+    from: string | undefined,
+    repaired: boolean,
+  ): void {
+    const hit = names.length > 0 ? names : [digest];
+    this.#options.report({ kind, names: hit, text, copyIn: from ?? null, repaired });
+  }
+
+  #known(image: NamedImage, found: WholeManifest): { known: KnownImage; clear: ClearManifest } {
+    const { digest, names, home } = image;
+    const isDraining = home.path !== this.#view.active.path;
+    const known: KnownImage = {
+      digest,
+      names,
+      isDraining,
+      clear: () => this.#readClear(digest, names[0] ?? digest),
+      open: () => this.#open(digest),
+    };
+    return { known, clear: found.clear };
+  }
+
+  async #readClear(digest: ImageDigest, name: string): Promise<ClearManifest> {
+    const { objects } = this.#parts;
+    const areas = this.#view.areas.map(({ path }) => path);
+    const inStore = await findClear(objects, areas, digest, name).catch(unlessCorrupt);
+    const clear = inStore ?? (await this.#findOutside(digest))?.clear;
+    if (clear) return clear;
+    throw new LazydiskError('BUSY', `${objects.url}: the manifest of ${name} is gone by now; run it again`);
+  }
+
+  async #findOutside(digest: ImageDigest): Promise<WholeManifest | undefined> {
+    const ours = (await this.#options.keys?.ids()) ?? [];
+    const found = await this.#options.sources.manifest(async (manifests) => {
+      const listed = await manifests.manifestKeys(digest).catch(() => ours);
+      for (const keyId of listed) {
+        const bytes = await manifests.getManifest(digest, keyId);
+        if (!bytes) continue;
+        const whole = await checkManifest(bytes, digest, keyId, keyId, undefined).catch(unlessCorrupt);
+        if (whole) return whole;
+      }
+      return undefined;
+    });
+    return found?.found;
+  }
+
+  /** By the keys that we have, of which the first manifest found need not be one. */
+  async #open(digest: ImageDigest): Promise<Manifest | null> {
+    for (const keyId of (await this.#options.keys?.ids()) ?? []) {
+      const found = await this.#findCopy(digest, keyId);
+      if (found?.whole.opened) return found.whole.opened;
+    }
+    return null;
+  }
+}
+
+function unlessCorrupt(error: unknown): undefined {
+  if (error instanceof LazydiskError && error.code === 'CORRUPT') return undefined;
+  throw error;
+}

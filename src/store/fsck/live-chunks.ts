@@ -1,0 +1,110 @@
+/**
+ * The chunks that names mean, ten million of them in 12 bytes a slot: a fingerprint, and in one word the length that the
+ * manifests give and what is known of the chunk so far. Counters for each of the 256 folders tell whether any chunk of
+ * it is missing, so that nobody has to look for which one as long as none is.
+ */
+import { SEALED_BYTES_MIN } from '../../format/chunk-codec.ts';
+import { type ChunkId, ID_BYTES } from '../../format/chunk-id.ts';
+import type { ClearManifest } from '../../format/manifest-clear.ts';
+import { IdTable } from '../gc/id-table.ts';
+import { SHARDS } from '../layout.ts';
+
+/** An image in the active root has it; one that still has to move there. */
+export const NEEDED = 1;
+export const NEEDED_DRAINING = 2;
+/** An image had a name until lately. */
+export const LATE = 4;
+/** It lies where its readers look first, with the right length; or a sweep put it aside. */
+export const SEEN = 8;
+export const TRASHED = 16;
+/** It must be looked at: another length, other bytes, manifests that do not agree. */
+export const SUSPECT = 32;
+/** It was looked at; and it is damaged, or was. */
+export const HANDLED = 64;
+export const DAMAGED = 128;
+
+const ANY_NEED = NEEDED | NEEDED_DRAINING;
+/** Lengths are 18 to 524305: 19 bits over the flags. */
+const LENGTH_SHIFT = 12;
+
+export class LiveChunks {
+  readonly #table = new IdTable(32);
+  readonly #needed = new Uint32Array(SHARDS.length);
+  readonly #found = new Uint32Array(SHARDS.length);
+  /** Of the ids needed, all in one: it tells whether they are others than at another time. */
+  readonly #mix = new Uint32Array(SHARDS.length);
+  #suspects = 0;
+
+  /** Takes in an image's chunks; `need` is NEEDED, NEEDED_DRAINING or LATE. */
+  add(clear: ClearManifest, need: number): void {
+    const { ids } = clear;
+    for (let entry = 0; entry < clear.storedChunks; entry++) {
+      const at = entry * ID_BYTES;
+      const length = (clear.sealedBytesOf(entry) - SEALED_BYTES_MIN) << LENGTH_SHIFT;
+      const isNew = this.#table.add(ids, at, length | need);
+      const flags = isNew ? 0 : this.#table.flagsAt(ids, at)!;
+      if (!isNew) {
+        this.#table.flagAt(ids, at, need);
+        if (flags >>> LENGTH_SHIFT !== length >>> LENGTH_SHIFT) this.#suspect(flags, ids, at);
+      }
+      if (need !== LATE && !(flags & ANY_NEED)) {
+        this.#needed[ids[at]!]!++;
+        this.#mix[ids[at]!]! ^= ids.readUInt32LE(at + 8);
+      }
+    }
+  }
+
+  /** What is known of `id`: 0 if nothing means it. */
+  flags(id: ChunkId): number {
+    return this.#table.flags(id) ?? 0;
+  }
+
+  flagsAt(ids: Buffer, offset: number): number {
+    return this.#table.flagsAt(ids, offset) ?? 0;
+  }
+
+  /** Sets SEEN, TRASHED, HANDLED or DAMAGED. */
+  note(id: ChunkId, bits: number): void {
+    const flags = this.flags(id);
+    if (bits & (SEEN | TRASHED) && !(flags & (SEEN | TRASHED)))
+      this.#found[Number.parseInt(id.slice(0, 2), 16)]!++;
+    this.#table.flag(id, bits);
+  }
+
+  suspect(id: ChunkId): void {
+    if (!(this.flags(id) & SUSPECT)) this.#suspects++;
+    this.#table.flag(id, SUSPECT);
+  }
+
+  /** Chunks of `shard`, or all, that names mean. */
+  needed(shard?: number): number {
+    return shard === undefined ? this.#needed.reduce((sum, count) => sum + count, 0) : this.#needed[shard]!;
+  }
+
+  /** Those of them that were not found so far. */
+  absent(shard: number): number {
+    return this.#needed[shard]! - this.#found[shard]!;
+  }
+
+  mix(shard: number): number {
+    return this.#mix[shard]!;
+  }
+
+  get suspects(): number {
+    return this.#suspects;
+  }
+
+  #suspect(flags: number, ids: Buffer, at: number): void {
+    if (!(flags & SUSPECT)) this.#suspects++;
+    this.#table.flagAt(ids, at, SUSPECT);
+  }
+}
+
+export function isNeeded(flags: number): boolean {
+  return (flags & ANY_NEED) !== 0;
+}
+
+/** The sealed bytes that the manifests give a chunk with these flags. */
+export function lengthOf(flags: number): number {
+  return (flags >>> LENGTH_SHIFT) + SEALED_BYTES_MIN;
+}

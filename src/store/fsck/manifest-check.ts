@@ -1,0 +1,89 @@
+/**
+ * Whether one manifest object is whole. Its digest proves the clear part; of the sealed part its length and the key's
+ * name can be checked by anyone, and with the key all of it. A broken one may be put together again from its own
+ * parts and those of another key's copy, which differ in 76 bytes only: then the key must open the result.
+ */
+import { errorText, LazydiskError } from '../../errors.ts';
+import { Manifest } from '../../format/manifest.ts';
+import type { ClearManifest } from '../../format/manifest-clear.ts';
+import { KEY_ENTRY_BYTES, SEAL, SEAL_HEADER_BYTES, SEAL_TAG_BYTES } from '../../format/manifest-layout.ts';
+import { proveClear } from '../carry.ts';
+import type { KeyRing } from '../key-ring.ts';
+import type { ImageDigest } from '../store.ts';
+
+export interface WholeManifest {
+  readonly bytes: Buffer;
+  readonly clear: ClearManifest;
+  /** Null without the key. */
+  readonly opened: Manifest | null;
+}
+
+/** Throws CORRUPT saying what is wrong; UNAVAILABLE when a key cannot be asked for. */
+export async function checkManifest(
+  bytes: Buffer,
+  digest: ImageDigest,
+  keyId: string,
+  where: string,
+  keys: KeyRing | undefined,
+): Promise<WholeManifest> {
+  const clear = proveClear(bytes, digest, where);
+  const corrupt = (why: string, cause?: unknown) =>
+    new LazydiskError('CORRUPT', `${where}: ${why}`, { cause });
+  const sealed = bytes.subarray(clear.clearBytes);
+  if (sealed.length < SEAL_HEADER_BYTES) throw corrupt('it ends before its sealed part');
+  const bodyBytes = sealed.readUInt32LE(SEAL.bodyBytes);
+  const isLong = bodyBytes >= clear.storedChunks * KEY_ENTRY_BYTES;
+  if (sealed.length !== SEAL_HEADER_BYTES + bodyBytes + SEAL_TAG_BYTES || !isLong)
+    throw corrupt('its length is not what it says');
+  if (sealed.toString('latin1', SEAL.keyId, SEAL.wrappedKey) !== keyId)
+    throw corrupt(`it is not sealed for key ${keyId}`);
+  const key = await keyOf(keys, keyId);
+  if (!key) return { bytes, clear, opened: null };
+  try {
+    return { bytes, clear, opened: Manifest.open(bytes, key) };
+  } catch (error) {
+    throw corrupt(errorText(error), error);
+  }
+}
+
+/**
+ * The manifest for `keyId` out of what is left of it, `broken`, and another key's, `other`; undefined if that cannot be
+ * proven.
+ */
+export async function recombine(
+  broken: Buffer,
+  other: WholeManifest,
+  digest: ImageDigest,
+  keyId: string,
+  keys: KeyRing | undefined,
+): Promise<WholeManifest | undefined> {
+  if (!(await keyOf(keys, keyId))) return undefined;
+  const { clearBytes } = other.clear;
+  const tries = [
+    // Its clear part alone is broken, or only what is behind the wrapped data key, or both.
+    [other.bytes.subarray(0, clearBytes), broken.subarray(clearBytes)],
+    [
+      other.bytes.subarray(0, clearBytes),
+      broken.subarray(clearBytes, clearBytes + SEAL.bodyBytes),
+      other.bytes.subarray(clearBytes + SEAL.bodyBytes),
+    ],
+  ];
+  for (const parts of tries) {
+    try {
+      return await checkManifest(Buffer.concat(parts), digest, keyId, 'recombined', keys);
+    } catch {
+      // Then the other way, or none.
+    }
+  }
+  return undefined;
+}
+
+/** A key that KMS refuses is one that this host does not have. */
+async function keyOf(keys: KeyRing | undefined, keyId: string) {
+  try {
+    return await keys?.get(keyId);
+  } catch (error) {
+    if (error instanceof LazydiskError && error.code === 'KEY') return undefined;
+    throw error;
+  }
+}

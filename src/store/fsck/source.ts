@@ -1,0 +1,86 @@
+/**
+ * Where a good copy may be: other areas of the same store, another store, a disk cache, a fleet. What a source gives
+ * is proven by whoever asked, so a source may lie; one that fails is passed over, and what it said is kept.
+ */
+import { hash } from 'node:crypto';
+import { errorText, LazydiskError } from '../../errors.ts';
+import { type ChunkId, SEALED_BYTES_MAX } from '../../format/chunk-id.ts';
+import { MARKER_KEY } from '../layout.ts';
+import type { ObjectStore } from '../objects/object-store.ts';
+import type { Store } from '../store.ts';
+
+export interface RepairSource {
+  /** For people, as they named it. */
+  readonly name: string;
+  get(id: ChunkId, sealedBytes: number): Promise<Buffer | undefined>;
+  /** Of one that has manifests, too. */
+  readonly manifests?: Pick<Store, 'getManifest' | 'manifestKeys'>;
+}
+
+/** Another store as a source. */
+export function storeSource(store: Store): RepairSource {
+  return { name: store.url, get: (id) => store.getChunk(id), manifests: store };
+}
+
+/** Sources asked in turn until one has what proves itself. */
+export class Sources {
+  /** The last failure of each source. */
+  readonly errors: Record<string, string> = {};
+  readonly #sources: readonly RepairSource[];
+
+  constructor(sources: readonly RepairSource[]) {
+    this.#sources = sources;
+  }
+
+  async chunk(id: ChunkId, sealedBytes: number): Promise<{ bytes: Buffer; from: string } | undefined> {
+    for (const source of this.#sources) {
+      const bytes = await this.#ask(source, () => source.get(id, sealedBytes));
+      if (bytes && isChunk(bytes, id)) return { bytes, from: source.name };
+    }
+    return undefined;
+  }
+
+  /** What `ask` finds in the first source with manifests in which it finds something. */
+  async manifest<T>(
+    ask: (manifests: NonNullable<RepairSource['manifests']>) => Promise<T | undefined>,
+  ): Promise<{ found: T; from: string } | undefined> {
+    for (const source of this.#sources) {
+      const { manifests } = source;
+      const found = manifests && (await this.#ask(source, () => ask(manifests)));
+      if (found !== undefined) return { found, from: source.name };
+    }
+    return undefined;
+  }
+
+  async #ask<T>(source: RepairSource, ask: () => Promise<T | undefined>): Promise<T | undefined> {
+    try {
+      return await ask();
+    } catch (error) {
+      this.errors[source.name] = errorText(error);
+      return undefined;
+    }
+  }
+}
+
+/** Whether these are the sealed bytes that `id` names. */
+export function isChunk(bytes: Uint8Array, id: ChunkId): boolean {
+  return hash('sha256', bytes, 'hex') === id;
+}
+
+/**
+ * The object, or why there is none. A disk with a bad sector must not end the search for others, and a store that is
+ * away must: what cannot be read is `unreadable` only if the store answers. Rejects with UNAVAILABLE, ABORTED.
+ */
+export async function readObject(
+  objects: ObjectStore,
+  key: string,
+  bytesMax = SEALED_BYTES_MAX,
+): Promise<Buffer | 'absent' | 'unreadable'> {
+  try {
+    return (await objects.get(key, bytesMax))?.bytes ?? 'absent';
+  } catch (error) {
+    const isRead = error instanceof LazydiskError && error.code === 'UNAVAILABLE';
+    if (!isRead || !(await objects.get(MARKER_KEY, 1).catch(() => undefined))) throw error;
+    return 'unreadable';
+  }
+}

@@ -1,0 +1,142 @@
+/**
+ * How far a run has come, in a file, so that one that was stopped or killed goes on where it was. It is written whole
+ * after each folder of chunks, by rename. What was found in a folder is in it; one with more findings than fit is simply
+ * not done, and looked at again.
+ */
+import { readFile, rename, rm, writeFile } from 'node:fs/promises';
+import { z } from 'zod';
+import { errorText, LazydiskError } from '../../errors.ts';
+import type { Damage, Problem } from './report.ts';
+
+/** Chunks of one folder that must be looked at again; of more, the folder is not done. */
+export const SUSPECTS_MAX = 1000;
+
+const VERSION = 1;
+const counted = z.strictObject({ chunks: z.number(), bytes: z.number() });
+const shardSchema = z.strictObject({
+  /** Which chunks names meant then (LiveChunks.mix), and how many of those were not found. */
+  mix: z.number(),
+  absent: z.number(),
+  found: z.number(),
+  suspects: z.array(z.string().regex(/^[0-9a-f]{64}$/)),
+  readChunks: z.number(),
+  readBytes: z.number(),
+  inTrash: z.number(),
+  young: counted,
+  garbage: counted,
+  foreign: z.strictObject({ objects: z.number(), bytes: z.number(), examples: z.array(z.string()) }),
+});
+
+/** What was found in one folder of chunks, in all areas. */
+export type ShardResult = z.infer<typeof shardSchema>;
+
+const stateSchema = z.strictObject({
+  kind: z.literal('lazydisk fsck'),
+  version: z.literal(VERSION),
+  store: z.string(),
+  /** Roots that names were looked for in. */
+  roots: z.array(z.string()),
+  sample: z.number(),
+  seed: z.number(),
+  shards: z.record(z.string().regex(/^[0-9a-f]{2}$/), shardSchema),
+  /** What earlier runs have repaired, which looks well by now. */
+  mended: z.strictObject({
+    chunks: z.number(),
+    manifests: z.number(),
+    bySource: z.record(z.string(), z.number()),
+    problems: z.array(z.custom<Problem>()),
+    damaged: z.array(z.custom<Damage>()),
+  }),
+});
+
+export type FsckState = z.infer<typeof stateSchema>;
+
+/** What a run is asked for; a file of other words than these is refused. */
+export interface FsckRun {
+  readonly store: string;
+  readonly roots: readonly string[];
+  readonly sample: number;
+  /** Undefined: that of the file, or today's. */
+  readonly seed: number | undefined;
+}
+
+export class StateFile {
+  readonly state: FsckState;
+  readonly #path: string | undefined;
+  #saving: Promise<void> = Promise.resolve();
+
+  private constructor(path: string | undefined, state: FsckState) {
+    this.#path = path;
+    this.state = state;
+  }
+
+  /** Without a path nothing is kept. Throws USAGE for a file of another run, or none of ours; UNAVAILABLE. */
+  static async open(path: string | undefined, run: FsckRun): Promise<StateFile> {
+    const known = path === undefined ? undefined : await readState(path);
+    if (known) checkSame(path!, known, run);
+    const { store, roots, sample } = run;
+    return new StateFile(
+      path,
+      known ?? {
+        kind: 'lazydisk fsck',
+        version: VERSION,
+        ...{ store, roots: [...roots], sample, seed: run.seed ?? today() },
+        shards: {},
+        mended: { chunks: 0, manifests: 0, bySource: {}, problems: [], damaged: [] },
+      },
+    );
+  }
+
+  /** The state as it is now; of several calls while one is written, each is. Rejects with UNAVAILABLE. */
+  save(): Promise<void> {
+    if (this.#path === undefined) return this.#saving;
+    const path = this.#path;
+    this.#saving = this.#saving.then(async () => {
+      try {
+        await writeFile(`${path}.tmp`, `${JSON.stringify(this.state)}\n`, { mode: 0o600, flush: true });
+        await rename(`${path}.tmp`, path);
+      } catch (cause) {
+        throw new LazydiskError('UNAVAILABLE', `cannot write ${path}: ${errorText(cause)}`, { cause });
+      }
+    });
+    return this.#saving;
+  }
+
+  /** When all is done there is nothing to go on with. */
+  async remove(): Promise<void> {
+    await this.#saving;
+    if (this.#path !== undefined) await rm(this.#path, { force: true });
+  }
+}
+
+async function readState(path: string): Promise<FsckState | undefined> {
+  let text: string;
+  try {
+    text = await readFile(path, 'utf8');
+  } catch (cause) {
+    if ((cause as NodeJS.ErrnoException).code === 'ENOENT') return undefined;
+    throw new LazydiskError('UNAVAILABLE', `cannot read ${path}: ${errorText(cause)}`, { cause });
+  }
+  try {
+    return stateSchema.parse(JSON.parse(text));
+  } catch (cause) {
+    throw new LazydiskError('USAGE', `${path} is not what fsck has written; give a new file`, { cause });
+  }
+}
+
+function checkSame(path: string, known: FsckState, run: FsckRun): void {
+  const differs = (what: string, was: unknown, is: unknown) =>
+    new LazydiskError(
+      'USAGE',
+      `${path} is of a run with ${what} ${was}, and this has ${is}; give a new file`,
+    );
+  if (known.store !== run.store) throw differs('store', known.store, run.store);
+  if (known.roots.join() !== run.roots.join()) throw differs('roots', known.roots, run.roots);
+  if (known.sample !== run.sample) throw differs('sample', known.sample, run.sample);
+  if (run.seed !== undefined && known.seed !== run.seed) throw differs('seed', known.seed, run.seed);
+}
+
+/** Days since 1970: who looks every night looks at other chunks every night. */
+function today(): number {
+  return Math.floor(Date.now() / (24 * 60 * 60 * 1000));
+}
