@@ -24,8 +24,8 @@ export function policyCommand(): Command {
       'after',
       `
 Grace and retention must each be at least build + view + 4 × settle. Lower them, and space comes back sooner: grace is
-how long \`tag sha256:…\` surely brings an image back that lost its name, and both together how long a drive may stay
-attached without reading, after its image lost its name, and still find everything. Lower build, and builds that take
+how long \`tag sha256:…\` surely brings an image back that lost its name, retention how long a drive may stay attached
+without reading, after its image lost its name, and still find everything. Lower build, and builds that take
 longer fail. What is put aside already goes by the new times, too. A process keeps the times that it began with: when
 build, view or settle change, restart daemons, and let no gc command run until everything that began before is over (at
 most the old build time). JSON: graceMs, retentionMs, buildMs, viewMs, settleMs.`,
