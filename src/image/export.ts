@@ -13,7 +13,7 @@ import type { Image } from '../store/image.ts';
 import type { Store } from '../store/store.ts';
 
 /** Chunks in flight. */
-const LANES = 4;
+const LANES = 12;
 
 export interface ExportProgress {
   /** Bytes of the disk done, and of the whole. */

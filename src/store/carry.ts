@@ -6,6 +6,7 @@
 import { LazydiskError } from '../errors.ts';
 import type { ChunkId } from '../format/chunk-id.ts';
 import { ClearManifest } from '../format/manifest-clear.ts';
+import { withinTime } from './clock.ts';
 import { type AreaPath, chunkKey, manifestKey, manifestsPrefix, meaningOf } from './layout.ts';
 import type { ObjectOptions, ObjectStore } from './objects/object-store.ts';
 import type { StoreParts } from './parts.ts';
@@ -86,9 +87,11 @@ export async function ensureIn(
   for (const { area, keyId } of places) {
     options.checkTime();
     // Each has its own time: how many keys and areas there are must not count.
-    const signal = clock.timeout(policy.settleMs);
-    if (await objects.copy(manifestKey(area, digest, keyId), manifestKey(to, digest, keyId), { signal }))
-      isHere = true;
+    const key = manifestKey(to, digest, keyId);
+    const copied = await withinTime(clock, policy.settleMs, `${objects.url}: writing ${key}`, (signal) =>
+      objects.copy(manifestKey(area, digest, keyId), key, { signal }),
+    );
+    if (copied) isHere = true;
   }
   return isHere;
 }

@@ -5,6 +5,7 @@
  */
 import { setTimeout as delay } from 'node:timers/promises';
 import { LazydiskError } from '../errors.ts';
+import { formatDuration } from '../units.ts';
 
 /** A moment on this machine; only `Clock.ageMs` makes anything of it. */
 export interface Moment {
@@ -20,6 +21,27 @@ export interface Clock {
   timeout(ms: number): AbortSignal;
   /** Rejects with ABORTED. */
   sleep(ms: number, signal?: AbortSignal): Promise<void>;
+}
+
+/**
+ * What `work` gives, which is given up, retries and all, after `ms`: it must not take effect later. Rejects with TIMEOUT
+ * naming `what` then.
+ */
+export async function withinTime<T>(
+  clock: Clock,
+  ms: number,
+  what: string,
+  work: (signal: AbortSignal) => Promise<T>,
+): Promise<T> {
+  const signal = clock.timeout(ms);
+  try {
+    return await work(signal);
+  } catch (cause) {
+    if (!signal.aborted) throw cause;
+    throw new LazydiskError('TIMEOUT', `${what} was not done within ${formatDuration(ms)}: run it again`, {
+      cause,
+    });
+  }
 }
 
 /** Timers take no more. */

@@ -15,6 +15,9 @@ import type { ImageDigest, Store, StoreWriter } from './store.ts';
 /** Chunks in flight, each with one sealed chunk in memory. */
 const CHUNKS_MAX = 16;
 
+/** A store with up to this many chunks for each of the image is listed, and in a larger one each is asked for. */
+const LISTED_PER_CHUNK = 50;
+
 export interface CopyOptions {
   readonly from: Store;
   /** Undefined, with `dryRun` alone: a store that is not there yet. */
@@ -156,11 +159,14 @@ async function copyChunks(
   for (const entry of entries) totalBytes += clear.sealedBytesOf(entry);
   let doneBytes = 0;
   const counts = { copiedChunks: 0, copiedBytes: 0, presentChunks: 0 };
+  // A page of a listing costs what one question costs.
+  const present = await writer?.presentChunks(entries.length * LISTED_PER_CHUNK);
   await pooled(CHUNKS_MAX, entries, async (entry) => {
     signal?.throwIfAborted();
     const id = clear.idOf(entry);
     const sealedBytes = clear.sealedBytesOf(entry);
-    if (await writer?.hasChunk(id, sealedBytes)) counts.presentChunks++;
+    const isPresent = present ? present.get(id) === sealedBytes : await writer?.hasChunk(id, sealedBytes);
+    if (isPresent) counts.presentChunks++;
     else {
       if (writer && !dryRun) await writer.putChunk(id, await provenChunk(from, clear, entry, signal));
       counts.copiedChunks++;

@@ -8,8 +8,16 @@ import { LazydiskError } from '../errors.ts';
 import type { ChunkId } from '../format/chunk-id.ts';
 import { formatDuration } from '../units.ts';
 import { type CarryOptions, ensureIn } from './carry.ts';
-import type { Moment } from './clock.ts';
-import { type AreaPath, chunkKey, manifestKey, rootPath, stateKey } from './layout.ts';
+import { type Moment, withinTime } from './clock.ts';
+import {
+  type AreaPath,
+  chunkKey,
+  chunksPrefix,
+  manifestKey,
+  meaningOf,
+  rootPath,
+  stateKey,
+} from './layout.ts';
 import type { StoreParts } from './parts.ts';
 import { isDigest, referenceName } from './reference-name.ts';
 import type { ImageDigest, SetOptions, StoreWriter } from './store.ts';
@@ -43,15 +51,29 @@ export class RootWriter implements StoreWriter {
     return found !== undefined && (sealedBytes === undefined || found.sizeBytes === sealedBytes);
   }
 
+  async presentChunks(max: number): Promise<ReadonlyMap<ChunkId, number> | undefined> {
+    const found = new Map<ChunkId, number>();
+    for await (const page of this.#parts.objects.list(chunksPrefix(this.#root))) {
+      for (const { key, sizeBytes } of page) {
+        const meaning = meaningOf(key);
+        if (meaning?.kind === 'chunk') found.set(meaning.id, sizeBytes);
+      }
+      if (found.size > max) return undefined;
+    }
+    return found;
+  }
+
   async putChunk(id: ChunkId, sealed: Uint8Array): Promise<void> {
-    await this.#parts.objects.put(chunkKey(this.#root, id), sealed);
+    await this.#parts.objects.put(chunkKey(this.#root, id), sealed, { sha256: id });
   }
 
   async putManifest(digest: ImageDigest, keyId: string, manifest: Uint8Array): Promise<void> {
     this.#checkTime();
     const { objects, policy, clock } = this.#parts;
-    const signal = clock.timeout(policy.settleMs);
-    await objects.put(manifestKey(this.#root, digest, keyId), manifest, { signal });
+    const key = manifestKey(this.#root, digest, keyId);
+    await withinTime(clock, policy.settleMs, `${objects.url}: writing ${key}`, (signal) =>
+      objects.put(key, manifest, { signal }),
+    );
     this.#put.set(digest, [...(this.#put.get(digest) ?? []), keyId]);
   }
 

@@ -92,6 +92,11 @@ export interface StoreWriter {
   readonly epoch: number;
   /** Whether the chunk is there; one of another length than `sealedBytes`, if that is given, is not. */
   hasChunk(id: ChunkId, sealedBytes?: number): Promise<boolean>;
+  /**
+   * Lengths of all chunks that are there by id, or undefined if there are more than `max`: for who would otherwise ask for
+   * many of them one by one.
+   */
+  presentChunks(max: number): Promise<ReadonlyMap<ChunkId, number> | undefined>;
   /** `sealed` must stay untouched until this resolves. Throws NO_SPACE, UNAVAILABLE, as all puts do. */
   putChunk(id: ChunkId, sealed: Uint8Array): Promise<void>;
   /** All chunks of the image must be there. Throws TIMEOUT as `putReference` does. */

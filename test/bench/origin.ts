@@ -5,7 +5,7 @@
 import { spawn } from 'node:child_process';
 import { createHash, createHmac, randomBytes } from 'node:crypto';
 import { once } from 'node:events';
-import { mkdtemp, rm, writeFile } from 'node:fs/promises';
+import { mkdir, mkdtemp, rm, writeFile } from 'node:fs/promises';
 import { Agent, get } from 'node:http';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
@@ -18,9 +18,13 @@ import { benchFsckGc } from './fsck-gc.ts';
 import { formatRows, type Row } from './row.ts';
 
 const MAIN = new URL('../../src/main.ts', import.meta.url).pathname;
-const CHUNKS = 600;
-const RUNS = 3;
+const CHUNKS = 1000;
+const RUNS = 2;
 const GETS = 400;
+
+/** What the server gives to whoever moves objects as small as chunks are, which cost it the same work each as large ones. */
+const SAME_OBJECTS = 'rclone, an object a chunk';
+const LANES = ['--transfers', '16', '--checkers', '16'];
 
 /** Half of each chunk is noise, so that a sealed one is as long as real ones are. */
 function diskBytes(): Buffer {
@@ -46,6 +50,8 @@ export async function benchOrigin(): Promise<Row[]> {
     await local.close();
     const file = join(dir, 'file');
     await writeFile(file, Buffer.concat(sealed));
+    await mkdir(join(dir, 'chunks'));
+    for (const [n, id] of ids.entries()) await writeFile(join(dir, 'chunks', id), sealed[n]!);
     const megabytes = sealed.reduce((sum, { length }) => sum + length, 0) / 1e6;
     return [
       ...(await transfers(rgw, dir, file, megabytes)),
@@ -68,6 +74,7 @@ async function transfers(rgw: Rgw, dir: string, file: string, megabytes: number)
     lazydisk: (run) => [...lazydisk, 'copy', 'app:1', join(dir, 'store'), remote(run)],
     s3cmd: (run) => [...s3cmd, 'put', file, `s3://bench/s3cmd-${run}`],
     rclone: (run) => [...rclone, 'copyto', file, `rgw:bench/rclone-${run}`],
+    [SAME_OBJECTS]: (run) => [...rclone, ...LANES, 'copy', join(dir, 'chunks'), `rgw:bench/chunks-${run}`],
   };
   const downloads: Record<string, (run: number) => string[]> = {
     lazydisk: (run) => [
@@ -82,21 +89,31 @@ async function transfers(rgw: Rgw, dir: string, file: string, megabytes: number)
     ],
     s3cmd: (run) => [...s3cmd, 'get', '--force', `s3://bench/s3cmd-${run}`, join(dir, 'got')],
     rclone: (run) => [...rclone, 'copyto', `rgw:bench/rclone-${run}`, join(dir, 'got')],
+    [SAME_OBJECTS]: (run) => [
+      ...rclone,
+      ...LANES,
+      'copy',
+      `rgw:bench/chunks-${run}`,
+      join(dir, `got-${run}`),
+    ],
   };
   const rows: Row[] = [];
   for (const [what, programs] of [
     ['upload', uploads],
     ['cold whole-image download', downloads],
   ] as const) {
-    const seconds: Record<string, number[]> = { lazydisk: [], s3cmd: [], rclone: [] };
+    const seconds: Record<string, number[]> = {};
     for (let run = 0; run < RUNS; run++)
-      for (const [program, words] of Object.entries(programs))
-        seconds[program]!.push(await timeOf(words(run)));
+      for (const [program, words] of Object.entries(programs)) {
+        seconds[program] ??= [];
+        seconds[program].push(await timeOf(words(run)));
+      }
     const speed = (program: string) => megabytes / median(seconds[program]!);
-    for (const peer of ['s3cmd', 'rclone'])
+    for (const peer of ['s3cmd', 'rclone', SAME_OBJECTS])
       rows.push({
         ...{ name: what, ours: speed('lazydisk'), unit: 'MB/s', peer, peerValue: speed(peer) },
-        ...{ ratio: speed('lazydisk') / speed(peer), goal: 0.8 },
+        ratio: speed('lazydisk') / speed(peer),
+        ...(peer !== SAME_OBJECTS && { goal: 0.8 }),
       });
   }
   return rows;

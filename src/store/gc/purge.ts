@@ -36,6 +36,7 @@ export interface PurgeReport {
   readonly purged: readonly string[];
   readonly held: readonly HeldArea[];
   readonly deletedObjects: number;
+  /** Freed: without what went back. */
   readonly deletedBytes: number;
   /** Objects that were alive after all, and went back. */
   readonly restoredObjects: number;
@@ -155,14 +156,11 @@ class Purge {
     const live = this.#live;
     await this.#mark(trash, 'deleting');
     await this.#deleteAll(trash, async (page) => {
-      const root = this.#view.active.path;
-      this.#counts.restoredObjects += await restore(
-        this.#parts.objects,
-        page,
-        root,
-        live,
-        this.#options.dryRun,
-      );
+      const { objects } = this.#parts;
+      const restored = await restore(objects, page, this.#view.active.path, live, this.#options.dryRun);
+      this.#counts.restoredObjects += restored.length;
+      // Deleted here and written there, they free nothing.
+      for (const { sizeBytes } of restored) this.#counts.deletedBytes -= sizeBytes;
     });
     await this.#unmark(trash);
   }

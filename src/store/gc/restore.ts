@@ -7,22 +7,23 @@ import type { LiveSet } from './mark.ts';
 
 const COPIES_MAX = 16;
 
-/** Copies what of `page` is alive, and not in `root`, there. Gives how many that were, or with `dryRun` would be. */
+/** Copies what of `page` is alive, and not in `root`, there. Gives what that was, or with `dryRun` would be. */
 export async function restore(
   objects: ObjectStore,
   page: readonly ObjectInfo[],
   root: AreaPath,
   live: LiveSet,
   dryRun = false,
-): Promise<number> {
-  let restored = 0;
-  await pooled(COPIES_MAX, page, async ({ key }) => {
+): Promise<ObjectInfo[]> {
+  const restored: ObjectInfo[] = [];
+  await pooled(COPIES_MAX, page, async (info) => {
+    const { key } = info;
     const meaning = meaningOf(key);
     const isLive =
       (meaning?.kind === 'chunk' && live.chunks.has(meaning.id)) ||
       (meaning?.kind === 'manifest' && live.images.has(meaning.digest));
     if (!isLive || (await objects.head(inArea(key, root)))) return;
-    restored++;
+    restored.push(info);
     if (!dryRun) await objects.copy(key, inArea(key, root));
   });
   return restored;

@@ -6,7 +6,7 @@
  */
 import { LazydiskError } from '../../errors.ts';
 import { formatDuration } from '../../units.ts';
-import type { Moment } from '../clock.ts';
+import { type Moment, withinTime } from '../clock.ts';
 import { type AreaPath, chunksPrefix, manifestsPrefix, meaningOf, SHARDS, stateKey } from '../layout.ts';
 import type { ObjectInfo } from '../objects/object-store.ts';
 import type { StoreParts } from '../parts.ts';
@@ -124,7 +124,8 @@ class Sweep {
       if (area.root !== active.root || area.isDeleting) continue;
       await this.#each(`${area.path}/`, async (page) => {
         const { objects } = this.#parts;
-        this.#counts.restoredObjects += await restore(objects, page, active.path, live, this.#options.dryRun);
+        const restored = await restore(objects, page, active.path, live, this.#options.dryRun);
+        this.#counts.restoredObjects += restored.length;
       });
     }
   }
@@ -172,7 +173,10 @@ class Sweep {
     await pooled(COPIES_MAX, garbage, async ({ key }) => {
       if (await objects.copy(key, inArea(key, trash))) moved.push(key);
     });
-    await objects.delete(moved, { signal: this.#inTime() });
+    const { clock } = this.#parts;
+    await withinTime(clock, this.#leftMs(), `${objects.url}: a sweep`, (signal) =>
+      objects.delete(moved, { signal }),
+    );
   }
 
   /** Made when there is something for it; after the wait every new listing shows it. */
@@ -187,13 +191,13 @@ class Sweep {
   }
 
   /**
-   * For what is taken away: it gives up, retries and all, in time to have taken effect by when a purge may take the trash,
-   * closed or not, for complete. Throws TIMEOUT when that is over.
+   * For what is taken away: it must have taken effect by when a purge may take the trash, closed or not, for complete.
+   * Throws TIMEOUT when that is over.
    */
-  #inTime(): AbortSignal {
+  #leftMs(): number {
     const { clock, policy, objects } = this.#parts;
     const leftMs = policy.buildMs - policy.settleMs - clock.ageMs(this.#openedAt!);
-    if (leftMs > 0) return clock.timeout(leftMs);
+    if (leftMs > 0) return leftMs;
     throw new LazydiskError(
       'TIMEOUT',
       `${objects.url}: a sweep may take ${formatDuration(policy.buildMs)}; run it again for the rest`,

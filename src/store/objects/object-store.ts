@@ -41,6 +41,8 @@ export interface PutOptions extends ObjectOptions {
    * set ignores it. After a retried write BUSY may also mean that the first try came through after all.
    */
   readonly ifVersion?: string | null;
+  /** SHA-256 of the bytes, 64 hex digits, where the caller knows it; S3 signs it, and need not compute it then. */
+  readonly sha256?: string;
 }
 
 export interface ListOptions extends ObjectOptions {

@@ -85,11 +85,17 @@ export class S3Objects implements ObjectStore {
   }
 
   /** Throws BUSY for `ifVersion`, and NO_SPACE where a store has a limit, as `copy` does. */
-  async put(key: string, bytes: Uint8Array, { ifVersion, signal }: PutOptions = {}): Promise<void> {
+  async put(key: string, bytes: Uint8Array, options: PutOptions = {}): Promise<void> {
+    const { ifVersion, sha256, signal } = options;
     const what = this.#what('write', key);
     checkKey(key);
     const conditions = ifVersion === undefined ? 'none' : await this.#conditions();
-    const make = this.#putting(key, bytes, ifVersion, conditions);
+    const makePut = this.#putting(key, bytes, ifVersion, conditions);
+    const make = () => {
+      const command = makePut();
+      if (sha256 !== undefined) withHeader(command, 'x-amz-content-sha256', () => sha256);
+      return command;
+    };
     const output = await this.#failing(
       what,
       'PutObject',
@@ -187,14 +193,11 @@ export class S3Objects implements ObjectStore {
         Bucket: this.#location.bucket,
         Delete: { Objects, Quiet: true },
       });
-      command.middlewareStack.add(
-        (next) => (args) => {
-          const request = args.request as { body: string; headers: Record<string, string> };
-          // Some stores insist on it, as S3 once did, and do not know what came after.
-          request.headers['content-md5'] = createHash('md5').update(request.body).digest('base64');
-          return next(args);
-        },
-        { step: 'build', name: 'contentMd5' },
+      // Some stores insist on it, as S3 once did, and do not know what came after.
+      withHeader(command, 'content-md5', (body) =>
+        createHash('md5')
+          .update(body as string)
+          .digest('base64'),
       );
       return command;
     };
@@ -356,4 +359,22 @@ export class S3Objects implements ObjectStore {
   #what(verb: string, key: string): string {
     return `${this.url}: cannot ${verb} ${key}`;
   }
+}
+
+/** Gives the request of `command` one more header, made of its body, before it is signed. */
+function withHeader(
+  command: PutObjectCommand | DeleteObjectsCommand,
+  name: string,
+  make: (body: unknown) => string,
+): void {
+  // The two stacks differ in what they give, which is of no interest here.
+  const stack = command.middlewareStack as PutObjectCommand['middlewareStack'];
+  stack.add(
+    (next) => (args) => {
+      const request = args.request as { body: unknown; headers: Record<string, string> };
+      request.headers[name] = make(request.body);
+      return next(args);
+    },
+    { step: 'build', name },
+  );
 }
