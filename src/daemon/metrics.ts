@@ -183,6 +183,10 @@ export class DaemonMetrics {
     this.#gauge('store_roots', 'Roots of the store, and trashes, by state.', ['state'], (gauge) => {
       for (const [state, count] of Object.entries(sources.store().roots)) gauge.set({ state }, count);
     });
+    this.#gauge('store_credential_expiry_seconds', 'Until the credentials expire.', ['client'], (gauge) => {
+      const { credentialExpiryMs } = sources.store();
+      if (credentialExpiryMs !== null) gauge.set({ client: 's3' }, (credentialExpiryMs - Date.now()) / 1e3);
+    });
     this.#counter(
       'store_retired_reads_total',
       'Objects found only in a retired root or a trash, whose deletion waits for it.',

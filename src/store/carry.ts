@@ -96,9 +96,10 @@ export async function ensureIn(
   return isHere;
 }
 
-async function firstClear(
+/** The clear part of the first manifest of `digest` that proves itself; undefined if there is none at all. Throws CORRUPT. */
+export async function firstClear(
   objects: ObjectStore,
-  places: readonly { area: AreaPath; keyId: string }[],
+  places: readonly { readonly area: AreaPath; readonly keyId: string }[],
   digest: ImageDigest,
 ): Promise<ClearManifest | undefined> {
   let bad: unknown;

@@ -8,6 +8,7 @@ import { errorText, LazydiskError } from '../errors.ts';
 import type { TenantKey } from '../format/keys.ts';
 import { Manifest } from '../format/manifest.ts';
 import { rewrapManifest } from '../format/manifest-rewrap.ts';
+import { pooled } from './pooled.ts';
 import { isDigest, referenceName } from './reference-name.ts';
 import type { ImageDigest, Reference } from './store.ts';
 
@@ -90,7 +91,8 @@ export async function rewrapImages(
   let done = failures.length;
   options.onProgress?.(done, images);
 
-  const work = async (target: Target) => {
+  await pooled(IMAGES_MAX, targets, async (target) => {
+    options.signal?.throwIfAborted();
     try {
       const { state, isOldRemoved } = await rewrapImage(store, from, to, target, options);
       if (state === 'foreign' && isNamed)
@@ -101,34 +103,8 @@ export async function rewrapImages(
       failures.push({ name: target.name, error: failureOf(store, target.name, error) });
     }
     options.onProgress?.(++done, images);
-  };
-  await inLanes(targets, work, options.signal);
+  });
   return { images, ...counts, failures };
-}
-
-/** Calls `work` for each target, a few at once. Throws the first error, when all that was under way is over. */
-async function inLanes(
-  targets: readonly Target[],
-  work: (target: Target) => Promise<void>,
-  signal: AbortSignal | undefined,
-): Promise<void> {
-  const queue = targets.values();
-  let stopped = false;
-  const lane = async () => {
-    for (const target of queue) {
-      if (stopped) return;
-      signal?.throwIfAborted();
-      await work(target);
-    }
-  };
-  const guarded = () =>
-    lane().catch((error) => {
-      stopped = true;
-      throw error;
-    });
-  const ends = await Promise.allSettled(Array.from({ length: IMAGES_MAX }, guarded));
-  const failed = ends.find((end) => end.status === 'rejected');
-  if (failed) throw failed.reason;
 }
 
 async function rewrapImage(

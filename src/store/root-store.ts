@@ -144,6 +144,7 @@ export class RootStore implements Store {
       },
       retiredReads: this.#retiredReads,
       unrecordedReads: this.#unrecordedReads,
+      credentialExpiryMs: this.parts.objects.credentialExpiry ?? null,
     };
   }
 

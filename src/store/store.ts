@@ -46,6 +46,8 @@ export interface StoreStats {
   readonly retiredReads: number;
   /** Of these, those that could not be written down in the store, so that a deletion does not know of them. */
   readonly unrecordedReads: number;
+  /** When the store's credentials expire, in milliseconds since 1970; null if they do not. */
+  readonly credentialExpiryMs: number | null;
 }
 
 export interface Store {

@@ -18,7 +18,7 @@ import { age, chunkFileIn } from '../support/dir-store.ts';
 const MAIN = new URL('../../src/main.ts', import.meta.url).pathname;
 const DAY_MS = 24 * 60 * 60 * 1000;
 /** Nothing waits for long, and what is a day old is old. */
-const POLICY = ['--grace', '1m', '--retention', '1h', '--build', '50s', '--view', '500ms', '--settle', '5ms'];
+const POLICY = ['--grace', '1m', '--retention', '1h', '--build', '50s', '--view', '500ms', '--settle', '1s'];
 
 /** A store with `app:1`, of 18 chunks; its commands, and what they answer as JSON. */
 async function withStore(t: Test) {
@@ -155,7 +155,7 @@ t.test('the daemon lists images as the command line does, without asking for ano
 t.test('garbage is put aside, read from there with an alarm, and deleted when nobody reads it', async (t) => {
   const { place, run, json, digest } = await withStore(t);
   t.match(await json('gc', 'policy'), { graceMs: 7 * 86_400_000, settleMs: 60_000 });
-  t.match(await json('gc', 'policy', ...POLICY), { graceMs: 60_000, settleMs: 5 });
+  t.match(await json('gc', 'policy', ...POLICY), { graceMs: 60_000, settleMs: 1_000 });
   t.match((await run('gc', 'policy')).stdout, /^grace +60 s$/m);
   t.match(await json('gc', 'run'), { sweep: { sweptChunks: 0, trash: null }, purge: { purged: [] } });
   await json('rm', 'app:1');

@@ -59,6 +59,7 @@ function metrics(): DaemonMetrics {
       roots: { active: 1, draining: 0, retired: 2, trash: 3 },
       retiredReads: 4,
       unrecordedReads: 5,
+      credentialExpiryMs: null,
     }),
     cacheDrops: () => ({ dropped: 1, failed: 2 }),
   });

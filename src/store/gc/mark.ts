@@ -7,8 +7,8 @@
 import { errorText, LazydiskError } from '../../errors.ts';
 import { ID_BYTES } from '../../format/chunk-id.ts';
 import type { ClearManifest } from '../../format/manifest-clear.ts';
-import { MANIFEST_BYTES_MAX, manifestKeysIn, proveClear } from '../carry.ts';
-import { type AreaPath, manifestKey, manifestsPrefix, meaningOf } from '../layout.ts';
+import { firstClear, manifestKeysIn } from '../carry.ts';
+import { type AreaPath, manifestsPrefix, meaningOf } from '../layout.ts';
 import type { ObjectStore } from '../objects/object-store.ts';
 import type { StoreParts } from '../parts.ts';
 import { pooled } from '../pooled.ts';
@@ -143,21 +143,13 @@ export async function findClear(
   digest: ImageDigest,
   name: string,
 ): Promise<ClearManifest | undefined> {
-  let bad: unknown;
-  for (const area of areas) {
-    for (const keyId of await manifestKeysIn(objects, area, digest)) {
-      const key = manifestKey(area, digest, keyId);
-      const found = await objects.get(key, MANIFEST_BYTES_MAX);
-      if (!found) continue;
-      try {
-        return proveClear(found.bytes, digest, `${objects.url}/${key}`);
-      } catch (error) {
-        bad ??= error;
-      }
-    }
-  }
-  if (bad) throw new LazydiskError('CORRUPT', `image ${name}: ${errorText(bad)}`, { cause: bad });
-  return undefined;
+  const places: { area: AreaPath; keyId: string }[] = [];
+  for (const area of areas)
+    for (const keyId of await manifestKeysIn(objects, area, digest)) places.push({ area, keyId });
+  return firstClear(objects, places, digest).catch((cause) => {
+    const code = cause instanceof LazydiskError ? cause.code : 'INTERNAL';
+    throw new LazydiskError(code, `image ${name}: ${errorText(cause)}`, { cause });
+  });
 }
 
 function addChunks(table: IdTable, clear: ClearManifest): void {

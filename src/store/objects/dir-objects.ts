@@ -8,6 +8,7 @@ import { type FileHandle, open, opendir, stat, unlink } from 'node:fs/promises';
 import { join, resolve } from 'node:path';
 import { errorText, LazydiskError } from '../../errors.ts';
 import { DurableWriter } from '../durable-writer.ts';
+import { pooled } from '../pooled.ts';
 import { DirLock } from './dir-lock.ts';
 import { HashedBytes } from './hashed-bytes.ts';
 import {
@@ -86,7 +87,7 @@ export class DirObjects implements ObjectStore {
   /** Folders that become empty stay: a writer may be about to use them. Throws UNAVAILABLE, ABORTED. */
   async delete(keys: readonly string[], { signal }: ObjectOptions = {}): Promise<void> {
     const files = keys.map((key) => ({ key, path: this.#pathOf(key) }));
-    await inLanes(files, async ({ key, path }) => {
+    await pooled(LANES, files, async ({ key, path }) => {
       try {
         signal?.throwIfAborted();
         await unlink(path);
@@ -156,7 +157,7 @@ export class DirObjects implements ObjectStore {
 
   async #infosOf(keys: readonly string[], options: ObjectOptions): Promise<ObjectInfo[]> {
     const infos: ObjectInfo[] = [];
-    await inLanes(keys, async (key) => {
+    await pooled(LANES, keys, async (key) => {
       const isFolder = key.endsWith('/');
       const info = isFolder ? { key, sizeBytes: 0, modifiedMs: 0 } : await this.head(key, options);
       if (info) infos.push(info);
@@ -231,13 +232,4 @@ async function readBounded(path: string, bytesMax: number, signal: AbortSignal |
 function isMissing(error: unknown): boolean {
   const code = (error as NodeJS.ErrnoException | undefined)?.code;
   return code === 'ENOENT' || code === 'ENOTDIR' || code === 'EISDIR';
-}
-
-/** `work` on all of `items`, LANES at a time. Rejects with the first failure; the other lanes go on. */
-async function inLanes<T>(items: readonly T[], work: (item: T) => Promise<void>): Promise<void> {
-  const rest = items.values();
-  const lane = async (): Promise<void> => {
-    for (const item of rest) await work(item);
-  };
-  await Promise.all(Array.from({ length: LANES }, lane));
 }

@@ -60,6 +60,8 @@ export interface ObjectStore {
   readonly url: string;
   /** False for a store that is only read: then it cannot be listed either. */
   readonly isWritable: boolean;
+  /** When the credentials in use expire, in milliseconds since 1970; undefined if they do not, or before the first read. */
+  readonly credentialExpiry?: number | undefined;
 
   get(key: string, bytesMax: number, options?: ObjectOptions): Promise<ObjectBytes | undefined>;
   head(key: string, options?: ObjectOptions): Promise<ObjectInfo | undefined>;

@@ -45,6 +45,10 @@ export class RetryObjects implements ObjectStore {
     this.#pauseMs = pauseMs;
   }
 
+  get credentialExpiry(): number | undefined {
+    return this.#inner.credentialExpiry;
+  }
+
   /** Rejects as the last try did, as all calls do; the message says how many there were. */
   get(key: string, bytesMax: number, options: ObjectOptions = {}): Promise<ObjectBytes | undefined> {
     return this.#retrying(options, () => this.#inner.get(key, bytesMax, options));

@@ -63,7 +63,6 @@ export class S3Objects implements ObjectStore {
     this.#requests = new S3Requests(location, options);
   }
 
-  /** When the credentials in use expire, in milliseconds since 1970; undefined if they do not, or before the first read. */
   get credentialExpiry(): number | undefined {
     return this.#requests.credentialExpiry;
   }

@@ -101,7 +101,7 @@ t.test('while images move, the trash of both roots stays; that of a root long go
 /** A store that is not waited for long, with an image named `app`, and what makes everything in it a day old. */
 async function newStore(t: Test) {
   const dir = join(t.testdir(), 'store');
-  const policy = { graceMs: 21_000, retentionMs: 3_600_000, buildMs: 20_000, viewMs: 300, settleMs: 5 };
+  const policy = { graceMs: 23_000, retentionMs: 3_600_000, buildMs: 20_000, viewMs: 300, settleMs: 500 };
   const store = await RootStore.open(new DirObjects(dir), { create: true, policy });
   t.teardown(() => store.close());
   const key = TenantKey.generate();
