@@ -76,6 +76,8 @@ async function writePath(options: ExportOptions, chunks: ChunkSource): Promise<v
   const file = await open(temporary, 'wx', 0o666);
   try {
     await writeSparse(options, chunks, file);
+    // All that is left may have been under way when it was cancelled.
+    chunks.checkSignal();
     await file.sync();
     await file.close();
     await rename(temporary, target);

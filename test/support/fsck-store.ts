@@ -23,10 +23,10 @@ import type { StorePolicy } from '../../src/store/policy.ts';
 import { RootStore } from '../../src/store/root-store.ts';
 import { putDisk } from './stored-disk.ts';
 
-/** Listings do not lag in a directory, so no test waits for one. */
+/** Listings do not lag in a directory; but a write must come through in that time, on a disk that others use. */
 const POLICY: StorePolicy = {
   viewMs: 1000,
-  settleMs: 1,
+  settleMs: 500,
   buildMs: 60_000,
   graceMs: 120_000,
   retentionMs: 120_000,
