@@ -1,5 +1,6 @@
 /** Stores of images in a bucket: the contract of all stores, on a real RGW and through retries. */
 import t from 'tap';
+import type { ChunkId } from '../../src/format/chunk-id.ts';
 import { RetryObjects } from '../../src/store/objects/retry-objects.ts';
 import { S3Objects } from '../../src/store/objects/s3-objects.ts';
 import { parseS3Url } from '../../src/store/objects/s3-url.ts';
@@ -17,6 +18,15 @@ async function all(): Promise<void> {
   rgw.useInThisProcess();
   await rgw.createBucket('stores');
   let stores = 0;
+
+  t.test('bytes that are not what a chunk is named by are refused by the server', async (t) => {
+    const store = await openStore(`s3://stores/lie?endpoint=${rgw.endpoint}`, { create: true });
+    t.teardown(() => store.close());
+    const writer = await store.writer();
+    const id = 'ab'.repeat(32) as ChunkId;
+    await t.rejects(writer.putChunk(id, Buffer.from('other bytes')), { message: /SHA256Mismatch/ });
+    t.equal(await writer.hasChunk(id), false);
+  });
 
   t.test('contract over S3', (t) => {
     storeSuite(t, async () => {

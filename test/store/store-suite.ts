@@ -2,7 +2,7 @@
  * The contract of src/store/store.ts as tests; every implementation runs it. `open` must give, for one `place`,
  * views of one store, as two processes would have.
  */
-import { randomBytes } from 'node:crypto';
+import { hash, randomBytes } from 'node:crypto';
 import type { Test } from 'tap';
 import { type ChunkId, chunkIdOf, SEALED_BYTES_MAX } from '../../src/format/chunk-id.ts';
 import type { ImageDigest, Store, StoreWriter } from '../../src/store/store.ts';
@@ -34,7 +34,10 @@ export function storeSuite(t: Test, open: (t: Test) => Promise<() => Promise<Sto
       await body(t, await view(), view);
     });
 
-  const chunk = (sizeBytes = 1000): [ChunkId, Buffer] => [chunkIdOf(randomBytes(32)), randomBytes(sizeBytes)];
+  const chunk = (sizeBytes = 1000): [ChunkId, Buffer] => {
+    const sealed = randomBytes(sizeBytes);
+    return [chunkIdOf(hash('sha256', sealed, 'buffer')), sealed];
+  };
 
   withStore('an empty store has nothing, and says so without failing', async (t, store) => {
     const [id] = chunk();
