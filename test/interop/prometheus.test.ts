@@ -79,8 +79,9 @@ async function startPrometheus(t: Test, dir: string, target: string): Promise<st
 async function query(base: string, expression: string, wanted: (value: number) => boolean): Promise<number> {
   for (;;) {
     const url = `${base}/api/v1/query?query=${encodeURIComponent(expression)}`;
+    // It listens before it serves, and says then in plain text that it does not yet.
     const answer = await fetch(url).then(
-      (response) => response.json(),
+      (response) => (response.ok ? response.json() : undefined),
       () => undefined,
     );
     const { result = [] } = ((answer as { data?: unknown })?.data ?? {}) as {
