@@ -76,7 +76,7 @@ export class NbdConnection {
   received(bytes: Buffer): boolean {
     this.#replies.beginPass();
     let at = 0;
-    while (at < bytes.length && !this.#isEnding && !this.#isClosed) {
+    while (at < bytes.length && !this.#isEnding && !this.#isGone) {
       if (this.#skipBytes > 0) {
         const skip = Math.min(this.#skipBytes, bytes.length - at);
         this.#skipBytes -= skip;
@@ -95,7 +95,7 @@ export class NbdConnection {
     }
     this.#replies.endPass();
     this.#endIfIdle();
-    this.#isPaused = this.#isFull && !this.#isClosed;
+    this.#isPaused = this.#isFull && !this.#isGone;
     return !this.#isPaused;
   }
 
@@ -121,6 +121,11 @@ export class NbdConnection {
     this.#wake();
   }
 
+  /** Nobody takes answers any more. A socket is destroyed well before it says 'close'; serving it until then is waste. */
+  get #isGone(): boolean {
+    return this.#isClosed || this.#socket.destroyed;
+  }
+
   get #unsentBytesMax(): number {
     return shareOf(this.#context.limits.unsentBytesMax, this.#context.connections(), this.#context.limits);
   }
@@ -132,6 +137,7 @@ export class NbdConnection {
   /** Whether one more request may start now. */
   #hasRoomFor(request: Request): boolean {
     const { limits } = this.#context;
+    if (this.#isGone) return false;
     if (this.#replies.unsentBytes > this.#unsentBytesMax) return false;
     if (this.#running === 0) return true;
     const bytesMax = shareOf(limits.requestedBytesMax, this.#context.connections(), limits);
@@ -153,7 +159,7 @@ export class NbdConnection {
 
   /** There may be room again. */
   #continue(): void {
-    if (this.#isClosed) return;
+    if (this.#isGone) return;
     this.#replies.beginPass();
     let served = 0;
     for (const request of this.#queue) {
@@ -233,7 +239,7 @@ export class NbdConnection {
     const bytes =
       this.device.tryRead(offset, lengthBytes) ??
       (await this.device.read(offset, lengthBytes, this.#abort.signal));
-    if (!this.#isClosed) return bytes;
+    if (!this.#isGone) return bytes;
     bytes.release();
     throw new LazydiskError('ABORTED', 'the client has gone');
   }
@@ -247,9 +253,10 @@ export class NbdConnection {
   async #sendPieces(request: Request, pieces: readonly Piece[]): Promise<void> {
     for (const [n, { offset, lengthBytes, hole }] of pieces.entries()) {
       const isLast = n === pieces.length - 1;
-      while (this.#replies.unsentBytes > this.#unsentBytesMax && !this.#isClosed) {
+      while (this.#replies.unsentBytes > this.#unsentBytesMax && !this.#isGone) {
         await new Promise<void>((resolve) => this.#waitingForRoom.push(resolve));
       }
+      if (this.#isGone) throw new LazydiskError('ABORTED', 'the client has gone');
       if (!hole) {
         this.#sendData(request, offset, lengthBytes, await this.#fetch(offset, lengthBytes), isLast);
         continue;
@@ -301,7 +308,7 @@ export class NbdConnection {
     try {
       await work;
     } catch (error) {
-      if (!this.#isClosed) this.#fail(request, NBD_ERROR.EIO, errorText(error));
+      if (!this.#isGone) this.#fail(request, NBD_ERROR.EIO, errorText(error));
     }
     waiting.delete(mark);
     this.#running--;
@@ -316,7 +323,7 @@ export class NbdConnection {
   }
 
   #endIfIdle(): void {
-    if (!this.#isEnding || this.#isClosed || this.#running > 0 || this.#queue.length > 0) return;
+    if (!this.#isEnding || this.#isGone || this.#running > 0 || this.#queue.length > 0) return;
     this.#replies.flush();
     if (this.#socket.writableEnded) return;
     this.#socket.end();

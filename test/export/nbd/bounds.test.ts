@@ -1,6 +1,7 @@
 /** What one client can cost: time, memory, places; and how the server lets go of clients. */
 import t from 'tap';
-import { COMMAND, OPTION } from '../../../src/export/nbd/protocol.ts';
+import { DEFAULT_LIMITS } from '../../../src/export/nbd/limits.ts';
+import { COMMAND, OPTION, REQUEST_BYTES } from '../../../src/export/nbd/protocol.ts';
 import { CHUNK_BYTES } from '../../../src/format/chunk-id.ts';
 import { BufferDevice } from '../../support/buffer-device.ts';
 import { NbdClient, optionBytes } from '../../support/nbd-client.ts';
@@ -122,6 +123,27 @@ t.test('a client that goes without taking its answers leaves nothing pinned', as
   await until(() => device.pinned === 0);
   t.pass('all was released');
 });
+
+for (const lengthBytes of [4096, 64 * 1024, 2 * CHUNK_BYTES]) {
+  t.test(
+    `requests of ${lengthBytes} bytes that wait for a client are not served once it has gone`,
+    async (t) => {
+      const device = new BufferDevice(bytes);
+      const { where, server } = await serve(t, [device]);
+      const client = await NbdClient.open(where);
+      // What one read of the server takes at most: they are all in its queue when the client goes.
+      const count = Math.floor(65536 / REQUEST_BYTES);
+      for (let n = 0; n < count; n++) client.send({ type: read, lengthBytes });
+      await until(() => server.stats().ops.read > 0);
+      client.socket.destroy();
+      await until(() => server.stats().connections === 0);
+      const servedMax = Math.ceil((DEFAULT_LIMITS.unsentBytesMax + 1024 * 1024) / lengthBytes);
+      const served = server.stats().ops.read;
+      t.ok(served <= servedMax + 1, `${served} of ${count} were served`);
+      t.equal(device.pinned, 0);
+    },
+  );
+}
 
 t.test('a removed drive ends its connections once they have their answers, and no others', async (t) => {
   const gate = Promise.withResolvers<void>();
