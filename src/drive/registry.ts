@@ -37,6 +37,10 @@ export class DriveRegistry<D extends BlockDevice = BlockDevice> extends EventEmi
     return drive;
   }
 
+  get size(): number {
+    return this.#drives.size;
+  }
+
   list(): D[] {
     return [...this.#drives.values()];
   }

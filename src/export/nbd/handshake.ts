@@ -23,11 +23,13 @@ import {
 
 /** An option's data may be this long; a list of many meta contexts is the longest that makes sense. */
 const OPTION_BYTES_MAX = 64 * 1024;
-/** A client that has not chosen after so many options never will. */
+/** A client that has not chosen after so many options never will; one that lists needs a few more for each drive. */
 const OPTIONS_MAX = 1024;
+const OPTIONS_PER_DRIVE = 8;
 const QUERIES_MAX = 256;
-/** Answers to one client; more is asked for only to make us send (a list is long where drives are many). */
+/** Answers to one client; more is asked for only to make us send. A list and what is told of each drive come on top. */
 const ANSWER_BYTES_MAX = 8 * 1024 * 1024;
+const ANSWER_BYTES_PER_DRIVE = 1024;
 
 /** What was agreed. */
 export interface Session {
@@ -45,6 +47,8 @@ export interface HandshakeStep {
   readonly rest?: Buffer;
   /** The connection must be closed once the answer is sent. */
   readonly close?: boolean;
+  /** An export was asked about and told of: a client that works its way through the list makes headway. */
+  readonly headway?: boolean;
 }
 
 /** The flags of an export, for EXPORT_NAME and NBD_INFO_EXPORT. */
@@ -80,6 +84,8 @@ export class Handshake {
   feed(bytes: Buffer): HandshakeStep {
     this.#bytes = Buffer.concat([this.#bytes, bytes]);
     const answer: Buffer[] = [];
+    const drives = this.#registry.size;
+    let headway = false;
     if (!this.#gotFlags) {
       if (this.#bytes.length < 4) return { answer };
       const flags = this.#bytes.readUInt32BE(0);
@@ -94,7 +100,7 @@ export class Handshake {
       const option = this.#bytes.readUInt32BE(8);
       const lengthBytes = this.#bytes.readUInt32BE(12);
       const wrong = !this.#bytes.subarray(0, 8).equals(OPTION_MAGIC) || lengthBytes > OPTION_BYTES_MAX;
-      if (wrong || ++this.#options > OPTIONS_MAX) return { answer, close: true };
+      if (wrong || ++this.#options > OPTIONS_MAX + drives * OPTIONS_PER_DRIVE) return { answer, close: true };
       if (this.#bytes.length < 16 + lengthBytes) {
         this.#options--;
         break;
@@ -103,12 +109,14 @@ export class Handshake {
       this.#bytes = this.#bytes.subarray(16 + lengthBytes);
       const step = this.#option(option, data);
       for (const part of step.answer) this.#answerBytes += part.length;
-      if (this.#answerBytes > ANSWER_BYTES_MAX) return { answer, close: true };
-      answer.push(...step.answer);
+      if (this.#answerBytes > ANSWER_BYTES_MAX + drives * ANSWER_BYTES_PER_DRIVE)
+        return { answer, close: true };
+      for (const part of step.answer) answer.push(part);
+      headway ||= step.headway ?? false;
       if (step.close) return { answer, close: true };
       if (step.session) return { answer, session: step.session, rest: this.#bytes };
     }
-    return { answer };
+    return { answer, headway };
   }
 
   #option(option: number, data: Buffer): HandshakeStep {
@@ -180,7 +188,7 @@ export class Handshake {
     }
     if (wanted.has(INFO.blockSize)) answer.push(optionReply(option, REPLY.info, infoBlockSize()));
     answer.push(optionReply(option, REPLY.ack));
-    return option === OPTION.go ? { answer, session: this.#session(device) } : { answer };
+    return option === OPTION.go ? { answer, session: this.#session(device) } : { answer, headway: true };
   }
 
   #metaContext(option: number, data: Buffer): HandshakeStep {
@@ -202,7 +210,7 @@ export class Handshake {
       answer.push(optionReply(option, REPLY.metaContext, Buffer.concat([id, Buffer.from(BASE_ALLOCATION)])));
     }
     answer.push(optionReply(option, REPLY.ack));
-    return { answer };
+    return { answer, headway: true };
   }
 }
 

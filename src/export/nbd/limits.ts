@@ -5,7 +5,7 @@
 export interface NbdLimits {
   /** Clients at once; one more is closed at once. */
   readonly connectionsMax: number;
-  /** From connect to the choice of an export. */
+  /** From connect, or from the last export that the client asked about, to the choice of one. */
   readonly handshakeTimeoutMs: number;
   /** Once the server wants the end: how long a client may take none of its last answers, or not close. */
   readonly lingerTimeoutMs: number;

@@ -139,7 +139,10 @@ export class NbdServer {
     const handshake = new Handshake(this.#registry);
     const { socket, fd } = withReadBuffer(accepted, Buffer.allocUnsafeSlow(READ_BUFFER_BYTES), (bytes) => {
       if (client.connection) return client.connection.received(bytes);
-      if (!socket.writableEnded) this.#negotiate(client, handshake.feed(bytes));
+      if (socket.writableEnded) return true;
+      const step = handshake.feed(bytes);
+      if (step.headway) slow.refresh();
+      this.#negotiate(client, step);
       return true;
     });
     const client: Client = { socket, fd, connection: undefined };
