@@ -60,6 +60,11 @@ export class Health {
     return true;
   }
 
+  /** While ejected: there is reason to hope, so a probe is due. */
+  probeNow(): void {
+    this.#probeAt = Math.min(this.#probeAt, this.#now());
+  }
+
   success(): void {
     this.#roll();
     this.#requests++;

@@ -1,8 +1,8 @@
 /**
  * The origin as the daemon asks it. From the reader inwards: a bound on reads at once, demand first; a bound on their
  * rate, where the operator sets one; tries under one deadline; a second request for a try that is slow, within a
- * budget; and a breaker, which counts what really goes to the store, so that an outage is asked about by one read
- * at a time. What the breaker refuses is not tried again. A hedge lives in its try's time, so none of this takes longer
+ * budget; and a breaker, which counts what really goes to the store, so that in an outage each drive asks for one
+ * object at a time. What the breaker refuses is not tried again. A hedge lives in its try's time, so none of this takes longer
  * than tries × timeout and the pauses, which the daemon checks at start (budget.ts).
  */
 import { OriginTier } from '../chunk/origin.ts';
