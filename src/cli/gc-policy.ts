@@ -17,7 +17,7 @@ export function policyCommand(): Command {
     .addOption(storeOption())
     .option('--grace <time>', 'what has lost its last name is garbage after this (new stores: 7d)')
     .option('--retention <time>', 'what was put aside is deleted when not read for this long (7d)')
-    .option('--build <time>', 'the longest that a build, a copy or a sweep may take (1d)')
+    .option('--build <time>', 'the longest that a build or a copy may take (1d)')
     .option('--view <time>', 'the longest that a process goes by what it knows of the roots (1m)')
     .option('--settle <time>', 'how far listings may lag, and requests that were given up (1m)')
     .addHelpText(

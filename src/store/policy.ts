@@ -11,7 +11,7 @@ export interface StorePolicy {
   readonly graceMs: number;
   /** What was swept, and a retired root, is kept this long after it was last read: longer than any drive is attached. */
   readonly retentionMs: number;
-  /** The longest time from a writer's first look at the store to the name that it writes; also of one sweep. */
+  /** The longest time from a writer's first look at the store to the name that it writes. */
   readonly buildMs: number;
   /** The longest time that a process reads, or begins to write, by what it knows of the store's roots. */
   readonly viewMs: number;

@@ -93,12 +93,13 @@ function heldBecause(area: Area, view: View, policy: StorePolicy, nowMs: number)
   if (!isRoot && view.draining) return held('a rotation is under way', null);
   if (area.isDeleting) return undefined;
   if (isRoot && area.retiredMs === undefined) return held('images still move out of it', null);
-  // A sweep that was killed has not said its end; later than this it did nothing any more.
-  const quietMs = isRoot
-    ? area.retiredMs!
-    : (area.closedMs ?? area.openedMs + policy.buildMs + policy.settleMs);
+  // Nobody can tell a sweep that was killed from one that is stopped, and will go on to take away from the root what has
+  // come to be needed by then, with no other copy of it than here.
+  if (!isRoot && area.closedMs === undefined && area.root === view.active.root)
+    return held(`its sweep has not ended: goes with ${view.active.path}, after \`gc rotate\``, null);
+  const quietMs = isRoot ? area.retiredMs! : (area.closedMs ?? area.openedMs);
   const read = area.lastRead && area.lastRead.atMs > quietMs ? area.lastRead : undefined;
-  const untilMs = (read?.atMs ?? quietMs) + policy.retentionMs;
+  const untilMs = Math.max(read?.atMs ?? 0, quietMs + policy.settleMs) + policy.retentionMs;
   if (nowMs >= untilMs) return undefined;
   return read
     ? held(`read by ${read.host} at ${new Date(read.atMs).toISOString()}`, untilMs, true)

@@ -1,12 +1,12 @@
 /**
  * Puts aside what is garbage in the active root. Nothing is destroyed: what nobody's name means, and is older than the
  * grace period, moves to a trash of its own, where every reader still finds it, and where `purge` deletes it only after the
- * retention and another look at what is alive. So a sweep may go by a mark that is out of date, and be killed anywhere:
- * an object is copied before it is taken away, and the next sweep moves the rest.
+ * retention and another look at what is alive. So a sweep may go by a mark that is out of date, and be stopped anywhere
+ * for any time, or killed: an object is copied before it is taken away, and the next sweep moves the rest. It closes its
+ * trash when nothing of it is under way any more. Until then the trash stays, because what a sweep takes away late, when
+ * somebody has come to need it, is in that trash and perhaps nowhere else.
  */
 import { LazydiskError } from '../../errors.ts';
-import { formatDuration } from '../../units.ts';
-import { type Moment, withinTime } from '../clock.ts';
 import { type AreaPath, chunksPrefix, manifestsPrefix, meaningOf, SHARDS, stateKey } from '../layout.ts';
 import type { ObjectInfo } from '../objects/object-store.ts';
 import type { StoreParts } from '../parts.ts';
@@ -54,7 +54,7 @@ export interface SweepReport {
   readonly trash: string | null;
 }
 
-/** Throws BUSY while images move between roots, what `mark` throws, TIMEOUT when it takes over the store's build time. */
+/** Throws BUSY while images move between roots, and what `mark` throws. */
 export async function sweep(parts: StoreParts, options: GcOptions<SweepProgress> = {}): Promise<SweepReport> {
   return journaled(parts.objects, options.dryRun ? 'sweep --dry-run' : 'sweep', async (journal) => {
     const view = await parts.views.newerThan(0);
@@ -72,8 +72,8 @@ class Sweep {
   readonly #view: View;
   readonly #journal: Journal;
   readonly #options: GcOptions<SweepProgress>;
-  #trash: Promise<AreaPath> | undefined;
-  #openedAt: Moment | undefined;
+  readonly #trash: AreaPath;
+  #opening: Promise<void> | undefined;
   readonly #counts = {
     chunks: 0,
     keptChunks: 0,
@@ -88,10 +88,11 @@ class Sweep {
     this.#view = view;
     this.#journal = journal;
     this.#options = options;
+    this.#trash = `trash/${view.active.root}-${journal.id}`;
   }
 
   async run(): Promise<SweepReport> {
-    const { objects, policy } = this.#parts;
+    const { policy } = this.#parts;
     const nowMs = await this.#journal.storeNowMs();
     const youngMs = nowMs - policy.graceMs;
     const live = await mark(this.#parts, this.#view, {
@@ -101,6 +102,19 @@ class Sweep {
       ...(this.#options.signal && { signal: this.#options.signal }),
     });
     await this.#restore(live);
+    try {
+      await this.#sweepAll(live, youngMs);
+    } catch (error) {
+      // Nothing is under way then but what was given up. A trash that cannot be closed stays until its root goes.
+      if (this.#opening) await this.#close().catch(() => undefined);
+      throw error;
+    }
+    if (this.#opening) await this.#close();
+    if (!this.#options.dryRun) await this.#forgetHistory(nowMs);
+    return { ...this.#counts, liveImages: live.images.size, trash: this.#opening ? this.#trash : null };
+  }
+
+  async #sweepAll(live: LiveSet, youngMs: number): Promise<void> {
     // Manifests first: an image that is half put aside is found by nobody new.
     await this.#sweepManifests(live, youngMs);
     let done = 0;
@@ -108,13 +122,12 @@ class Sweep {
       await this.#sweepChunks(live, youngMs, shard);
       this.#options.onProgress?.({ phase: 'sweep', done: ++done, total: SHARDS.length });
     });
-    const trash = await this.#trash;
-    if (trash) {
-      await objects.put(stateKey(trash, 'closed'), Buffer.alloc(0));
-      await writeIndex(objects);
-    }
-    if (!this.#options.dryRun) await this.#forgetHistory(nowMs);
-    return { ...this.#counts, liveImages: live.images.size, trash: trash ?? null };
+  }
+
+  async #close(): Promise<void> {
+    const { objects } = this.#parts;
+    await objects.put(stateKey(this.#trash, 'closed'), Buffer.alloc(0));
+    await writeIndex(objects);
   }
 
   /** What earlier sweeps put aside and a name means by now goes back, or it would be read from the trash for ever. */
@@ -166,42 +179,31 @@ class Sweep {
     if (garbage.length === 0) return;
     for (const { sizeBytes } of garbage) this.#counts.sweptBytes += sizeBytes;
     if (this.#options.dryRun) return;
-    this.#trash ??= this.#openTrash();
-    const trash = await this.#trash;
+    this.#opening ??= this.#openTrash();
+    await this.#opening;
+    await this.#checkActive();
     const { objects } = this.#parts;
     const moved: string[] = [];
     await pooled(COPIES_MAX, garbage, async ({ key }) => {
-      if (await objects.copy(key, inArea(key, trash))) moved.push(key);
+      if (await objects.copy(key, inArea(key, this.#trash))) moved.push(key);
     });
-    const { clock } = this.#parts;
-    await withinTime(clock, this.#leftMs(), `${objects.url}: a sweep`, (signal) =>
-      objects.delete(moved, { signal }),
-    );
+    await objects.delete(moved);
+  }
+
+  /** What is left of a root that is active no more goes with it. */
+  async #checkActive(): Promise<void> {
+    const { objects, views, policy } = this.#parts;
+    const { active } = await views.newerThan(policy.viewMs);
+    if (active.path === this.#view.active.path) return;
+    throw new LazydiskError('BUSY', `${objects.url}: ${active.path} was opened meanwhile; run it again`);
   }
 
   /** Made when there is something for it; after the wait every new listing shows it. */
-  async #openTrash(): Promise<AreaPath> {
+  async #openTrash(): Promise<void> {
     const { objects, clock, policy } = this.#parts;
-    const trash: AreaPath = `trash/${this.#view.active.root}-${this.#journal.id}`;
-    this.#openedAt = clock.now();
-    await objects.put(stateKey(trash, 'opened'), Buffer.alloc(0));
+    await objects.put(stateKey(this.#trash, 'opened'), Buffer.alloc(0));
     await clock.sleep(policy.settleMs, this.#options.signal);
     await writeIndex(objects);
-    return trash;
-  }
-
-  /**
-   * For what is taken away: it must have taken effect by when a purge may take the trash, closed or not, for complete.
-   * Throws TIMEOUT when that is over.
-   */
-  #leftMs(): number {
-    const { clock, policy, objects } = this.#parts;
-    const leftMs = policy.buildMs - policy.settleMs - clock.ageMs(this.#openedAt!);
-    if (leftMs > 0) return leftMs;
-    throw new LazydiskError(
-      'TIMEOUT',
-      `${objects.url}: a sweep may take ${formatDuration(policy.buildMs)}; run it again for the rest`,
-    );
   }
 
   /** As long as an image's last name counts by a record, the record stays: what it ended with says how long ago that was. */

@@ -13,6 +13,7 @@ import {
   PutObjectCommand,
 } from '@aws-sdk/client-s3';
 import { errorText, LazydiskError } from '../../errors.ts';
+import { pooled } from '../pooled.ts';
 import type { HttpAnswer, HttpClientOptions } from './http-client.ts';
 import {
   checkKey,
@@ -226,19 +227,16 @@ export class S3Objects implements ObjectStore {
   }
 
   async #deleteEach(keys: readonly string[], signal: AbortSignal | undefined): Promise<void> {
-    const rest = keys.values();
-    const lane = async (): Promise<void> => {
-      for (const key of rest) {
-        const target = this.#target(key);
-        await this.#failing(
-          this.#what('delete', key),
-          'DeleteObject',
-          () => this.#requests.call(() => new DeleteObjectCommand(target), { signal }),
-          isAbsent,
-        );
-      }
-    };
-    await Promise.all(Array.from({ length: Math.min(DELETE_LANES, keys.length) }, lane));
+    // When it fails nothing is under way any more: a sweep then says that it has ended.
+    await pooled(DELETE_LANES, keys, async (key) => {
+      const target = this.#target(key);
+      await this.#failing(
+        this.#what('delete', key),
+        'DeleteObject',
+        () => this.#requests.call(() => new DeleteObjectCommand(target), { signal }),
+        isAbsent,
+      );
+    });
   }
 
   async #page(

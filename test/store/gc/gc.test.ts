@@ -1,12 +1,7 @@
 /** Rotation, sweep and purge on a directory: what moves, what stays, what stops them, and what a kill leaves. */
-import { randomBytes } from 'node:crypto';
-import { readdirSync, statSync, utimesSync } from 'node:fs';
-import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
-import t, { type Test } from 'tap';
-import { CHUNK_BYTES } from '../../../src/format/chunk-id.ts';
+import t from 'tap';
 import { TenantKey } from '../../../src/format/keys.ts';
-import { type Clock, type Moment, systemClock } from '../../../src/store/clock.ts';
 import { lastEntries } from '../../../src/store/gc/journal.ts';
 import { purge } from '../../../src/store/gc/purge.ts';
 import { rotate } from '../../../src/store/gc/rotate.ts';
@@ -17,82 +12,20 @@ import { DirObjects } from '../../../src/store/objects/dir-objects.ts';
 import { checkPolicy, DEFAULT_POLICY } from '../../../src/store/policy.ts';
 import { RootStore } from '../../../src/store/root-store.ts';
 import type { ImageDigest } from '../../../src/store/store.ts';
-import { DyingObjects } from '../../support/dying-objects.ts';
+import {
+  agingStore,
+  diskOf,
+  filesIn,
+  isWholeFor,
+  AGING_POLICY as POLICY,
+  RETENTION_MS,
+} from '../../support/aging-store.ts';
 import { putDisk } from '../../support/stored-disk.ts';
-
-/** Hours, which pass when a test says so; only for listings to settle somebody really waits. */
-const POLICY = {
-  viewMs: 60_000,
-  settleMs: 5,
-  buildMs: 3_600_000,
-  graceMs: 7_200_000,
-  retentionMs: 7_200_000,
-};
-/** After that a trash that was never closed may go, too. */
-const RETENTION_MS = POLICY.retentionMs + POLICY.buildMs + 1_000;
 
 const key = TenantKey.generate();
 
-/** Four chunks, the first of them the same in every disk. */
-function diskOf(first = 1): Buffer {
-  const disk = randomBytes(4 * CHUNK_BYTES);
-  return disk.fill(first, 0, CHUNK_BYTES);
-}
-
-/** A clock that can be put forward. */
-class TestClock implements Clock {
-  aheadMs = 0;
-
-  now(): Moment {
-    return { monotonicMs: performance.now() + this.aheadMs, wallMs: Date.now() + this.aheadMs };
-  }
-
-  ageMs({ monotonicMs }: Moment): number {
-    return performance.now() + this.aheadMs - monotonicMs;
-  }
-
-  /** Not in these tests, however slow the disk is. */
-  timeout(): AbortSignal {
-    return systemClock.timeout(60_000);
-  }
-
-  sleep(ms: number, signal?: AbortSignal): Promise<void> {
-    return systemClock.sleep(ms, signal);
-  }
-}
-
-async function newStore(t: Test) {
-  const dir = join(t.testdir(), 'store');
-  await (await RootStore.open(new DirObjects(dir), { create: true, policy: POLICY })).close();
-  const clock = new TestClock();
-  const open = async (askedMax = Number.POSITIVE_INFINITY) => {
-    const store = await RootStore.open(new DyingObjects(new DirObjects(dir), askedMax), { clock });
-    t.teardown(() => store.close());
-    return store;
-  };
-  /** Makes everything in the store older, and everybody's clock later. */
-  const pass = (ms: number) => {
-    clock.aheadMs += ms;
-    for (const entry of readdirSync(dir, { recursive: true, withFileTypes: true })) {
-      const path = join(entry.parentPath, entry.name);
-      const { atimeMs, mtimeMs } = statSync(path);
-      if (entry.isFile()) utimesSync(path, (atimeMs - ms) / 1000, (mtimeMs - ms) / 1000);
-    }
-  };
-  return { dir, open, pass, store: await open() };
-}
-
-async function isWhole(store: RootStore, { digest, manifest }: Pick<Image, 'digest' | 'manifest'>) {
-  if (!(await store.getManifest(digest, key.id))) return false;
-  for (let entry = 0; entry < manifest.storedChunks; entry++)
-    if (!(await store.getChunk(manifest.ref(entry).id))) return false;
-  return true;
-}
-
-function filesIn(dir: string, folder: string): string[] {
-  const entries = readdirSync(join(dir, folder), { recursive: true, withFileTypes: true });
-  return entries.filter((entry) => entry.isFile()).map(({ name }) => name);
-}
+const isWhole = (store: RootStore, image: Pick<Image, 'digest' | 'manifest'>) =>
+  isWholeFor(key, store, image);
 
 t.test('a policy that does not make deletion safe is refused', async (t) => {
   checkPolicy(DEFAULT_POLICY);
@@ -108,7 +41,7 @@ t.test('a policy that does not make deletion safe is refused', async (t) => {
 });
 
 t.test('images move to the next root as they are, and only new ones take its salt', async (t) => {
-  const { dir, open, pass, store } = await newStore(t);
+  const { dir, open, pass, store } = await agingStore(t);
   const old = await putDisk(store, key, 'app:1', diskOf());
   const drive = await open();
   t.ok(await isWhole(drive, old));
@@ -155,7 +88,7 @@ t.test('images move to the next root as they are, and only new ones take its sal
 });
 
 t.test('an image that lost its name is read from the retired root, which stays for it', async (t) => {
-  const { dir, open, pass, store } = await newStore(t);
+  const { dir, open, pass, store } = await agingStore(t);
   const image = await putDisk(store, key, 'app:1', diskOf());
   await (await store.writer()).removeReference('app:1');
   await rotate(store.parts);
@@ -178,7 +111,7 @@ t.test('an image that lost its name is read from the retired root, which stays f
 });
 
 t.test('a sweep puts aside what is nobody\u2019s, and nothing else', async (t) => {
-  const { dir, open, pass, store } = await newStore(t);
+  const { dir, open, pass, store } = await agingStore(t);
   const [kept, gone] = [
     await putDisk(store, key, 'kept', diskOf()),
     await putDisk(store, key, 'gone', diskOf()),
@@ -204,7 +137,7 @@ t.test('a sweep puts aside what is nobody\u2019s, and nothing else', async (t) =
 });
 
 t.test('what was swept and is named again goes back where it was', async (t) => {
-  const { dir, open, pass, store } = await newStore(t);
+  const { dir, open, pass, store } = await agingStore(t);
   const image = await putDisk(store, key, 'app', diskOf());
   await (await store.writer()).removeReference('app');
   pass(POLICY.graceMs + 1_000);
@@ -218,7 +151,7 @@ t.test('what was swept and is named again goes back where it was', async (t) => 
 });
 
 t.test('a name that means nothing stops a sweep before it does anything', async (t) => {
-  const { dir, pass, store } = await newStore(t);
+  const { dir, pass, store } = await agingStore(t);
   await putDisk(store, key, 'good', diskOf());
   const writer = await store.writer();
   const digest = `sha256:${'7'.repeat(64)}` as ImageDigest;
@@ -239,7 +172,7 @@ t.test('a name that means nothing stops a sweep before it does anything', async 
 });
 
 t.test('a reader that cannot write says that a deletion does not know of it', async (t) => {
-  const { dir, store } = await newStore(t);
+  const { dir, store } = await agingStore(t);
   const image = await putDisk(store, key, 'app', diskOf());
   await (await store.writer()).removeReference('app');
   await rotate(store.parts);
@@ -257,7 +190,7 @@ t.test('a reader that cannot write says that a deletion does not know of it', as
 });
 
 t.test('a build that took too long gets no name', async (t) => {
-  const { pass, store } = await newStore(t);
+  const { pass, store } = await agingStore(t);
   const writer = await store.writer();
   pass(POLICY.buildMs + 1_000);
   const digest = `sha256:${'7'.repeat(64)}` as ImageDigest;
@@ -271,7 +204,7 @@ t.test('a build that took too long gets no name', async (t) => {
 t.test(
   'a build that a rotation overtakes has its name in the new root, with all that it means',
   async (t) => {
-    const { dir, open, store } = await newStore(t);
+    const { dir, open, store } = await agingStore(t);
     const image = await putDisk(store, key, 'first', diskOf());
     const writer = await store.writer();
     await rotate((await open()).parts);
@@ -288,7 +221,7 @@ for (const [what, work] of Object.entries({ rotate, sweep, purge }) as [
   (parts: RootStore['parts']) => Promise<unknown>,
 ][]) {
   t.test(`a ${what} that is killed at any request loses nothing, and is finished by the next`, async (t) => {
-    const { dir, open, pass, store } = await newStore(t);
+    const { dir, open, pass, store } = await agingStore(t);
     const kept = await putDisk(store, key, 'kept', diskOf());
     const gone = await putDisk(store, key, 'gone', diskOf());
     await (await store.writer()).removeReference('gone');

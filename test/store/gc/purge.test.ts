@@ -41,8 +41,7 @@ t.test('trash stays for its retention, from its end or the last read', async (t)
   const cases: [string, [AreaMarker, number][]][] = [
     ['goes', [['opened', 8], ['closed', 7.5]]],
     ['kept for its retention', [['opened', 8], ['closed', 6]]],
-    ['kept for its retention', [['opened', 7.5]]],
-    ['goes', [['opened', 8.5]]],
+    ['its sweep has not ended: goes with roots/1, after `gc rotate`', [['opened', 85]]],
     ['goes', [['opened', 80], ['closed', 79], ['read-host', 8]]],
     ['read by host at 1972-09-26T00:00:00.000Z', [['opened', 80], ['closed', 79], ['read-host', 1]]],
     ['goes', [['opened', 1], ['deleting', 0]]],

@@ -1,0 +1,94 @@
+/** A store in a directory and machines that use it, for whom time passes when a test says so. */
+import { randomBytes } from 'node:crypto';
+import { readdirSync, statSync, utimesSync } from 'node:fs';
+import { join } from 'node:path';
+import type { Test } from 'tap';
+import { CHUNK_BYTES } from '../../src/format/chunk-id.ts';
+import type { TenantKey } from '../../src/format/keys.ts';
+import { type Clock, type Moment, systemClock } from '../../src/store/clock.ts';
+import type { Image } from '../../src/store/image.ts';
+import { DirObjects } from '../../src/store/objects/dir-objects.ts';
+import type { ObjectStore } from '../../src/store/objects/object-store.ts';
+import { RootStore } from '../../src/store/root-store.ts';
+import { DyingObjects } from './dying-objects.ts';
+
+/** Hours, which pass when a test says so; only for listings to settle somebody really waits. */
+export const AGING_POLICY = {
+  viewMs: 60_000,
+  settleMs: 5,
+  buildMs: 3_600_000,
+  graceMs: 7_200_000,
+  retentionMs: 7_200_000,
+};
+/** After that whatever was put aside may go. */
+export const RETENTION_MS = AGING_POLICY.retentionMs + AGING_POLICY.buildMs + 1_000;
+
+/** Four chunks, the first of them the same in every disk. */
+export function diskOf(first = 1): Buffer {
+  const disk = randomBytes(4 * CHUNK_BYTES);
+  return disk.fill(first, 0, CHUNK_BYTES);
+}
+
+/** A clock that can be put forward. */
+export class TestClock implements Clock {
+  aheadMs = 0;
+
+  now(): Moment {
+    return { monotonicMs: performance.now() + this.aheadMs, wallMs: Date.now() + this.aheadMs };
+  }
+
+  ageMs({ monotonicMs }: Moment): number {
+    return performance.now() + this.aheadMs - monotonicMs;
+  }
+
+  /** Not in these tests, however slow the disk is. */
+  timeout(): AbortSignal {
+    return systemClock.timeout(60_000);
+  }
+
+  sleep(ms: number, signal?: AbortSignal): Promise<void> {
+    return systemClock.sleep(ms, signal);
+  }
+}
+
+/** A store in a directory, who opens it (with `askedMax` requests to live), and what makes time pass for all of them. */
+export async function agingStore(t: Test) {
+  const dir = join(t.testdir(), 'store');
+  await (await RootStore.open(new DirObjects(dir), { create: true, policy: AGING_POLICY })).close();
+  const clock = new TestClock();
+  const openOn = async (objects: ObjectStore) => {
+    const store = await RootStore.open(objects, { clock });
+    t.teardown(() => store.close());
+    return store;
+  };
+  const open = (askedMax = Number.POSITIVE_INFINITY) =>
+    openOn(new DyingObjects(new DirObjects(dir), askedMax));
+  /** Makes everything in the store older, and everybody's clock later. */
+  const pass = (ms: number) => {
+    clock.aheadMs += ms;
+    for (const entry of readdirSync(dir, { recursive: true, withFileTypes: true })) {
+      const path = join(entry.parentPath, entry.name);
+      const { atimeMs, mtimeMs } = statSync(path);
+      if (entry.isFile()) utimesSync(path, (atimeMs - ms) / 1000, (mtimeMs - ms) / 1000);
+    }
+  };
+  return { dir, open, openOn, pass, store: await open() };
+}
+
+/** Whether the manifest of an image for `key` and all of its chunks can be read. */
+export async function isWholeFor(
+  key: TenantKey,
+  store: RootStore,
+  { digest, manifest }: Pick<Image, 'digest' | 'manifest'>,
+): Promise<boolean> {
+  if (!(await store.getManifest(digest, key.id))) return false;
+  for (let entry = 0; entry < manifest.storedChunks; entry++)
+    if (!(await store.getChunk(manifest.ref(entry).id))) return false;
+  return true;
+}
+
+/** Names of all files below `folder`. */
+export function filesIn(dir: string, folder: string): string[] {
+  const entries = readdirSync(join(dir, folder), { recursive: true, withFileTypes: true });
+  return entries.filter((entry) => entry.isFile()).map(({ name }) => name);
+}
