@@ -39,5 +39,6 @@ NAPI_MODULE_INIT() {
   lazydisk::RegisterFuseChannel(env, exports);
   lazydisk::RegisterFuseMount(env, exports);
   lazydisk::RegisterSocketSend(env, exports);
+  lazydisk::RegisterProcess(env, exports);
   return exports;
 }

@@ -15,6 +15,7 @@ void RegisterSealChunk(napi_env env, napi_value exports);
 void RegisterFuseChannel(napi_env env, napi_value exports);
 void RegisterFuseMount(napi_env env, napi_value exports);
 void RegisterSocketSend(napi_env env, napi_value exports);
+void RegisterProcess(napi_env env, napi_value exports);
 
 struct Bytes {
   uint8_t* data;

@@ -36,6 +36,8 @@ export const {
   socketPair,
   receiveFd,
   socketSend,
+  lockFile,
+  datagramSend,
   fuseOpen,
   fuseReply,
   fuseNotify,
@@ -43,6 +45,8 @@ export const {
   fuseClose,
 } = addon;
 export type { FuseChannel } from './native.d.ts';
+// Typed in full, as a function that never returns must be.
+export const exitNow: NativeAddon['exitNow'] = addon.exitNow;
 export const erasureEncode: NativeAddon['erasureEncode'] = addon.erasureEncode;
 export const erasureReconstruct: NativeAddon['erasureReconstruct'] = addon.erasureReconstruct;
 export const erasureRow: NativeAddon['erasureRow'] = addon.erasureRow;

@@ -57,6 +57,21 @@ export interface NativeAddon {
   socketSend(fd: number, bytes: Uint8Array, lengthBytes: number): number;
 
   /**
+   * flock(2) on `fd`, exclusive and without waiting: 0, or the errno (EWOULDBLOCK: somebody has it). The kernel lets go
+   * of it when the descriptor is closed, so also when the process dies.
+   */
+  lockFile(fd: number): number;
+
+  /**
+   * Sends `bytes` as one datagram to the Unix socket at `address` (a path; a NUL in front means the abstract namespace),
+   * without waiting: 0, or the errno (EAGAIN: its receiver has no room).
+   */
+  datagramSend(address: Uint8Array, bytes: Uint8Array): number;
+
+  /** Ends the process as _exit(2) does: at once, whatever hangs in the thread pool; nothing is flushed. */
+  exitNow(code: number): never;
+
+  /**
    * Serves the FUSE descriptor `fd`, which it owns from now on, from this thread's event loop. Requests are put
    * into `requests` (8-byte aligned, 8 KiB or more), each on an 8-byte boundary, and `onRequests` is called
    * with the number of bytes there; it must be done with them when it returns. `onLost` gets the errno when the

@@ -80,6 +80,4 @@ async function serve(options: Readonly<Record<string, unknown>>): Promise<void> 
   const config = resolveConfig(file, flags, { run_dir: runDir });
   const { serveUntilStopped } = await import('../daemon/serve.ts');
   await serveUntilStopped(config);
-  // Everything is closed and flushed; nothing that was forgotten may hold the process.
-  process.exit(0);
 }

@@ -14,7 +14,7 @@ export function statusCommand(): Command {
 JSON: version, pid, startedAt, state, store, runDir, drives, fuse, fuseProblem, nbd, nbdTcp, metrics, memoryBytes,
 cacheBytes, cacheUsedBytes, fleet { state, nodes, nodesUp } or null, origin { active, queued, rateWaits, hedgesWon,
 hedgesLost, breaker, breakerOpened }, admission { strained, starting, waiting, waited, refused },
-storeRoots { active, draining, retired, trash }, retiredReads.`,
+storeRoots { active, draining, retired, trash }, retiredReads, logLinesDropped.`,
     )
     .action(async (options: JsonOptions & RunDirOptions) =>
       answer(options, await clientOf(options).status(), describe),
@@ -32,6 +32,9 @@ function describe(status: DaemonStatus): string {
     ['metrics', status.metrics ?? 'on the control socket alone'],
     ['memory', `${formatSize(status.memoryBytes)} for chunks`],
     ['disk cache', `${formatSize(status.cacheUsedBytes)} of ${formatSize(status.cacheBytes)}`],
+    ...(status.logLinesDropped === 0
+      ? []
+      : ([['log', `${status.logLinesDropped} lines could not be written`]] as const)),
     ['fleet', fleet ? `${fleet.state}, ${fleet.nodesUp} of ${fleet.nodes} nodes` : 'none'],
     ['store', status.retiredReads === 0 ? status.store : [status.store, retiredText(status.retiredReads)]],
     ['origin', `${breaker}; ${origin.active} reads, ${origin.queued} waiting`],

@@ -154,6 +154,8 @@ export interface DaemonStatus {
   readonly storeRoots: StoreStats['roots'];
   /** Objects that were found only in a retired root or a trash, so that its deletion waits. */
   readonly retiredReads: number;
+  /** Lines of the log that could not be written. */
+  readonly logLinesDropped: number;
 }
 
 /** One node of the fleet. Times are of its answers since the daemon started. */

@@ -35,6 +35,7 @@ import { describeFleet, locateInFleet } from './fleet-info.ts';
 import { describeImage, describeImages } from './image-info.ts';
 import { SharedImages } from './images.ts';
 import type { Logger } from './log.ts';
+import type { LogStream } from './log-stream.ts';
 import { type CacheFigures, DaemonMetrics, type ExportFigures } from './metrics.ts';
 import { MetricsServer } from './metrics-server.ts';
 import { Origin } from './origin.ts';
@@ -55,6 +56,7 @@ interface Places {
 interface Parts {
   readonly config: ServeConfig;
   readonly log: Logger;
+  readonly logStream: LogStream;
   readonly paths: RunPaths;
   readonly keys: KeyRing;
   readonly store: Store;
@@ -81,10 +83,10 @@ export class Daemon implements ControlService {
   }
 
   /** Rejects with the error of the part that could not start; then all is as it was before. */
-  static async start(config: ServeConfig, log: Logger): Promise<Daemon> {
+  static async start(config: ServeConfig, log: Logger, logStream: LogStream): Promise<Daemon> {
     const closers = new AsyncDisposableStack();
     try {
-      const daemon = new Daemon(await openParts(config, log, closers));
+      const daemon = new Daemon(await openParts(config, log, logStream, closers));
       await daemon.#listen();
       return daemon;
     } catch (error) {
@@ -142,7 +144,7 @@ export class Daemon implements ControlService {
   }
 
   status(): DaemonStatus {
-    const { config, paths, store, drives, places, cache, fleet, origin, admission } = this.#parts;
+    const { config, paths, store, drives, places, cache, fleet, origin, admission, logStream } = this.#parts;
     const disk = cache.stats();
     return {
       version: VERSION,
@@ -165,6 +167,7 @@ export class Daemon implements ControlService {
       admission: admission.stats(),
       storeRoots: store.stats().roots,
       retiredReads: store.stats().retiredReads,
+      logLinesDropped: logStream.droppedLines,
     };
   }
 
@@ -228,7 +231,12 @@ export class Daemon implements ControlService {
 }
 
 /** Everything that the exports stand on. */
-async function openParts(config: ServeConfig, log: Logger, closers: AsyncDisposableStack): Promise<Parts> {
+async function openParts(
+  config: ServeConfig,
+  log: Logger,
+  logStream: LogStream,
+  closers: AsyncDisposableStack,
+): Promise<Parts> {
   const store = await openStore(config.store);
   closers.defer(() => store.close());
   const keys = await KeyRing.open(config.keys, { wrappedKeys: store });
@@ -284,13 +292,28 @@ async function openParts(config: ServeConfig, log: Logger, closers: AsyncDisposa
     origin: () => origin.stats(),
     admission: () => admission.stats(),
     store: () => store.stats(),
+    logDrops: () => logStream.droppedLines,
     cacheDrops: () => {
       const { droppedPuts, writeErrors } = cache.stats();
       return { dropped: droppedPuts + reader.stats().droppedWriteBacks, failed: writeErrors };
     },
   });
   return {
-    ...{ config, log, paths, keys, store, cache, fleet, origin, admission, reader, images, drives },
+    ...{
+      config,
+      log,
+      logStream,
+      paths,
+      keys,
+      store,
+      cache,
+      fleet,
+      origin,
+      admission,
+      reader,
+      images,
+      drives,
+    },
     ...{ nbd, metrics, places, closers },
   };
 }

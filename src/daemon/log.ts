@@ -1,20 +1,17 @@
 /**
- * The daemon's log: JSON lines on stderr, one writer, never in the way of a read. Writing is asynchronous and the
- * buffer bounded, so that a reader of the log who stops reading costs lines and not the drives; `flushLog` writes
- * what is left when the process ends. Whatever could hold a secret is redacted by its field name as well, though
- * no code should pass one here.
+ * The daemon's log: JSON lines on stderr, one writer, never in the way of a read (log-stream.ts). `flushLog` waits for
+ * what is left when the process ends. Whatever could hold a secret is redacted by its field name as well, though no
+ * code should pass one here.
  */
 
-import { type DestinationStream, destination, type Logger, pino } from 'pino';
+import { type DestinationStream, type Logger, pino } from 'pino';
 import { LazydiskError } from '../errors.ts';
+import { LogStream } from './log-stream.ts';
 
 export type { Logger } from 'pino';
 
 export const LOG_LEVELS = ['trace', 'debug', 'info', 'warn', 'error', 'fatal', 'silent'] as const;
 export type LogLevel = (typeof LOG_LEVELS)[number];
-
-/** Bytes of log that may wait for a slow reader; what is above is dropped. */
-const PENDING_BYTES_MAX = 4 * 1024 * 1024;
 
 const SECRET_FIELDS = [
   'key',
@@ -31,7 +28,7 @@ const SECRET_FIELDS = [
 ];
 
 /** A logger to `stream`, by default stderr. */
-export function createLog(level: LogLevel, stream?: DestinationStream): Logger {
+export function createLog(level: LogLevel, stream: DestinationStream = new LogStream()): Logger {
   const paths = SECRET_FIELDS.flatMap((field) => [field, `*.${field}`, `*.*.${field}`]);
   return pino(
     {
@@ -42,7 +39,7 @@ export function createLog(level: LogLevel, stream?: DestinationStream): Logger {
       redact: { paths, censor: '[secret]' },
       serializers: { error: describeError },
     },
-    stream ?? destination({ fd: 2, sync: false, maxLength: PENDING_BYTES_MAX }),
+    stream,
   );
 }
 
@@ -54,10 +51,10 @@ function describeError(error: unknown): unknown {
 }
 
 /** Resolves when what was logged is written, or soon after if it cannot be. */
-export function flushLog(log: Logger): Promise<void> {
+export function flushLog(stream: LogStream): Promise<void> {
   return new Promise((resolve) => {
     const timer = setTimeout(resolve, 500);
-    log.flush(() => {
+    stream.flush(() => {
       clearTimeout(timer);
       resolve();
     });

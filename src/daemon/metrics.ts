@@ -56,6 +56,7 @@ export interface MetricSources {
   origin(): OriginStats;
   admission(): AdmissionStats;
   store(): StoreStats;
+  logDrops(): number;
   /** Writes to the disk cache that were given up: too much at once, or a disk that fails. */
   cacheDrops(): { readonly dropped: number; readonly failed: number };
 }
@@ -141,6 +142,9 @@ export class DaemonMetrics {
       counter.inc({ reason: 'busy' }, dropped);
       counter.inc({ reason: 'error' }, failed);
     });
+    this.#counter('log_lines_dropped_total', 'Lines of the log that could not be written.', [], (counter) =>
+      counter.inc(sources.logDrops()),
+    );
     this.#watchOrigin(sources);
     this.#watchStore(sources);
     if (sources.fleet()) this.#watchFleet(() => sources.fleet()!);

@@ -1,7 +1,9 @@
 /** The daemon as a process: its log, its signals, and what systemd is told. */
 import { availableParallelism } from 'node:os';
+import { exitNow } from '../../native/index.ts';
 import type { ServeConfig } from './config.ts';
 import { createLog, flushLog } from './log.ts';
+import { LogStream } from './log-stream.ts';
 import { Notifier } from './notify.ts';
 
 /** Threads of libuv's pool beyond one a core: those that wait for a disk instead of decoding. */
@@ -9,39 +11,46 @@ const WAITING_THREADS = 6;
 
 const SIGNALS = ['SIGTERM', 'SIGINT', 'SIGHUP'] as const;
 
-/** Serves until SIGTERM, SIGINT or SIGHUP, then drains; a second one kills the process at once. */
-export async function serveUntilStopped(config: ServeConfig): Promise<void> {
+/**
+ * Serves until SIGTERM, SIGINT or SIGHUP, drains and ends the process; a second one kills it at once. Throws if the
+ * daemon cannot start.
+ */
+export async function serveUntilStopped(config: ServeConfig): Promise<never> {
   // libuv reads it when its pool is first used, which has not happened yet.
   process.env.UV_THREADPOOL_SIZE ??= String(availableParallelism() + WAITING_THREADS);
   const { Daemon } = await import('./daemon.ts');
 
-  const log = createLog(config.logLevel);
+  const stream = new LogStream();
+  const log = createLog(config.logLevel, stream);
   process.once('uncaughtException', (error) => {
     log.fatal({ error }, 'a fault of lazydisk: the daemon ends');
     // The kernel ends the FUSE connection with the process; the next start cleans up.
-    void flushLog(log).then(() => process.exit(1));
+    void flushLog(stream).then(() => exitNow(1));
   });
+  // Node writes its warnings to stderr and waits until they are written.
+  process.removeAllListeners('warning').on('warning', (error) => log.warn({ error }, 'a warning of Node'));
   const stopped = Promise.withResolvers<NodeJS.Signals>();
   for (const name of SIGNALS) {
     process.once(name, () => {
       stopped.resolve(name);
-      // From here on all of them kill, as they do by nature: a tidy exit waits for the thread pool, and a thread may
-      // hang in a store's file system.
+      // From here on all of them kill, as they do by nature.
       for (const other of SIGNALS) process.removeAllListeners(other);
     });
   }
 
   const notifier = new Notifier(log);
-  const daemon = await Daemon.start(config, log);
+  const daemon = await Daemon.start(config, log, stream);
   // Every line has the process id.
   const { state: _, pid: __, ...status } = daemon.status();
   log.info(status, 'serving');
-  await notifier.ready(`serving from ${status.store}`);
+  notifier.ready(`serving from ${status.store}`);
 
   const signal = await stopped.promise;
   log.info({ signal }, 'stopping');
-  await notifier.stopping();
+  notifier.stopping();
   await daemon.stop();
   log.info('stopped');
-  await flushLog(log);
+  await flushLog(stream);
+  // Everything is closed. A tidy exit would wait for the thread pool, and a thread may hang in a store's file system.
+  exitNow(0);
 }

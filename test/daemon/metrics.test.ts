@@ -61,6 +61,7 @@ function metrics(): DaemonMetrics {
       unrecordedReads: 5,
       credentialExpiryMs: null,
     }),
+    logDrops: () => 6,
     cacheDrops: () => ({ dropped: 1, failed: 2 }),
   });
   return made;
