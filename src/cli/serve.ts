@@ -35,7 +35,10 @@ export function serveCommand(): Command {
   const command = withRunDir(withStore(new Command('serve')))
     .description('run the daemon that serves drives')
     .option('--cache <dir>', 'directory of the disk cache, for this daemon alone')
-    .option('--cache-size <size>', 'hard cap of the disk cache (default: 10G)')
+    .option(
+      '--cache-size <size>',
+      'hard cap of the disk cache; where there is less room, a tenth of the disk (at most 1G) stays free (default: 10G)',
+    )
     .option('--memory <size>', 'memory for decoded chunks (default: 512M)')
     .option('--fleet <url>', 'memcached nodes: memcached://HOST:PORT,…?k=4&m=1 (also memcached+file:, +srv:)')
     .option('--nbd-tcp <host:port>', 'listen for NBD here too; whoever can connect can read every drive')

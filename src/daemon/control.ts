@@ -3,6 +3,8 @@
  * of a read; what it does is bounded in every direction (connections, body size, time), since whoever may open
  * the socket may also send nonsense.
  */
+import { once } from 'node:events';
+import { chmod } from 'node:fs/promises';
 import { createServer, type IncomingMessage, type Server, type ServerResponse } from 'node:http';
 import { z } from 'zod';
 import { errorText, LazydiskError } from '../errors.ts';
@@ -93,14 +95,15 @@ export class ControlServer {
     this.#server.headersTimeout = REQUEST_TIMEOUT_MS;
   }
 
-  /** Rejects with UNAVAILABLE if the socket cannot be made. */
-  listen(path: string): Promise<void> {
-    return new Promise((resolve, reject) => {
-      this.#server.once('error', (cause) =>
-        reject(new LazydiskError('UNAVAILABLE', `control socket: ${errorText(cause)}`, { cause })),
-      );
-      this.#server.listen(path, () => resolve());
-    });
+  /** Makes the socket, for this user alone whatever the umask. Rejects with UNAVAILABLE. */
+  async listen(path: string): Promise<void> {
+    try {
+      this.#server.listen(path);
+      await once(this.#server, 'listening');
+      await chmod(path, 0o600);
+    } catch (cause) {
+      throw new LazydiskError('UNAVAILABLE', `control socket: ${errorText(cause)}`, { cause });
+    }
   }
 
   /** Answers what is being asked, for at most `limitMs`, then cuts. */

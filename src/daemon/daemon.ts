@@ -250,6 +250,8 @@ async function openParts(
     capBytes: config.cacheBytes,
     onWarning: (text) => log.warn({ part: 'disk cache' }, text),
   });
+  // The reader closes it too, once there is one; until then a start that fails must not lose the cache's index.
+  closers.defer(() => cache.close());
   const metrics = new DaemonMetrics(VERSION);
   closers.defer(() => metrics.close());
   const origin = new Origin(store, config);

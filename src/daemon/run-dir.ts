@@ -1,19 +1,16 @@
 /**
- * The run directory: one daemon's sockets and its mount, and the proof that it is the only one. The proof is a
- * lock that the kernel drops with the process (lockDirectory), and, because that lock holds within one network
- * namespace only, a knock on the control socket, which works across them. Whoever holds both may remove what a
- * killed daemon left here; only things by our own names and of the right kind are touched.
+ * The run directory: one daemon's sockets and its mount, and the proof that it is the only one: a lock that the kernel
+ * drops with the process (lockDirectory). Whoever holds it may remove what a killed daemon left here; only things by our
+ * own names and of the right kind are touched.
  */
-import { chmod, lstat, mkdir, readFile, rm, stat, writeFile } from 'node:fs/promises';
-import { connect } from 'node:net';
+import { lstat, readFile, rm, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { lockDirectory } from '../chunk/disk/dir-lock.ts';
 import { errorText, LazydiskError } from '../errors.ts';
+import { ownDirectory } from '../own-files.ts';
 
 /** sun_path in Linux has 108 bytes, and the last is a zero. */
 const SOCKET_PATH_BYTES_MAX = 107;
-
-const KNOCK_TIMEOUT_MS = 2_000;
 
 /** Where things are in a run directory. */
 export interface RunPaths {
@@ -58,36 +55,31 @@ export interface RunDir {
 /**
  * Takes `dir` (made if need be, mode 0700) for this process and clears what a dead daemon left.
  * `cleanMount` takes a dead mount of ours away from the path it is given.
- * Throws BUSY if a daemon has it, EXISTS if something that is not ours stands in the way, UNAVAILABLE.
+ * Throws BUSY if a daemon has it, USAGE if it is not this user's own, EXISTS if something that is not ours stands in the
+ * way, UNAVAILABLE.
  */
 export async function takeRunDir(
   dir: string,
   cleanMount: (path: string) => Promise<unknown>,
 ): Promise<RunDir> {
   const paths = runPaths(dir);
-  try {
-    await mkdir(dir, { recursive: true, mode: 0o700 });
-    const { uid } = await stat(dir);
-    if (uid !== process.getuid?.()) {
-      throw new LazydiskError('USAGE', `run dir ${dir} belongs to another user (uid ${uid})`);
-    }
-    await chmod(dir, 0o700);
-  } catch (cause) {
-    if (cause instanceof LazydiskError) throw cause;
-    throw new LazydiskError('UNAVAILABLE', `run dir ${dir}: ${errorText(cause)}`, { cause });
-  }
+  await ownDirectory(dir, { what: 'run dir', mode: 0o700 });
   const lock = await lockDirectory(dir, 'run').catch(async (cause) => {
     throw cause instanceof LazydiskError && cause.code === 'BUSY' ? await busy(paths) : cause;
   });
   try {
-    if (await answers(paths.control)) throw await busy(paths);
     await cleanMount(paths.drives);
+    await ownDirectory(paths.drives, { what: 'mount point', mode: 0o700 });
     await removeSocket(paths.control);
     await removeSocket(paths.nbd);
-    await writeFile(paths.pid, `${process.pid}\n`, { mode: 0o600 });
+    // Made anew: what was there before may be a link to somewhere else.
+    await rm(paths.pid, { force: true });
+    await writeFile(paths.pid, `${process.pid}\n`, { mode: 0o600, flag: 'wx' });
   } catch (error) {
     await lock.release();
-    throw error;
+    throw error instanceof LazydiskError
+      ? error
+      : new LazydiskError('UNAVAILABLE', `run dir ${dir}: ${errorText(error)}`, { cause: error });
   }
   return {
     paths,
@@ -98,22 +90,6 @@ export async function takeRunDir(
       await lock.release();
     },
   };
-}
-
-/** Whether somebody listens on the socket at `path`. A stopped process still does, for the kernel answers. */
-function answers(path: string): Promise<boolean> {
-  return new Promise((resolve) => {
-    const socket = connect(path);
-    const done = (answer: boolean) => {
-      clearTimeout(timer);
-      socket.destroy();
-      resolve(answer);
-    };
-    // Neither accepted nor refused is a full backlog: somebody has it open.
-    const timer = setTimeout(() => done(true), KNOCK_TIMEOUT_MS);
-    socket.once('connect', () => done(true));
-    socket.once('error', (error: NodeJS.ErrnoException) => done(error.code === 'EAGAIN'));
-  });
 }
 
 async function removeSocket(path: string): Promise<void> {

@@ -1,6 +1,15 @@
 import { type ChildProcess, execFileSync, spawn } from 'node:child_process';
 import { createHash } from 'node:crypto';
-import { readFileSync, statSync, truncateSync, writeFileSync } from 'node:fs';
+import {
+  chmodSync,
+  readFileSync,
+  rmSync,
+  statfsSync,
+  statSync,
+  symlinkSync,
+  truncateSync,
+  writeFileSync,
+} from 'node:fs';
 import { mkdtemp, rm } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
@@ -42,6 +51,26 @@ async function temporary(t: Test): Promise<string> {
 function allocatedBytes(dir: string): number {
   return Number(execFileSync('du', ['-s', '--block-size=1', dir], { encoding: 'utf8' }).split('\t')[0]);
 }
+
+t.test('what somebody planted in a directory that others can write is refused', async (t) => {
+  const dir = await temporary(t);
+  const victim = join(await temporary(t), 'victim');
+  writeFileSync(victim, 'precious');
+  chmodSync(dir, 0o777);
+  await t.rejects(DiskCache.open({ dir, capBytes: CAP }), { code: 'USAGE', message: /written by others/ });
+  chmodSync(dir, 0o700);
+  for (const name of ['chunks', 'cache.lock', 'index.tmp']) {
+    symlinkSync(victim, join(dir, name));
+    if (name === 'index.tmp') await (await DiskCache.open({ dir, capBytes: CAP })).close();
+    else await t.rejects(DiskCache.open({ dir, capBytes: CAP }), { code: 'EXISTS' }, name);
+    rmSync(join(dir, name), { force: true });
+  }
+  const link = `${dir}-link`;
+  symlinkSync(dir, link);
+  t.teardown(() => rmSync(link));
+  await t.rejects(DiskCache.open({ dir: link, capBytes: CAP }), { code: 'USAGE', message: /symbolic link/ });
+  t.equal(readFileSync(victim, 'utf8'), 'precious');
+});
 
 t.test('what was put is there, also after an orderly stop', async (t) => {
   const dir = await temporary(t);
@@ -256,6 +285,8 @@ t.test(
     });
     await crowded.recovered();
     t.ok(warnings.length > 0, 'a person is told');
+    const { bavail, bsize } = statfsSync(dir);
+    t.ok(bavail * bsize >= 4 * MIB, 'and a tenth of the disk is left to others');
     for (let n = 0; n < 200; n++) await crowded.put(chunk(n).id, chunk(n).bytes);
     for (let n = 0; n < 200; n++) {
       const found = await bytesOf(crowded, chunk(n).id, 200_000);

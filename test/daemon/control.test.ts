@@ -1,4 +1,4 @@
-import { mkdtempSync, rmSync } from 'node:fs';
+import { mkdtempSync, rmSync, statSync } from 'node:fs';
 import { request } from 'node:http';
 import { connect } from 'node:net';
 import { tmpdir } from 'node:os';
@@ -178,6 +178,13 @@ t.test('closing lets an answer under way finish', async (t) => {
   finish.resolve([]);
   t.same(await answer, []);
   await closed;
+});
+
+t.test('the socket is for its user alone, whatever the umask', async (t) => {
+  const before = process.umask(0);
+  t.teardown(() => process.umask(before));
+  const { dir } = await serve(t);
+  t.equal(statSync(runPaths(dir).control).mode & 0o777, 0o600);
 });
 
 t.test('where no daemon is, that is said', async (t) => {

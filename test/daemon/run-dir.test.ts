@@ -2,19 +2,26 @@ import { spawn } from 'node:child_process';
 import { once } from 'node:events';
 import {
   chmodSync,
+  chownSync,
   existsSync,
+  linkSync,
   lstatSync,
+  mkdirSync,
   mkdtempSync,
+  readdirSync,
   readFileSync,
   rmSync,
   statSync,
+  symlinkSync,
   writeFileSync,
 } from 'node:fs';
 import { createServer } from 'node:net';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import t, { type Test } from 'tap';
+import { lockDirectory } from '../../src/chunk/disk/dir-lock.ts';
 import { defaultRunDir, runPaths, takeRunDir } from '../../src/daemon/run-dir.ts';
+import type { LazydiskError } from '../../src/errors.ts';
 
 const noMount = async () => {};
 
@@ -61,12 +68,78 @@ t.test('who holds it is named', async (t) => {
   await run.release();
 });
 
-t.test('a control socket that answers holds it too, as from another network namespace', async (t) => {
+t.test('a name in the abstract socket namespace, which any user can take, holds up nobody', async (t) => {
   const dir = tempDir(t);
-  const server = createServer((socket) => socket.destroy());
-  await new Promise<void>((resolve) => server.listen(runPaths(dir).control, resolve));
-  await t.rejects(takeRunDir(dir, noMount), { code: 'BUSY' });
-  server.close();
+  const { dev, ino } = statSync(dir);
+  for (const purpose of ['run', 'cache']) {
+    const squatter = createServer().listen(`\0lazydisk-${purpose}-${dev}-${ino}`);
+    t.teardown(() => squatter.close());
+  }
+  await (await takeRunDir(dir, noMount)).release();
+});
+
+t.test('a lock that is taken and given up by many holds for one at a time', async (t) => {
+  const dir = tempDir(t);
+  let holders = 0;
+  let taken = 0;
+  const contend = async () => {
+    for (let n = 0; n < 50; n++) {
+      const lock = await lockDirectory(dir, 'x').catch((error: LazydiskError) => {
+        if (error.code !== 'BUSY') throw error;
+      });
+      if (!lock) continue;
+      taken++;
+      if (++holders > 1) t.fail('two hold it');
+      await new Promise((resolve) => setImmediate(resolve));
+      holders--;
+      await lock.release();
+    }
+  };
+  await Promise.all(Array.from({ length: 8 }, contend));
+  t.ok(taken > 0, `taken ${taken} times`);
+  t.same(readdirSync(dir), [], 'and leaves nothing');
+});
+
+t.test('what somebody planted under our names is refused and stays as it was', async (t) => {
+  const dir = tempDir(t);
+  const victim = join(tempDir(t), 'victim');
+  mkdirSync(victim, { mode: 0o755 });
+  const file = join(victim, 'file');
+  writeFileSync(file, 'precious');
+
+  symlinkSync(victim, join(dir, 'run'));
+  await t.rejects(takeRunDir(join(dir, 'run'), noMount), { code: 'USAGE', message: /symbolic link/ });
+  t.equal(statSync(victim).mode & 0o777, 0o755, 'the mode of what the link means is not changed');
+
+  const run = join(dir, 'own');
+  mkdirSync(run);
+  symlinkSync(victim, join(run, 'drives'));
+  await t.rejects(takeRunDir(run, noMount), { code: 'USAGE', message: /mount point .* symbolic link/ });
+  rmSync(join(run, 'drives'));
+
+  for (const plant of [symlinkSync, linkSync]) {
+    plant(file, join(run, 'run.lock'));
+    await t.rejects(takeRunDir(run, noMount), { code: 'EXISTS', message: /in the way/ });
+    rmSync(join(run, 'run.lock'));
+    plant(file, join(run, 'pid'));
+    await (await takeRunDir(run, noMount)).release();
+  }
+  mkdirSync(join(run, 'run.lock'));
+  await t.rejects(takeRunDir(run, noMount), { code: 'EXISTS' });
+  t.equal(readFileSync(file, 'utf8'), 'precious');
+});
+
+t.test('a directory that any user could replace, or that is another user’s, is refused', async (t) => {
+  const open = tempDir(t);
+  chmodSync(open, 0o777);
+  await t.rejects(takeRunDir(join(open, 'run'), noMount), { code: 'USAGE', message: /not sticky/ });
+  chmodSync(open, 0o1777);
+  await (await takeRunDir(join(open, 'run'), noMount)).release();
+  if (process.getuid?.() !== 0) return;
+  const theirs = join(open, 'theirs');
+  mkdirSync(theirs);
+  chownSync(theirs, 65534, 65534);
+  await t.rejects(takeRunDir(theirs, noMount), { code: 'USAGE', message: /another user \(uid 65534\)/ });
 });
 
 t.test('what a killed holder left is cleared, and nothing else', async (t) => {

@@ -128,6 +128,19 @@ t.test('wrong settings do not start a daemon', async (t) => {
   t.notOk(existsSync(join(place.runDir, 'control.sock')));
 });
 
+t.test('a start that fails late keeps the index of the cache', async (t) => {
+  const place = await diskWorkplace(t, 4);
+  const daemon = await TestDaemon.start(t, place);
+  await daemon.stop();
+  const index = join(place.cache, 'index');
+  t.ok(existsSync(index));
+  const login = join(place.dir, 'login');
+  await writeFile(login, 'user:password\n', { mode: 0o644 });
+  const fleet = ['--fleet', 'memcached://127.0.0.1:1', '--fleet-login', login];
+  await t.rejects(TestDaemon.start(t, place, fleet), /others can read it/);
+  t.ok(existsSync(index));
+});
+
 t.test('a configuration file serves, and its status tells all', async (t) => {
   const place = await diskWorkplace(t, 4);
   const config = join(place.dir, 'lazydisk.toml');

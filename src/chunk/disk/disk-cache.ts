@@ -5,12 +5,13 @@
  * broken disk costs hits, never a read: whatever cannot be written is dropped and counted, and whatever is read
  * is proven by the reader, who calls `discard` on a bad copy.
  */
-import { constants, read, writev } from 'node:fs';
-import { type FileHandle, mkdir, open, rm } from 'node:fs/promises';
+import { read, writev } from 'node:fs';
+import { type FileHandle, rm } from 'node:fs/promises';
 import { join } from 'node:path';
 import { promisify } from 'node:util';
 import { errorText, LazydiskError } from '../../errors.ts';
 import { type ChunkId, SEALED_BYTES_MAX } from '../../format/chunk-id.ts';
+import { openOwnFile, ownDirectory } from '../../own-files.ts';
 import { withDeadline } from '../deadline.ts';
 import type { ChunkTier, ReadContext, SealedLoan } from '../tier.ts';
 import { lockDirectory } from './dir-lock.ts';
@@ -47,7 +48,7 @@ export interface DiskCacheOptions {
   dir: string;
   /** Everything that the cache ever has in `dir` together; at least CAP_BYTES_MIN. */
   capBytes: number;
-  /** Left free on the file system when space is taken at start. */
+  /** Left free on the file system when space is taken at start; by default a tenth of it, but at most 1 GiB. */
   keepFreeBytes?: number;
   /** Told what a person should know: less space than asked for, a damaged index, a failing disk. */
   onWarning?: (text: string) => void;
@@ -107,8 +108,8 @@ export class DiskCache implements ChunkTier {
 
   /**
    * Opens or makes the cache in `dir`. Too little space gives a smaller cache, down to none, with a warning.
-   * Throws USAGE for a cap below CAP_BYTES_MIN, BUSY if another process has it, UNAVAILABLE if `dir` cannot be
-   * made or written.
+   * Throws USAGE for a cap below CAP_BYTES_MIN or a directory that is not this user's alone, BUSY if another process has
+   * it, UNAVAILABLE if `dir` cannot be made or written.
    */
   static async open(options: DiskCacheOptions): Promise<DiskCache> {
     const { dir, capBytes } = options;
@@ -117,11 +118,13 @@ export class DiskCache implements ChunkTier {
     }
     const unavailable = (error: unknown) =>
       new LazydiskError('UNAVAILABLE', `disk cache in ${dir}: ${errorText(error)}`, { cause: error });
-    await mkdir(dir, { recursive: true, mode: 0o700 }).catch((error) => Promise.reject(unavailable(error)));
-    const lock = await lockDirectory(dir, 'cache');
+    await ownDirectory(dir, { what: 'cache directory' });
+    const lock = await lockDirectory(dir, 'cache').catch((error: unknown) =>
+      Promise.reject(error instanceof LazydiskError ? error : unavailable(error)),
+    );
     try {
       const path = join(dir, 'chunks');
-      const file = await open(path, constants.O_RDWR | constants.O_CREAT, 0o600);
+      const file = await openOwnFile(path);
       try {
         const geometry = await prepareFile(file, path, options);
         const cache = new DiskCache(options, geometry, file, lock);
@@ -340,7 +343,8 @@ async function prepareFile(file: FileHandle, path: string, options: DiskCacheOpt
   const { size, blocks } = await file.stat();
   const known = readSuperblock(head);
   const wanted = geometryFor(options.capBytes, known);
-  const room = (await freeBytes(path)) + blocks * 512 - (options.keepFreeBytes ?? 0);
+  const space = await freeBytes(path);
+  const room = space.freeBytes + blocks * 512 - (options.keepFreeBytes ?? space.headroomBytes);
   // A file made for a much larger cap may have segments too big for this one: then it starts anew.
   const reuse = known !== undefined && wanted.segments > 0;
   const geometry = geometryFor(Math.min(options.capBytes, Math.max(room, 1)), reuse ? known : undefined);

@@ -9,10 +9,14 @@ import { promisify } from 'node:util';
 
 const run = promisify(execFile);
 
-/** Bytes that a process may still write to the file system of `path`. */
-export async function freeBytes(path: string): Promise<number> {
-  const stats = await statfs(path);
-  return stats.bavail * stats.bsize;
+/** A cache leaves others a tenth of the file system, but not more than this. */
+const HEADROOM_BYTES_MAX = 1024 ** 3;
+
+/** Bytes that a process may still write to the file system of `path`, and what of them a cache leaves to others. */
+export async function freeBytes(path: string): Promise<{ freeBytes: number; headroomBytes: number }> {
+  const { bavail, blocks, bsize } = await statfs(path);
+  const headroomBytes = Math.min(HEADROOM_BYTES_MAX, Math.floor((blocks * bsize) / 10));
+  return { freeBytes: bavail * bsize, headroomBytes };
 }
 
 /**

@@ -43,7 +43,8 @@ export async function saveSnapshot(path: string, geometry: Geometry, segments: S
   tail.writeUInt32LE(crc32(table, crc32(head)));
   const temporary = `${path}.tmp`;
   try {
-    const file = await open(temporary, 'w', 0o600);
+    await rm(temporary, { force: true });
+    const file = await open(temporary, 'wx', 0o600);
     try {
       await file.writev([head, table, tail]);
       await file.sync();

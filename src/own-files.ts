@@ -1,0 +1,72 @@
+/**
+ * Directories and files that must be this user's own, because what is read from them is believed and what is written to
+ * them is private. In a directory that others can write, anybody can plant a symbolic link or a file of theirs under a
+ * name that we use; so links are never followed, and owner and permissions are looked at on the open descriptor.
+ */
+import { constants } from 'node:fs';
+import { type FileHandle, lstat, mkdir, open, stat } from 'node:fs/promises';
+import { dirname } from 'node:path';
+import { errorText, LazydiskError } from './errors.ts';
+
+const WRITABLE_BY_OTHERS = 0o022;
+const WRITABLE_BY_ALL = 0o002;
+const STICKY = 0o1000;
+
+export interface OwnDirectoryOptions {
+  /** How it is called in messages: "run dir". */
+  readonly what: string;
+  /** Permissions that it is given, also if it was there. Without them, one that others can write is refused. */
+  readonly mode?: number;
+}
+
+/**
+ * Makes `dir` (mode 0700) or takes the one that is there. Throws USAGE for a symbolic link, a directory of another user,
+ * or one that others can write or replace; UNAVAILABLE.
+ */
+export async function ownDirectory(dir: string, { what, mode }: OwnDirectoryOptions): Promise<void> {
+  const refuse = (why: string) => new LazydiskError('USAGE', `${what} ${dir} ${why}`);
+  try {
+    await mkdir(dir, { recursive: true, mode: 0o700 });
+    if ((await lstat(dir)).isSymbolicLink()) throw refuse('is a symbolic link: name the directory itself');
+    const parent = await stat(dirname(dir));
+    if ((parent.mode & WRITABLE_BY_ALL) !== 0 && (parent.mode & STICKY) === 0)
+      throw refuse(`can be replaced by any user: ${dirname(dir)} is writable by all and not sticky`);
+    const handle = await open(dir, constants.O_RDONLY | constants.O_DIRECTORY | constants.O_NOFOLLOW);
+    try {
+      const found = await handle.stat();
+      if (found.uid !== process.geteuid?.()) throw refuse(`belongs to another user (uid ${found.uid})`);
+      if (mode !== undefined) await handle.chmod(mode);
+      else if ((found.mode & WRITABLE_BY_OTHERS) !== 0) throw refuse('can be written by others: chmod go-w');
+    } finally {
+      await handle.close();
+    }
+  } catch (cause) {
+    if (cause instanceof LazydiskError) throw cause;
+    throw new LazydiskError('UNAVAILABLE', `${what} ${dir}: ${errorText(cause)}`, { cause });
+  }
+}
+
+/**
+ * Opens the file `path` for reading and writing, made with mode 0600 if it is not there. Throws EXISTS for a symbolic
+ * link, another user's file, one with a second name, or what is no file; the file system's own errors.
+ */
+export async function openOwnFile(path: string): Promise<FileHandle> {
+  const inTheWay = (why: string) => new LazydiskError('EXISTS', `${path} is in the way: ${why}`);
+  // Without O_NONBLOCK, opening a FIFO would wait for its other end; a file is not changed by it.
+  const flags = constants.O_RDWR | constants.O_CREAT | constants.O_NOFOLLOW | constants.O_NONBLOCK;
+  const handle = await open(path, flags, 0o600).catch((error: NodeJS.ErrnoException) => {
+    if (error.code === 'ELOOP') throw inTheWay('it is a symbolic link');
+    if (error.code === 'EISDIR' || error.code === 'ENXIO') throw inTheWay('it is no file');
+    throw error;
+  });
+  try {
+    const { uid, nlink } = await handle.stat();
+    if (!(await handle.stat()).isFile()) throw inTheWay('it is no file');
+    if (uid !== process.geteuid?.()) throw inTheWay(`it belongs to another user (uid ${uid})`);
+    if (nlink > 1) throw inTheWay('it has another name too');
+    return handle;
+  } catch (error) {
+    await handle.close();
+    throw error;
+  }
+}
