@@ -18,9 +18,11 @@ namespace {
 
 // The kernel refuses to hand out a request into less; with no writes, every request fits into it.
 constexpr size_t kRequestBytesMax = FUSE_MIN_READ_BUFFER;
-// Requests read before JavaScript is called, and calls of one wake-up: other work on the loop gets its turn.
+// Requests read before JavaScript is called, calls of one wake-up, and bytes that these requests ask for, since an
+// answer from memory is copied at once: other work on the loop gets its turn. The last request may go over the bytes.
 constexpr int kBatchMax = 64;
 constexpr int kRoundsMax = 4;
+constexpr size_t kAskedBytesMax = 1024 * 1024;
 constexpr size_t kPartsMax = 1023;  // and a header: IOV_MAX
 constexpr uint64_t kClosingTickMs = 1;
 
@@ -66,10 +68,20 @@ void Lost(Channel* channel, int error) {
   }
 }
 
-// Reads what waits, at most kBatchMax requests, each on an 8-byte boundary. Returns 0, or the errno that ended it.
-int ReadBatch(Channel* channel, size_t* used) {
+// What the answer to a request will be made of, as far as it is data.
+size_t AskedBytes(const fuse_in_header& header, const uint8_t* body) {
+  if (header.opcode != FUSE_READ || header.len < sizeof header + sizeof(fuse_read_in)) return 0;
+  fuse_read_in read_in;
+  memcpy(&read_in, body, sizeof read_in);
+  return read_in.size;
+}
+
+// Reads what waits, at most kBatchMax requests and until `asked` is kAskedBytesMax or more, each on an 8-byte boundary.
+// Returns 0, or the errno that ended it.
+int ReadBatch(Channel* channel, size_t* used, size_t* asked) {
   *used = 0;
-  for (int count = 0; count < kBatchMax && *used + kRequestBytesMax <= channel->requests_length;) {
+  for (int count = 0; count < kBatchMax && *asked < kAskedBytesMax &&
+                      *used + kRequestBytesMax <= channel->requests_length;) {
     uint8_t* at = channel->requests + *used;
     const ssize_t length = read(channel->fd, at, kRequestBytesMax);
     if (length < 0) {
@@ -80,6 +92,7 @@ int ReadBatch(Channel* channel, size_t* used) {
     if (static_cast<size_t>(length) < sizeof header) return EPROTO;
     memcpy(&header, at, sizeof header);
     if (header.len != static_cast<size_t>(length)) return EPROTO;
+    *asked += AskedBytes(header, at + sizeof header);
     *used += (static_cast<size_t>(length) + 7) & ~size_t{7};
     count++;
   }
@@ -93,9 +106,10 @@ void OnReadable(uv_poll_t* handle, int status, int) {
   if (status < 0) {
     Lost(channel, -status);
   } else {
-    for (int round = 0; round < kRoundsMax && channel->fd >= 0; round++) {
+    size_t asked = 0;
+    for (int round = 0; round < kRoundsMax && asked < kAskedBytesMax && channel->fd >= 0; round++) {
       size_t used;
-      const int error = ReadBatch(channel, &used);
+      const int error = ReadBatch(channel, &used, &asked);
       if (used > 0) {
         napi_value argument;
         if (napi_create_uint32(channel->env, static_cast<uint32_t>(used), &argument) != napi_ok) break;

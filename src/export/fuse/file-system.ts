@@ -8,6 +8,8 @@ import { constants as fsConstants } from 'node:fs';
 import { constants as osConstants } from 'node:os';
 import type { BlockDevice } from '../../drive/block-device.ts';
 import { LazydiskError } from '../../errors.ts';
+import { TurnBudget } from '../turn-budget.ts';
+import { isDying } from './dying.ts';
 import { type Inode, InodeTable } from './inodes.ts';
 import { type Notify, PagePush } from './page-push.ts';
 import {
@@ -36,8 +38,12 @@ const SEEK_HOLE = 4;
 
 /** Largest READ: max_pages of 4 KiB. */
 export const READ_BYTES_MAX = 1024 * 1024;
-/** Reads that the kernel keeps under way for direct I/O and readahead; its own default of 12 starves both. */
-const BACKGROUND_MAX = 512;
+/**
+ * Reads of direct I/O and readahead that the kernel hands us before it holds them back; its default is 12. It counts
+ * those of all drives together, so any bound that one drive can reach would stop the others. Ours is a drive's own
+ * (reads.ts), and this is the most that the protocol can say.
+ */
+const BACKGROUND_MAX = 0xffff;
 /** Attributes change only in the number of names. */
 const ATTR_VALID_S = 1;
 const WANTED_FLAGS = InitFlag.ASYNC_READ | InitFlag.ASYNC_DIO | InitFlag.PARALLEL_DIROPS | InitFlag.MAX_PAGES;
@@ -50,6 +56,10 @@ export interface FuseFileSystemOptions {
   readonly uid: number;
   readonly gid: number;
   readonly pushChunks: boolean;
+  /** Whether the thread `pid` is being killed; see isDying in dying.ts, which is the default. */
+  readonly isDying?: (pid: number) => boolean;
+  /** Shared with other exports of the process; default: one of its own. */
+  readonly turn?: TurnBudget | undefined;
   /** Called when INIT was answered, with the reason if it was refused. */
   readonly onInit: (error?: LazydiskError) => void;
   /** A read was answered. Sits on the path of every read: it must be cheap and must not throw. */
@@ -110,7 +120,13 @@ export class FuseFileSystem {
     this.#options = options;
     this.#request = new RequestReader(options.requests);
     this.#push = options.pushChunks ? new PagePush(options.notify) : undefined;
-    this.reads = new ReadQueue(options.transport, this.#push, options.onRead);
+    this.reads = new ReadQueue({
+      transport: options.transport,
+      push: this.#push,
+      onRead: options.onRead,
+      isDying: options.isDying ?? isDying,
+      turn: options.turn ?? new TurnBudget(),
+    });
   }
 
   addDrive(device: BlockDevice): void {
@@ -219,7 +235,7 @@ export class FuseFileSystem {
       maxReadahead: READ_BYTES_MAX,
       flags: request.u32(12) & WANTED_FLAGS,
       maxBackground: BACKGROUND_MAX,
-      congestionThreshold: BACKGROUND_MAX - BACKGROUND_MAX / 4,
+      congestionThreshold: BACKGROUND_MAX,
       maxPages: READ_BYTES_MAX / 4096,
     });
   }
@@ -291,7 +307,7 @@ export class FuseFileSystem {
     const lengthBytes = Math.min(wantedBytes, inode.sizeBytes - offset);
     if (lengthBytes <= 0) return NOTHING;
     const direct = (request.u32(32) & O_DIRECT) !== 0;
-    this.reads.read({ unique: request.unique, inode, offset, lengthBytes, direct });
+    this.reads.read({ unique: request.unique, pid: request.pid, inode, offset, lengthBytes, direct });
     return undefined;
   }
 

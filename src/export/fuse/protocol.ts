@@ -83,6 +83,8 @@ export class RequestReader {
   unique = 0;
   nodeId = 0;
   uid = 0;
+  /** The thread that asks, as this process sees it; 0 if it does not. */
+  pid = 0;
   #bodyAt = 0;
   #bodyEnd = 0;
   readonly #bytes: Buffer;
@@ -106,6 +108,7 @@ export class RequestReader {
     if (!Number.isSafeInteger(this.unique)) throw corrupt('a request id above 2^53');
     this.nodeId = uint64(view, at + 16);
     this.uid = view.getUint32(at + 24, true);
+    this.pid = view.getUint32(at + 32, true);
     this.#bodyAt = at + HEADER_BYTES;
     this.#bodyEnd = at + length;
     return (at + length + 7) & ~7;

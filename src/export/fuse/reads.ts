@@ -1,10 +1,12 @@
 /**
  * READ requests. The trick is the short way: what is in memory is answered from the memory it lies in, before the
- * next request of the batch is looked at. Only what must be fetched becomes a promise; it stays in `#pending`
- * until it is answered, so that it can be interrupted, counted and drained.
+ * next request of the batch is looked at, so a hit never waits behind a miss. What must be fetched becomes a promise,
+ * of which each file has a bounded number; what is beyond that waits in a queue of the file's own, as a few words. It
+ * is in `#pending` until it is answered, so that it can be interrupted, counted and drained.
  */
 import { constants as osConstants } from 'node:os';
 import type { BlockDevice, PinnedBytes } from '../../drive/block-device.ts';
+import type { TurnBudget } from '../turn-budget.ts';
 import type { Inode } from './inodes.ts';
 import type { PagePush } from './page-push.ts';
 
@@ -22,6 +24,8 @@ export type ReadHook = (drive: string, lengthBytes: number, durationMs: number, 
 /** One READ, with its range cut at the end of the file. */
 export interface ReadRequest {
   readonly unique: number;
+  /** The thread that reads; 0 if it is not known. */
+  readonly pid: number;
   readonly inode: Inode;
   readonly offset: number;
   /** At least 1. */
@@ -30,12 +34,34 @@ export interface ReadRequest {
   readonly direct: boolean;
 }
 
+/** Reads of one file that wait for its drive at once: what a guest's disk has in its own queue, at most. */
+const RUNNING_MAX = 256;
+/** Whether an interrupted reader dies after all is looked at this often, for this many at a time. */
+const DYING_LOOK_MS = 100;
+const DYING_LOOKS_MAX = 64;
+
 interface PendingRead {
+  readonly request: ReadRequest;
   readonly startMs: number;
   readonly abort: AbortController;
 }
 
+/** The reads of one file that were not in memory. */
+interface Lane {
+  running: number;
+  readonly waiting: Set<PendingRead>;
+}
+
 const NOTHING = Buffer.alloc(0);
+
+export interface ReadQueueOptions {
+  readonly transport: FuseTransport;
+  readonly push: PagePush | undefined;
+  readonly onRead: ReadHook | undefined;
+  /** Whether the thread `pid` is being killed. */
+  readonly isDying: (pid: number) => boolean;
+  readonly turn: TurnBudget;
+}
 
 export class ReadQueue {
   readBytes = 0;
@@ -43,15 +69,23 @@ export class ReadQueue {
   readonly #transport: FuseTransport;
   readonly #push: PagePush | undefined;
   readonly #onRead: ReadHook | undefined;
+  readonly #isDying: (pid: number) => boolean;
+  readonly #turn: TurnBudget;
   /** By request id, in order of arrival. Bounded by the kernel: max_background, and one a reading thread. */
   readonly #pending = new Map<number, PendingRead>();
+  /** Of those, the ones whose reader had a signal and was not dying when it was last looked at. */
+  readonly #interrupted = new Set<PendingRead>();
+  readonly #lanes = new Map<Inode, Lane>();
+  #dyingLook: NodeJS.Timeout | undefined;
   #closing = false;
   #onIdle: (() => void) | undefined;
 
-  constructor(transport: FuseTransport, push: PagePush | undefined, onRead: ReadHook | undefined) {
+  constructor({ transport, push, onRead, isDying, turn }: ReadQueueOptions) {
+    this.#turn = turn;
     this.#transport = transport;
     this.#push = push;
     this.#onRead = onRead;
+    this.#isDying = isDying;
   }
 
   get inFlight(): number {
@@ -79,13 +113,26 @@ export class ReadQueue {
       this.#failRead(request.unique, device, 0);
       return;
     }
-    if (!pinned) void this.#readLater(request, device);
-    else this.#answer(request, device, pinned, startMs);
+    if (!pinned) {
+      this.#enqueue(request);
+      return;
+    }
+    this.#turn.use(request.lengthBytes);
+    this.#answer(request, device, pinned, startMs);
   }
 
-  /** The reader was killed: ends its read before the bytes are there. Nothing, if it was answered already. */
+  /**
+   * The reader had a signal. If that kills it, its read is answered before the bytes are there; if not, a read of a
+   * file is nothing that a signal ends. Either way the fetch goes on, for whoever comes next. Nothing, if the read was
+   * answered already.
+   */
   interrupt(unique: number): void {
-    this.#abandon(unique, EINTR);
+    const pending = this.#pending.get(unique);
+    if (!pending) return;
+    this.#interrupted.add(pending);
+    // The kernel says it once. Another signal may kill the reader later.
+    this.#dyingLook ??= setInterval(() => this.#letDyingGo(), DYING_LOOK_MS).unref();
+    this.#letGoIfDying(pending);
   }
 
   /**
@@ -104,35 +151,63 @@ export class ReadQueue {
 
   /** Answers every read under way with EIO. */
   abort(): void {
-    for (const unique of [...this.#pending.keys()]) this.#abandon(unique, EIO);
+    for (const pending of [...this.#pending.values()]) {
+      this.#settle(pending);
+      this.#transport.reply(pending.request.unique, EIO, NOTHING);
+      pending.abort.abort();
+    }
+  }
+
+  #enqueue(request: ReadRequest): void {
+    const pending = { request, startMs: performance.now(), abort: new AbortController() };
+    this.#pending.set(request.unique, pending);
+    const lane = this.#lanes.get(request.inode) ?? { running: 0, waiting: new Set() };
+    this.#lanes.set(request.inode, lane);
+    lane.waiting.add(pending);
+    this.#runLane(request.inode, lane);
+  }
+
+  #runLane(inode: Inode, lane: Lane): void {
+    for (const next of lane.waiting) {
+      if (lane.running === RUNNING_MAX) break;
+      lane.waiting.delete(next);
+      lane.running++;
+      void this.#readLater(next).finally(() => {
+        lane.running--;
+        this.#runLane(inode, lane);
+      });
+    }
+    if (lane.running === 0 && lane.waiting.size === 0) this.#lanes.delete(inode);
   }
 
   /** Never rejects. */
-  async #readLater(request: ReadRequest, first: BlockDevice): Promise<void> {
+  async #readLater(pending: PendingRead): Promise<void> {
+    const { request, startMs } = pending;
     const { unique, inode, offset, lengthBytes } = request;
-    const pending = { startMs: performance.now(), abort: new AbortController() };
-    this.#pending.set(unique, pending);
-    let device: BlockDevice | undefined = first;
-    while (device) {
+    const first = inode.device;
+    for (let device = first; device; ) {
       const asked: BlockDevice = device;
       try {
-        const pinned = await asked.read(offset, lengthBytes, pending.abort.signal);
-        if (this.#pending.get(unique) === pending) {
-          this.#settle(unique);
-          this.#answer(request, asked, pinned, pending.startMs);
+        const pinned =
+          asked.tryRead(offset, lengthBytes) ?? (await asked.read(offset, lengthBytes, pending.abort.signal));
+        if (!this.#turn.hasRoom) await this.#laterTurn(inode, lengthBytes);
+        else this.#turn.use(lengthBytes);
+        if (this.#isPending(pending)) {
+          this.#settle(pending);
+          this.#answer(request, asked, pinned, startMs);
         } else {
           pinned.release();
         }
         return;
       } catch {
-        if (this.#pending.get(unique) !== pending) return;
+        if (!this.#isPending(pending)) return;
         // Detached while it read for all that share the file: the others must not suffer. Each turn another
         // drive was removed, so this ends.
         device = inode.device === asked ? undefined : inode.device;
       }
     }
-    this.#settle(unique);
-    this.#failRead(unique, first, performance.now() - pending.startMs);
+    this.#settle(pending);
+    this.#failRead(unique, first, performance.now() - startMs);
   }
 
   #answer(request: ReadRequest, device: BlockDevice, pinned: PinnedBytes, startMs: number): void {
@@ -152,16 +227,44 @@ export class ReadQueue {
     if (!direct && device.readOnly) this.#push?.touched(inode, device, offset, lengthBytes);
   }
 
-  #abandon(unique: number, errno: number): void {
-    const pending = this.#pending.get(unique);
-    if (!pending) return;
-    this.#settle(unique);
-    this.#transport.reply(unique, errno, NOTHING);
-    pending.abort.abort();
+  #laterTurn(inode: Inode, lengthBytes: number): Promise<void> {
+    return new Promise((resolve) => {
+      this.#turn.wait(inode, () => {
+        this.#turn.use(lengthBytes);
+        resolve();
+      });
+    });
   }
 
-  #settle(unique: number): void {
-    this.#pending.delete(unique);
+  #isPending(pending: PendingRead): boolean {
+    return this.#pending.get(pending.request.unique) === pending;
+  }
+
+  #letDyingGo(): void {
+    let looks = 0;
+    for (const pending of this.#interrupted) {
+      if (looks++ === DYING_LOOKS_MAX) return;
+      // To the end, so that all have their turn.
+      this.#interrupted.delete(pending);
+      this.#interrupted.add(pending);
+      this.#letGoIfDying(pending);
+    }
+  }
+
+  #letGoIfDying(pending: PendingRead): void {
+    const { unique, pid } = pending.request;
+    if (!this.#isDying(pid)) return;
+    this.#settle(pending);
+    this.#transport.reply(unique, EINTR, NOTHING);
+  }
+
+  #settle(pending: PendingRead): void {
+    this.#pending.delete(pending.request.unique);
+    this.#lanes.get(pending.request.inode)?.waiting.delete(pending);
+    if (this.#interrupted.delete(pending) && this.#interrupted.size === 0) {
+      clearInterval(this.#dyingLook);
+      this.#dyingLook = undefined;
+    }
     if (this.#pending.size === 0) this.#onIdle?.();
   }
 

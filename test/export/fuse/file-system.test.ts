@@ -8,7 +8,7 @@ import { FuseFileSystem } from '../../../src/export/fuse/file-system.ts';
 import { Opcode, ROOT_NODE_ID } from '../../../src/export/fuse/protocol.ts';
 import { CHUNK_BYTES } from '../../../src/format/chunk-id.ts';
 import { BufferDevice } from '../../support/buffer-device.ts';
-import { diskOf, fields, readBody, type WireRequest, writeRequests } from './wire.ts';
+import { diskOf, fields, READER_PID, readBody, type WireRequest, writeRequests } from './wire.ts';
 
 const { EINTR, EINVAL, EIO, ENOENT, ENOSYS, ENXIO, EROFS } = constants.errno;
 const { O_DIRECT } = fsConstants;
@@ -25,6 +25,8 @@ class Harness {
   readonly notified: number[] = [];
   readonly requests = Buffer.from(new ArrayBuffer(64 * 1024));
   readonly fileSystem: FuseFileSystem;
+  /** Threads that are being killed. */
+  readonly dying = new Set<number>();
   #unique = 0;
 
   constructor(...drives: BufferDevice[]) {
@@ -42,6 +44,7 @@ class Harness {
       gid: 0,
       pushChunks: true,
       onInit: () => {},
+      isDying: (pid) => this.dying.has(pid),
     });
     for (const drive of drives) this.fileSystem.addDrive(drive);
   }
@@ -230,21 +233,112 @@ t.test('a read that fails is EIO, is counted, and stops no other', async (t) => 
   t.same([stats.inFlight, stats.readErrors, stats.ops.read, stats.readBytes], [0, 1, 2, 4096]);
 });
 
-t.test('an interrupted read is answered at once, and its bytes are let go when they come', async (t) => {
+t.test('a signal that does not kill the reader changes nothing for its read', async (t) => {
   const stop = Promise.withResolvers<void>();
   const device = new BufferDevice(diskOf('d'), { cold: true, beforeRead: () => stop.promise });
   const harness = new Harness(device);
   const { nodeId } = harness.lookup('test');
   const unique = harness.send(Opcode.READ, nodeId, readBody(0, 4096));
-  harness.send(Opcode.INTERRUPT, 0, fields(['u64', unique]));
-  t.match(harness.replies.at(-1), { unique, errno: EINTR });
   const before = harness.replies.length;
+  harness.send(Opcode.INTERRUPT, 0, fields(['u64', unique]));
+  t.equal(harness.replies.length, before, 'no answer yet');
   stop.resolve();
   await settle();
-  t.equal(harness.replies.length, before, 'no second reply');
-  t.equal(device.pinned, 0);
+  t.match(harness.replies.at(-1), { unique, errno: 0 });
   harness.send(Opcode.INTERRUPT, 0, fields(['u64', unique]));
-  t.equal(harness.replies.length, before, 'an interrupt that comes late is nothing');
+  t.equal(harness.replies.length, before + 1, 'an interrupt that comes late is nothing');
+});
+
+t.test(
+  'a reader that is killed is answered at once, and its fetch goes on for whoever comes next',
+  async (t) => {
+    const stop = Promise.withResolvers<void>();
+    const device = new BufferDevice(diskOf('d'), { cold: true, beforeRead: () => stop.promise });
+    const signals: (AbortSignal | undefined)[] = [];
+    const read = device.read.bind(device);
+    device.read = (offset: number, lengthBytes: number, signal?: AbortSignal) => {
+      signals.push(signal);
+      return read(offset, lengthBytes);
+    };
+    const harness = new Harness(device);
+    const { nodeId } = harness.lookup('test');
+    const unique = harness.send(Opcode.READ, nodeId, readBody(0, 4096));
+    harness.dying.add(READER_PID);
+    harness.send(Opcode.INTERRUPT, 0, fields(['u64', unique]));
+    t.match(harness.replies.at(-1), { unique, errno: EINTR });
+    const before = harness.replies.length;
+    t.equal(harness.fileSystem.stats().inFlight, 0);
+    t.same(
+      signals.map((signal) => signal?.aborted),
+      [false],
+    );
+    stop.resolve();
+    await settle();
+    t.equal(harness.replies.length, before, 'no second reply');
+    t.equal(device.pinned, 0);
+    t.equal(harness.ask(Opcode.READ, nodeId, readBody(0, 4096)).errno, 0, 'its bytes are in memory');
+  },
+);
+
+t.test('a reader that is killed after a signal that did not kill it is let go', async (t) => {
+  const device = new BufferDevice(diskOf('d'), { cold: true, beforeRead: () => new Promise(() => {}) });
+  const harness = new Harness(device);
+  const { nodeId } = harness.lookup('test');
+  const unique = harness.send(Opcode.READ, nodeId, readBody(0, 4096));
+  harness.send(Opcode.INTERRUPT, 0, fields(['u64', unique]));
+  const before = harness.replies.length;
+  harness.dying.add(READER_PID);
+  while (harness.replies.length === before) await new Promise((resolve) => setTimeout(resolve, 10));
+  t.match(harness.replies.at(-1), { unique, errno: EINTR });
+});
+
+t.test('a drive has a bound of its own on reads that wait, and hits wait behind none', async (t) => {
+  const stop = Promise.withResolvers<void>();
+  let running = 0;
+  const deep = new BufferDevice(diskOf('d'.repeat(8)), {
+    name: 'deep',
+    cold: true,
+    beforeRead: (offset) => {
+      if (offset < CHUNK_BYTES) return undefined;
+      running++;
+      return stop.promise;
+    },
+  });
+  const other = new BufferDevice(diskOf('dd'), { name: 'other', cold: true });
+  const harness = new Harness(deep, other);
+  const { nodeId } = harness.lookup('deep');
+  const { nodeId: otherId } = harness.lookup('other');
+  harness.send(Opcode.READ, nodeId, readBody(0, 4096));
+  await settle();
+  const count = 1000;
+  for (let n = 0; n < count; n++) harness.send(Opcode.READ, nodeId, readBody(CHUNK_BYTES + n * 512, 512));
+  t.equal(running, 256);
+  t.equal(harness.fileSystem.stats().inFlight, count);
+  t.equal(harness.ask(Opcode.READ, nodeId, readBody(8192, 4096)).errno, 0, 'what it has in memory');
+  harness.send(Opcode.READ, otherId, readBody(0, 4096));
+  await settle();
+  t.equal(harness.ask(Opcode.READ, otherId, readBody(8192, 4096)).errno, 0, 'a miss of another, and its hit');
+  stop.resolve();
+  while (harness.fileSystem.stats().inFlight > 0) await settle();
+  t.equal(harness.replies.filter(({ errno }) => errno !== 0).length, 0);
+  t.equal(deep.pinned, 0);
+});
+
+t.test('answers that are ready together leave in several turns of the event loop', async (t) => {
+  const stop = Promise.withResolvers<void>();
+  const device = new BufferDevice(diskOf('dd'), { cold: true, beforeRead: () => stop.promise });
+  const harness = new Harness(device);
+  const { nodeId } = harness.lookup('test');
+  for (let n = 0; n < 64; n++) harness.send(Opcode.READ, nodeId, readBody(0, 1024 * 1024));
+  stop.resolve();
+  const perTurn: number[] = [];
+  for (let before = harness.fileSystem.stats().readBytes; before < 64 * 1024 * 1024; ) {
+    await settle();
+    const { readBytes } = harness.fileSystem.stats();
+    perTurn.push(readBytes - before);
+    before = readBytes;
+  }
+  t.ok(Math.max(...perTurn) <= 4 * 1024 * 1024, `at most ${Math.max(...perTurn)} bytes in a turn`);
 });
 
 t.test('draining lets reads end, refuses new ones, and gives up after its time', async (t) => {

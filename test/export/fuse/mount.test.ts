@@ -209,6 +209,91 @@ t.test('a killed reader goes at once, though its bytes have not come', async (t)
   release.resolve();
 });
 
+/** A page fault, at argument 1, with a signal handler and, in argument 2, a timer of so many seconds. */
+const FAULT = `
+import mmap, os, signal, sys
+signal.signal(signal.SIGALRM, lambda *_: None)
+pages = mmap.mmap(os.open(sys.argv[1], os.O_RDONLY), 0, prot=mmap.PROT_READ)
+pages.madvise(mmap.MADV_RANDOM)
+if len(sys.argv) > 2: signal.setitimer(signal.ITIMER_REAL, float(sys.argv[2]), float(sys.argv[2]))
+print(pages[5000])`;
+
+t.test('a reader that is killed in a page fault goes at once, whatever signal came before', async (t) => {
+  if (skipWithoutFuse(t, 'python3')) return;
+  const release = Promise.withResolvers<void>();
+  const device = new BufferDevice(diskOf('d'), { cold: true, beforeRead: () => release.promise });
+  const { mount } = await mountDrives(t, [device]);
+  const script = 'python3 -c "$2" "$1" & pid=$!; echo $pid > "$3"; wait $pid; echo $?';
+  const pidFile = join(t.testdir({}), 'pid');
+  const reader = sh(script, mount.pathOf('test'), FAULT, pidFile);
+  while (mount.stats().inFlight === 0) await new Promise((done) => setTimeout(done, 5));
+  const pid = Number(await readFile(pidFile, 'utf8'));
+  process.kill(pid, 'SIGALRM');
+  while ((mount.stats().ops.interrupt ?? 0) === 0) await new Promise((done) => setTimeout(done, 5));
+  t.equal(mount.stats().inFlight, 1, 'the first signal does not kill it');
+  process.kill(pid, 'SIGTERM');
+  t.equal((await reader).stdout.toString().trim(), '143');
+  release.resolve();
+});
+
+t.test('a page fault under a timer ends, and is fetched once', async (t) => {
+  if (skipWithoutFuse(t, 'python3')) return;
+  const release = Promise.withResolvers<void>();
+  let fetches = 0;
+  const beforeRead = () => {
+    fetches++;
+    return release.promise;
+  };
+  const { mount } = await mountDrives(t, [new BufferDevice(diskOf('d'), { cold: true, beforeRead })]);
+  const reader = sh('exec python3 -c "$2" "$1" 0.01', mount.pathOf('test'), FAULT);
+  while ((mount.stats().ops.interrupt ?? 0) === 0) await new Promise((done) => setTimeout(done, 5));
+  // Many more signals, none of which may end the read.
+  await new Promise((done) => setTimeout(done, 300));
+  t.equal(fetches, 1);
+  release.resolve();
+  t.match((await reader).stdout.toString(), /^1\n/);
+  t.equal(fetches, 1);
+});
+
+t.test('a drive whose reads wait at any depth holds up no other drive', async (t) => {
+  if (skipWithoutFuse(t, 'fio')) return;
+  const release = Promise.withResolvers<void>();
+  const deep = new BufferDevice(diskOf('dddd'), {
+    name: 'deep',
+    cold: true,
+    beforeRead: () => release.promise,
+  });
+  const { mount } = await mountDrives(t, [deep, new BufferDevice(diskOf('d'), { name: 'warm' })]);
+  const load = '--name=job --readonly --rw=randread --bs=512 --size=1m --direct=1 --ioengine=libaio';
+  const waiting = sh(`fio ${load} --iodepth=1000 --filename="$1"`, mount.pathOf('deep'));
+  while (mount.stats().inFlight < 600) await new Promise((done) => setTimeout(done, 5));
+  for (const flags of ['', 'iflag=direct']) {
+    const { stdout } = await sh(`dd if="$1" bs=4k count=1 ${flags} status=none`, mount.pathOf('warm'));
+    t.ok(stdout.equals(Buffer.alloc(4096, 1)), flags || 'buffered');
+  }
+  release.resolve();
+  t.equal((await waiting).code, 0);
+});
+
+t.test('what is copied in one turn of the event loop is bounded, whatever the kernel asks for', async (t) => {
+  if (skipWithoutFuse(t, 'fio')) return;
+  const device = new BufferDevice(diskOf('dddd'));
+  let turnBytes = 0;
+  let most = 0;
+  const tryRead = device.tryRead.bind(device);
+  device.tryRead = (offset: number, lengthBytes: number) => {
+    if (turnBytes === 0) setImmediate(() => (turnBytes = 0));
+    turnBytes += lengthBytes;
+    most = Math.max(most, turnBytes);
+    return tryRead(offset, lengthBytes);
+  };
+  const { mount } = await mountDrives(t, [device], { pushChunks: false });
+  const load =
+    '--name=job --readonly --rw=randread --bs=1m --size=2m --direct=1 --ioengine=libaio --loops=200';
+  t.equal((await sh(`fio ${load} --iodepth=128 --filename="$1"`, mount.pathOf('test'))).code, 0);
+  t.ok(most > 0 && most < 4 * 1024 * 1024, `${most} bytes`);
+});
+
 t.test('unmounting with a file open ends its reads with an error, and the place is free again', async (t) => {
   if (skipWithoutFuse(t)) return;
   const release = Promise.withResolvers<void>();

@@ -8,6 +8,9 @@ export interface WireRequest {
   readonly body: Uint8Array;
 }
 
+/** The thread that all requests come from. */
+export const READER_PID = 1;
+
 /** Little-endian fields: a number with `u32` or `u64` before it, in order. */
 export function fields(...values: (['u32', number] | ['u64', number])[]): Buffer {
   return Buffer.concat(
@@ -32,7 +35,7 @@ export function writeRequests(requests: readonly WireRequest[]): Buffer {
         ['u64', nodeId],
         ['u32', 0],
         ['u32', 0],
-        ['u32', 1],
+        ['u32', READER_PID],
         ['u32', 0],
       );
       return [header, body, Buffer.alloc(-length & 7)];

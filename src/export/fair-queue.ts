@@ -1,0 +1,37 @@
+/**
+ * A queue in which owners take turns: whoever has put in a thousand items waits behind whoever has put in one. All
+ * exports use it for what drives share.
+ */
+export class FairQueue<Owner, Item> {
+  /** In the order of their turns; an owner without items is not here. */
+  readonly #owners = new Map<Owner, Set<Item>>();
+
+  get isEmpty(): boolean {
+    return this.#owners.size === 0;
+  }
+
+  push(owner: Owner, item: Item): void {
+    const items = this.#owners.get(owner);
+    if (items) items.add(item);
+    else this.#owners.set(owner, new Set([item]));
+  }
+
+  /** Takes the first item of the first owner for which `mayHave` holds, and sends that owner to the end. */
+  take(mayHave: (owner: Owner, item: Item) => boolean = () => true): Item | undefined {
+    for (const [owner, items] of this.#owners) {
+      const [item] = items as Set<Item>;
+      if (item === undefined || !mayHave(owner, item)) continue;
+      this.#owners.delete(owner);
+      items.delete(item);
+      if (items.size > 0) this.#owners.set(owner, items);
+      return item;
+    }
+    return undefined;
+  }
+
+  /** Takes `item` of `owner` out, wherever it is. */
+  remove(owner: Owner, item: Item): void {
+    const items = this.#owners.get(owner);
+    if (items?.delete(item) && items.size === 0) this.#owners.delete(owner);
+  }
+}
