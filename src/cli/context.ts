@@ -88,15 +88,22 @@ export async function usingKeys<T>(
   options: StoreOptions & { create?: boolean },
   use: (store: RootStore, keys: KeyRing | undefined) => Promise<T>,
 ): Promise<T> {
-  return usingStore(options, async (store) => {
-    if (!options.key) return use(store, undefined);
-    const keys = await openKeys(options.key, store);
-    try {
-      return await use(store, keys);
-    } finally {
-      keys.close();
-    }
-  });
+  return usingStore(options, (store) => usingKeysOf(options.key, store, (keys) => use(store, keys)));
+}
+
+/** Opens the keys that --key names, if any. */
+export async function usingKeysOf<T>(
+  specs: readonly string[] | undefined,
+  store: RootStore,
+  use: (keys: KeyRing | undefined) => Promise<T>,
+): Promise<T> {
+  if (!specs) return use(undefined);
+  const keys = await openKeys(specs, store);
+  try {
+    return await use(keys);
+  } finally {
+    keys.close();
+  }
 }
 
 /** The keys that --key names. Throws USAGE, KEY. */

@@ -8,7 +8,7 @@ import {
   answer,
   interruptible,
   type JsonOptions,
-  openKeys,
+  usingKeysOf,
   usingStoreAt,
   withJson,
   withKey,
@@ -33,10 +33,12 @@ export function copyCommand(): Command {
     .addHelpText(
       'after',
       `
-Needs no key: chunks and manifests stay sealed as they are, and each is proven before it is written. The image opens
-with the keys that opened it before. --key is for a store that cannot be listed (https://…), to say whose manifest to
-copy. A copy that was stopped and is run again copies only what is missing.
-JSON: name, digest, chunks, copiedChunks, copiedBytes, presentChunks, manifests, durationMs.`,
+Needs no key: chunks and manifests stay sealed as they are. The image opens with the keys that opened it before. Chunks are
+proven before they are written. Of a manifest only --key proves all: without it, one that the target has already stays;
+if that is another one, exit code 5 says so when all else is done. For a store that cannot be listed (https://…), --key
+says whose manifest to copy. A copy that was stopped and is run again copies only what is missing.
+JSON: name, digest, chunks, copiedChunks, copiedBytes, presentChunks, manifests, provenManifests, keptManifests [key id],
+durationMs.`,
     )
     .action(copy);
 }
@@ -47,21 +49,29 @@ async function copy(image: string, from: string, to: string, options: CopyComman
   const progress = new Progress(`copy ${image}`);
   const report = await interruptible((signal) =>
     usingStoreAt(from, false, (source) =>
-      usingTarget(to, dryRun, async (target) =>
-        copyImage({
-          from: source,
-          to: target,
-          image,
-          ...(name !== undefined && { name }),
-          ...(options.key && { keyIds: () => keyIdsOf(options.key!, source) }),
-          dryRun,
-          onProgress: (state) => progress.update(progressOf(state)),
-          signal,
-        }),
+      usingTarget(to, dryRun, (target) =>
+        usingKeysOf(options.key, source, (keys) =>
+          copyImage({
+            from: source,
+            to: target,
+            image,
+            ...(name !== undefined && { name }),
+            ...(keys && { keys }),
+            dryRun,
+            onProgress: (state) => progress.update(progressOf(state)),
+            signal,
+          }),
+        ),
       ),
     ),
   ).finally(() => progress.end());
   answer(options, report, () => describe(report, dryRun));
+  const [kept] = report.keptManifests;
+  if (kept !== undefined)
+    throw new LazydiskError(
+      'KEY',
+      `${to} has another manifest of ${report.digest} for key ${kept}, and keeps it: which one is good only --key can tell`,
+    );
 }
 
 /** A dry run makes no store: then there is none to look into. */
@@ -83,27 +93,19 @@ async function usingTarget<T>(
   }
 }
 
-async function keyIdsOf(specs: readonly string[], store: RootStore): Promise<string[]> {
-  const keys = await openKeys(specs, store);
-  try {
-    return await keys.ids();
-  } finally {
-    keys.close();
-  }
-}
-
 function progressOf({ doneBytes, totalBytes, presentChunks }: CopyProgress): ProgressState {
   return { doneBytes, totalBytes, stage: `${presentChunks} chunks were there` };
 }
 
 function describe(report: CopyReport, dryRun: boolean): string {
-  const { chunks, copiedChunks, presentChunks, manifests } = report;
+  const { chunks, copiedChunks, presentChunks, manifests, provenManifests, keptManifests } = report;
+  const kept = keptManifests.length > 0 ? `; the target keeps its own for ${keptManifests.join(', ')}` : '';
   return list([
     ['name', report.name],
     ['digest', report.digest],
     ['chunks', `${chunks}, of which ${presentChunks} ${dryRun ? 'are' : 'were'} there`],
     [dryRun ? 'would copy' : 'copied', `${formatSize(report.copiedBytes)} in ${copiedChunks} chunks`],
-    ['keys', `${manifests}`],
+    ['keys', `${manifests}, of which ${provenManifests} were proven${kept}`],
     ['time', formatDuration(report.durationMs)],
   ]);
 }

@@ -53,12 +53,18 @@ function orphans({ orphans: { young, garbage }, unknownImages }: FsckReport): st
 }
 
 function repairs(repair: NonNullable<FsckReport['repair']>): [string, string | string[]][] {
-  const { chunks, manifests, bySource, sourceErrors, dryRun } = repair;
+  const { chunks, manifests, unproven, bySource, sourceErrors, dryRun } = repair;
   const sources = Object.entries(bySource).map(([source, count]) => `${count} from ${source}`);
   const failures = Object.entries(sourceErrors).map(([source, why]) => `${source}: ${why}`);
   const what = dryRun ? 'would be mended' : 'mended';
   const lines: [string, string | string[]][] = [
-    [what, [`${chunks} chunks and ${manifests} manifests`, ...sources]],
+    [
+      what,
+      [
+        `${chunks} chunks and ${manifests} manifests${unproven > 0 ? `, ${unproven} unproven` : ''}`,
+        ...sources,
+      ],
+    ],
   ];
   if (failures.length > 0) lines.push(['sources that failed', failures]);
   return lines;
@@ -96,9 +102,11 @@ function hitTable(images: readonly HitImage[], total: number): string {
   return tableOf(columns, rows, total);
 }
 
-function copyText({ copyIn, repaired }: Problem | Damage): string {
+function copyText(found: Problem | Damage): string {
+  const { copyIn, repaired } = found;
   if (copyIn === null) return 'none found';
-  return repaired ? `mended from ${copyIn}` : copyIn;
+  const text = repaired ? `mended from ${copyIn}` : copyIn;
+  return 'unproven' in found && found.unproven ? `${text}, unproven without its key` : text;
 }
 
 function firstOf(texts: readonly string[], max: number, more = 0): string {

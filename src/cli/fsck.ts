@@ -51,13 +51,14 @@ export function fsckCommand(): Command {
 Every name must mean a manifest that proves itself, and every chunk of it must be there with the right length; those of
 the sample are read and compared with their ids. It needs no key; with --key it opens manifests, and names the paths that
 damaged chunks hit. It may run beside everything else, and changes nothing but what it mends. A chunk that is damaged is
-looked for in the rest of the store, then in --cache, --fleet and --from, and written only when its bytes are proven.
-Exit code 6 if anything is damaged or missing in the end.
+looked for in the rest of the store, then in --cache, --fleet and --from, and written only when its bytes are proven. Of a
+manifest only its key proves all: without it none is replaced, and one that is put where nothing was is told as unproven.
+Exit code 6 if anything is damaged or missing in the end, else 5 if something was mended that no key has proven.
 JSON: store, sample, seed, names, images, manifests, openedManifests, liveChunks, readChunks, readBytes, inTrash,
-problems [kind, names, text, copyIn, repaired], moreProblems, damagedChunks, damaged [id, what, area, sealedBytes,
+problems [kind, names, text, copyIn, unproven, repaired], moreProblems, damagedChunks, damaged [id, what, area, sealedBytes,
 foundBytes, hits [name, digest, indices, paths], moreImages, copyIn, repaired], hitImages [names, digest, damagedChunks,
 paths, morePaths, metadata, why], moreHitImages, unknownImages, orphans {young, garbage: {chunks, manifests, bytes}},
-foreign {objects, bytes, examples}, repair {dryRun, chunks, manifests, bySource, sourceErrors} or null, remaining.`,
+foreign {objects, bytes, examples}, repair {dryRun, chunks, manifests, unproven, bySource, sourceErrors} or null, remaining.`,
     )
     .action(fsckStore);
 }
@@ -90,6 +91,11 @@ async function fsckStore(options: FsckCommandOptions): Promise<void> {
   ).finally(() => progress.end());
   answer(options, report, describeFsck);
   if (report.remaining > 0) throw new LazydiskError('CORRUPT', remainingText(report));
+  if (report.repair && report.repair.unproven > 0)
+    throw new LazydiskError(
+      'KEY',
+      `${report.store}: ${report.repair.unproven} mended with manifests that no key has opened: run it again with --key`,
+    );
 }
 
 function checkOptions(options: FsckCommandOptions): Pick<FsckOptions, 'sample' | 'seed' | 'resume'> {
@@ -105,9 +111,12 @@ function checkOptions(options: FsckCommandOptions): Pick<FsckOptions, 'sample' |
   };
 }
 
-function remainingText({ store, remaining, repair }: FsckReport): string {
+function remainingText({ store, remaining, repair, problems }: FsckReport): string {
+  const hasUnproven = problems.some(({ unproven, repaired }) => unproven && !repaired);
   const how = repair
-    ? 'no source has a good copy of what is left'
+    ? hasUnproven
+      ? 'a manifest is replaced only when --key proves that its copy is good'
+      : 'no source has a good copy of what is left'
     : '`lazydisk fsck --repair` mends what has a good copy elsewhere';
   return `${store}: ${remaining} damaged or missing; ${repair?.dryRun ? 'this was a dry run' : how}`;
 }

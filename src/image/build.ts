@@ -8,6 +8,7 @@ import { ENCODER_VERSION } from '../format/chunk-codec.ts';
 import { CHUNK_BYTES, type ChunkRef } from '../format/chunk-id.ts';
 import type { TenantKey } from '../format/keys.ts';
 import { type ManifestEntry, sealManifest } from '../format/manifest-seal.ts';
+import { opensWith } from '../store/manifest-check.ts';
 import { referenceName } from '../store/reference-name.ts';
 import type { ImageDigest, Store } from '../store/store.ts';
 import { ChunkEncoder } from './encode.ts';
@@ -125,7 +126,7 @@ export async function buildImage(options: BuildOptions): Promise<BuildReport> {
       },
     });
     encoder.check();
-    await writer.putManifest(digest, key.id, bytes);
+    await writer.putManifest(digest, key.id, bytes, (manifest) => opensWith(manifest, digest, key));
     encoder.check();
     await writer.putReference(name, digest);
 

@@ -5,17 +5,16 @@
  */
 import { LazydiskError } from '../errors.ts';
 import type { ChunkId } from '../format/chunk-id.ts';
-import { ClearManifest } from '../format/manifest-clear.ts';
+import type { ClearManifest } from '../format/manifest-clear.ts';
 import { withinTime } from './clock.ts';
 import { type AreaPath, chunkKey, manifestKey, manifestsPrefix, meaningOf } from './layout.ts';
+import { proveClear } from './manifest-check.ts';
 import type { ObjectOptions, ObjectStore } from './objects/object-store.ts';
 import type { StoreParts } from './parts.ts';
+import { carryManifest, MANIFEST_BYTES_MAX } from './place-manifest.ts';
 import { pooled } from './pooled.ts';
 import type { ImageDigest } from './store.ts';
 import type { View } from './view.ts';
-
-/** A full 1 TiB disk's manifest is 151 MiB; objects beyond these bounds are not read into memory. */
-export const MANIFEST_BYTES_MAX = 256 * 1024 * 1024;
 
 const COPIES_MAX = 16;
 
@@ -46,18 +45,6 @@ export async function manifestKeysIn(
   return keyIds.sort();
 }
 
-/** The clear part of a manifest of `digest`, proven. Throws CORRUPT; `where` is for its text. */
-export function proveClear(bytes: Buffer, digest: ImageDigest, where: string): ClearManifest {
-  let clear: ClearManifest;
-  try {
-    clear = new ClearManifest(bytes);
-  } catch (cause) {
-    throw new LazydiskError('CORRUPT', `${where}: ${(cause as Error).message}`, { cause });
-  }
-  if (clear.digest !== digest) throw new LazydiskError('CORRUPT', `${where}: it is that of ${clear.digest}`);
-  return clear;
-}
-
 /**
  * Whether image `digest` is in root `to`, after it was copied there if it was not. False if no area of `view` has it.
  * Throws NOT_FOUND if a chunk of it is nowhere, CORRUPT, UNAVAILABLE, what `checkTime` throws.
@@ -84,12 +71,12 @@ export async function ensureIn(
   await copyChunks(objects, clear, from, to, digest, options);
   // Where it was may be purged under our hands; then it is not here.
   let isHere = false;
-  for (const { area, keyId } of places) {
+  for (const keyId of new Set(places.map((place) => place.keyId))) {
     options.checkTime();
-    // Each has its own time: how many keys and areas there are must not count.
-    const key = manifestKey(to, digest, keyId);
-    const copied = await withinTime(clock, policy.settleMs, `${objects.url}: writing ${key}`, (signal) =>
-      objects.copy(manifestKey(area, digest, keyId), key, { signal }),
+    // Each has its own time: how many keys there are must not count.
+    const what = `${objects.url}: writing ${manifestKey(to, digest, keyId)}`;
+    const copied = await withinTime(clock, policy.settleMs, what, (signal) =>
+      carryManifest(objects, { digest, keyId }, from, to, { signal }),
     );
     if (copied) isHere = true;
   }

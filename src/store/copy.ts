@@ -1,13 +1,16 @@
 /**
  * Copies an image between stores as it lies there, sealed: no key is needed, for ids prove chunks and the digest proves
- * manifests. Only what is missing moves, chunks before manifests before the name, as in a build; so a copy that stops
+ * the clear part of manifests. The rest of a manifest only its key proves: without that, one that the target has already
+ * stays, and the report says so. Only what is missing moves, chunks before manifests before the name, as in a build; so a copy that stops
  * anywhere names nothing, and one that is run again goes on.
  */
 import { hash } from 'node:crypto';
-import { LazydiskError } from '../errors.ts';
+import { errorText, LazydiskError } from '../errors.ts';
 import type { ChunkId } from '../format/chunk-id.ts';
 import type { ClearManifest } from '../format/manifest-clear.ts';
-import { proveClear } from './carry.ts';
+import type { KeyRing } from './key-ring.ts';
+import { checkManifest, manifestProof } from './manifest-check.ts';
+import { placementOver } from './place-manifest.ts';
 import { pooled } from './pooled.ts';
 import { isDigest, referenceName } from './reference-name.ts';
 import type { ImageDigest, Store, StoreWriter } from './store.ts';
@@ -26,8 +29,8 @@ export interface CopyOptions {
   readonly image: string;
   /** Its name in `to`; by default that in `from`. */
   readonly name?: string;
-  /** Ids of keys that there may be manifests for, asked for if `from` cannot be listed. */
-  readonly keyIds?: () => Promise<readonly string[]>;
+  /** They prove manifests; and if `from` cannot be listed, theirs are the manifests that are looked for. */
+  readonly keys?: KeyRing;
   /** Looks, counts, and writes nothing. */
   readonly dryRun?: boolean;
   onProgress?(progress: CopyProgress): void;
@@ -54,28 +57,34 @@ export interface CopyReport {
   readonly presentChunks: number;
   /** One for each key that opens the image. */
   readonly manifests: number;
+  /** Those of them that were proven with a key. */
+  readonly provenManifests: number;
+  /**
+   * Ids of keys for which the target has another manifest. It stays, because without the key it cannot be told which of
+   * the two is good.
+   */
+  readonly keptManifests: readonly string[];
   readonly durationMs: number;
 }
 
 /**
  * Rejects with NOT_FOUND or CORRUPT naming the chunk that is missing or bad in `from`, NOT_FOUND if the image is not there,
- * USAGE for names, UNSUPPORTED if `from` cannot be listed and no key is known, NO_SPACE, UNAVAILABLE, ABORTED, and TIMEOUT
+ * CORRUPT too for a bad manifest in `to` that nothing is proven against, USAGE for names, UNSUPPORTED if `from` cannot be listed and no key is known, NO_SPACE, UNAVAILABLE, ABORTED, and TIMEOUT
  * when it took longer than `to` allows. After a rejection nothing is in flight and no name has changed.
  */
 export async function copyImage(options: CopyOptions): Promise<CopyReport> {
-  const { from, to, dryRun = false, signal } = options;
+  const { to, dryRun = false, signal } = options;
   const startMs = performance.now();
   const { name, digest } = await resolveNames(options);
-  const { clear, keyIds } = await findManifests(options, digest);
+  const { clear, keyIds, provenManifests } = await findManifests(options, digest);
   const writer = await to?.writer();
   if (!writer && !dryRun) throw new LazydiskError('INTERNAL', 'a copy to no store');
   const counts = await copyChunks(options, clear, writer);
-  let manifests = keyIds.length;
-  if (writer && !dryRun) {
-    manifests = await copyManifests(from, writer, digest, keyIds, signal);
-    await writer.putReference(name, digest);
-  }
-  return { name, digest, ...counts, manifests, durationMs: performance.now() - startMs };
+  signal?.throwIfAborted();
+  const copied = await copyManifests(options, dryRun ? undefined : writer, digest, keyIds);
+  signal?.throwIfAborted();
+  if (writer && !dryRun) await writer.putReference(name, digest);
+  return { name, digest, ...counts, ...copied, provenManifests, durationMs: performance.now() - startMs };
 }
 
 async function resolveNames({
@@ -99,27 +108,30 @@ async function resolveNames({
 async function findManifests(
   options: CopyOptions,
   digest: ImageDigest,
-): Promise<{ clear: ClearManifest; keyIds: string[] }> {
-  const { from } = options;
+): Promise<{ clear: ClearManifest; keyIds: string[]; provenManifests: number }> {
+  const { from, keys } = options;
   let clear: ClearManifest | undefined;
+  let provenManifests = 0;
   const keyIds: string[] = [];
   for (const keyId of await keyIdsOf(options, digest)) {
     options.signal?.throwIfAborted();
     const bytes = await from.getManifest(digest, keyId);
     if (!bytes) continue;
-    clear = proveClear(bytes, digest, whereOf(from, digest, keyId));
+    const whole = await checkManifest(bytes, digest, keyId, whereOf(from, digest, keyId), keys);
+    clear = whole.clear;
+    if (whole.opened) provenManifests++;
     keyIds.push(keyId);
   }
   if (!clear) throw new LazydiskError('NOT_FOUND', `${from.url}: no manifest of ${digest}`);
-  return { clear, keyIds };
+  return { clear, keyIds, provenManifests };
 }
 
-async function keyIdsOf({ from, keyIds }: CopyOptions, digest: ImageDigest): Promise<readonly string[]> {
+async function keyIdsOf({ from, keys }: CopyOptions, digest: ImageDigest): Promise<readonly string[]> {
   try {
     return await from.manifestKeys(digest);
   } catch (error) {
     if (!(error instanceof LazydiskError) || error.code !== 'UNSUPPORTED') throw error;
-    if (keyIds) return keyIds();
+    if (keys) return keys.ids();
     throw new LazydiskError(
       'UNSUPPORTED',
       `${from.url} cannot be listed, so which keys open image ${digest} is not known: give --key, and its manifest for that key is copied`,
@@ -128,25 +140,45 @@ async function keyIdsOf({ from, keyIds }: CopyOptions, digest: ImageDigest): Pro
   }
 }
 
-/** Gives how many they were: one may be taken away while chunks are copied, and then so it is. */
+/** One may be taken away while chunks are copied, and then so it is. Without a writer it only tells what would be. */
 async function copyManifests(
-  from: Store,
-  writer: StoreWriter,
+  { from, to, keys, signal }: CopyOptions,
+  writer: StoreWriter | undefined,
   digest: ImageDigest,
   keyIds: readonly string[],
-  signal: AbortSignal | undefined,
-): Promise<number> {
-  let copied = 0;
+): Promise<Pick<CopyReport, 'manifests' | 'keptManifests'>> {
+  let manifests = 0;
+  const keptManifests: string[] = [];
   for (const keyId of keyIds) {
     const bytes = await from.getManifest(digest, keyId);
     signal?.throwIfAborted();
     if (!bytes) continue;
-    proveClear(bytes, digest, whereOf(from, digest, keyId));
-    await writer.putManifest(digest, keyId, bytes);
-    copied++;
+    await checkManifest(bytes, digest, keyId, whereOf(from, digest, keyId), keys);
+    manifests++;
+    const opens = await manifestProof(digest, keyId, keys);
+    const placement = writer
+      ? await writer.putManifest(digest, keyId, bytes, opens)
+      : await placementOver(await to?.getManifest(digest, keyId), { bytes, opens });
+    if (placement !== 'kept') continue;
+    keptManifests.push(keyId);
+    await checkKept(to!, digest, keyId);
   }
-  signal?.throwIfAborted();
-  return copied;
+  return { manifests, keptManifests };
+}
+
+/** What shows without a key to be broken must get no name, nor be called copied. */
+async function checkKept(to: Store, digest: ImageDigest, keyId: string): Promise<void> {
+  const bytes = await to.getManifest(digest, keyId);
+  if (!bytes) return;
+  try {
+    await checkManifest(bytes, digest, keyId, whereOf(to, digest, keyId), undefined);
+  } catch (cause) {
+    throw new LazydiskError(
+      'CORRUPT',
+      `${errorText(cause)}; it stays, for without --key the one to be copied is not known to be better`,
+      { cause },
+    );
+  }
 }
 
 async function copyChunks(

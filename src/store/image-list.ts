@@ -5,9 +5,9 @@
  */
 import { errorText, LazydiskError } from '../errors.ts';
 import type { ClearManifest } from '../format/manifest-clear.ts';
-import { proveClear } from './carry.ts';
 import { ChunkOwners } from './chunk-owners.ts';
 import type { KeyRing } from './key-ring.ts';
+import { proveClear } from './manifest-check.ts';
 import { openManifest } from './open-manifest.ts';
 import { pooled } from './pooled.ts';
 import type { ImageDigest, Reference, Store } from './store.ts';

@@ -8,9 +8,10 @@ import { errorText, LazydiskError } from '../errors.ts';
 import type { TenantKey } from '../format/keys.ts';
 import { Manifest } from '../format/manifest.ts';
 import { rewrapManifest } from '../format/manifest-rewrap.ts';
+import { opensWith } from './manifest-check.ts';
 import { pooled } from './pooled.ts';
 import { isDigest, referenceName } from './reference-name.ts';
-import type { ImageDigest, Reference } from './store.ts';
+import type { ImageDigest, ManifestProof, Reference } from './store.ts';
 
 /** Images that are worked on at once. */
 const IMAGES_MAX = 4;
@@ -22,7 +23,7 @@ export interface RewrapStore {
   getReference(name: string): Promise<Reference | undefined>;
   listReferences(): Promise<Reference[]>;
   getManifest(digest: ImageDigest, keyId: string): Promise<Buffer | undefined>;
-  putManifest(digest: ImageDigest, keyId: string, manifest: Uint8Array): Promise<void>;
+  putManifest(digest: ImageDigest, keyId: string, manifest: Buffer, opens: ManifestProof): Promise<unknown>;
   /** What is not there is no error. */
   removeManifest(digest: ImageDigest, keyId: string): Promise<void>;
 }
@@ -129,7 +130,8 @@ async function rewrapImage(
     const rewrapped = rewrapManifest(old!, from, to);
     const found = Manifest.readClear(rewrapped).digest;
     if (found !== digest) throw new LazydiskError('CORRUPT', `the manifest of ${digest} is that of ${found}`);
-    if (!options.dryRun) await store.putManifest(digest, to.id, rewrapped);
+    if (!options.dryRun)
+      await store.putManifest(digest, to.id, rewrapped, (bytes) => opensWith(bytes, digest, to));
   }
   const isOldRemoved = old !== undefined && options.removeOld === true;
   if (isOldRemoved && !options.dryRun) {
@@ -148,11 +150,7 @@ async function stateOf(
 ): Promise<'absent' | 'bent' | 'sound'> {
   const bytes = await store.getManifest(digest, key.id);
   if (!bytes) return 'absent';
-  try {
-    return Manifest.open(bytes, key).digest === digest ? 'sound' : 'bent';
-  } catch {
-    return 'bent';
-  }
+  return opensWith(bytes, digest, key) ? 'sound' : 'bent';
 }
 
 async function namedTargets(

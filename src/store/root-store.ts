@@ -8,7 +8,7 @@ import { hostname } from 'node:os';
 import { LazydiskError } from '../errors.ts';
 import { type ChunkId, SEALED_BYTES_MAX } from '../format/chunk-id.ts';
 import { WRAPPED_KEY_OBJECT_BYTES_MAX } from '../format/wrapped-key.ts';
-import { MANIFEST_BYTES_MAX, manifestKeysIn } from './carry.ts';
+import { manifestKeysIn } from './carry.ts';
 import { type Clock, type Moment, systemClock } from './clock.ts';
 import {
   chunkKey,
@@ -22,6 +22,7 @@ import {
 import { readMarker, writeMarker } from './marker.ts';
 import type { ObjectBytes, ObjectOptions, ObjectStore } from './objects/object-store.ts';
 import type { StoreParts } from './parts.ts';
+import { MANIFEST_BYTES_MAX } from './place-manifest.ts';
 import type { StorePolicy } from './policy.ts';
 import { referenceName } from './reference-name.ts';
 import { References } from './references.ts';

@@ -19,8 +19,9 @@ import {
   stateKey,
 } from './layout.ts';
 import type { StoreParts } from './parts.ts';
+import { placeManifest } from './place-manifest.ts';
 import { isDigest, referenceName } from './reference-name.ts';
-import type { ImageDigest, SetOptions, StoreWriter } from './store.ts';
+import type { ImageDigest, ManifestPlacement, ManifestProof, SetOptions, StoreWriter } from './store.ts';
 import type { View } from './view.ts';
 
 /** Times that a name is tried when others write it, or roots turn, at the same moment. */
@@ -67,20 +68,42 @@ export class RootWriter implements StoreWriter {
     await this.#parts.objects.put(chunkKey(this.#root, id), sealed, { sha256: id });
   }
 
-  async putManifest(digest: ImageDigest, keyId: string, manifest: Uint8Array): Promise<void> {
+  async putManifest(
+    digest: ImageDigest,
+    keyId: string,
+    bytes: Buffer,
+    opens?: ManifestProof,
+  ): Promise<ManifestPlacement> {
     this.#checkTime();
-    const { objects, policy, clock } = this.#parts;
-    const key = manifestKey(this.#root, digest, keyId);
-    await withinTime(clock, policy.settleMs, `${objects.url}: writing ${key}`, (signal) =>
-      objects.put(key, manifest, { signal }),
+    const { objects, policy, clock, views } = this.#parts;
+    const view = await views.newerThan(policy.viewMs / 2);
+    const what = `${objects.url}: writing ${manifestKey(this.#root, digest, keyId)}`;
+    const placement = await withinTime(clock, policy.settleMs, what, (signal) =>
+      placeManifest(
+        objects,
+        this.#root,
+        othersIn(view, this.#root),
+        { digest, keyId, bytes, opens },
+        { signal },
+      ),
     );
     this.#put.set(digest, [...(this.#put.get(digest) ?? []), keyId]);
+    return placement;
   }
 
-  async addManifest(digest: ImageDigest, keyId: string, manifest: Uint8Array): Promise<void> {
+  async addManifest(
+    digest: ImageDigest,
+    keyId: string,
+    bytes: Buffer,
+    opens?: ManifestProof,
+  ): Promise<ManifestPlacement> {
+    let placement: ManifestPlacement = 'kept';
     await this.#commit(digest, `manifest of ${digest}`, async (view) => {
-      await this.#parts.objects.put(manifestKey(view.active.path, digest, keyId), manifest);
+      const root = view.active.path;
+      const put = { digest, keyId, bytes, opens };
+      placement = await placeManifest(this.#parts.objects, root, othersIn(view, root), put);
     });
+    return placement;
   }
 
   async removeManifest(digest: ImageDigest, keyId: string): Promise<void> {
@@ -176,6 +199,11 @@ export class RootWriter implements StoreWriter {
       `${objects.url}: this took ${formatDuration(ageMs)}, over the store's ${formatDuration(policy.buildMs)}, and what it stored may be swept: run it again`,
     );
   }
+}
+
+/** All areas but `root`, in the order in which they are read. */
+function othersIn({ areas }: View, root: AreaPath): AreaPath[] {
+  return areas.map(({ path }) => path).filter((path) => path !== root);
 }
 
 /** Somebody else wrote the name between our look and our write. */

@@ -4,7 +4,7 @@
  *
  * Contract: every put is atomic (readers see nothing or all of it), durable when it resolves, and idempotent: what
  * was there before is replaced atomically. Two writers of one chunk write equal bytes; two manifests of one
- * digest and key differ in randomness and open to the same. Puts may be in flight together, and are quickest so; the
+ * digest and key differ in randomness and open to the same, so that the first of them stays. Puts may be in flight together, and are quickest so; the
  * caller bounds how many.
  */
 import type { ChunkId } from '../format/chunk-id.ts';
@@ -79,6 +79,15 @@ export interface Store {
   close(): Promise<void>;
 }
 
+/** Whether the key of a manifest opens it, whole: for who has the key. */
+export type ManifestProof = (manifest: Buffer) => boolean | Promise<boolean>;
+
+/**
+ * What putting a manifest came to. `written`: it is there; `present`: the same bytes were there, or others that the key
+ * opens; `kept`: others were there, and it was not proven that these are better.
+ */
+export type ManifestPlacement = 'written' | 'present' | 'kept';
+
 /** How `putReference` and `removeReference` compare before they set. */
 export interface SetOptions {
   /** What the name must mean now, null for nothing; else it is BUSY and stays. Not given: whatever it means. */
@@ -101,10 +110,23 @@ export interface StoreWriter {
   presentChunks(max: number): Promise<ReadonlyMap<ChunkId, number> | undefined>;
   /** `sealed` must stay untouched until this resolves. Throws NO_SPACE, UNAVAILABLE, as all puts do. */
   putChunk(id: ChunkId, sealed: Uint8Array): Promise<void>;
-  /** All chunks of the image must be there. Throws TIMEOUT as `putReference` does. */
-  putManifest(digest: ImageDigest, keyId: string, manifest: Uint8Array): Promise<void>;
+  /**
+   * All chunks of the image must be there. A manifest of it for this key that is in the store already stays, unless
+   * `opens` proves that the new one is good and that one is not. Throws TIMEOUT as `putReference` does.
+   */
+  putManifest(
+    digest: ImageDigest,
+    keyId: string,
+    manifest: Buffer,
+    opens?: ManifestProof,
+  ): Promise<ManifestPlacement>;
   /** The same for one more key of an image that has a name, whatever root that is in by now. */
-  addManifest(digest: ImageDigest, keyId: string, manifest: Uint8Array): Promise<void>;
+  addManifest(
+    digest: ImageDigest,
+    keyId: string,
+    manifest: Buffer,
+    opens?: ManifestProof,
+  ): Promise<ManifestPlacement>;
   /** Takes the manifest for one key away, wherever it is; what is not there is no error. */
   removeManifest(digest: ImageDigest, keyId: string): Promise<void>;
   /**

@@ -82,6 +82,14 @@ t.test('what it says of a store that is well, and of one that is not', async (t)
     stdout: /^mended +2 chunks and 0 manifests\n +2 from file:.*copy$/m,
   });
   t.match(await checked(place, '--all'), { code: 0, report: { remaining: 0, repair: null } });
+  rmSync(`${place.storeDir}/roots/1/manifests`, { recursive: true });
+  const unproven = await lazydisk(['fsck', '--store', place.store, '--repair', ...from]);
+  t.match(unproven, {
+    code: 5,
+    stderr: /^lazydisk: file:.*: 1 mended with manifests that no key has opened/,
+  });
+  t.match(unproven.stdout, /^mended +0 chunks and 1 manifests, 1 unproven$/m);
+  t.match(unproven.stdout, /mended from file:.*copy, unproven without its key$/m);
   const exported = ['export', 'app:1', `${place.dir}/disk`, '--store', place.store, '--key', place.key];
   t.ok(await lazydiskJson(exported));
 });

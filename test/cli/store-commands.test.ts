@@ -1,7 +1,7 @@
 /** The commands that work on a store as a whole, end to end: copy, tag, rm, images, gc. */
 import { spawn } from 'node:child_process';
 import { once } from 'node:events';
-import { existsSync, readFileSync, rmSync, statSync } from 'node:fs';
+import { existsSync, readdirSync, readFileSync, rmSync, statSync, writeFileSync } from 'node:fs';
 import { createServer } from 'node:http';
 import type { AddressInfo } from 'node:net';
 import { join } from 'node:path';
@@ -13,12 +13,16 @@ import type { GcStatus } from '../../src/store/gc/status.ts';
 import type { SweepReport } from '../../src/store/gc/sweep.ts';
 import type { PastReference } from '../../src/store/store.ts';
 import { diskWorkplace, lazydisk, lazydiskJson, TestDaemon } from '../support/daemon.ts';
-import { age, chunkFileIn } from '../support/dir-store.ts';
+import { age, chunkFileIn, rootDir } from '../support/dir-store.ts';
 
 const MAIN = new URL('../../src/main.ts', import.meta.url).pathname;
 const DAY_MS = 24 * 60 * 60 * 1000;
 /** Nothing waits for long, and what is a day old is old. */
 const POLICY = ['--grace', '1m', '--retention', '1h', '--build', '50s', '--view', '500ms', '--settle', '1s'];
+
+function manifestsIn(storeDir: string, digest: string): string {
+  return join(rootDir(storeDir), 'manifests/sha256', digest.slice('sha256:'.length));
+}
 
 /** A store with `app:1`, of 18 chunks; its commands, and what they answer as JSON. */
 async function withStore(t: Test) {
@@ -54,6 +58,19 @@ t.test('an image is copied, found there already, and opens with its key', async 
     place.key,
   ]);
   t.equal(disk.code, 0);
+
+  const [keyId] = readdirSync(manifestsIn(place.storeDir, digest));
+  const bent = join(manifestsIn(place.storeDir, digest), keyId!);
+  const bytes = readFileSync(bent);
+  bytes[bytes.length - 40]! ^= 1;
+  writeFileSync(bent, bytes);
+  const kept = await run('copy', 'app:1', place.store, there);
+  t.match(kept, { code: 5, stderr: new RegExp(`^lazydisk: .*another manifest .* key ${keyId}.*--key`) });
+  t.match(
+    kept.stdout,
+    new RegExp(`^keys +1, of which 0 were proven; the target keeps its own for ${keyId}$`, 'm'),
+  );
+  t.equal((await run('copy', 'app:1', place.store, there, '--key', place.key)).code, 6);
 
   rmSync(chunkFileIn(place.storeDir, place.image.manifest.ref(7).id));
   const bad = await run('copy', 'app:1', place.store, join(place.dir, 'elsewhere'));

@@ -5,12 +5,13 @@
 import { spawn, spawnSync } from 'node:child_process';
 import { randomBytes } from 'node:crypto';
 import { once } from 'node:events';
-import { readdirSync, readFileSync, statSync, truncateSync } from 'node:fs';
+import { readdirSync, readFileSync, statSync, truncateSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import t, { type Test } from 'tap';
 import { LazydiskError } from '../../src/errors.ts';
 import { CHUNK_BYTES } from '../../src/format/chunk-id.ts';
 import { TenantKey } from '../../src/format/keys.ts';
+import { Manifest } from '../../src/format/manifest.ts';
 import { type BuildOptions, type BuildProgress, buildImage } from '../../src/image/build.ts';
 import { exportImage } from '../../src/image/export.ts';
 import { layoutExt4 } from '../../src/image/ext4/writer.ts';
@@ -209,6 +210,23 @@ t.test('a second build stores nothing new, and a sibling only what differs', asy
     (await store.listReferences()).map(({ name }) => name),
     ['again:latest', 'app:latest', 'two:latest'],
   );
+});
+
+t.test('a build keeps a manifest that its key opens, and replaces one that it does not', async (t) => {
+  const { dir, storeDir, key, build } = await setUp(t);
+  await makeOciLayout(join(dir, 'one'), { layers: [BASE] });
+  const { digest } = await build(`oci:${join(dir, 'one')}`);
+  const file = join(rootDir(storeDir), 'manifests/sha256', digest.slice('sha256:'.length), key.id);
+  const first = readFileSync(file);
+  await build(`oci:${join(dir, 'one')}`, { name: 'again' });
+  t.ok(readFileSync(file).equals(first));
+  for (const at of [100, first.length - 40]) {
+    const bad = Buffer.from(first);
+    bad[at]! ^= 1;
+    writeFileSync(file, bad);
+    await build(`oci:${join(dir, 'one')}`);
+    t.equal(Manifest.open(readFileSync(file), key).digest, digest);
+  }
 });
 
 t.test('progress goes forward through the phases', async (t) => {

@@ -1,6 +1,6 @@
 /** Copies between stores: what is missing moves, what is bad stops them, and a name comes last or not at all. */
 import { randomBytes } from 'node:crypto';
-import { existsSync, readdirSync, rmSync, truncateSync, writeFileSync } from 'node:fs';
+import { existsSync, readdirSync, readFileSync, rmSync, truncateSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import t, { type Test } from 'tap';
 import { LazydiskError } from '../../src/errors.ts';
@@ -10,6 +10,7 @@ import { rewrapManifest } from '../../src/format/manifest-rewrap.ts';
 import { type CopyOptions, copyImage } from '../../src/store/copy.ts';
 import { loadImage } from '../../src/store/image.ts';
 import { KeyRing } from '../../src/store/key-ring.ts';
+import { rootPath, stateKey } from '../../src/store/layout.ts';
 import type { RootStore } from '../../src/store/root-store.ts';
 import type { Store } from '../../src/store/store.ts';
 import { chunkFileIn, openDirStore, rootDir } from '../support/dir-store.ts';
@@ -135,6 +136,89 @@ t.test('a bad manifest stops the copy before a chunk moves', async (t) => {
   t.notOk(existsSync(rootDir(dirs.to)));
 });
 
+/** The image in both stores, and the bytes of its manifests; `bend` flips a bit of the one for `keyId` in a store. */
+async function copied(t: Test) {
+  const stores = await twoStores(t);
+  const { dirs, from, to, digest } = stores;
+  await copyImage({ from, to, image: 'app:1' });
+  const fileOf = (dir: string, keyId: string) =>
+    join(rootDir(dir), 'manifests/sha256', digest.slice('sha256:'.length), keyId);
+  const bend = (dir: string, keyId: string, at: number) => {
+    const bytes = readFileSync(fileOf(dir, keyId));
+    bytes[at < 0 ? bytes.length + at : at]! ^= 1;
+    writeFileSync(fileOf(dir, keyId), bytes);
+    return bytes;
+  };
+  const manifest = (keyId: string) => readFileSync(fileOf(dirs.to, keyId));
+  return { ...stores, bend, manifest };
+}
+
+t.test('a good manifest is not overwritten by one whose sealed part is bad', async (t) => {
+  const { dirs, from, to, key, other, bend, manifest } = await copied(t);
+  const good = manifest(key.id);
+  bend(dirs.from, key.id, -40);
+  const planned = await copyImage({ from, to, image: 'app:1', dryRun: true });
+  t.match(planned, { provenManifests: 0, keptManifests: [key.id] });
+  t.match(await copyImage({ from, to, image: 'app:1' }), { manifests: 2, keptManifests: [key.id] });
+  t.ok(manifest(key.id).equals(good), 'without a key');
+  await t.rejects(copyImage({ from, to, image: 'app:1', keys: KeyRing.of(other, key) }), {
+    code: 'CORRUPT',
+    message: new RegExp(key.id),
+  });
+  t.ok(manifest(key.id).equals(good), 'with the key');
+});
+
+t.test('a bad manifest is replaced by a good one that the key proves, and by no other', async (t) => {
+  const { dirs, from, to, key, other, bend, manifest } = await copied(t);
+  const good = manifest(key.id);
+  const sealedBad = bend(dirs.to, key.id, -40);
+  t.match(await copyImage({ from, to, image: 'app:1' }), { keptManifests: [key.id] });
+  t.match(await copyImage({ from, to, image: 'app:1', keys: KeyRing.of(other) }), {
+    provenManifests: 1,
+    keptManifests: [key.id],
+  });
+  t.ok(manifest(key.id).equals(sealedBad));
+  t.match(await copyImage({ from, to, image: 'app:1', keys: KeyRing.of(key) }), { keptManifests: [] });
+  t.ok(manifest(key.id).equals(good));
+  const clearBad = bend(dirs.to, key.id, 210);
+  for (const dryRun of [true, false])
+    await t.rejects(copyImage({ from, to, image: 'app:1', name: 'new', dryRun }), {
+      code: 'CORRUPT',
+      message: /--key/,
+    });
+  t.ok(manifest(key.id).equals(clearBad), 'its sealed part may be the last good copy');
+  t.equal(await to.getReference('new'), undefined, 'and it gets no name');
+  t.match(await copyImage({ from, to, image: 'app:1', keys: KeyRing.of(key) }), { keptManifests: [] });
+  t.ok(manifest(key.id).equals(good));
+});
+
+t.test(
+  'of two good manifests the one that is there stays, and with the key that is no question',
+  async (t) => {
+    const { from, to, key, other, digest, manifest } = await copied(t);
+    const bytes = manifest(key.id);
+    const writer = await from.writer();
+    await writer.removeManifest(digest, key.id);
+    await writer.addManifest(digest, key.id, rewrapManifest(manifest(other.id), other, key));
+    t.match(await copyImage({ from, to, image: 'app:1' }), { keptManifests: [key.id] });
+    t.match(await copyImage({ from, to, image: 'app:1', keys: KeyRing.of(key) }), { keptManifests: [] });
+    t.ok(manifest(key.id).equals(bytes));
+  },
+);
+
+t.test('a manifest in the root that images still move out of is not hidden by an unproven one', async (t) => {
+  const { dirs, from, to, key, bend, manifest } = await copied(t);
+  const good = manifest(key.id);
+  bend(dirs.from, key.id, -40);
+  const { objects } = to.parts;
+  await objects.put(stateKey(rootPath(1), 'opened'), Buffer.alloc(0));
+  await objects.put(stateKey(rootPath(2), 'opened'), Buffer.alloc(0));
+  await to.parts.views.newerThan(0);
+  t.match(await copyImage({ from, to, image: 'app:1' }), { keptManifests: [key.id] });
+  t.ok(manifest(key.id).equals(good));
+  t.equal((await loadImage(to, 'app:1', KeyRing.of(key))).name, 'app:1', 'and it is what readers meet');
+});
+
 t.test('a copy that was stopped names nothing, and goes on when it is run again', async (t) => {
   const { dirs, from, to } = await twoStores(t, 64);
   const stopping = new AbortController();
@@ -160,11 +244,11 @@ t.test('from a store that cannot be listed only manifests of known keys come', a
     throw new LazydiskError('UNSUPPORTED', 'only read');
   };
   await t.rejects(copyImage({ from, to, image: 'app:1' }), { code: 'UNSUPPORTED', message: /--key/ });
-  await t.rejects(copyImage({ from, to, image: 'app:1', keyIds: async () => ['f'.repeat(16)] }), {
+  await t.rejects(copyImage({ from, to, image: 'app:1', keys: KeyRing.of(TenantKey.generate()) }), {
     code: 'NOT_FOUND',
   });
-  const keyIds = async () => ['f'.repeat(16), key.id];
-  t.match(await copyImage({ from, to, image: 'app:1', keyIds }), { manifests: 1 });
+  const keys = KeyRing.of(TenantKey.generate(), key);
+  t.match(await copyImage({ from, to, image: 'app:1', keys }), { manifests: 1, provenManifests: 1 });
   t.same(await to.manifestKeys(digest), [key.id]);
   t.not(key.id, other.id);
 });

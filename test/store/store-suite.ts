@@ -89,19 +89,26 @@ export function storeSuite(t: Test, open: (t: Test) => Promise<() => Promise<Sto
     t.ok(await store.getChunk(id, { signal: new AbortController().signal }));
   });
 
-  withStore('manifests are kept by digest and key', async (t, store, again) => {
+  withStore('manifests are kept by digest and key', async (t, store, openAgain) => {
     const writer = await store.writer();
     await writer.putManifest(digestOf('1'), KEY_A, Buffer.from('one for a'));
     await writer.putManifest(digestOf('1'), KEY_B, Buffer.from('one for b'));
     await writer.putManifest(digestOf('2'), KEY_A, Buffer.from('two for a'));
-    const view = await again();
+    const view = await openAgain();
     t.equal(String(await view.getManifest(digestOf('1'), KEY_A)), 'one for a');
     t.equal(String(await view.getManifest(digestOf('1'), KEY_B)), 'one for b');
     t.equal(String(await view.getManifest(digestOf('2'), KEY_A)), 'two for a');
     t.equal(await view.getManifest(digestOf('2'), KEY_B), undefined);
     t.same(await view.manifestKeys(digestOf('1')), [KEY_A, KEY_B]);
-    await writer.putManifest(digestOf('1'), KEY_A, Buffer.from('one for a, wrapped again'));
-    t.equal(String(await view.getManifest(digestOf('1'), KEY_A)), 'one for a, wrapped again');
+    const again = Buffer.from('one for a, wrapped again');
+    t.equal(await writer.putManifest(digestOf('1'), KEY_A, again), 'kept', 'not over one without a proof');
+    const opens = (what: string) => (bytes: Buffer) => String(bytes) === what;
+    t.equal(await writer.putManifest(digestOf('1'), KEY_A, again, opens('one for a')), 'present');
+    t.equal(await writer.putManifest(digestOf('1'), KEY_A, again, opens('neither')), 'kept');
+    t.equal(String(await view.getManifest(digestOf('1'), KEY_A)), 'one for a');
+    t.equal(await writer.putManifest(digestOf('1'), KEY_A, again, opens(String(again))), 'written');
+    t.equal(await writer.putManifest(digestOf('1'), KEY_A, again), 'present');
+    t.equal(String(await view.getManifest(digestOf('1'), KEY_A)), String(again));
     await writer.addManifest(digestOf('2'), KEY_B, Buffer.from('two for b'));
     t.same(await view.manifestKeys(digestOf('2')), [KEY_A, KEY_B]);
     await t.rejects(writer.addManifest(digestOf('3'), KEY_B, Buffer.alloc(1)), { code: 'NOT_FOUND' });

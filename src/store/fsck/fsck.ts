@@ -228,8 +228,9 @@ class Run {
   #addProblem(problem: Problem): void {
     this.#problems.add(problem);
     if (!problem.repaired) this.#remaining++;
-    if (!this.#countMended(problem)) return;
+    if (!this.#countMended(problem, problem.unproven && problem.kind === 'manifest')) return;
     this.#mended.manifests++;
+    if (problem.unproven) this.#mended.unproven++;
     if (this.#mended.problems.length < PROBLEMS_MAX) this.#mended.problems.push(problem);
   }
 
@@ -242,16 +243,17 @@ class Run {
   }
 
   /** Whether it was mended, or in a dry run would be; counts where from. */
-  #countMended({ copyIn, repaired }: Problem | Damage): boolean {
-    if (!repaired && (!this.#options.repair?.dryRun || copyIn === null)) return false;
+  #countMended({ copyIn, repaired }: Problem | Damage, isNotProven = false): boolean {
+    const { repair } = this.#options;
+    if (!repaired && (!repair?.dryRun || copyIn === null || isNotProven)) return false;
     const { bySource } = this.#mended;
     bySource[copyIn!] = (bySource[copyIn!] ?? 0) + 1;
     return true;
   }
 
   #repairReport(dryRun: boolean): FsckReport['repair'] {
-    const { chunks, manifests, bySource } = this.#mended;
-    return { dryRun, chunks, manifests, bySource, sourceErrors: this.#sources.errors };
+    const { chunks, manifests, unproven, bySource } = this.#mended;
+    return { dryRun, chunks, manifests, unproven, bySource, sourceErrors: this.#sources.errors };
   }
 }
 

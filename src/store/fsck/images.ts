@@ -5,14 +5,15 @@
 import { errorText, LazydiskError } from '../../errors.ts';
 import type { Manifest } from '../../format/manifest.ts';
 import type { ClearManifest } from '../../format/manifest-clear.ts';
-import { MANIFEST_BYTES_MAX, manifestKeysIn } from '../carry.ts';
+import { manifestKeysIn } from '../carry.ts';
 import { areasOfRoot, findClear } from '../gc/mark.ts';
 import type { KeyRing } from '../key-ring.ts';
 import { type AreaPath, manifestKey } from '../layout.ts';
+import { checkManifest, manifestProof, recombine, type WholeManifest } from '../manifest-check.ts';
 import type { StoreParts } from '../parts.ts';
+import { MANIFEST_BYTES_MAX, placeManifest } from '../place-manifest.ts';
 import type { ImageDigest } from '../store.ts';
 import type { View } from '../view.ts';
-import { checkManifest, recombine, type WholeManifest } from './manifest-check.ts';
 import type { NamedImage } from './names.ts';
 import type { Problem } from './report.ts';
 import { readObject, type Sources } from './source.ts';
@@ -41,6 +42,12 @@ interface Copies {
   /** In the image's root and the trash of its sweeps, by area. */
   readonly whole: Map<AreaPath, WholeManifest>;
   readonly broken: Map<AreaPath, { readonly bytes: Buffer; readonly why: string }>;
+}
+
+interface FoundManifest {
+  readonly whole: WholeManifest;
+  /** Where it was found, for people. */
+  readonly from: string;
 }
 
 export class ImageCheck {
@@ -84,7 +91,14 @@ export class ImageCheck {
     } catch (error) {
       if (!(error instanceof LazydiskError) || error.code !== 'CORRUPT') throw error;
       const text = `named until lately: ${errorText(error)}`;
-      this.#options.report({ kind: 'manifest', names: [digest], text, copyIn: null, repaired: false });
+      this.#options.report({
+        kind: 'manifest',
+        names: [digest],
+        text,
+        copyIn: null,
+        unproven: false,
+        repaired: false,
+      });
       return undefined;
     }
   }
@@ -124,8 +138,9 @@ export class ImageCheck {
   ): Promise<WholeManifest | undefined> {
     const found =
       (await this.#findCopy(image.digest, keyId)) ?? (await this.#recombined(image.digest, keyId, own, all));
-    const repaired = found !== undefined && (await this.#write(image, keyId, found.whole));
-    this.#report(image, 'manifest', own.why, found?.from, repaired);
+    // What is left of the broken one may be the last good copy of its sealed part.
+    const repaired = found?.whole.opened != null && (await this.#write(image, keyId, found.whole));
+    this.#report(image, 'manifest', own.why, found, repaired);
     return found?.whole;
   }
 
@@ -150,18 +165,16 @@ export class ImageCheck {
     // A source may be one that cannot be listed.
     for (const keyId of (await this.#options.keys?.ids()) ?? []) keyIds.add(keyId);
     const text = `it means ${image.digest}, which has no manifest`;
-    let best: WholeManifest | undefined;
-    let from: string | undefined;
+    let best: FoundManifest | undefined;
     let repaired = true;
     for (const keyId of keyIds) {
       const found = await this.#findCopy(image.digest, keyId);
       if (!found) continue;
-      best ??= found.whole;
-      from ??= found.from;
+      if (!best || !found.whole.opened) best = found;
       if (!(await this.#write(image, keyId, found.whole))) repaired = false;
     }
-    this.#report(image, 'name', text, from, best !== undefined && repaired);
-    return best && this.#known(image, best);
+    this.#report(image, 'name', text, best, best !== undefined && repaired);
+    return best && this.#known(image, best.whole);
   }
 
   async #isStillNamed({ names, digest }: NamedImage): Promise<boolean> {
@@ -172,10 +185,7 @@ export class ImageCheck {
   }
 
   /** A whole manifest for the key in any area or source. */
-  async #findCopy(
-    digest: ImageDigest,
-    keyId: string,
-  ): Promise<{ whole: WholeManifest; from: string } | undefined> {
+  async #findCopy(digest: ImageDigest, keyId: string): Promise<FoundManifest | undefined> {
     const { objects } = this.#parts;
     const { keys, sources } = this.#options;
     for (const { path } of this.#view.areas) {
@@ -196,7 +206,7 @@ export class ImageCheck {
     keyId: string,
     own: { readonly bytes: Buffer },
     all: ReadonlyMap<string, Copies>,
-  ): Promise<{ whole: WholeManifest; from: string } | undefined> {
+  ): Promise<FoundManifest | undefined> {
     for (const [otherId, { whole: copies }] of all) {
       for (const other of copies.values()) {
         const whole = await recombine(own.bytes, other, digest, keyId, this.#options.keys);
@@ -210,20 +220,23 @@ export class ImageCheck {
   async #write({ digest, home }: NamedImage, keyId: string, { bytes }: WholeManifest): Promise<boolean> {
     if (!this.#options.write) return false;
     const { objects } = this.#parts;
-    const key = manifestKey(home.path, digest, keyId);
-    await objects.put(key, bytes);
-    return (await objects.get(key, MANIFEST_BYTES_MAX))?.bytes.equals(bytes) ?? false;
+    const opens = await manifestProof(digest, keyId, this.#options.keys);
+    const placement = await placeManifest(objects, home.path, [], { digest, keyId, bytes, opens });
+    if (placement !== 'written') return placement === 'present';
+    const back = await objects.get(manifestKey(home.path, digest, keyId), MANIFEST_BYTES_MAX);
+    return back?.bytes.equals(bytes) ?? false;
   }
 
   #report(
     { names, digest }: NamedImage,
     kind: Problem['kind'],
     text: string,
-    from: string | undefined,
+    found: FoundManifest | undefined,
     repaired: boolean,
   ): void {
     const hit = names.length > 0 ? names : [digest];
-    this.#options.report({ kind, names: hit, text, copyIn: from ?? null, repaired });
+    const unproven = found !== undefined && !found.whole.opened;
+    this.#options.report({ kind, names: hit, text, copyIn: found?.from ?? null, unproven, repaired });
   }
 
   #known(image: NamedImage, found: WholeManifest): { known: KnownImage; clear: ClearManifest } {

@@ -47,7 +47,7 @@ export async function namedImages(
     } catch (error) {
       if (!(error instanceof LazydiskError) || error.code !== 'CORRUPT') throw error;
       const text = `${errorText(error)}${await lastMeaning(parts, name)}`;
-      report({ kind: 'reference', names: [name], text, copyIn: null, repaired: false });
+      report({ kind: 'reference', names: [name], text, copyIn: null, unproven: false, repaired: false });
     }
   });
   for (const { names: all } of images.values()) all.sort();

@@ -19,6 +19,8 @@ export interface Problem {
   readonly text: string;
   /** The source that has a good copy, if one was found. */
   readonly copyIn: string | null;
+  /** That copy's sealed part was not opened, for lack of its key: it is put where nothing was, and over nothing. */
+  readonly unproven: boolean;
   readonly repaired: boolean;
 }
 
@@ -110,6 +112,8 @@ export interface FsckReport {
     /** What was mended, or would be. */
     readonly chunks: number;
     readonly manifests: number;
+    /** Names and manifests among what was mended, with copies that no key has opened. */
+    readonly unproven: number;
     readonly bySource: Readonly<Record<string, number>>;
     /** The last failure of each source that failed. */
     readonly sourceErrors: Readonly<Record<string, string>>;

@@ -11,7 +11,7 @@ import type { Damage, Problem } from './report.ts';
 /** Chunks of one folder that must be looked at again; of more, the folder is not done. */
 export const SUSPECTS_MAX = 1000;
 
-const VERSION = 1;
+const VERSION = 2;
 const counted = z.strictObject({ chunks: z.number(), bytes: z.number() });
 const shardSchema = z.strictObject({
   /** Which chunks names meant then (LiveChunks.mix), and how many of those were not found. */
@@ -43,6 +43,7 @@ const stateSchema = z.strictObject({
   mended: z.strictObject({
     chunks: z.number(),
     manifests: z.number(),
+    unproven: z.number(),
     bySource: z.record(z.string(), z.number()),
     problems: z.array(z.custom<Problem>()),
     damaged: z.array(z.custom<Damage>()),
@@ -82,7 +83,7 @@ export class StateFile {
         version: VERSION,
         ...{ store, roots: [...roots], sample, seed: run.seed ?? today() },
         shards: {},
-        mended: { chunks: 0, manifests: 0, bySource: {}, problems: [], damaged: [] },
+        mended: { chunks: 0, manifests: 0, unproven: 0, bySource: {}, problems: [], damaged: [] },
       },
     );
   }

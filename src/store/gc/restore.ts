@@ -2,6 +2,7 @@
 import { LazydiskError } from '../../errors.ts';
 import { type AreaPath, chunkKey, manifestKey, meaningOf } from '../layout.ts';
 import type { ObjectInfo, ObjectStore } from '../objects/object-store.ts';
+import { carryManifest } from '../place-manifest.ts';
 import { pooled } from '../pooled.ts';
 import type { LiveSet } from './mark.ts';
 
@@ -19,12 +20,13 @@ export async function restore(
   await pooled(COPIES_MAX, page, async (info) => {
     const { key } = info;
     const meaning = meaningOf(key);
-    const isLive =
-      (meaning?.kind === 'chunk' && live.chunks.has(meaning.id)) ||
-      (meaning?.kind === 'manifest' && live.images.has(meaning.digest));
+    if (meaning?.kind !== 'chunk' && meaning?.kind !== 'manifest') return;
+    const isLive = meaning.kind === 'chunk' ? live.chunks.has(meaning.id) : live.images.has(meaning.digest);
     if (!isLive || (await objects.head(inArea(key, root)))) return;
     restored.push(info);
-    if (!dryRun) await objects.copy(key, inArea(key, root));
+    if (dryRun) return;
+    if (meaning.kind === 'manifest') await carryManifest(objects, meaning, [meaning.area], root);
+    else await objects.copy(key, inArea(key, root));
   });
   return restored;
 }

@@ -6,8 +6,9 @@
 import { LazydiskError } from '../../errors.ts';
 import { ID_BYTES } from '../../format/chunk-id.ts';
 import { ensureIn, manifestKeysIn } from '../carry.ts';
-import { manifestKey, rootPath, stateKey } from '../layout.ts';
+import { rootPath, stateKey } from '../layout.ts';
 import type { StoreParts } from '../parts.ts';
+import { carryManifest } from '../place-manifest.ts';
 import type { NamedDigest } from '../references.ts';
 import type { Reference } from '../store.ts';
 import { type Area, type View, writeIndex } from '../view.ts';
@@ -108,8 +109,7 @@ async function move(
       );
     // The image may have come over before a key was added to it.
     for (const keyId of await manifestKeysIn(objects, from.path, digest))
-      if (!(await objects.head(manifestKey(to.path, digest, keyId))))
-        await objects.copy(manifestKey(from.path, digest, keyId), manifestKey(to.path, digest, keyId));
+      await carryManifest(objects, { digest, keyId }, areasOfRoot(view, from), to.path);
     await references.inherit(to.path, reference, {});
     counts.names++;
     await journal.write('running', { from: from.path, to: to.path, ...counts });

@@ -160,10 +160,51 @@ t.test('manifests: a lost image comes back with its chunks', async (t) => {
   const dry = await place.check({ repair: { sources, dryRun: true } });
   t.match(dry, { problems: [{ kind: 'name', copyIn: other.store.url }], damagedChunks: 2, remaining: 3 });
   const report = await place.check({ repair: { sources } });
-  t.match(report, { remaining: 0, repair: { manifests: 1, chunks: 2, bySource: { [other.store.url]: 3 } } });
+  t.match(report, {
+    problems: [{ unproven: true }],
+    remaining: 0,
+    repair: { manifests: 1, unproven: 1, chunks: 2, bySource: { [other.store.url]: 3 } },
+  });
   t.match(await place.check({ keys: KeyRing.of(place.key) }), { remaining: 0, openedManifests: 1 });
   writeFileSync(place.manifest(image), 'x');
-  t.match(await place.check({ repair: { sources } }), { remaining: 0, repair: { manifests: 1 } });
+  const keys = KeyRing.of(place.key);
+  t.match(await place.check({ keys, repair: { sources } }), {
+    remaining: 0,
+    repair: { manifests: 1, unproven: 0 },
+  });
+});
+
+t.test('a manifest is replaced only by one that its key has proven', async (t) => {
+  t.testdir();
+  const { place, image } = await newStore(t);
+  const other = await FsckStore.open(t, join(t.testdirName, 'other'), place.key);
+  const whole = readFileSync(place.manifest(image));
+  const flippedAt = (at: number) => {
+    const bytes = Buffer.from(whole);
+    bytes[at]! ^= 1;
+    return bytes;
+  };
+  // Ours is broken where anyone can see it, and has the last good copy of the sealed part.
+  const ours = flippedAt(50);
+  writeFileSync(place.manifest(image), ours);
+  copyTo(place.manifest(image), other.manifest(image));
+  writeFileSync(other.manifest(image), flippedAt(whole.length - 30));
+  const sources = [storeSource(other.store)];
+  const found = {
+    problems: [{ kind: 'manifest', copyIn: other.store.url, unproven: true, repaired: false }],
+  };
+  const dry = await place.check({ repair: { sources, dryRun: true } });
+  t.match(dry, { ...found, remaining: 1, repair: { manifests: 0 } });
+  t.match(await place.check({ repair: { sources } }), { ...found, remaining: 1, repair: { manifests: 0 } });
+  t.ok(readFileSync(place.manifest(image)).equals(ours), 'not without the key');
+  const keys = KeyRing.of(place.key);
+  t.match(await place.check({ keys, repair: { sources } }), { problems: [{ copyIn: null }], remaining: 1 });
+  t.ok(readFileSync(place.manifest(image)).equals(ours), 'nor by a bad one with it');
+  writeFileSync(other.manifest(image), whole);
+  t.match(await place.check({ repair: { sources } }), { ...found, remaining: 1 }, 'good, but not proven');
+  const report = await place.check({ keys, repair: { sources } });
+  t.match(report, { problems: [{ unproven: false, repaired: true }], remaining: 0 });
+  t.ok(readFileSync(place.manifest(image)).equals(whole));
 });
 
 t.test("a manifest put together from its own parts and another key's", async (t) => {

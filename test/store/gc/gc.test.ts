@@ -1,4 +1,6 @@
 /** Rotation, sweep and purge on a directory: what moves, what stays, what stops them, and what a kill leaves. */
+import { readFileSync } from 'node:fs';
+import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
 import t from 'tap';
 import { TenantKey } from '../../../src/format/keys.ts';
@@ -8,6 +10,7 @@ import { rotate } from '../../../src/store/gc/rotate.ts';
 import { sweep } from '../../../src/store/gc/sweep.ts';
 import { type Image, loadImage } from '../../../src/store/image.ts';
 import { KeyRing } from '../../../src/store/key-ring.ts';
+import { manifestKey, stateKey } from '../../../src/store/layout.ts';
 import { DirObjects } from '../../../src/store/objects/dir-objects.ts';
 import { checkPolicy, DEFAULT_POLICY } from '../../../src/store/policy.ts';
 import { RootStore } from '../../../src/store/root-store.ts';
@@ -85,6 +88,30 @@ t.test('images move to the next root as they are, and only new ones take its sal
     (await lastEntries(store.parts.objects, 2)).map(({ command, state }) => `${command}: ${state}`),
     ['purge: done', 'purge --dry-run: done'],
   );
+});
+
+t.test('of several manifests for one key the whole one moves, and none replaces another', async (t) => {
+  const { dir, store } = await agingStore(t);
+  const { digest } = await putDisk(store, key, 'app:1', diskOf());
+  const { objects } = store.parts;
+  const good = (await store.getManifest(digest, key.id))!;
+  const flippedAt = (at: number) => {
+    const bytes = Buffer.from(good);
+    bytes[at]! ^= 1;
+    return bytes;
+  };
+  // Of an earlier image that was swept: its sealed part is bad, which nobody sees without the key.
+  await objects.put(stateKey('trash/1-x', 'opened'), Buffer.alloc(0));
+  await objects.put(manifestKey('trash/1-x', digest, key.id), flippedAt(good.length - 40));
+  await rotate(store.parts);
+  const moved = () => readFileSync(join(dir, manifestKey('roots/2', digest, key.id)));
+  t.ok(moved().equals(good), 'the one that readers meet first');
+
+  await objects.put(manifestKey('trash/2-x', digest, key.id), good);
+  await objects.put(stateKey('trash/2-x', 'opened'), Buffer.alloc(0));
+  await objects.put(manifestKey('roots/2', digest, key.id), flippedAt(50));
+  await rotate(store.parts);
+  t.ok(readFileSync(join(dir, manifestKey('roots/3', digest, key.id))).equals(good), 'and is whole');
 });
 
 t.test('an image that lost its name is read from the retired root, which stays for it', async (t) => {

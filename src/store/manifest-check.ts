@@ -3,19 +3,31 @@
  * name can be checked by anyone, and with the key all of it. A broken one may be put together again from its own
  * parts and those of another key's copy, which differ in 76 bytes only: then the key must open the result.
  */
-import { errorText, LazydiskError } from '../../errors.ts';
-import { Manifest } from '../../format/manifest.ts';
-import type { ClearManifest } from '../../format/manifest-clear.ts';
-import { KEY_ENTRY_BYTES, SEAL, SEAL_HEADER_BYTES, SEAL_TAG_BYTES } from '../../format/manifest-layout.ts';
-import { proveClear } from '../carry.ts';
-import type { KeyRing } from '../key-ring.ts';
-import type { ImageDigest } from '../store.ts';
+import { errorText, LazydiskError } from '../errors.ts';
+import type { TenantKey } from '../format/keys.ts';
+import { Manifest } from '../format/manifest.ts';
+import { ClearManifest } from '../format/manifest-clear.ts';
+import { KEY_ENTRY_BYTES, SEAL, SEAL_HEADER_BYTES, SEAL_TAG_BYTES } from '../format/manifest-layout.ts';
+import type { KeyRing } from './key-ring.ts';
+import type { ImageDigest, ManifestProof } from './store.ts';
 
 export interface WholeManifest {
   readonly bytes: Buffer;
   readonly clear: ClearManifest;
   /** Null without the key. */
   readonly opened: Manifest | null;
+}
+
+/** The clear part of a manifest of `digest`, proven. Throws CORRUPT; `where` is for its text. */
+export function proveClear(bytes: Buffer, digest: ImageDigest, where: string): ClearManifest {
+  let clear: ClearManifest;
+  try {
+    clear = new ClearManifest(bytes);
+  } catch (cause) {
+    throw new LazydiskError('CORRUPT', `${where}: ${(cause as Error).message}`, { cause });
+  }
+  if (clear.digest !== digest) throw new LazydiskError('CORRUPT', `${where}: it is that of ${clear.digest}`);
+  return clear;
 }
 
 /** Throws CORRUPT saying what is wrong; UNAVAILABLE when a key cannot be asked for. */
@@ -43,6 +55,25 @@ export async function checkManifest(
     return { bytes, clear, opened: Manifest.open(bytes, key) };
   } catch (error) {
     throw corrupt(errorText(error), error);
+  }
+}
+
+/** What tells whether a manifest opens with key `keyId`; undefined for who has not that key. */
+export async function manifestProof(
+  digest: ImageDigest,
+  keyId: string,
+  keys: KeyRing | undefined,
+): Promise<ManifestProof | undefined> {
+  const key = await keyOf(keys, keyId);
+  return key && ((bytes) => opensWith(bytes, digest, key));
+}
+
+/** Whether `bytes` is a manifest of `digest` that `key` opens, whole. */
+export function opensWith(bytes: Buffer, digest: ImageDigest, key: TenantKey): boolean {
+  try {
+    return Manifest.open(bytes, key).digest === digest;
+  } catch {
+    return false;
   }
 }
 
