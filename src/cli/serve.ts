@@ -29,6 +29,7 @@ const SETTINGS: Readonly<Record<string, SettingName>> = {
   readTimeout: 'read_timeout',
   guestTimeout: 'guest_timeout',
   drainTimeout: 'drain_timeout',
+  storeTimeout: 'store_timeout',
 };
 
 export function serveCommand(): Command {
@@ -57,6 +58,7 @@ export function serveCommand(): Command {
     .option('--cache-timeout <time>', 'until a cache that does not answer is passed over (default: 2s)')
     .option('--read-timeout <time>', 'until a read ends in an I/O error (default: 25s)')
     .option('--guest-timeout <time>', 'when the guests themselves give up (default: 60s)')
+    .option('--store-timeout <time>', 'until an attach or a list without an answer fails (default: 30s)')
     .option('--drain-timeout <time>', 'how long a stop waits for reads in flight (default: 10s)');
   return command
     .addHelpText(

@@ -85,8 +85,9 @@ export class Admission {
     this.#options = { queueMax: 1024, waitMs: 20_000, now: () => performance.now(), ...options };
   }
 
-  /** Resolves when another drive may start. Rejects with OVERLOAD. */
-  admit(): Promise<Admitted> {
+  /** Resolves when another drive may start. Rejects with OVERLOAD, and with ABORTED after `signal`. */
+  admit(signal?: AbortSignal): Promise<Admitted> {
+    if (signal?.aborted) return Promise.reject(aborted());
     this.#look();
     if (this.#hasPlace && this.#waiters.length === 0) return Promise.resolve(this.#enter());
     const { queueMax, waitMs, now } = this.#options;
@@ -96,11 +97,23 @@ export class Admission {
     }
     this.#waited++;
     return new Promise((resolve, reject) => {
-      this.#waiters.push({
+      const leave = () => {
+        this.#waiters.splice(this.#waiters.indexOf(waiter), 1);
+        reject(aborted());
+      };
+      const waiter: Waiter = {
         untilMs: now() + waitMs,
-        enter: () => resolve(this.#enter()),
-        refuse: reject,
-      });
+        enter: () => {
+          signal?.removeEventListener('abort', leave);
+          resolve(this.#enter());
+        },
+        refuse: (error) => {
+          signal?.removeEventListener('abort', leave);
+          reject(error);
+        },
+      };
+      signal?.addEventListener('abort', leave, { once: true });
+      this.#waiters.push(waiter);
       this.#schedule();
     });
   }
@@ -189,4 +202,8 @@ export class Admission {
       `${why}: ${this.#starts.size} drives are starting (of ${startsMax} that may), ${this.#waiters.length} wait; try again later`,
     );
   }
+}
+
+function aborted(): LazydiskError {
+  return new LazydiskError('ABORTED', 'whoever wanted the drive has gone');
 }

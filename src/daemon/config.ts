@@ -59,6 +59,7 @@ const settingsSchema = z.strictObject({
   read_timeout: duration.prefault('25s'),
   guest_timeout: duration.prefault('60s'),
   drain_timeout: duration.prefault('10s'),
+  store_timeout: duration.prefault('30s'),
 });
 
 export type SettingName = keyof z.input<typeof settingsSchema>;
@@ -90,6 +91,8 @@ export interface ServeConfig {
   readonly guestTimeoutMs: number;
   /** How long a stop waits for reads in flight. */
   readonly drainTimeoutMs: number;
+  /** How long an attach or a list waits for the store. */
+  readonly storeTimeoutMs: number;
 }
 
 /** What the daemon takes when neither flags nor file say it. */
@@ -146,6 +149,7 @@ export function resolveConfig(...sources: RawSettings[]): ServeConfig {
     readTimeoutMs: settings.read_timeout,
     guestTimeoutMs: settings.guest_timeout,
     drainTimeoutMs: settings.drain_timeout,
+    storeTimeoutMs: settings.store_timeout,
   };
   checkBudget({ ...config, caches: config.fleet ? 2 : 1 });
   return config;

@@ -32,17 +32,17 @@ const attachSchema = z.strictObject({
   name: z.string().min(1).max(128).optional(),
 });
 
-/** What the API offers; the daemon implements it. */
+/** What the API offers; the daemon implements it. `signal` is aborted when the client has gone. */
 export interface ControlService {
   status(): DaemonStatus;
   drives(): DriveInfo[];
-  attach(request: AttachRequest): Promise<DriveInfo>;
+  attach(request: AttachRequest, signal: AbortSignal): Promise<DriveInfo>;
   stat(name: string): DriveStat;
   detach(name: string): Promise<void>;
-  images(): Promise<ImageInfo[]>;
-  inspect(name: string): Promise<ImageDetail>;
+  images(signal: AbortSignal): Promise<ImageInfo[]>;
+  inspect(name: string, signal: AbortSignal): Promise<ImageDetail>;
   fleet(): FleetInfo;
-  fleetPlaces(chunkOrImage: string): Promise<FleetPlaces>;
+  fleetPlaces(chunkOrImage: string, signal: AbortSignal): Promise<FleetPlaces>;
   metrics(): Promise<{ contentType: string; text: string }>;
 }
 
@@ -51,11 +51,15 @@ interface Reply {
   readonly body: unknown;
 }
 
-type Handler = (
-  service: ControlService,
-  argument: string,
-  request: IncomingMessage,
-) => Promise<Reply> | Reply;
+interface Asked {
+  /** What stands for the `*` in the route. */
+  readonly argument: string;
+  readonly request: IncomingMessage;
+  /** Aborted when the client has gone. */
+  readonly signal: AbortSignal;
+}
+
+type Handler = (service: ControlService, asked: Asked) => Promise<Reply> | Reply;
 
 const ok = (body: unknown): Reply => ({ status: 200, body });
 
@@ -64,23 +68,27 @@ const ROUTES: Readonly<Record<string, Readonly<Record<string, Handler>>>> = {
   '/v1/status': { GET: (service) => ok(service.status()) },
   '/v1/drives': {
     GET: (service) => ok({ drives: service.drives() }),
-    POST: async (service, _argument, request) => {
+    POST: async (service, { request, signal }) => {
       const attach = attachSchema.safeParse(await readJson(request));
       if (!attach.success) throw new LazydiskError('USAGE', `attach: ${issuesText(attach.error)}`);
-      return { status: 201, body: await service.attach(attach.data) };
+      return { status: 201, body: await service.attach(attach.data, signal) };
     },
   },
   '/v1/drives/*': {
-    GET: (service, name) => ok(service.stat(name)),
-    DELETE: async (service, name) => {
-      await service.detach(name);
-      return ok({ name });
+    GET: (service, { argument }) => ok(service.stat(argument)),
+    DELETE: async (service, { argument }) => {
+      await service.detach(argument);
+      return ok({ name: argument });
     },
   },
-  '/v1/images': { GET: async (service) => ok({ images: await service.images() }) },
+  '/v1/images': { GET: async (service, { signal }) => ok({ images: await service.images(signal) }) },
   '/v1/fleet': { GET: (service) => ok(service.fleet()) },
-  '/v1/fleet/*': { GET: async (service, what) => ok(await service.fleetPlaces(what)) },
-  '/v1/images/*': { GET: async (service, name) => ok(await service.inspect(name)) },
+  '/v1/fleet/*': {
+    GET: async (service, { argument, signal }) => ok(await service.fleetPlaces(argument, signal)),
+  },
+  '/v1/images/*': {
+    GET: async (service, { argument, signal }) => ok(await service.inspect(argument, signal)),
+  },
 };
 
 export class ControlServer {
@@ -120,6 +128,10 @@ export class ControlServer {
 
   async #answer(service: ControlService, request: IncomingMessage, response: ServerResponse): Promise<void> {
     const { method = 'GET', url = '/' } = request;
+    const gone = new AbortController();
+    response.once('close', () => {
+      if (!response.writableFinished) gone.abort();
+    });
     try {
       const path = url.split('?', 1)[0]!;
       if (path === '/metrics' && method === 'GET') {
@@ -130,9 +142,17 @@ export class ControlServer {
       const { route, argument } = routeOf(path);
       const handler = route[method];
       if (!handler) throw new LazydiskError('UNSUPPORTED', `${method} is not done on ${path}`);
-      const { status, body } = await handler(service, argument, request);
+      const { status, body } = await handler(service, { argument, request, signal: gone.signal });
       sendJson(response, status, body);
     } catch (error) {
+      if (gone.signal.aborted || request.errored) {
+        // Whatever failed did so because of that, or nobody is there to be told.
+        this.#log.debug(
+          { method, url, message: errorText(error) },
+          'the client of a control request has gone',
+        );
+        return;
+      }
       const code = error instanceof LazydiskError ? error.code : 'INTERNAL';
       if (code === 'INTERNAL') this.#log.error({ error, method, url }, 'control request failed');
       else this.#log.debug({ code, method, url, message: errorText(error) }, 'control request refused');

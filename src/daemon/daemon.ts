@@ -41,9 +41,14 @@ import { MetricsServer } from './metrics-server.ts';
 import { Origin } from './origin.ts';
 import { ReadErrorLog } from './read-errors.ts';
 import { type RunPaths, takeRunDir } from './run-dir.ts';
+import { StoreAsks } from './store-asks.ts';
 
 /** Reads of the disk cache at once; more of them only queue in the thread pool, where urgency does not count. */
 const CACHE_READS_MAX = 32;
+
+/** What is asked of the store at once for attaches, and for lists, each of which asks for several things at once. */
+const ATTACH_ASKS_MAX = 8;
+const LIST_ASKS_MAX = 1;
 
 /** Where the exports listen; filled in while they start. */
 interface Places {
@@ -67,6 +72,7 @@ interface Parts {
   readonly reader: ChunkReader;
   readonly images: SharedImages;
   readonly drives: Drives;
+  readonly lists: StoreAsks;
   readonly nbd: NbdServer;
   readonly metrics: DaemonMetrics;
   readonly places: Places;
@@ -101,8 +107,8 @@ export class Daemon implements ControlService {
     return this.#stopping;
   }
 
-  async attach(request: AttachRequest): Promise<DriveInfo> {
-    const drive = await this.#parts.drives.attach(request);
+  async attach(request: AttachRequest, signal: AbortSignal): Promise<DriveInfo> {
+    const drive = await this.#parts.drives.attach(request, signal);
     const { name, image, digest } = drive;
     this.#parts.log.info({ drive: name, image, digest }, 'attached');
     return drive;
@@ -121,12 +127,14 @@ export class Daemon implements ControlService {
     return this.#parts.drives.stat(name);
   }
 
-  images(): Promise<ImageInfo[]> {
-    return describeImages(this.#parts.store, this.#parts.keys);
+  images(signal: AbortSignal): Promise<ImageInfo[]> {
+    const { store, keys } = this.#parts;
+    return this.#askStore('the list of images', signal, () => describeImages(store, keys));
   }
 
-  inspect(name: string): Promise<ImageDetail> {
-    return describeImage(this.#parts.store, name, this.#parts.keys);
+  inspect(name: string, signal: AbortSignal): Promise<ImageDetail> {
+    const { store, keys } = this.#parts;
+    return this.#askStore(`image ${name}`, signal, () => describeImage(store, name, keys));
   }
 
   fleet(): FleetInfo {
@@ -134,9 +142,10 @@ export class Daemon implements ControlService {
   }
 
   /** Which nodes hold a chunk, or an image's chunks. */
-  async fleetPlaces(chunkOrImage: string): Promise<FleetPlaces> {
+  async fleetPlaces(chunkOrImage: string, signal: AbortSignal): Promise<FleetPlaces> {
     const { store, keys } = this.#parts;
-    return locateInFleet(this.#requireFleet(), chunkOrImage, store, keys);
+    const fleet = this.#requireFleet();
+    return this.#askStore(chunkOrImage, signal, () => locateInFleet(fleet, chunkOrImage, store, keys));
   }
 
   metrics(): Promise<{ contentType: string; text: string }> {
@@ -169,6 +178,12 @@ export class Daemon implements ControlService {
       retiredReads: store.stats().retiredReads,
       logLinesDropped: logStream.droppedLines,
     };
+  }
+
+  #askStore<T>(what: string, signal: AbortSignal, work: () => Promise<T>): Promise<T> {
+    const { config, store, lists } = this.#parts;
+    const patience = { deadline: performance.now() + config.storeTimeoutMs, signal };
+    return lists.ask(patience, `${what}: ${store.url} does not answer`, work);
   }
 
   #requireFleet(): Fleet {
@@ -270,7 +285,7 @@ async function openParts(
   closers.defer(() => reader.close());
 
   const places: Places = { fuse: undefined, fuseProblem: null, nbdTcp: undefined, metrics: undefined };
-  const images = new SharedImages(store, keys);
+  const images = new SharedImages(store, keys, new StoreAsks(ATTACH_ASKS_MAX));
   const readErrors = new ReadErrorLog(log);
   const admission = new Admission({ startsMax: config.startsMax, isStrained: () => origin.isStrained });
   closers.defer(() => admission.close());
@@ -278,6 +293,7 @@ async function openParts(
     images,
     reader,
     readTimeoutMs: config.readTimeoutMs,
+    storeTimeoutMs: config.storeTimeoutMs,
     admission,
     places: drivePlaces(paths, places),
     onReadError: (drive, error) => readErrors.report(drive, error),
@@ -316,7 +332,7 @@ async function openParts(
       images,
       drives,
     },
-    ...{ nbd, metrics, places, closers },
+    ...{ nbd, metrics, places, closers, lists: new StoreAsks(LIST_ASKS_MAX) },
   };
 }
 

@@ -39,6 +39,8 @@ export interface DrivesOptions {
   readonly images: SharedImages;
   readonly reader: ChunkReader;
   readonly readTimeoutMs: number;
+  /** How long an attach waits for the store. */
+  readonly storeTimeoutMs: number;
   readonly admission: Admission;
   readonly places: DrivePlaces;
   readonly onReadError: (drive: string, error: unknown) => void;
@@ -78,6 +80,7 @@ export class Drives {
   readonly #options: DrivesOptions;
   readonly #attached = new Map<string, Attached>();
   readonly #attaching = new Set<string>();
+  readonly #stopping = new AbortController();
   #closed = false;
 
   constructor(options: DrivesOptions) {
@@ -88,8 +91,11 @@ export class Drives {
     return this.#attached.size;
   }
 
-  /** Throws USAGE, EXISTS, NOT_FOUND, KEY, CORRUPT, UNAVAILABLE; OVERLOAD above DRIVES_MAX, or if the origin is slow. */
-  async attach(request: AttachRequest): Promise<DriveInfo> {
+  /**
+   * Throws USAGE, EXISTS, NOT_FOUND, KEY, CORRUPT, UNAVAILABLE; OVERLOAD above DRIVES_MAX, or if the origin is slow;
+   * TIMEOUT if the store does not answer, and ABORTED after `signal`: then the name is free again.
+   */
+  async attach(request: AttachRequest, signal: AbortSignal): Promise<DriveInfo> {
     const name = request.name ?? driveNameFor(request.image);
     if (!DRIVE_NAME.test(name)) {
       throw new LazydiskError('USAGE', `drive name ${JSON.stringify(name)}: want ${DRIVE_NAME.source}`);
@@ -103,15 +109,23 @@ export class Drives {
       throw new LazydiskError('OVERLOAD', `${DRIVES_MAX} drives are attached`);
     }
     this.#attaching.add(name);
-    let admitted: Admitted | undefined;
     try {
-      const { images, reader, readTimeoutMs, admission, onReadError } = this.#options;
-      admitted = await admission.admit();
-      const image = await images.acquire(request.image);
-      if (this.#closed) {
-        images.release(image.digest);
-        throw new LazydiskError('UNAVAILABLE', 'the daemon is stopping');
-      }
+      return await this.#attach(name, request.image, AbortSignal.any([signal, this.#stopping.signal]));
+    } catch (error) {
+      throw this.#closed
+        ? new LazydiskError('UNAVAILABLE', 'the daemon is stopping', { cause: error })
+        : error;
+    } finally {
+      this.#attaching.delete(name);
+    }
+  }
+
+  async #attach(name: string, imageName: string, signal: AbortSignal): Promise<DriveInfo> {
+    const { images, reader, readTimeoutMs, storeTimeoutMs, admission, onReadError } = this.#options;
+    const image = await images.acquire(imageName, { deadline: performance.now() + storeTimeoutMs, signal });
+    try {
+      // Only now: while the store hangs, whoever waits for it must not hold up those who need not ask it.
+      const admitted = await admission.admit(signal);
       const drive = new ServedDrive({ name, image, reader, readTimeoutMs }, onReadError);
       const attached = { drive, image: image.name, attachedAt: new Date().toISOString(), admitted };
       this.#attached.set(name, attached);
@@ -119,10 +133,8 @@ export class Drives {
       admitted.started(startingDrive(drive));
       return this.#info(attached);
     } catch (error) {
-      admitted?.cancel();
+      images.release(image.digest);
       throw error;
-    } finally {
-      this.#attaching.delete(name);
     }
   }
 
@@ -164,9 +176,10 @@ export class Drives {
     };
   }
 
-  /** From now on nothing is attached; what is stays, for the exports to drain. */
+  /** From now on nothing is attached, nor what is on its way; what is attached stays, for the exports to drain. */
   refuseNew(): void {
     this.#closed = true;
+    this.#stopping.abort();
   }
 
   closeAll(): void {

@@ -9,6 +9,7 @@ import { type Image, loadImage } from '../store/image.ts';
 import type { KeyRing } from '../store/key-ring.ts';
 import { isDigest, referenceName } from '../store/reference-name.ts';
 import type { ImageDigest, Store } from '../store/store.ts';
+import type { Patience, StoreAsks } from './store-asks.ts';
 
 /** What a stored chunk costs in an opened manifest: id, key, length, index, and the objects made at its first read. */
 const ENTRY_BYTES = 256;
@@ -22,6 +23,7 @@ interface Used {
 export class SharedImages {
   readonly #store: Store;
   readonly #keys: KeyRing;
+  readonly #asks: StoreAsks;
   readonly #used = new Map<ImageDigest, Used>();
   readonly #idle = new LRUCache<ImageDigest, Image>({
     maxSize: IDLE_BYTES_MAX,
@@ -29,9 +31,11 @@ export class SharedImages {
   });
   readonly #loading = new Map<string, Promise<Image>>();
 
-  constructor(store: Store, keys: KeyRing) {
+  /** `asks` bounds what is asked of the store at once. */
+  constructor(store: Store, keys: KeyRing, asks: StoreAsks) {
     this.#store = store;
     this.#keys = keys;
+    this.#asks = asks;
   }
 
   /** Images that drives use now. */
@@ -41,14 +45,15 @@ export class SharedImages {
 
   /**
    * The image, held until `release` is called with its digest as often. A name is looked up anew each time, so it
-   * means what the store says now. Throws what `loadImage` does.
+   * means what the store says now; an image that is here already is had by its digest without asking. Throws what
+   * `loadImage` does; TIMEOUT or ABORTED when `patience` is over.
    */
-  async acquire(nameOrDigest: string): Promise<Image> {
+  async acquire(nameOrDigest: string, patience: Patience): Promise<Image> {
     const name = isDigest(nameOrDigest) ? nameOrDigest : referenceName(nameOrDigest);
-    const digest = await this.#digestOf(name);
-    const known = digest && (this.#used.get(digest)?.image ?? this.#idle.get(digest));
-    const loaded = known ?? (await this.#load(name));
-    // Another call may have come first while this one loaded; all must hold the same object.
+    const here = isDigest(name) ? this.#known(name) : undefined;
+    const what = `image ${name}: ${this.#store.url} does not answer`;
+    const loaded = here ?? (await this.#asks.ask(patience, what, () => this.#find(name)));
+    // Another call may have come first while this one asked; all must hold the same object.
     const used = this.#used.get(loaded.digest) ?? { image: loaded, drives: 0 };
     used.drives++;
     this.#used.set(loaded.digest, used);
@@ -64,16 +69,26 @@ export class SharedImages {
     this.#idle.set(digest, used.image);
   }
 
-  async #digestOf(name: string): Promise<ImageDigest | undefined> {
-    if (isDigest(name)) return name;
-    return (await this.#store.getReference(name))?.digest;
+  #known(digest: ImageDigest): Image | undefined {
+    return this.#used.get(digest)?.image ?? this.#idle.get(digest);
+  }
+
+  async #find(name: string): Promise<Image> {
+    const digest = isDigest(name) ? name : (await this.#store.getReference(name))?.digest;
+    return (digest && this.#known(digest)) ?? (await this.#load(name));
   }
 
   /** By name, so that a failure says which; the digest of what comes may be newer than the one just looked up. */
   #load(name: string): Promise<Image> {
     const loading = this.#loading.get(name);
     if (loading) return loading;
-    const load = loadImage(this.#store, name, this.#keys).finally(() => this.#loading.delete(name));
+    // Kept also if whoever asked has gone meanwhile: they mostly come again.
+    const load = loadImage(this.#store, name, this.#keys)
+      .then((image) => {
+        if (!this.#used.has(image.digest)) this.#idle.set(image.digest, image);
+        return image;
+      })
+      .finally(() => this.#loading.delete(name));
     this.#loading.set(name, load);
     return load;
   }

@@ -6,8 +6,14 @@ import { createLog, flushLog } from './log.ts';
 import { LogStream } from './log-stream.ts';
 import { Notifier } from './notify.ts';
 
-/** Threads of libuv's pool beyond one a core: those that wait for a disk instead of decoding. */
-const WAITING_THREADS = 6;
+/**
+ * Threads of libuv's pool beyond one a core: those that wait for a disk instead of decoding, and as many as attaches and
+ * lists can take at a store that hangs (daemon.ts).
+ */
+const WAITING_THREADS = 6 + 16;
+
+/** What a stop may take beyond the drain: a part that waits for a disk that hangs must not keep a dead daemon alive. */
+const STOP_GRACE_MS = 10_000;
 
 const SIGNALS = ['SIGTERM', 'SIGINT', 'SIGHUP'] as const;
 
@@ -48,7 +54,12 @@ export async function serveUntilStopped(config: ServeConfig): Promise<never> {
   const signal = await stopped.promise;
   log.info({ signal }, 'stopping');
   notifier.stopping();
+  const late = setTimeout(() => {
+    log.error('a part does not stop: the daemon ends without it');
+    void flushLog(stream).then(() => exitNow(1));
+  }, config.drainTimeoutMs + STOP_GRACE_MS);
   await daemon.stop();
+  clearTimeout(late);
   log.info('stopped');
   await flushLog(stream);
   // Everything is closed. A tidy exit would wait for the thread pool, and a thread may hang in a store's file system.

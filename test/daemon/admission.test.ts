@@ -147,6 +147,23 @@ t.test('a failed attach gives its place back, and the end of strain lets all in'
   t.equal(admission.stats().starting, 3);
 });
 
+t.test('whoever goes while it waits leaves the queue, and takes nobody with it', async (t) => {
+  const { admission, pass } = setUp(true, { startsMax: 1 });
+  t.teardown(() => admission.close());
+  const first = await admission.admit();
+  const gone = new AbortController();
+  const left = admission.admit(gone.signal);
+  const stays = admission.admit();
+  gone.abort();
+  await t.rejects(left, { code: 'ABORTED' });
+  await t.rejects(admission.admit(gone.signal), { code: 'ABORTED' });
+  t.match(admission.stats(), { waiting: 1, starting: 1 });
+  first.cancel();
+  (await stays).cancel();
+  pass(1_000);
+  t.match(admission.stats(), { waiting: 0, starting: 0, refused: 0 });
+});
+
 t.test('a daemon that stops refuses who waits', async (t) => {
   const { admission } = setUp(true, { startsMax: 1 });
   (await admission.admit()).started(fakeDrive('a'));

@@ -31,6 +31,7 @@ function driveInfo(name: string): DriveInfo {
 async function serve(
   t: Test,
   overrides: Partial<ControlService> = {},
+  log = LOG,
 ): Promise<{ dir: string; calls: unknown[] }> {
   const dir = mkdtempSync(join(tmpdir(), 'lzd-'));
   const calls: unknown[] = [];
@@ -56,7 +57,7 @@ async function serve(
     metrics: async () => ({ contentType: 'text/plain', text: 'up 1\n' }),
     ...overrides,
   };
-  const server = new ControlServer(service, LOG);
+  const server = new ControlServer(service, log);
   await server.listen(runPaths(dir).control);
   t.teardown(async () => {
     await server.close(100);
@@ -160,6 +161,41 @@ t.test('bytes that are no HTTP close that connection only', async (t) => {
   });
   t.equal((await raw(dir, 'GET', '/v1/drives')).status, 200);
 });
+
+t.test(
+  'a client that goes, in its body or while it waits, is no error, and what it asked for is told',
+  async (t) => {
+    const lines: { level: string; msg: string }[] = [];
+    const seen = Promise.withResolvers<void>();
+    const log = createLog('debug', {
+      write: (line) => {
+        lines.push(JSON.parse(line));
+        if (lines.length === 2) seen.resolve();
+      },
+    });
+    const asked = Promise.withResolvers<AbortSignal>();
+    const images = (signal: AbortSignal) => {
+      asked.resolve(signal);
+      return new Promise<never>((_, reject) => {
+        signal.addEventListener('abort', () => reject(new Error('given up')));
+      });
+    };
+    const { dir } = await serve(t, { images }, log);
+    const call = (method: string, path: string) =>
+      request({ socketPath: runPaths(dir).control, method, path, agent: false }).on('error', () => {});
+    const halfBody = call('POST', '/v1/drives');
+    halfBody.setHeader('content-length', 1000);
+    halfBody.write('{"image":', () => halfBody.destroy());
+    const waits = call('GET', '/v1/images');
+    waits.end();
+    const signal = await asked.promise;
+    waits.destroy();
+    await seen.promise;
+    t.ok(signal.aborted);
+    for (const line of lines)
+      t.match(line, { level: 'debug', msg: 'the client of a control request has gone' });
+  },
+);
 
 t.test('closing lets an answer under way finish', async (t) => {
   const dir = mkdtempSync(join(tmpdir(), 'lzd-'));
