@@ -7,6 +7,15 @@ import type { ReadContext } from './tier.ts';
 
 /** `ctx`, as alive as it is, with a deadline that is never later than `deadline`. */
 export function withNearerDeadline(ctx: ReadContext, deadline: number): ReadContext {
+  return derived(ctx, deadline, ctx.signal);
+}
+
+/** `ctx`, as alive as it is, with a signal of its own. */
+export function withSignal(ctx: ReadContext, signal: AbortSignal): ReadContext {
+  return derived(ctx, Number.POSITIVE_INFINITY, signal);
+}
+
+function derived(ctx: ReadContext, deadline: number, signal: AbortSignal | undefined): ReadContext {
   return {
     get class() {
       return ctx.class;
@@ -14,8 +23,9 @@ export function withNearerDeadline(ctx: ReadContext, deadline: number): ReadCont
     get deadline() {
       return Math.min(ctx.deadline, deadline);
     },
-    ...(ctx.signal && { signal: ctx.signal }),
+    ...(signal && { signal }),
     ...(ctx.drive !== undefined && { drive: ctx.drive }),
+    ...(ctx.drives && { drives: ctx.drives }),
     ...(ctx.onPromote && { onPromote: (listener) => ctx.onPromote!(listener) }),
   };
 }
@@ -23,7 +33,7 @@ export function withNearerDeadline(ctx: ReadContext, deadline: number): ReadCont
 /** setTimeout takes no more. */
 const TIMER_MS_MAX = 2 ** 31 - 1;
 
-type Ended = 'deadline' | 'signal';
+export type Ended = 'deadline' | 'signal';
 
 /**
  * Calls `ended` once, when `ctx` says that the wait is over; never before this has returned. Returns what stops

@@ -1,11 +1,11 @@
 /**
  * One chunk on its way into memory, and everybody who waits for it. A flight is the context that its tiers see:
- * its class and deadline move up as more urgent callers join. Each caller waits under its own deadline and signal,
+ * its class and deadline move up as more urgent callers join, and it goes in the turn of any drive that waits. Each caller waits under its own deadline and signal,
  * and leaves without disturbing the others; when the last one has left, the flight is cancelled.
  */
 import { LazydiskError } from '../errors.ts';
 import type { ChunkRef } from '../format/chunk-id.ts';
-import { deadlineError, onDeadline } from './deadline.ts';
+import { deadlineError, type Ended, onDeadline } from './deadline.ts';
 import type { PinnedChunk, Slot } from './slab.ts';
 import type { ReadClass, ReadContext, TierName } from './tier.ts';
 import { isMoreUrgent } from './urgency.ts';
@@ -29,8 +29,10 @@ export class Flight implements ReadContext {
   readonly key: string;
   readonly ref: ChunkRef;
   readonly drive: string;
-  /** What the tiers gave so far, for errors: `disk: not there; origin: asked`. */
+  /** What the tiers gave so far, for errors: `disk: not there; origin: asked`. Empty while it waits for its turn. */
   progress = '';
+  /** Grows while there are others to wait for it. */
+  readonly drives: Set<string>;
   #class: ReadClass;
   #deadline: number;
   #landed = false;
@@ -43,6 +45,7 @@ export class Flight implements ReadContext {
     this.key = key;
     this.ref = ref;
     this.drive = ctx.drive ?? '';
+    this.drives = new Set([this.drive]);
     this.#class = ctx.class;
     this.#deadline = ctx.deadline;
     this.#onAbandoned = onAbandoned;
@@ -68,14 +71,15 @@ export class Flight implements ReadContext {
   /** Waits for the chunk. Rejects with what the flight failed with, or TIMEOUT, ABORTED as `ctx` says. */
   join(ctx: ReadContext): Promise<ChunkRead> {
     this.#deadline = Math.max(this.#deadline, ctx.deadline);
-    if (isMoreUrgent(ctx.class, this.#class)) {
-      this.#class = ctx.class;
-      for (const listener of this.#promotionListeners) listener();
-    }
+    const isPromoted = isMoreUrgent(ctx.class, this.#class);
+    const isShared = ctx.drive !== undefined && !this.drives.has(ctx.drive);
+    if (isPromoted) this.#class = ctx.class;
+    if (isShared) this.drives.add(ctx.drive);
+    if (isPromoted || isShared) for (const listener of this.#promotionListeners) listener();
     return new Promise((resolve, reject) => {
       const stop = onDeadline(ctx, (why) => {
         this.#waiters.delete(waiter);
-        reject(deadlineError(why, `chunk ${this.ref.id} (${this.progress}): not read`));
+        reject(this.#late(why));
         if (this.#waiters.size === 0) this.cancel();
       });
       const waiter: Waiter = { resolve, reject, stop };
@@ -102,6 +106,13 @@ export class Flight implements ReadContext {
     this.fail(new LazydiskError('ABORTED', `chunk ${this.ref.id}: the read was cancelled`));
     this.#controller.abort();
     this.#onAbandoned(this);
+  }
+
+  #late(why: Ended): LazydiskError {
+    const what = `chunk ${this.ref.id} (${this.progress || 'waiting for its turn'}): not read`;
+    if (why === 'signal' || this.progress) return deadlineError(why, what);
+    // No tier was slow: more was asked of them all than they could give in this time.
+    return new LazydiskError('OVERLOAD', `${what} before the deadline`);
   }
 
   #finish(): Waiter[] {

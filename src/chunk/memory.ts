@@ -6,12 +6,11 @@
  */
 import { hash } from 'node:crypto';
 import { LRUCache } from 'lru-cache';
-import { LazydiskError } from '../errors.ts';
 import { CHUNK_BYTES, type ChunkRef } from '../format/chunk-id.ts';
-import { deadlineError, onDeadline } from './deadline.ts';
+import { deadlineError } from './deadline.ts';
+import { FairQueue } from './fair-queue.ts';
 import { Slab, type Slot } from './slab.ts';
 import type { ReadClass, ReadContext } from './tier.ts';
-import { mostUrgent } from './urgency.ts';
 
 const memoryKeys = new WeakMap<ChunkRef, string>();
 
@@ -28,8 +27,6 @@ export function memoryKey(ref: ChunkRef): string {
 export interface ChunkMemoryOptions {
   /** Ceiling of the decoded chunks, rounded down to whole chunks. */
   readonly capacityBytes: number;
-  /** Fills that may wait for a slot at once; one more is refused with OVERLOAD. */
-  readonly waitersMax?: number;
 }
 
 export interface ChunkMemoryStats {
@@ -43,16 +40,11 @@ export interface ChunkMemoryStats {
   readonly evictions: number;
 }
 
-interface Waiter {
-  readonly ctx: ReadContext;
-  readonly give: (slot: Slot) => void;
-}
-
 export class ChunkMemory {
   readonly #slab: Slab;
   readonly #cached: LRUCache<string, Slot>;
-  readonly #waiters: Waiter[] = [];
-  readonly #waitersMax: number;
+  /** As long as there are fills, which the reader bounds. */
+  readonly #queue = new FairQueue<Slot>(() => {});
   readonly #crowdedSlots: number;
   readonly #prefetchFreeSlots: number;
   #filling = 0;
@@ -62,7 +54,6 @@ export class ChunkMemory {
   constructor(options: ChunkMemoryOptions) {
     this.#slab = new Slab(options.capacityBytes);
     this.#slab.onIdle = (slot) => this.#idle(slot);
-    this.#waitersMax = options.waitersMax ?? 1024;
     this.#crowdedSlots = this.slots / 2;
     this.#prefetchFreeSlots = this.slots / 8;
     // Never evicts by itself: there are as many entries as slots, and a slot is taken before an entry is made.
@@ -98,8 +89,7 @@ export class ChunkMemory {
 
   /**
    * A slot to fill: a free one, or that of the chunk not used for longest. While all are pinned or being filled,
-   * waits, most urgent class first. It must then go to `commit` or `cancel`. Rejects with OVERLOAD, TIMEOUT,
-   * ABORTED.
+   * waits in a fair queue. It must then go to `commit` or `cancel`. Rejects with TIMEOUT, ABORTED.
    */
   reserve(ctx: ReadContext): Promise<Slot> {
     const slot = this.#slab.take() ?? this.#evict();
@@ -107,24 +97,7 @@ export class ChunkMemory {
       this.#filling++;
       return Promise.resolve(slot);
     }
-    if (this.#waiters.length >= this.#waitersMax)
-      return Promise.reject(
-        new LazydiskError('OVERLOAD', 'memory: all chunks are in use and many reads wait'),
-      );
-    return new Promise((resolve, reject) => {
-      const waiter: Waiter = {
-        ctx,
-        give: (given) => {
-          stop();
-          resolve(given);
-        },
-      };
-      const stop = onDeadline(ctx, (why) => {
-        this.#waiters.splice(this.#waiters.indexOf(waiter), 1);
-        reject(deadlineError(why, 'memory: no chunk of it came free'));
-      });
-      this.#waiters.push(waiter);
-    });
+    return this.#queue.wait(ctx, (why) => deadlineError(why, 'memory: no chunk of it came free'));
   }
 
   /**
@@ -158,7 +131,7 @@ export class ChunkMemory {
       cachedBytes: this.#cached.size * CHUNK_BYTES,
       pinnedBytes: this.#slab.pinnedSlots * CHUNK_BYTES,
       filling: this.#filling,
-      waiting: this.#waiters.length,
+      waiting: this.#queue.size,
       evictions: this.#evictions,
     };
   }
@@ -181,19 +154,18 @@ export class ChunkMemory {
 
   #idle(slot: Slot): void {
     if (slot.key !== undefined) {
-      if (this.#waiters.length === 0) return;
+      if (this.#queue.size === 0) return;
       this.#forget(slot);
     }
     this.#handOn(slot);
   }
 
   #handOn(slot: Slot): void {
-    const next = mostUrgent(this.#waiters);
+    const next = this.#queue.next();
     if (!next) {
       this.#slab.give(slot);
       return;
     }
-    this.#waiters.splice(this.#waiters.indexOf(next), 1);
     this.#filling++;
     next.give(slot);
   }

@@ -11,6 +11,7 @@ import { withDeadline, withNearerDeadline } from './deadline.ts';
 import { type ChunkRead, Flight } from './flight.ts';
 import { type ChunkMemory, memoryKey } from './memory.ts';
 import type { ReadObserver } from './observer.ts';
+import { type Place, Places } from './places.ts';
 import { failuresText, readFailure, type TierFailure } from './read-failure.ts';
 import type { PinnedChunk, Slot } from './slab.ts';
 import type { ChunkTier, ReadContext, SealedLoan } from './tier.ts';
@@ -26,9 +27,14 @@ export interface ChunkReaderOptions {
    * left), so that a hanging cache makes reads slow instead of failed. Default 2 s.
    */
   readonly cacheTimeoutMs?: number;
-  /** Chunks on their way at once; one more is refused with OVERLOAD. Default 4096. */
+  /** Chunks on their way at once; others wait in a fair queue. Default 1024. */
   readonly flightsMax?: number;
-  /** Of those, readahead and prefetch together. Default a quarter of what memory holds, at most 256. */
+  /** Chunks that may wait; beyond it the last of the drive with most of them is refused. Default 16384. */
+  readonly waitingMax?: number;
+  /**
+   * Of those on their way, readahead and prefetch together; one more is refused with OVERLOAD, as it does not wait.
+   * Default a quarter of what memory holds, at most 256.
+   */
   readonly backgroundFlightsMax?: number;
   /** Sealed bytes on their way into upper tiers at once; more is dropped. Default 16 MiB. */
   readonly writeBackBytesMax?: number;
@@ -38,7 +44,9 @@ export interface ChunkReaderStats {
   /** Chunk reads that memory answered, and that it did not. */
   readonly memoryHits: number;
   readonly memoryMisses: number;
+  /** Chunks that tiers are asked for, and those whose turn has not come. */
   readonly flights: number;
+  readonly waiting: number;
   readonly backgroundFlights: number;
   /** Chunks that were not put into upper tiers, because too much was on its way. */
   readonly droppedWriteBacks: number;
@@ -52,11 +60,9 @@ export class ChunkReader {
   readonly #tiers: readonly ChunkTier[];
   readonly #observer: ReadObserver;
   readonly #cacheTimeoutMs: number;
-  readonly #flightsMax: number;
-  readonly #backgroundFlightsMax: number;
+  readonly #places: Places;
   readonly #writeBack: WriteBack;
   readonly #flights = new Map<string, Flight>();
-  readonly #background = new Set<Flight>();
   /** Every flight's work, also of those that were cancelled and wind up. */
   readonly #running = new Set<Promise<void>>();
   #memoryHits = 0;
@@ -68,9 +74,15 @@ export class ChunkReader {
     this.#tiers = options.tiers;
     this.#observer = options.observer;
     this.#cacheTimeoutMs = options.cacheTimeoutMs ?? 2_000;
-    this.#flightsMax = options.flightsMax ?? 4096;
-    this.#backgroundFlightsMax =
-      options.backgroundFlightsMax ?? Math.max(1, Math.min(256, this.memory.slots >> 2));
+    const backgroundMax = options.backgroundFlightsMax ?? Math.max(1, Math.min(256, this.memory.slots >> 2));
+    this.#places = new Places({
+      name: 'reader',
+      places: options.flightsMax ?? 1024,
+      backgroundMax,
+      // Prefetch leaves half of the background to readahead, which is about to be needed.
+      prefetchMax: Math.ceil(backgroundMax / 2),
+      queueMax: options.waitingMax ?? 16_384,
+    });
     this.#writeBack = new WriteBack(options.writeBackBytesMax ?? 16 * 1024 * 1024, this.#observer);
   }
 
@@ -90,7 +102,7 @@ export class ChunkReader {
   /**
    * The chunk, pinned. A read of a chunk that is on its way joins that flight and makes it as urgent as itself.
    * Rejects with a LazydiskError that names the chunk, each tier and its cause: NOT_FOUND, CORRUPT, TIMEOUT,
-   * UNAVAILABLE, OVERLOAD, ABORTED.
+   * UNAVAILABLE, ABORTED; OVERLOAD when its turn did not come before its deadline.
    */
   async get(ref: ChunkRef, ctx: ReadContext): Promise<ChunkRead> {
     const key = memoryKey(ref);
@@ -105,9 +117,7 @@ export class ChunkReader {
     const known = this.#flights.get(key);
     if (known) {
       this.#observer.singleFlightWait();
-      const read = known.join(ctx);
-      if (known.class === 'demand') this.#background.delete(known);
-      return read;
+      return known.join(ctx);
     }
     return this.#start(key, ref, ctx);
   }
@@ -116,8 +126,9 @@ export class ChunkReader {
     return {
       memoryHits: this.#memoryHits,
       memoryMisses: this.#memoryMisses,
-      flights: this.#flights.size,
-      backgroundFlights: this.#background.size,
+      flights: this.#places.taken,
+      waiting: this.#places.waiting,
+      backgroundFlights: this.#places.background,
       droppedWriteBacks: this.#writeBack.dropped,
     };
   }
@@ -132,17 +143,13 @@ export class ChunkReader {
   }
 
   #start(key: string, ref: ChunkRef, ctx: ReadContext): Promise<ChunkRead> {
-    const isBackground = ctx.class !== 'demand';
-    // Prefetch leaves half of the background to readahead, which is about to be needed.
-    const backgroundMax = this.#backgroundFlightsMax / (ctx.class === 'prefetch' ? 2 : 1);
-    const isFull = this.#flights.size >= this.#flightsMax;
-    if (isFull || (isBackground && this.#background.size >= backgroundMax))
-      throw new LazydiskError('OVERLOAD', `chunk ${ref.id}: ${this.#flights.size} chunks are on their way`);
     const flight = new Flight(key, ref, ctx, (abandoned) => this.#remove(abandoned));
+    const place = this.#places.tryEnter(flight);
+    if (!place && ctx.class !== 'demand')
+      throw new LazydiskError('OVERLOAD', `chunk ${ref.id}: ${this.#places.taken} chunks are on their way`);
     this.#flights.set(key, flight);
-    if (isBackground) this.#background.add(flight);
     const read = flight.join(ctx);
-    const running = this.#fly(flight).finally(() => this.#running.delete(running));
+    const running = this.#fly(flight, place).finally(() => this.#running.delete(running));
     this.#running.add(running);
     return read;
   }
@@ -150,12 +157,13 @@ export class ChunkReader {
   #remove(flight: Flight): void {
     // A cancelled flight has left the map already, and a newer one of the same chunk may be there.
     if (this.#flights.get(flight.key) === flight) this.#flights.delete(flight.key);
-    this.#background.delete(flight);
   }
 
   /** Never rejects: what goes wrong is the flight's failure. */
-  async #fly(flight: Flight): Promise<void> {
+  async #fly(flight: Flight, given: Place | undefined): Promise<void> {
+    let place = given;
     try {
+      place ??= await this.#places.enter(flight);
       await this.#askTiers(flight);
     } catch (error) {
       const cause = error instanceof LazydiskError ? error : undefined;
@@ -164,6 +172,7 @@ export class ChunkReader {
       );
     } finally {
       this.#remove(flight);
+      if (place) this.#places.leave(place);
     }
   }
 

@@ -20,22 +20,29 @@ export type ReadClass = 'demand' | 'readahead' | 'prefetch';
 
 /**
  * What travels with a read through all tiers. It is alive: when a more urgent caller joins a read in flight, `class`
- * and `deadline` move up, so whoever queues or waits looks at them when it matters, and keeps no copy.
+ * and `deadline` move up, so whoever queues or waits looks at them when it matters, and keeps no copy; `drives` grows.
  */
 export interface ReadContext {
   readonly class: ReadClass;
   /** On the clock of `performance.now()`, milliseconds. */
   readonly deadline: number;
   readonly signal?: AbortSignal;
-  /** For error texts: whose read this is. */
+  /** Whose read this is: for error texts, for its share of what all drives use, and for whose failure it is. */
   readonly drive?: string;
-  /** Has `listener` called when `class` has moved up, until the returned function is called. For who queues. */
+  /** All drives that wait for it, `drive` first; undefined where it is that one alone. */
+  readonly drives?: ReadonlySet<string>;
+  /** Has `listener` called when `class` or `drives` has changed, until the returned function is called. For who queues. */
   onPromote?(listener: () => void): () => void;
 }
 
 /** Sealed bytes on loan: `bytes` may be a pooled buffer and is valid until `release()`, which is called once. */
 export interface SealedLoan {
   readonly bytes: Uint8Array;
+  /**
+   * The read is done, and `bytes` are kept for others only: returns the place at the tier that the loan holds, where it
+   * holds one. `release` does so too.
+   */
+  freePlace?(): void;
   release(): void;
 }
 

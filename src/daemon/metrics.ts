@@ -8,6 +8,7 @@ import { Counter, collectDefaultMetrics, Gauge, Histogram, Registry } from 'prom
 import type { FleetStats } from '../chunk/fleet/fleet-tier.ts';
 import type { NodeStats } from '../chunk/fleet/node.ts';
 import type { ReadObserver } from '../chunk/observer.ts';
+import type { ChunkReaderStats } from '../chunk/reader.ts';
 import type { ReadClass, TierName } from '../chunk/tier.ts';
 import type { StoreStats } from '../store/store.ts';
 import type { AdmissionStats } from './admission.ts';
@@ -50,7 +51,7 @@ export interface MetricSources {
   images(): number;
   exports(): readonly ExportFigures[];
   caches(): readonly CacheFigures[];
-  reader(): { readonly memoryHits: number; readonly memoryMisses: number; readonly flights: number };
+  reader(): Pick<ChunkReaderStats, 'memoryHits' | 'memoryMisses' | 'flights' | 'waiting'>;
   /** Undefined without a fleet. */
   fleet(): FleetStats | undefined;
   origin(): OriginStats;
@@ -123,6 +124,9 @@ export class DaemonMetrics {
     });
     this.#gauge('chunk_fetches_inflight', 'Chunks on their way to memory.', [], (gauge) =>
       gauge.set(sources.reader().flights),
+    );
+    this.#gauge('chunk_fetches_waiting', 'Chunks whose turn has not come.', [], (gauge) =>
+      gauge.set(sources.reader().waiting),
     );
     const cacheGauges = [
       ['cache_used_bytes', 'Bytes that hold chunks.', 'usedBytes'],

@@ -78,19 +78,38 @@ t.test('when all is pinned, fills wait, most urgent first, and get what comes fr
   t.match(memory.stats(), { waiting: 0, filling: 0, pinnedBytes: 0 });
 });
 
-t.test('waiting ends at the deadline, when cancelled, and is bounded', async (t) => {
-  const memory = new ChunkMemory({ capacityBytes: CHUNK_BYTES, waitersMax: 2 });
+t.test('waiting ends at the deadline and when cancelled', async (t) => {
+  const memory = new ChunkMemory({ capacityBytes: CHUNK_BYTES });
   const a = await put(memory, 'a', true);
   const controller = new AbortController();
   const late = memory.reserve(demand(20));
   const cancelled = memory.reserve(demand(20_000, controller.signal));
-  await t.rejects(memory.reserve(demand()), { code: 'OVERLOAD' });
   controller.abort();
   await t.rejects(cancelled, { code: 'ABORTED' });
   await t.rejects(late, { code: 'TIMEOUT' });
   t.equal(memory.stats().waiting, 0);
   a.release();
   t.ok(memory.has('a'), 'nobody waited any longer, so it stays');
+});
+
+t.test('however many wait, none is refused, and drives take turns', async (t) => {
+  const memory = new ChunkMemory({ capacityBytes: CHUNK_BYTES });
+  const a = await put(memory, 'a', true);
+  const order: string[] = [];
+  const fill = (drive: string) =>
+    memory.reserve({ ...demand(), drive }).then((slot) => {
+      order.push(drive);
+      memory.cancel(slot);
+    });
+  const waits = Array.from({ length: 5000 }, () => fill('greedy'));
+  waits.push(fill('modest'), fill('modest'));
+  t.equal(memory.stats().waiting, 5002);
+  a.release();
+  await Promise.all(waits);
+  t.same(
+    order.slice(0, 4).filter((drive) => drive === 'modest'),
+    ['modest', 'modest'],
+  );
 });
 
 t.test('of two that filled the same chunk, the first one is kept', async (t) => {

@@ -316,14 +316,82 @@ t.test('readahead and prefetch are bounded, demand is not', async (t) => {
   t.same(codes, ['ok', 'ok', 'OVERLOAD', 'ok', 'ok', 'OVERLOAD', 'ok']);
 });
 
-t.test('flights are bounded', async (t) => {
-  const image = await makeImage('abc');
-  const { reader, origin } = setUp(t, image, { flightsMax: 2 });
+t.test('one chunk too many on its way waits; its turn too late is OVERLOAD, and says so', async (t) => {
+  const image = await makeImage('abcd');
+  const { reader, origin, originMap, diskMap } = setUp(t, image, { flightsMax: 2 });
   origin.fault = { kind: 'slow', delayMs: 30 };
-  const two = [readRight(reader, image, 0), readRight(reader, image, 1)];
-  await t.rejects(reader.get(image.ref(2), demand()), { code: 'OVERLOAD' });
-  await Promise.all(two);
+  await Promise.all([0, 1, 2].map((entry) => readRight(reader, image, entry)));
+  await tick();
+  diskMap.chunks.clear();
+  await forget(reader.memory);
+  const asked = originMap.asked.length;
+  origin.fault = { kind: 'black hole' };
+  const stuck = new AbortController();
+  const stay = () => demand(20_000, stuck.signal);
+  const held = [0, 1].map((entry) => failureOf(reader.get(image.ref(entry), stay())));
+  const late = await failureOf(reader.get(image.ref(2), demand(20)));
+  t.equal(late.code, 'OVERLOAD');
+  t.match(late.message, /^chunk [0-9a-f]{64} \(waiting for its turn\): not read before the deadline$/);
+  t.equal(originMap.asked.length, asked, 'no tier was asked');
+  const cancelled = new AbortController();
+  const leaving = reader.get(image.ref(2), demand(20_000, cancelled.signal));
+  cancelled.abort();
+  await t.rejects(leaving, { code: 'ABORTED' });
+  t.match(reader.stats(), { flights: 2, waiting: 0 });
+  stuck.abort();
+  await Promise.all(held);
+  t.match(reader.stats(), { flights: 0, waiting: 0 });
+  origin.fault = undefined;
   await readRight(reader, image, 2);
+});
+
+t.test('a drive that asks for everything delays no other', async (t) => {
+  const letters = Array.from({ length: 40 }, (_, n) => String.fromCharCode(0x100 + n)).join('');
+  const image = await makeImage(letters);
+  const { reader, origin } = setUp(t, image, { flightsMax: 8, slots: 64 });
+  origin.fault = (id) => (id === image.ref(39).id ? undefined : { kind: 'black hole' });
+  const stuck = new AbortController();
+  const greedy = Array.from({ length: 39 }, (_, entry) =>
+    failureOf(reader.get(image.ref(entry), { ...demand(20_000, stuck.signal), drive: 'greedy' })),
+  );
+  t.match(reader.stats(), { flights: 6, waiting: 33 });
+  await readRight(reader, image, 39, { ...demand(), drive: 'modest' });
+  stuck.abort();
+  t.ok((await Promise.all(greedy)).every(({ code }) => code === 'ABORTED'));
+});
+
+t.test('a chunk that two drives wait for comes in the turn of either', async (t) => {
+  const image = await makeImage('abcdefghijklmnop');
+  const { reader, origin, originMap } = setUp(t, image, { flightsMax: 4, slots: 64 });
+  origin.fault = { kind: 'black hole' };
+  const stuck = new AbortController();
+  const wait = (entry: number, drive: string, ctx = demand(20_000, stuck.signal)) =>
+    reader.get(image.ref(entry), { ...ctx, drive });
+  const greedy = Array.from({ length: 16 }, (_, entry) => wait(entry, 'greedy'));
+  await tick();
+  t.match(reader.stats(), { flights: 3, waiting: 13 });
+  origin.fault = undefined;
+  // The last of the greedy drive's queue; the other drive has a place.
+  await readRight(reader, image, 15, { ...demand(), drive: 'modest' });
+  t.same(originMap.asked, [image.ref(15).id]);
+  (await greedy[15]!).chunk.release();
+  stuck.abort();
+  await Promise.all(greedy.slice(0, 15).map(failureOf));
+});
+
+t.test('more than may wait: the drive with most of them loses its last', async (t) => {
+  const image = await makeImage('abcdefgh');
+  const { reader, origin } = setUp(t, image, { flightsMax: 1, waitingMax: 3 });
+  origin.fault = { kind: 'black hole' };
+  const stuck = new AbortController();
+  const wait = (entry: number, drive: string) =>
+    failureOf(reader.get(image.ref(entry), { ...demand(20_000, stuck.signal), drive }));
+  const greedy = [0, 1, 2, 3].map((entry) => wait(entry, 'greedy'));
+  const modest = wait(4, 'modest');
+  t.match(await greedy[3], { code: 'OVERLOAD', message: /3 reads wait for a place already/ });
+  stuck.abort();
+  t.match(await modest, { code: 'ABORTED' });
+  await Promise.all(greedy);
 });
 
 t.test('memory never holds more than its slots, however many read at once', async (t) => {

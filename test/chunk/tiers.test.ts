@@ -80,8 +80,8 @@ t.test('LimitTier, narrower than what is asked of it', async (t) => {
   tierSuite(t, async () => {
     const inner = new FaultTier(new MapTier('origin'));
     const stall = () => hang(inner);
-    // As many places as the suite has loans at once; they are given back with the loan.
-    return { tier: new LimitTier(inner, { concurrency: 80 }), stall };
+    // One drive has three quarters: as many as the suite has loans at once. They are given back with the loan.
+    return { tier: new LimitTier(inner, { concurrency: 120 }), stall };
   });
 });
 
@@ -90,6 +90,6 @@ t.test('all of them together, as the daemon has them', async (t) => {
     const inner = new FaultTier(new MapTier('origin'));
     const retry = new RetryTier(inner, { tries: 2, tryTimeoutMs: 10_000 });
     const stall = () => hang(inner);
-    return { tier: new LimitTier(retry, { concurrency: 80 }), stall };
+    return { tier: new LimitTier(retry, { concurrency: 120 }), stall };
   });
 });

@@ -109,9 +109,10 @@ t.test('limit: places are kept for demand', async (t) => {
   await tick();
   const active = (readClass: string) => inner.pending.filter(({ ctx }) => ctx.class === readClass).length;
   t.same([active('prefetch'), active('readahead')], [2, 2]);
-  reads.push(...Array.from({ length: 6 }, () => tier.get(ID, 1, demand())));
+  // Of another drive, since one alone never has all places.
+  reads.push(...Array.from({ length: 6 }, () => tier.get(ID, 1, { ...demand(), drive: 'other' })));
   await tick();
-  t.equal(active('demand'), 4, 'all that is left');
+  t.equal(active('demand'), 3, 'what is left, but one for whoever comes next');
   for (let n = 0; n < reads.length; n++) {
     inner.pending[n]?.answer();
     await tick();
@@ -171,4 +172,41 @@ t.test('limit: one that fails or misses gives its place back', async (t) => {
   inner.fault = { kind: 'missing' };
   t.equal(await tier.get(ID, 1, demand()), undefined);
   t.same(tier.stats(), { active: 0, queued: 0 });
+});
+
+t.test('limit: a drive with a thousand slow reads delays no other', async (t) => {
+  const inner = new ManualTier();
+  const tier = new LimitTier(inner, { concurrency: 8 });
+  const greedy = Array.from({ length: 1000 }, () => tier.get(ID, 1, { ...demand(), drive: 'greedy' }));
+  await tick();
+  t.same(tier.stats(), { active: 6, queued: 994 }, 'three quarters of the places');
+  for (let n = 0; n < 50; n++) {
+    const read = tier.get(ID, 1, { ...demand(), drive: 'modest' });
+    await tick();
+    const asked = inner.pending.find(({ ctx }) => ctx.drive === 'modest');
+    t.ok(asked, 'asked at once, though nothing was answered');
+    asked?.answer();
+    inner.pending.splice(inner.pending.indexOf(asked!), 1);
+    await read;
+  }
+  while (inner.pending.length > 0) {
+    inner.pending.shift()?.answer();
+    await tick();
+  }
+  await Promise.all(greedy);
+});
+
+t.test('limit: a place that only others still need is given back', async (t) => {
+  const inner = new MapTier('origin');
+  await inner.put(ID, Buffer.alloc(10));
+  const tier = new LimitTier(inner, { concurrency: 1 });
+  const first = await tier.get(ID, 10, demand());
+  first?.freePlace?.();
+  t.same(tier.stats(), { active: 0, queued: 0 });
+  const second = await tier.get(ID, 10, demand());
+  t.equal(inner.loans, 2, 'the bytes stay on loan');
+  first?.release();
+  t.same(tier.stats(), { active: 1, queued: 0 }, 'and the place is not given back twice');
+  second?.release();
+  t.equal(inner.loans, 0);
 });

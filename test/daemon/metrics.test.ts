@@ -48,7 +48,7 @@ function metrics(): DaemonMetrics {
       { tier: 'memory', usedBytes: 1, reservedBytes: 2, capBytes: 3, evictions: 4 },
       { tier: 'disk', usedBytes: 5, reservedBytes: 6, capBytes: 7, evictions: 8 },
     ],
-    reader: () => ({ memoryHits: 7, memoryMisses: 2, flights: 3 }),
+    reader: () => ({ memoryHits: 7, memoryMisses: 2, flights: 3, waiting: 0 }),
     fleet: () => FLEET,
     origin: () => ({
       ...{ active: 4, queued: 5, rateWaits: 6, hedgesWon: 7, hedgesLost: 8 },

@@ -5,6 +5,7 @@
  * Source of the idea: Dean and Barroso, "The Tail at Scale", CACM 2013.
  */
 import type { ChunkId } from '../../format/chunk-id.ts';
+import { withSignal } from '../deadline.ts';
 import { Histogram } from '../histogram.ts';
 import type { ChunkTier, ReadContext, SealedLoan } from '../tier.ts';
 import { WrapperTier } from './wrapper.ts';
@@ -129,19 +130,4 @@ export class HedgeTier extends WrapperTier {
     this.#window = new Histogram();
     this.#windowReads = 0;
   }
-}
-
-/** `ctx`, as alive as it is, with a signal of its own. */
-function withSignal(ctx: ReadContext, signal: AbortSignal): ReadContext {
-  return {
-    get class() {
-      return ctx.class;
-    },
-    get deadline() {
-      return ctx.deadline;
-    },
-    signal,
-    ...(ctx.drive !== undefined && { drive: ctx.drive }),
-    ...(ctx.onPromote && { onPromote: (listener) => ctx.onPromote!(listener) }),
-  };
 }

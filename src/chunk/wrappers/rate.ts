@@ -1,15 +1,15 @@
 /**
  * Bounds how many reads and bytes a second are asked of a tier, for an origin that is billed by the request, or shared
  * with others. Two token buckets of a second's worth, from which demand may take all and the other classes only what
- * is above a share kept for those before them; who must wait does so most urgent first. So a guest that waits has
+ * is above a share kept for those before them; who must wait does so in a fair queue. So a guest that waits has
  * the whole rate, whatever was read ahead. A bucket may go below zero by one read, and the next read waits until it
  * is paid for.
  */
 import { LazydiskError } from '../../errors.ts';
 import type { ChunkId } from '../../format/chunk-id.ts';
-import { deadlineError, onDeadline } from '../deadline.ts';
+import { deadlineError } from '../deadline.ts';
+import { FairQueue } from '../fair-queue.ts';
 import type { ChunkTier, ReadClass, ReadContext, SealedLoan } from '../tier.ts';
-import { leastUrgent, mostUrgent } from '../urgency.ts';
 import { WrapperTier } from './wrapper.ts';
 
 export interface RateOptions {
@@ -27,13 +27,6 @@ const QUEUE_MAX = 4096;
 
 /** The share of a full bucket that a class leaves to more urgent ones. */
 const KEPT_SHARE: Record<ReadClass, number> = { demand: 0, readahead: 0.25, prefetch: 0.5 };
-
-interface Waiter {
-  readonly ctx: ReadContext;
-  readonly sealedBytes: number;
-  readonly enter: () => void;
-  readonly refuse: (error: LazydiskError) => void;
-}
 
 class Bucket {
   readonly #perMs: number;
@@ -65,7 +58,7 @@ export class RateTier extends WrapperTier {
   readonly #now: () => number;
   readonly #requests: Bucket | undefined;
   readonly #bytes: Bucket | undefined;
-  readonly #queue: Waiter[] = [];
+  readonly #queue = new FairQueue<void>(() => this.admit());
   #timer: NodeJS.Timeout | undefined;
   #waits = 0;
 
@@ -80,7 +73,7 @@ export class RateTier extends WrapperTier {
 
   /** Rejects with TIMEOUT or ABORTED while it waits, OVERLOAD if too many do, else as the tier does. */
   async get(id: ChunkId, sealedBytes: number, ctx: ReadContext): Promise<SealedLoan | undefined> {
-    if (this.#queue.length === 0 && this.#waitMs(ctx.class) === 0) this.#take(sealedBytes);
+    if (this.#queue.size === 0 && this.#waitMs(ctx.class) === 0) this.#take(sealedBytes);
     else await this.#wait(sealedBytes, ctx);
     return this.inner.get(id, sealedBytes, ctx);
   }
@@ -88,14 +81,13 @@ export class RateTier extends WrapperTier {
   override close(): Promise<void> {
     clearTimeout(this.#timer);
     this.#timer = undefined;
-    for (const waiter of this.#queue.splice(0))
-      waiter.refuse(new LazydiskError('ABORTED', `${this.name}: closed`));
+    this.#queue.refuseAll(new LazydiskError('ABORTED', `${this.name}: closed`));
     return super.close();
   }
 
   /** Whether a guest waits for a read that waits here. */
   get holdsDemand(): boolean {
-    return mostUrgent(this.#queue)?.ctx.class === 'demand';
+    return this.#queue.urgency === 'demand';
   }
 
   stats(): RateStats {
@@ -106,53 +98,33 @@ export class RateTier extends WrapperTier {
   admit(): void {
     clearTimeout(this.#timer);
     this.#timer = undefined;
-    for (let next = mostUrgent(this.#queue); next; next = mostUrgent(this.#queue)) {
-      const waitMs = this.#waitMs(next.ctx.class);
+    for (let first = this.#queue.urgency; first; first = this.#queue.urgency) {
+      const waitMs = this.#waitMs(first);
       if (waitMs > 0) {
         this.#timer = setTimeout(() => this.admit(), waitMs);
         return;
       }
-      this.#drop(next);
+      const next = this.#queue.next()!;
       this.#take(next.sealedBytes);
-      next.enter();
+      next.give();
     }
   }
 
-  #wait(sealedBytes: number, ctx: ReadContext): Promise<void> {
-    return new Promise((resolve, reject) => {
-      const stopPromotions = ctx.onPromote?.(() => this.admit());
-      const stopDeadline = onDeadline(ctx, (why) => {
-        this.#drop(waiter);
-        waiter.refuse(deadlineError(why, `${this.name}: the rate limit left no room`));
-      });
-      const stop = () => {
-        stopPromotions?.();
-        stopDeadline();
-      };
-      const waiter: Waiter = {
-        ctx,
-        sealedBytes,
-        enter: () => {
-          stop();
-          resolve();
-        },
-        refuse: (error) => {
-          stop();
-          reject(error);
-        },
-      };
-      this.#queue.push(waiter);
-      // The timer may be set for a less urgent read, which has longer to wait.
-      this.admit();
-      if (this.#queue.includes(waiter)) this.#waits++;
-      if (this.#queue.length > QUEUE_MAX) {
-        const last = leastUrgent(this.#queue)!;
-        this.#drop(last);
-        last.refuse(
-          new LazydiskError('OVERLOAD', `${this.name}: ${QUEUE_MAX} reads wait for the rate limit`),
-        );
-      }
-    });
+  async #wait(sealedBytes: number, ctx: ReadContext): Promise<void> {
+    const waits = this.#queue.size;
+    const waiting = this.#queue.wait(
+      ctx,
+      (why) => deadlineError(why, `${this.name}: the rate limit left no room`),
+      sealedBytes,
+    );
+    // The timer may be set for a less urgent read, which has longer to wait.
+    this.admit();
+    if (this.#queue.size > waits) this.#waits++;
+    if (this.#queue.size > QUEUE_MAX) {
+      const why = `${this.name}: ${QUEUE_MAX} reads wait for the rate limit`;
+      this.#queue.last()!.refuse(new LazydiskError('OVERLOAD', why));
+    }
+    return waiting;
   }
 
   #waitMs(readClass: ReadClass): number {
@@ -167,9 +139,5 @@ export class RateTier extends WrapperTier {
   #take(sealedBytes: number): void {
     this.#requests?.take(1);
     this.#bytes?.take(sealedBytes);
-  }
-
-  #drop(waiter: Waiter): void {
-    this.#queue.splice(this.#queue.indexOf(waiter), 1);
   }
 }
