@@ -20,7 +20,7 @@ import {
   wrappedKeyKey,
 } from './layout.ts';
 import { readMarker, writeMarker } from './marker.ts';
-import type { ObjectBytes, ObjectOptions, ObjectStore } from './objects/object-store.ts';
+import type { GetOptions, ObjectBytes, ObjectStore } from './objects/object-store.ts';
 import type { StoreParts } from './parts.ts';
 import { MANIFEST_BYTES_MAX } from './place-manifest.ts';
 import type { StorePolicy } from './policy.ts';
@@ -157,7 +157,7 @@ export class RootStore implements Store {
   async #find(
     keyIn: (area: Area) => string,
     bytesMax: number,
-    options: ObjectOptions,
+    options: GetOptions,
   ): Promise<Buffer | undefined> {
     const { views } = this.parts;
     const view = await views.forReading();
@@ -173,7 +173,7 @@ export class RootStore implements Store {
     areas: readonly Area[],
     keyIn: (area: Area) => string,
     bytesMax: number,
-    options: ObjectOptions,
+    options: GetOptions,
   ): Promise<ObjectBytes | undefined> {
     for (const area of areas) {
       const found = await this.parts.objects.get(keyIn(area), bytesMax, options);

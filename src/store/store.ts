@@ -31,6 +31,11 @@ export interface StoreReadOptions {
   readonly signal?: AbortSignal;
   /** Tries at the store, the first included; default several. */
   readonly tries?: number;
+  /**
+   * Memory that the bytes may lie in if they fit; else they have their own. It must not be used for anything else until
+   * the call has settled, after which the store does not touch it.
+   */
+  readonly into?: Buffer | undefined;
 }
 
 /** What has come of reads since the store was opened. */

@@ -13,6 +13,7 @@ import { DirLock } from './dir-lock.ts';
 import { HashedBytes } from './hashed-bytes.ts';
 import {
   checkKey,
+  type GetOptions,
   isKey,
   type ListOptions,
   type ObjectBytes,
@@ -46,9 +47,9 @@ export class DirObjects implements ObjectStore {
   }
 
   /** Throws UNAVAILABLE, ABORTED. */
-  async get(key: string, bytesMax: number, { signal }: ObjectOptions = {}): Promise<ObjectBytes | undefined> {
+  async get(key: string, bytesMax: number, options: GetOptions = {}): Promise<ObjectBytes | undefined> {
     const path = this.#pathOf(key);
-    const bytes = await this.#reading(key, signal, () => readBounded(path, bytesMax, signal));
+    const bytes = await this.#reading(key, options.signal, () => readBounded(path, bytesMax, options));
     return bytes && new HashedBytes(bytes);
   }
 
@@ -212,11 +213,12 @@ async function versionOfFile(path: string): Promise<string | null> {
 }
 
 /** The whole file. Of one over `bytesMax` only that much and one byte more: too long for whoever checks it next. */
-async function readBounded(path: string, bytesMax: number, signal: AbortSignal | undefined): Promise<Buffer> {
+async function readBounded(path: string, bytesMax: number, { into, signal }: GetOptions): Promise<Buffer> {
   const file: FileHandle = await open(path, 'r');
   try {
     const { size } = await file.stat();
-    const bytes = Buffer.allocUnsafe(Math.min(size, bytesMax + 1));
+    const length = Math.min(size, bytesMax + 1);
+    const bytes = into && into.length >= length ? into.subarray(0, length) : Buffer.allocUnsafe(length);
     let filled = 0;
     for (let more = 1; more > 0 && filled < bytes.length; filled += more) {
       signal?.throwIfAborted();

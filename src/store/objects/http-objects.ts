@@ -4,9 +4,16 @@
  */
 import { errorText, LazydiskError } from '../../errors.ts';
 import { HashedBytes } from './hashed-bytes.ts';
-import { type HttpAnswer, HttpClient, type HttpClientOptions } from './http-client.ts';
+import {
+  type HttpAnswer,
+  HttpClient,
+  type HttpClientOptions,
+  type HttpRequest,
+  targetOf,
+} from './http-client.ts';
 import {
   checkKey,
+  type GetOptions,
   type ObjectBytes,
   type ObjectInfo,
   type ObjectOptions,
@@ -40,14 +47,14 @@ export class HttpObjects implements ObjectStore {
   }
 
   /** Throws UNAVAILABLE, TIMEOUT, OVERLOAD, ABORTED. */
-  async get(key: string, bytesMax: number, { signal }: ObjectOptions = {}): Promise<ObjectBytes | undefined> {
-    const answer = await this.#read('GET', key, bytesMax, signal);
+  async get(key: string, bytesMax: number, options: GetOptions = {}): Promise<ObjectBytes | undefined> {
+    const answer = await this.#read('GET', key, bytesMax, options);
     return answer && new HashedBytes(answer.body);
   }
 
   /** As `get`. Where the server knows no time, the object is of 1970. */
-  async head(key: string, { signal }: ObjectOptions = {}): Promise<ObjectInfo | undefined> {
-    const answer = await this.#read('HEAD', key, 0, signal);
+  async head(key: string, options: ObjectOptions = {}): Promise<ObjectInfo | undefined> {
+    const answer = await this.#read('HEAD', key, 0, options);
     if (!answer) return undefined;
     const { 'content-length': length, 'last-modified': modified } = answer.headers;
     if (length === undefined) throw this.#failure(key, 'the server does not say how long it is');
@@ -83,12 +90,17 @@ export class HttpObjects implements ObjectStore {
     method: 'GET' | 'HEAD',
     key: string,
     bytesMax: number,
-    signal: AbortSignal | undefined,
+    options: GetOptions,
   ): Promise<HttpAnswer | undefined> {
     checkKey(key);
     let url = new URL(`${this.#base.href}${key.replaceAll('%', '%25')}`);
     for (let hops = 0; ; hops++) {
-      const answer = await this.#send(method, key, url, bytesMax, signal);
+      const answer = await this.#send(key, url, {
+        method,
+        bytesMax,
+        into: options.into,
+        signal: options.signal,
+      });
       const { status, headers } = answer;
       if (status === 404 || status === 410) return undefined;
       if (status === 200) {
@@ -104,20 +116,12 @@ export class HttpObjects implements ObjectStore {
     }
   }
 
-  async #send(
-    method: 'GET' | 'HEAD',
-    key: string,
-    url: URL,
-    bytesMax: number,
-    signal: AbortSignal | undefined,
-  ): Promise<HttpAnswer> {
+  async #send(key: string, url: URL, request: Omit<HttpRequest, 'url' | 'headers'>): Promise<HttpAnswer> {
     const headers: Record<string, string> = { 'accept-encoding': 'identity' };
     // Other hosts are no business of the password's.
     if (this.#authorization && url.origin === this.#base.origin) headers.authorization = this.#authorization;
-    const { protocol, hostname, port, pathname, search } = url;
-    const target = { protocol, hostname, port, path: `${pathname}${search}` };
     try {
-      return await this.#http.request({ method, url: target, headers, bytesMax, signal });
+      return await this.#http.request({ ...request, url: targetOf(url), headers });
     } catch (cause) {
       const code = cause instanceof LazydiskError ? cause.code : 'UNAVAILABLE';
       throw new LazydiskError(code, `${this.#what(key)}: ${errorText(cause)}`, { cause });

@@ -35,6 +35,14 @@ export interface ObjectOptions {
   readonly tries?: number;
 }
 
+export interface GetOptions extends ObjectOptions {
+  /**
+   * Memory that `bytes` may lie in if they fit, up to the whole of it; else they have their own. It must not be used for
+   * anything else until the call has settled, after which the store does not touch it.
+   */
+  readonly into?: Buffer | undefined;
+}
+
 export interface PutOptions extends ObjectOptions {
   /**
    * Write only over this version (null: only where nothing is), else reject with BUSY. A store that cannot compare and
@@ -63,7 +71,7 @@ export interface ObjectStore {
   /** When the credentials in use expire, in milliseconds since 1970; undefined if they do not, or before the first read. */
   readonly credentialExpiry?: number | undefined;
 
-  get(key: string, bytesMax: number, options?: ObjectOptions): Promise<ObjectBytes | undefined>;
+  get(key: string, bytesMax: number, options?: GetOptions): Promise<ObjectBytes | undefined>;
   head(key: string, options?: ObjectOptions): Promise<ObjectInfo | undefined>;
   /** `bytes` must stay untouched until this resolves. */
   put(key: string, bytes: Uint8Array, options?: PutOptions): Promise<void>;

@@ -1,4 +1,4 @@
-/** Object stores on the network, with retries around them. Loaded only when one is named: the S3 client is large. */
+/** Object stores on the network, with retries around them. Loaded only when one is named. */
 import { HttpObjects } from './http-objects.ts';
 import type { ObjectStore } from './object-store.ts';
 import { RetryObjects } from './retry-objects.ts';

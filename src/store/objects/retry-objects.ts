@@ -8,6 +8,7 @@
 import { setTimeout as sleep } from 'node:timers/promises';
 import { type ErrorCode, errorText, LazydiskError } from '../../errors.ts';
 import type {
+  GetOptions,
   ListOptions,
   ObjectBytes,
   ObjectInfo,
@@ -50,7 +51,7 @@ export class RetryObjects implements ObjectStore {
   }
 
   /** Rejects as the last try did, as all calls do; the message says how many there were. */
-  get(key: string, bytesMax: number, options: ObjectOptions = {}): Promise<ObjectBytes | undefined> {
+  get(key: string, bytesMax: number, options: GetOptions = {}): Promise<ObjectBytes | undefined> {
     return this.#retrying(options, () => this.#inner.get(key, bytesMax, options));
   }
 

@@ -78,33 +78,13 @@ const HEAD_404 = 'NotFound';
 
 const CODE = /^[A-Za-z0-9]{1,64}$/;
 
-export function failureOfAnswer({ status, headers, body }: HttpAnswer, method: 'GET' | 'HEAD'): S3Failure {
+export function failureOfAnswer({ status, headers, body }: HttpAnswer, method: string): S3Failure {
   const text = method === 'HEAD' ? `<Code>${HEAD_404}</Code>` : body.toString('latin1');
   return {
     status,
     code: codeOf(/<Code>([^<]*)<\/Code>/.exec(text)?.[1]),
     location: headers.location,
-    region: header(headers, 'x-amz-bucket-region') ?? /<Region>([^<]*)<\/Region>/.exec(text)?.[1],
-    dateMs: dateOf(headers.date),
-  };
-}
-
-/** Undefined for what is no answer of a store: a broken connection, no credentials, an abort. */
-export function failureOfSdkError(error: unknown): S3Failure | undefined {
-  const { $metadata, $response, name, Region } = error as {
-    $metadata?: { httpStatusCode?: number };
-    $response?: { statusCode?: number; headers?: Record<string, string> };
-    name?: string;
-    Region?: string;
-  };
-  const status = $metadata?.httpStatusCode ?? $response?.statusCode;
-  if (status === undefined) return undefined;
-  const headers = $response?.headers ?? {};
-  return {
-    status,
-    code: codeOf(name),
-    location: headers.location,
-    region: header(headers, 'x-amz-bucket-region') ?? Region,
+    region: headers['x-amz-bucket-region'] ?? /<Region>([^<]*)<\/Region>/.exec(text)?.[1],
     dateMs: dateOf(headers.date),
   };
 }
@@ -138,8 +118,7 @@ export function errorOfFailure(what: string, operation: string, failure: S3Failu
   const refused = (why: string) => new RefusedError(`${what}: ${why} (${answer})`);
 
   if (FULL.has(code) || status === 507) return error('NO_SPACE', 'the store is full');
-  // An error that comes with 200 is 503 to the SDK; its code says what it is.
-  if (ASKS_FOR_LESS.has(code) || status === 429 || (status === 503 && code !== 'InternalError'))
+  if (ASKS_FOR_LESS.has(code) || status === 429 || status === 503)
     return error('OVERLOAD', 'the store asks for less');
   if (isConflict(failure)) return error('BUSY', 'the object has changed meanwhile');
   if (code === 'NoSuchBucket') return refused('there is no such bucket');
@@ -153,13 +132,7 @@ export function errorOfFailure(what: string, operation: string, failure: S3Failu
 }
 
 function codeOf(text: string | undefined): string {
-  // What the SDK calls what it does not know.
-  return text !== undefined && CODE.test(text) && text !== 'Unknown' && text !== 'UnknownError' ? text : '';
-}
-
-function header(headers: HttpAnswer['headers'], name: string): string | undefined {
-  const value = headers[name];
-  return Array.isArray(value) ? value[0] : value;
+  return text !== undefined && CODE.test(text) ? text : '';
 }
 
 function dateOf(text: string | undefined): number | undefined {

@@ -3,20 +3,13 @@
  * reads after them, lists, copies. Checksums of theirs are not needed, for whoever reads knows the hash of what it
  * wants; conditional writes are tried once before anybody may count on them.
  */
-import { createHash, randomBytes } from 'node:crypto';
-import {
-  CopyObjectCommand,
-  DeleteObjectCommand,
-  DeleteObjectsCommand,
-  type DeleteObjectsCommandOutput,
-  ListObjectsV2Command,
-  PutObjectCommand,
-} from '@aws-sdk/client-s3';
+import { hash, randomBytes } from 'node:crypto';
 import { errorText, LazydiskError } from '../../errors.ts';
 import { pooled } from '../pooled.ts';
 import type { HttpAnswer, HttpClientOptions } from './http-client.ts';
 import {
   checkKey,
+  type GetOptions,
   isKey,
   type ListOptions,
   type ObjectBytes,
@@ -27,7 +20,8 @@ import {
 } from './object-store.ts';
 import { type ListPage, PagedList } from './paged-list.ts';
 import { RefusedError } from './refused-error.ts';
-import { S3Requests } from './s3-client.ts';
+import { type S3Call, S3Requests } from './s3-client.ts';
+import { deletionOf, isCopied, parseListPage, parseUndeleted } from './s3-documents.ts';
 import {
   errorOfFailure,
   isAbsent,
@@ -37,6 +31,7 @@ import {
   S3FailureError,
 } from './s3-errors.ts';
 import type { S3Location } from './s3-url.ts';
+import { XmlError } from './xml.ts';
 
 /** What S3 takes and gives at once. */
 const DELETE_KEYS_MAX = 1000;
@@ -48,6 +43,7 @@ const DELETE_LANES = 8;
 type Conditions = 'quoted' | 'bare' | 'none';
 
 const PROBE = Buffer.from('whether this store compares before it sets');
+const NOTHING = Buffer.alloc(0);
 const NO_VERSION = '"00000000000000000000000000000000"';
 
 export class S3Objects implements ObjectStore {
@@ -69,14 +65,14 @@ export class S3Objects implements ObjectStore {
   }
 
   /** Throws UNAVAILABLE, TIMEOUT, OVERLOAD, ABORTED, as all calls do. */
-  async get(key: string, bytesMax: number, { signal }: ObjectOptions = {}): Promise<ObjectBytes | undefined> {
-    const answer = await this.#read('GET', key, bytesMax, signal);
+  async get(key: string, bytesMax: number, options: GetOptions = {}): Promise<ObjectBytes | undefined> {
+    const answer = await this.#read('GET', key, bytesMax, options);
     return answer && { bytes: answer.body, version: answer.headers.etag ?? '' };
   }
 
   /** Cannot tell a bucket that is not there from an object that is not: S3 answers both with the same four digits. */
-  async head(key: string, { signal }: ObjectOptions = {}): Promise<ObjectInfo | undefined> {
-    const answer = await this.#read('HEAD', key, 0, signal);
+  async head(key: string, options: ObjectOptions = {}): Promise<ObjectInfo | undefined> {
+    const answer = await this.#read('HEAD', key, 0, options);
     if (!answer) return undefined;
     const sizeBytes = Number(answer.headers['content-length']);
     const modifiedMs = Date.parse(answer.headers['last-modified'] ?? '');
@@ -90,16 +86,11 @@ export class S3Objects implements ObjectStore {
     const what = this.#what('write', key);
     checkKey(key);
     const conditions = ifVersion === undefined ? 'none' : await this.#conditions();
-    const makePut = this.#putting(key, bytes, ifVersion, conditions);
-    const make = () => {
-      const command = makePut();
-      if (sha256 !== undefined) withHeader(command, 'x-amz-content-sha256', () => sha256);
-      return command;
-    };
+    const call = { ...this.#putting(key, bytes, ifVersion, conditions), sha256, signal };
     const output = await this.#failing(
       what,
       'PutObject',
-      () => this.#requests.call(make, { signal, bytes: bytes.length }),
+      () => this.#requests.call(call),
       // Where nothing is, there is nothing of that version.
       async (failure) =>
         (typeof ifVersion === 'string' && isAbsent(failure)) ||
@@ -112,22 +103,15 @@ export class S3Objects implements ObjectStore {
   }
 
   async copy(from: string, to: string, { signal }: ObjectOptions = {}): Promise<boolean> {
-    const { Bucket, Key } = this.#target(to);
-    const source = `${Bucket}/${this.#target(from).Key.replaceAll('%', '%25')}`;
-    const make = () => new CopyObjectCommand({ Bucket, Key, CopySource: source });
-    const output = await this.#failing(
-      this.#what('copy', from),
-      'CopyObject',
-      () => this.#requests.call(make, { signal }),
-      isAbsent,
-    );
+    const what = this.#what('copy', from);
+    const source = `/${this.#location.bucket}/${this.#pathOf(from).replaceAll('%', '%25')}`;
+    const headers = { 'x-amz-copy-source': source };
+    const call: S3Call = { method: 'PUT', key: this.#pathOf(to), headers, body: NOTHING, signal };
+    const answer = await this.#failing(what, 'CopyObject', () => this.#requests.call(call), isAbsent);
     // The status of a copy comes before the copy is made; only what the answer then says counts.
-    if (output && !output.CopyObjectResult?.ETag)
-      throw new LazydiskError(
-        'UNAVAILABLE',
-        `${this.#what('copy', from)}: the answer does not say that it was`,
-      );
-    return output !== undefined;
+    if (answer && !this.#parsed(what, () => isCopied(answer.body)))
+      throw new LazydiskError('UNAVAILABLE', `${what}: the answer does not say that it was`);
+    return answer !== undefined;
   }
 
   async delete(keys: readonly string[], { signal }: ObjectOptions = {}): Promise<void> {
@@ -159,81 +143,68 @@ export class S3Objects implements ObjectStore {
     method: 'GET' | 'HEAD',
     key: string,
     bytesMax: number,
-    signal: AbortSignal | undefined,
+    { signal, into }: GetOptions,
   ): Promise<HttpAnswer | undefined> {
-    const { Key } = this.#target(key);
+    const read = { method, key: this.#pathOf(key), bytesMax, into, signal };
     return this.#failing(
       this.#what('read', key),
       method === 'GET' ? 'GetObject' : 'HeadObject',
-      () => this.#requests.read(method, Key, bytesMax, signal),
+      () => this.#requests.read(read),
       isAbsent,
     );
   }
 
   #putting(
     key: string,
-    bytes: Uint8Array,
+    body: Uint8Array,
     ifVersion: string | null | undefined,
     conditions: Conditions,
-  ): () => PutObjectCommand {
-    const target = { ...this.#target(key), Body: bytes, ContentLength: bytes.length };
-    if (conditions === 'none' || ifVersion === undefined) return () => new PutObjectCommand(target);
-    if (ifVersion === null) return () => new PutObjectCommand({ ...target, IfNoneMatch: '*' });
-    const IfMatch = conditions === 'bare' ? ifVersion.replaceAll('"', '') : ifVersion;
-    return () => new PutObjectCommand({ ...target, IfMatch });
+  ): S3Call {
+    const call = { method: 'PUT', key: this.#pathOf(key), body } as const;
+    if (conditions === 'none' || ifVersion === undefined) return call;
+    // Sent again, it would be refused for what it wrote itself.
+    if (ifVersion === null) return { ...call, headers: { 'if-none-match': '*' }, isOnce: true };
+    const version = conditions === 'bare' ? ifVersion.replaceAll('"', '') : ifVersion;
+    return { ...call, headers: { 'if-match': version }, isOnce: true };
   }
 
   /** False if the store knows no such call. */
   async #deleteMany(keys: readonly string[], signal: AbortSignal | undefined): Promise<boolean> {
     if (!this.#deletesMany || keys.length === 1) return false;
     const what = `${this.url}: cannot delete ${keys.length} objects`;
-    const make = () => {
-      const Objects = keys.map((key) => ({ Key: this.#target(key).Key }));
-      const command = new DeleteObjectsCommand({
-        Bucket: this.#location.bucket,
-        Delete: { Objects, Quiet: true },
-      });
-      // Some stores insist on it, as S3 once did, and do not know what came after.
-      withHeader(command, 'content-md5', (body) =>
-        createHash('md5')
-          .update(body as string)
-          .digest('base64'),
-      );
-      return command;
-    };
-    const output: DeleteObjectsCommandOutput | undefined = await this.#failing(
-      what,
-      'DeleteObjects',
-      () => this.#requests.call(make, { signal }),
-      isUnknownCall,
-    );
-    if (!output) {
+    const body = deletionOf(keys.map((key) => this.#pathOf(key)));
+    // Some stores insist on it, as S3 once did, and do not know what came after.
+    const headers = { 'content-md5': hash('md5', body, 'base64'), 'content-type': 'application/xml' };
+    const call: S3Call = { method: 'POST', key: '', query: { delete: '' }, headers, body, signal };
+    const answer = await this.#failing(what, 'DeleteObjects', () => this.#requests.call(call), isUnknownCall);
+    if (!answer) {
       this.#deletesMany = false;
       return false;
     }
-    const failed = (output.Errors ?? []).filter(({ Code }) => Code !== 'NoSuchKey');
+    const undeleted = this.#parsed(what, () => parseUndeleted(answer.body));
+    const failed = undeleted.filter(({ code }) => code !== 'NoSuchKey');
     const [first] = failed;
     if (!first) return true;
-    const text = `${what}: ${failed.length} stay, ${JSON.stringify(this.#keyOf(first.Key) ?? '')} first`;
+    const text = `${what}: ${failed.length} stay, ${JSON.stringify(this.#keyOf(first.key) ?? '')} first`;
     const failure = {
       status: 200,
-      code: first.Code ?? '',
+      code: first.code,
       location: undefined,
       region: undefined,
       dateMs: undefined,
     };
-    if (first.Code === 'AccessDenied') throw new RefusedError(`${text}: access denied to DeleteObject`);
+    if (first.code === 'AccessDenied') throw new RefusedError(`${text}: access denied to DeleteObject`);
     throw errorOfFailure(text, 'DeleteObject', failure);
   }
 
   async #deleteEach(keys: readonly string[], signal: AbortSignal | undefined): Promise<void> {
     // When it fails nothing is under way any more: a sweep then says that it has ended.
     await pooled(DELETE_LANES, keys, async (key) => {
-      const target = this.#target(key);
+      const call: S3Call = { method: 'DELETE', key: this.#pathOf(key), signal };
       await this.#failing(
         this.#what('delete', key),
         'DeleteObject',
-        () => this.#requests.call(() => new DeleteObjectCommand(target), { signal }),
+        () => this.#requests.call(call),
         isAbsent,
       );
     });
@@ -245,27 +216,28 @@ export class S3Objects implements ObjectStore {
     { pageMax = PAGE_OBJECTS_MAX, shallow, signal }: ListOptions,
   ): Promise<ListPage> {
     const what = this.#what('list', prefix);
-    const make = () =>
-      new ListObjectsV2Command({
-        Bucket: this.#location.bucket,
-        Prefix: `${this.#location.prefix}${prefix}`,
-        MaxKeys: Math.min(pageMax, PAGE_OBJECTS_MAX),
-        ...(shallow && { Delimiter: '/' }),
-        ContinuationToken: at,
-      });
-    const output = await this.#failing(what, 'ListObjectsV2', () => this.#requests.call(make, { signal }));
-    const next = output?.IsTruncated ? output.NextContinuationToken : undefined;
-    if (output?.IsTruncated && (next === undefined || next === at))
+    const query = {
+      'list-type': '2',
+      prefix: `${this.#location.prefix}${prefix}`,
+      'max-keys': String(Math.min(pageMax, PAGE_OBJECTS_MAX)),
+      ...(shallow && { delimiter: '/' }),
+      ...(at !== undefined && { 'continuation-token': at }),
+    };
+    const call: S3Call = { method: 'GET', key: '', query, signal };
+    const answer = await this.#failing(what, 'ListObjectsV2', () => this.#requests.call(call));
+    const page = this.#parsed(what, () => parseListPage(answer!.body));
+    const next = page.isTruncated ? page.token : undefined;
+    if (page.isTruncated && (next === undefined || next === at))
       throw new LazydiskError('UNAVAILABLE', `${what}: more was promised, and not where`);
     const infos: ObjectInfo[] = [];
-    for (const { Key, Size, LastModified } of output?.Contents ?? []) {
-      const key = this.#keyOf(Key);
-      if (!key?.startsWith(prefix) || Size === undefined || !LastModified)
+    for (const { key: path, sizeBytes, modifiedMs } of page.objects) {
+      const key = this.#keyOf(path);
+      if (!key?.startsWith(prefix))
         throw new LazydiskError('UNAVAILABLE', `${what}: an entry that was not asked for`);
-      if (isKey(key)) infos.push({ key, sizeBytes: Size, modifiedMs: LastModified.getTime() });
+      if (isKey(key)) infos.push({ key, sizeBytes, modifiedMs });
     }
-    for (const { Prefix } of output?.CommonPrefixes ?? []) {
-      const key = this.#keyOf(Prefix);
+    for (const path of page.prefixes) {
+      const key = this.#keyOf(path);
       if (!key?.startsWith(prefix) || !key.endsWith('/'))
         throw new LazydiskError('UNAVAILABLE', `${what}: a folder that was not asked for`);
       if (isKey(key.slice(0, -1))) infos.push({ key, sizeBytes: 0, modifiedMs: 0 });
@@ -280,7 +252,7 @@ export class S3Objects implements ObjectStore {
     ifVersion: string | null | undefined,
     signal: AbortSignal | undefined,
   ): Promise<boolean> {
-    const now = await this.#read('GET', key, bytes.length, signal);
+    const now = await this.#read('GET', key, bytes.length, signal ? { signal } : {});
     if (!now) return ifVersion !== null;
     return now.headers.etag !== ifVersion && !now.body.equals(bytes);
   }
@@ -313,11 +285,11 @@ export class S3Objects implements ObjectStore {
 
   /** Whether a write on this condition is done; not, if the store finds it unmet or does not know it. */
   async #accepts(key: string, ifVersion: string | null, conditions: Conditions): Promise<boolean> {
-    const make = this.#putting(key, PROBE, ifVersion, conditions);
+    const call = this.#putting(key, PROBE, ifVersion, conditions);
     const output = await this.#failing(
       this.#what('write', key),
       'PutObject',
-      () => this.#requests.call(make, {}),
+      () => this.#requests.call(call),
       (failure) => isConflict(failure) || isUnknownCall(failure) || isAbsent(failure),
     );
     return output !== undefined;
@@ -342,36 +314,29 @@ export class S3Objects implements ObjectStore {
     }
   }
 
-  #target(key: string): { Bucket: string; Key: string } {
+  /** What `parse` makes of an answer, which may be of anything but S3. */
+  #parsed<T>(what: string, parse: () => T): T {
+    try {
+      return parse();
+    } catch (cause) {
+      if (!(cause instanceof XmlError)) throw cause;
+      throw new LazydiskError('UNAVAILABLE', `${what}: not an answer of S3: ${cause.message}`, { cause });
+    }
+  }
+
+  /** The key in the bucket. */
+  #pathOf(key: string): string {
     checkKey(key);
-    return { Bucket: this.#location.bucket, Key: `${this.#location.prefix}${key}` };
+    return `${this.#location.prefix}${key}`;
   }
 
   /** The key of ours, of one in the bucket; undefined if it is outside of the store. */
-  #keyOf(key: string | undefined): string | undefined {
+  #keyOf(key: string): string | undefined {
     const { prefix } = this.#location;
-    return key?.startsWith(prefix) ? key.slice(prefix.length) : undefined;
+    return key.startsWith(prefix) ? key.slice(prefix.length) : undefined;
   }
 
   #what(verb: string, key: string): string {
     return `${this.url}: cannot ${verb} ${key}`;
   }
-}
-
-/** Gives the request of `command` one more header, made of its body, before it is signed. */
-function withHeader(
-  command: PutObjectCommand | DeleteObjectsCommand,
-  name: string,
-  make: (body: unknown) => string,
-): void {
-  // The two stacks differ in what they give, which is of no interest here.
-  const stack = command.middlewareStack as PutObjectCommand['middlewareStack'];
-  stack.add(
-    (next) => (args) => {
-      const request = args.request as { body: unknown; headers: Record<string, string> };
-      request.headers[name] = make(request.body);
-      return next(args);
-    },
-    { step: 'build', name },
-  );
 }
