@@ -156,6 +156,14 @@ function describeSweep(report: SweepReport, dryRun: boolean): string {
   const { sweptChunks, sweptManifests, sweptBytes, restoredObjects, trash } = report;
   return list([
     ['alive', `${report.liveImages} images`],
+    ...(report.unknownImages > 0
+      ? [
+          [
+            'unknown',
+            `${report.unknownImages} images with corrupt manifests: no chunk is put aside, see fsck`,
+          ] as const,
+        ]
+      : []),
     ['kept', `${report.keptChunks} of ${report.chunks} chunks`],
     [
       dryRun ? 'would put aside' : 'put aside',

@@ -19,14 +19,19 @@ export const INDEX_KEY = 'state/index.json';
 export const HISTORY_PREFIX = 'history/';
 export const JOURNAL_PREFIX = 'journal/';
 export const KEYS_PREFIX = 'keys/';
+/** Everything that daemons and other readers write: nothing else need their credentials be good for. */
+export const HOSTS_PREFIX = 'hosts/';
+export const LEASES_PREFIX = 'hosts/leases/';
+const READS_PREFIX = 'hosts/reads/';
 
-/** What a marker says of its area. `read-HOST` is written by who reads a retired area. */
-export type AreaMarker = 'opened' | 'retired' | 'closed' | 'deleting' | `read-${string}`;
+/** What a marker says of its area. */
+export type AreaMarker = 'opened' | 'retired' | 'closed' | 'deleting';
 
 const CHUNK_ID = /^[0-9a-f]{64}$/;
 const SHARD = /^[0-9a-f]{2}$/;
 const AREA = /^(?:roots\/[1-9]\d{0,8}|trash\/[1-9]\d{0,8}-[0-9A-Za-z]{1,40})$/;
-const MARKER = /^(?:opened|retired|closed|deleting|read-[A-Za-z0-9._-]{1,128})$/;
+const MARKER = /^(?:opened|retired|closed|deleting)$/;
+const HOST = /^[A-Za-z0-9_-][A-Za-z0-9._-]{0,127}$/;
 
 export function isAreaPath(text: string): text is AreaPath {
   return AREA.test(text);
@@ -83,6 +88,25 @@ export function stateKey(area: AreaPath, marker: AreaMarker): string {
   return `${STATE_PREFIX}${area}/${marker}`;
 }
 
+/** The object in which `host` lists the images that it has attached. */
+export function leaseKey(host: string): string {
+  return `${LEASES_PREFIX}${checkHost(host)}`;
+}
+
+/** The object whose time says when `host` last read from `area`, which had been put aside. */
+export function readKey(area: AreaPath, host: string): string {
+  return `${readsPrefix(area)}${checkHost(host)}`;
+}
+
+export function readsPrefix(area: AreaPath): string {
+  return `${READS_PREFIX}${area}/`;
+}
+
+function checkHost(host: string): string {
+  if (!HOST.test(host)) throw new LazydiskError('INTERNAL', `host ${JSON.stringify(host)}`);
+  return host;
+}
+
 export function wrappedKeyKey(id: string): string {
   if (!KEY_ID.test(id)) throw new LazydiskError('INTERNAL', `key id ${JSON.stringify(id)}`);
   return `${KEYS_PREFIX}${id}.json`;
@@ -104,6 +128,8 @@ export type KeyMeaning =
       readonly name: string;
     }
   | { readonly kind: 'marker'; readonly area: AreaPath; readonly marker: AreaMarker }
+  | { readonly kind: 'lease'; readonly host: string }
+  | { readonly kind: 'read'; readonly area: AreaPath; readonly host: string }
   | { readonly kind: 'store' | 'index' | 'history' | 'journal' | 'key' };
 
 /** What a key is for, or undefined for one that no lazydisk wrote. */
@@ -118,6 +144,7 @@ export function meaningOf(key: string): KeyMeaning | undefined {
   if (top === 'keys')
     return parts.length === 2 && /^[0-9a-f]{16}\.json$/.test(name) ? { kind: 'key' } : undefined;
   if (top === 'state') return markerMeaning(`${name}/${third}`, rest);
+  if (top === 'hosts') return hostMeaning(name, parts.slice(2));
   const area = `${top}/${name}`;
   if (!isAreaPath(area)) return undefined;
   if (third === 'chunks') return chunkMeaning(area, rest);
@@ -133,6 +160,15 @@ function markerMeaning(area: string, rest: readonly string[]): KeyMeaning | unde
   const [marker] = rest;
   if (!isAreaPath(area) || rest.length !== 1 || !MARKER.test(marker!)) return undefined;
   return { kind: 'marker', area, marker: marker as AreaMarker };
+}
+
+function hostMeaning(folder: string, rest: readonly string[]): KeyMeaning | undefined {
+  const host = rest.at(-1) ?? '';
+  if (!HOST.test(host)) return undefined;
+  if (folder === 'leases' && rest.length === 1) return { kind: 'lease', host };
+  const area = `${rest[0]}/${rest[1]}`;
+  if (folder !== 'reads' || rest.length !== 3 || !isAreaPath(area)) return undefined;
+  return { kind: 'read', area, host };
 }
 
 function chunkMeaning(area: AreaPath, rest: readonly string[]): KeyMeaning | undefined {

@@ -6,7 +6,7 @@ import type { ObjectStore } from './objects/object-store.ts';
 import { checkPolicy, DEFAULT_POLICY, type StorePolicy } from './policy.ts';
 
 const KIND = 'lazydisk store';
-const VERSION = 2;
+const VERSION = 3;
 const MARKER_BYTES_MAX = 64 * 1024;
 
 const policySchema = z.strictObject({

@@ -4,12 +4,12 @@
  * never seen by a drive; what is found in an area that is about to be deleted is counted, and written down there, which
  * stops the deletion.
  */
-import { hostname } from 'node:os';
 import { LazydiskError } from '../errors.ts';
 import { type ChunkId, SEALED_BYTES_MAX } from '../format/chunk-id.ts';
 import { WRAPPED_KEY_OBJECT_BYTES_MAX } from '../format/wrapped-key.ts';
 import { manifestKeysIn } from './carry.ts';
 import { type Clock, type Moment, systemClock } from './clock.ts';
+import { recordRead } from './host-reads.ts';
 import {
   chunkKey,
   KEYS_PREFIX,
@@ -192,12 +192,8 @@ export class RootStore implements Store {
     const last = this.#recordedAt.get(path);
     if (last && clock.ageMs(last) < policy.viewMs / 2) return;
     this.#recordedAt.set(path, clock.now());
-    const host =
-      hostname()
-        .replace(/[^A-Za-z0-9._-]/g, '_')
-        .slice(0, 128) || 'unknown';
     const recorded = objects.isWritable
-      ? objects.put(stateKey(path, `read-${host}`), Buffer.alloc(0))
+      ? recordRead(objects, path)
       : Promise.reject(new LazydiskError('UNSUPPORTED', 'only read'));
     recorded.catch(() => {
       this.#unrecordedReads++;

@@ -30,8 +30,6 @@ export interface Area {
   readonly closedMs?: number;
   /** Its deletion has begun. */
   readonly isDeleting: boolean;
-  /** When somebody last read from it after it was retired, or swept into, and on which host. */
-  readonly lastRead?: { readonly atMs: number; readonly host: string };
 }
 
 export interface View {
@@ -52,6 +50,7 @@ interface Dated {
 
 const INDEX_BYTES_MAX = 1024 * 1024;
 const AREAS_MAX = 10_000;
+const MARKERS_MAX = 4 * AREAS_MAX;
 
 /** The view that the markers of a store make. */
 export function viewOf(markers: Iterable<ObjectInfo>): View {
@@ -77,10 +76,8 @@ export function viewOf(markers: Iterable<ObjectInfo>): View {
     if (marker === 'retired') area.retiredMs = modifiedMs;
     else if (marker === 'closed') area.closedMs = modifiedMs;
     else if (marker === 'deleting') area.isDeleting = true;
-    else if (marker.startsWith('read-') && modifiedMs > (area.lastRead?.atMs ?? 0))
-      area.lastRead = { atMs: modifiedMs, host: marker.slice('read-'.length) };
   }
-  // What a reader writes down of an area that was deleted meanwhile makes none.
+  // A marker that was written late, of an area that was deleted meanwhile, makes none.
   const areas = [...found.values()].filter(({ path, isDeleting }) => isDeleting || opened.has(path));
   const roots = areas.filter(({ path }) => path.startsWith('roots/'));
   // The marker of a new store's root may not be listed yet.
@@ -158,9 +155,10 @@ export class Views {
 async function listView(objects: ObjectStore): Promise<View> {
   const markers: ObjectInfo[] = [];
   for await (const page of objects.list(STATE_PREFIX)) {
-    markers.push(...page);
-    if (markers.length > AREAS_MAX)
-      throw new LazydiskError('CORRUPT', `${objects.url}: over ${AREAS_MAX} objects in ${STATE_PREFIX}`);
+    // What is no marker counts for nothing, however much of it there is.
+    for (const info of page) if (meaningOf(info.key)?.kind === 'marker') markers.push(info);
+    if (markers.length > MARKERS_MAX)
+      throw new LazydiskError('CORRUPT', `${objects.url}: over ${MARKERS_MAX} markers in ${STATE_PREFIX}`);
   }
   return viewOf(markers);
 }

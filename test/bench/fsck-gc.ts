@@ -188,7 +188,7 @@ function proveContent(chunks: number): void {
 }
 
 function storeMarker(): Buffer {
-  return Buffer.from(JSON.stringify({ kind: 'lazydisk store', version: 2, policy: DEFAULT_POLICY }));
+  return Buffer.from(JSON.stringify({ kind: 'lazydisk store', version: 3, policy: DEFAULT_POLICY }));
 }
 
 function peakMib(): number {

@@ -62,19 +62,21 @@ t.test('a store is opened by URL or path, and made only when asked', async (t) =
   await t.rejects(openStore(''), { code: 'USAGE' });
 });
 
-t.test('a store of a later layout, or a broken marker, is refused', async (t) => {
+t.test('a store of another layout, or a broken marker, is refused', async (t) => {
   const marker = (text: string) => t.testdir({ 'lazydisk-store.json': text });
-  await t.rejects(openStore(marker('{"kind":"lazydisk store","version":1}'), { create: true }), {
-    code: 'UNSUPPORTED',
-  });
+  for (const version of [1, 2, 4])
+    await t.rejects(openStore(marker(`{"kind":"lazydisk store","version":${version}}`), { create: true }), {
+      code: 'UNSUPPORTED',
+      message: new RegExp(`layout version ${version}, this program knows 3`),
+    });
   const shortPolicy = { graceMs: 5, retentionMs: 5, buildMs: 5, viewMs: 5, settleMs: 5 };
   for (const text of [
     '',
     '{',
     'null',
-    '{"kind":"other","version":2}',
-    '{"kind":"lazydisk store","version":2}',
-    JSON.stringify({ kind: 'lazydisk store', version: 2, policy: shortPolicy }),
+    '{"kind":"other","version":3}',
+    '{"kind":"lazydisk store","version":3}',
+    JSON.stringify({ kind: 'lazydisk store', version: 3, policy: shortPolicy }),
   ])
     await t.rejects(openStore(marker(text), { create: true }), { code: 'CORRUPT' });
 });

@@ -1,8 +1,8 @@
 /**
  * What is alive in the active root: the images that names mean; those that a name meant until lately, since drives of
  * them may still be attached; and those that have a manifest there and no name yet, or again, for somebody may be about to
- * give them one. Their manifests say which chunks. Needs no key. It fails rather than guess: a name whose manifest cannot be
- * read could mean any chunk, and then none is garbage.
+ * give them one. Their manifests say which chunks. Needs no key. It fails rather than guess: an image whose manifest cannot be
+ * read could have any chunk, and then none is garbage.
  */
 import { errorText, LazydiskError } from '../../errors.ts';
 import { ID_BYTES } from '../../format/chunk-id.ts';
@@ -22,9 +22,12 @@ const MANIFESTS_MAX = 8;
 /** Times that a manifest which must be there is looked for once more. */
 const LOOKS_MAX = 3;
 
-export interface LiveSet {
-  readonly chunks: IdTable;
-  readonly images: ReadonlySet<ImageDigest>;
+/** What is alive, as far as it is known. */
+export class LiveSet {
+  readonly chunks = new IdTable();
+  readonly images = new Set<ImageDigest>();
+  /** Images that no name means, of which there are corrupt manifests alone: any chunk may be theirs. */
+  readonly unknown = new Set<ImageDigest>();
 }
 
 export interface MarkOptions {
@@ -39,57 +42,99 @@ export interface MarkOptions {
 /** Throws CORRUPT or NOT_FOUND naming the name whose image cannot be known, UNAVAILABLE, ABORTED. */
 export async function mark(parts: StoreParts, view: View, options: MarkOptions): Promise<LiveSet> {
   const { references, objects, policy } = parts;
-  const named = new Map<ImageDigest, string>();
   const current = await references.list(view);
-  for (const { name, digest } of current) named.set(digest, name);
   const lately = latelyNamed(await references.history(), current, options.nowMs - policy.graceMs);
-
-  const chunks = new IdTable();
   const unnamed = await manifestsSince(objects, view.active.path, options.unnamedSinceMs);
-  const images = new Set<ImageDigest>([...named.keys(), ...lately, ...unnamed]);
-  let done = 0;
-  await pooled(MANIFESTS_MAX, images, async (digest) => {
-    options.signal?.throwIfAborted();
-    const name = named.get(digest);
-    const found = findClear(objects, areasOfRoot(view, view.active), digest, name ?? digest);
-    // One that nobody can open keeps nothing, unless a name stands for it.
-    const clear =
-      (await (name === undefined ? found.catch(() => undefined) : found)) ??
-      (name !== undefined && (await findLater(parts, view, digest, name, options.signal)));
-    if (clear) addChunks(chunks, clear);
-    options.onProgress?.(++done, images.size);
-  });
-  return { chunks, images };
+  const marking = new Marking(parts, view, options, current);
+  await marking.addAll([...current.map(({ digest }) => digest), ...lately, ...unnamed]);
+  return marking.live;
 }
 
-/**
- * The manifest that a name's image did not have: just written, or just put aside, it is there when listings have caught up;
- * again, because it may be moving just then. Undefined if the name means another image by then; what is named later than
- * a mark is safe without it.
- */
-async function findLater(
-  parts: StoreParts,
-  view: View,
-  digest: ImageDigest,
-  name: string,
-  signal: AbortSignal | undefined,
-): Promise<ClearManifest | undefined> {
-  const { clock, policy, views, objects, references } = parts;
-  for (let look = 0; look < LOOKS_MAX; look++) {
-    await clock.sleep(policy.settleMs, signal);
-    const later = await views.newerThan(0);
-    if (later.active.path !== view.active.path)
-      throw new LazydiskError(
-        'BUSY',
-        `${objects.url}: ${later.active.path} was opened meanwhile; run it again`,
-      );
-    const clear = await findClear(objects, areasOfRoot(later, later.active), digest, name);
-    if (clear || (await references.find(view, name)).current?.digest !== digest) return clear;
+/** Fills a set of what is alive with the chunks of image after image. */
+class Marking {
+  readonly live = new LiveSet();
+  readonly #parts: StoreParts;
+  readonly #view: View;
+  readonly #options: MarkOptions;
+  readonly #names = new Map<ImageDigest, string[]>();
+  #done = 0;
+
+  constructor(parts: StoreParts, view: View, options: MarkOptions, current: readonly Reference[]) {
+    this.#parts = parts;
+    this.#view = view;
+    this.#options = options;
+    for (const { name, digest } of current)
+      this.#names.set(digest, [...(this.#names.get(digest) ?? []), name]);
   }
-  throw new LazydiskError(
-    'NOT_FOUND',
-    `${objects.url}: ${name} means image ${digest}, which has no manifest, so what is garbage cannot be known; \`lazydisk fsck\` says more, \`lazydisk rm ${name}\` gives it up`,
-  );
+
+  /**
+   * Takes in the chunks of `images`. A manifest that is not found is looked for again: just written, or just put aside, it
+   * is there when listings have caught up. One that a name means is looked for several times, because it may be moving
+   * just then; but what is named later than a mark is safe without it, so only as long as the name means it.
+   */
+  async addAll(images: Iterable<ImageDigest>): Promise<void> {
+    let missing = await this.#add(this.#view, images);
+    for (let look = 0; missing.length > 0 && look < LOOKS_MAX; look++) {
+      missing = await this.#add(await this.#later(), missing);
+      missing = await this.#stillNamed(missing);
+    }
+    const [lost] = missing;
+    if (lost === undefined) return;
+    const [name] = this.#names.get(lost)!;
+    throw new LazydiskError(
+      'NOT_FOUND',
+      `${this.#parts.objects.url}: ${name} means image ${lost}, which has no manifest, so what is garbage cannot be known; \`lazydisk fsck\` says more, \`lazydisk rm ${name}\` gives it up`,
+    );
+  }
+
+  /** Gives those that have no manifest. */
+  async #add(view: View, images: Iterable<ImageDigest>): Promise<ImageDigest[]> {
+    const { live } = this;
+    const { objects } = this.#parts;
+    const areas = areasOfRoot(view, view.active);
+    const missing: ImageDigest[] = [];
+    for (const digest of images) live.images.add(digest);
+    await pooled(MANIFESTS_MAX, new Set(images), async (digest) => {
+      this.#options.signal?.throwIfAborted();
+      const [name] = this.#names.get(digest) ?? [];
+      try {
+        const clear = await findClear(objects, areas, digest, name ?? digest);
+        if (clear) addChunks(live.chunks, clear);
+        else missing.push(digest);
+      } catch (error) {
+        // Without a name it stops nothing for long. But a store that does not answer says nothing of what lies there.
+        const isCorrupt = error instanceof LazydiskError && error.code === 'CORRUPT';
+        if (name !== undefined || !isCorrupt) throw error;
+        live.unknown.add(digest);
+      }
+      this.#options.onProgress?.(++this.#done, live.images.size);
+    });
+    return missing;
+  }
+
+  async #later(): Promise<View> {
+    const { clock, policy, views, objects } = this.#parts;
+    await clock.sleep(policy.settleMs, this.#options.signal);
+    const later = await views.newerThan(0);
+    if (later.active.path === this.#view.active.path) return later;
+    throw new LazydiskError(
+      'BUSY',
+      `${objects.url}: ${later.active.path} was opened meanwhile; run it again`,
+    );
+  }
+
+  async #stillNamed(images: readonly ImageDigest[]): Promise<ImageDigest[]> {
+    const { references } = this.#parts;
+    const named: ImageDigest[] = [];
+    for (const digest of images) {
+      for (const name of this.#names.get(digest) ?? []) {
+        if ((await references.find(this.#view, name)).current?.digest !== digest) continue;
+        named.push(digest);
+        break;
+      }
+    }
+    return named;
+  }
 }
 
 /** A root and the trash of its sweeps: where what is in it lies. */

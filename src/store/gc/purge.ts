@@ -4,8 +4,9 @@
  * what is alive by now, of which whatever is found nowhere else goes back to where it belongs, before anything is deleted.
  */
 import { LazydiskError } from '../../errors.ts';
-import { type AreaMarker, rootPath, STATE_PREFIX, stateKey } from '../layout.ts';
-import type { ObjectInfo } from '../objects/object-store.ts';
+import { type LastRead, lastRead } from '../host-reads.ts';
+import { type AreaMarker, type AreaPath, readsPrefix, rootPath, STATE_PREFIX, stateKey } from '../layout.ts';
+import type { ObjectInfo, ObjectStore } from '../objects/object-store.ts';
 import type { StoreParts } from '../parts.ts';
 import type { StorePolicy } from '../policy.ts';
 import { type Area, type View, writeIndex } from '../view.ts';
@@ -15,6 +16,9 @@ import { restore } from './restore.ts';
 import type { GcOptions } from './sweep.ts';
 
 const BATCH_MAX = 1000;
+
+/** Who read last from which area. */
+export type Reads = ReadonlyMap<AreaPath, LastRead>;
 
 export interface PurgeProgress {
   readonly area: string;
@@ -44,10 +48,9 @@ export interface PurgeReport {
 
 /** Throws what `mark` throws, UNAVAILABLE, ABORTED. */
 export async function purge(parts: StoreParts, options: GcOptions<PurgeProgress> = {}): Promise<PurgeReport> {
-  return journaled(parts.objects, options.dryRun ? 'purge --dry-run' : 'purge', async (journal) => {
-    const view = await parts.views.newerThan(0);
-    return new Purge(parts, view, journal, options).run();
-  });
+  return journaled(parts.objects, options.dryRun ? 'purge --dry-run' : 'purge', (journal) =>
+    new Purge(parts, journal, options).run(),
+  );
 }
 
 /** What a purge does with an area: it goes, or is held. */
@@ -57,12 +60,12 @@ export interface PurgeStep {
 }
 
 /** What a purge at `nowMs` of the store's clock does with all areas but the active root, in its order. */
-export function purgePlan(view: View, policy: StorePolicy, nowMs: number): PurgeStep[] {
+export function purgePlan(view: View, reads: Reads, policy: StorePolicy, nowMs: number): PurgeStep[] {
   const steps: PurgeStep[] = [];
   // Roots go in the order of their age: the next one proves that all is moved.
   let older: HeldArea | undefined;
   for (const area of [...view.retired.toReversed(), ...(view.draining ? [view.draining] : [])]) {
-    const held = heldBecause(area, view, policy, nowMs) ?? heldWith(area, older, 'after');
+    const held = heldBecause(area, view, reads, policy, nowMs) ?? heldWith(area, older, 'after');
     older ??= held;
     steps.push({ area, held });
   }
@@ -70,7 +73,7 @@ export function purgePlan(view: View, policy: StorePolicy, nowMs: number): Purge
   const roots = new Map(steps.map((step) => [step.area.root, step]));
   for (const area of view.trash) {
     const root = area.isDeleting ? undefined : roots.get(area.root);
-    const held = root ? heldWith(area, root.held, 'with') : heldBecause(area, view, policy, nowMs);
+    const held = root ? heldWith(area, root.held, 'with') : heldBecause(area, view, reads, policy, nowMs);
     steps.push({ area, held });
   }
   return steps;
@@ -81,89 +84,181 @@ function heldWith(area: Area, other: HeldArea | undefined, how: 'after' | 'with'
 }
 
 /** Why `area` by itself must stay, or undefined if it may go. */
-function heldBecause(area: Area, view: View, policy: StorePolicy, nowMs: number): HeldArea | undefined {
-  const held = (why: string, untilMs: number | null, isRead = false): HeldArea => ({
+function heldBecause(
+  area: Area,
+  view: View,
+  reads: Reads,
+  policy: StorePolicy,
+  nowMs: number,
+): HeldArea | undefined {
+  const held = (why: string, untilMs: number | null): HeldArea => ({
     area: area.path,
     why,
     until: untilMs === null ? null : new Date(untilMs).toISOString(),
-    isRead,
+    isRead: false,
   });
   const isRoot = area.path.startsWith('roots/');
   // What is alive is not known then, not even to finish a deletion that has begun.
   if (!isRoot && view.draining) return held('a rotation is under way', null);
-  if (area.isDeleting) return undefined;
+  // Even of one whose deletion has begun the rest is kept for whoever reads it.
+  const read = heldByRead(area, view, reads, policy, nowMs);
+  if (read || area.isDeleting) return read;
   if (isRoot && area.retiredMs === undefined) return held('images still move out of it', null);
   // Nobody can tell a sweep that was killed from one that is stopped, and will go on to take away from the root what has
   // come to be needed by then, with no other copy of it than here.
   if (!isRoot && area.closedMs === undefined && area.root === view.active.root)
     return held(`its sweep has not ended: goes with ${view.active.path}, after \`gc rotate\``, null);
   const quietMs = isRoot ? area.retiredMs! : (area.closedMs ?? area.openedMs);
-  const read = area.lastRead && area.lastRead.atMs > quietMs ? area.lastRead : undefined;
-  const untilMs = Math.max(read?.atMs ?? 0, quietMs + policy.settleMs) + policy.retentionMs;
-  if (nowMs >= untilMs) return undefined;
-  return read
-    ? held(`read by ${read.host} at ${new Date(read.atMs).toISOString()}`, untilMs, true)
-    : held('kept for its retention', untilMs);
+  const untilMs = quietMs + policy.settleMs + policy.retentionMs;
+  return nowMs >= untilMs ? undefined : held('kept for its retention', untilMs);
+}
+
+/** Somebody has read from it, or from what goes with it, within the retention. */
+function heldByRead(
+  area: Area,
+  view: View,
+  reads: Reads,
+  policy: StorePolicy,
+  nowMs: number,
+): HeldArea | undefined {
+  let last: LastRead | undefined;
+  for (const { path } of withTrash(area, view)) {
+    const read = reads.get(path);
+    if (read && read.atMs > (last?.atMs ?? 0)) last = read;
+  }
+  const untilMs = (last?.atMs ?? 0) + policy.retentionMs;
+  if (!last || nowMs >= untilMs) return undefined;
+  return {
+    area: area.path,
+    why: `read by ${last.host} at ${new Date(last.atMs).toISOString()}`,
+    until: new Date(untilMs).toISOString(),
+    isRead: true,
+  };
+}
+
+/** What goes when `area` goes. */
+function withTrash(area: Area, { trash }: View): Area[] {
+  if (!area.path.startsWith('roots/')) return [area];
+  return [area, ...trash.filter(({ root }) => root === area.root)];
+}
+
+/** Who read last from each area of `view` but the active root. */
+export async function readsOf(objects: ObjectStore, view: View): Promise<Map<AreaPath, LastRead>> {
+  const reads = new Map<AreaPath, LastRead>();
+  for (const { path } of view.areas) {
+    if (path === view.active.path) continue;
+    const read = await lastRead(objects, path);
+    if (read) reads.set(path, read);
+  }
+  return reads;
 }
 
 class Purge {
   readonly #parts: StoreParts;
-  readonly #view: View;
   readonly #journal: Journal;
   readonly #options: GcOptions<PurgeProgress>;
   readonly #counts = { deletedObjects: 0, deletedBytes: 0, restoredObjects: 0 };
   #live: LiveSet | undefined;
 
-  constructor(parts: StoreParts, view: View, journal: Journal, options: GcOptions<PurgeProgress>) {
+  constructor(parts: StoreParts, journal: Journal, options: GcOptions<PurgeProgress>) {
     this.#parts = parts;
-    this.#view = view;
     this.#journal = journal;
     this.#options = options;
   }
 
   async run(): Promise<PurgeReport> {
-    const nowMs = await this.#journal.storeNowMs();
-    const purged: string[] = [];
+    const { objects, views, policy } = this.#parts;
+    const purged: AreaPath[] = [];
     const held: HeldArea[] = [];
-    for (const step of purgePlan(this.#view, this.#parts.policy, nowMs)) {
-      if (step.held) {
-        held.push(step.held);
-        continue;
-      }
-      const { path, root } = step.area;
-      if (path.startsWith('roots/')) await this.#purgeRoot(step.area);
-      else if (!purged.includes(rootPath(root))) await this.#purgeTrash(step.area, nowMs);
-      purged.push(path);
+    const first = await views.newerThan(0);
+    const reads = await readsOf(objects, first);
+    const plan = purgePlan(first, reads, policy, await this.#journal.storeNowMs());
+    for (const { area, held: heldAtFirst } of plan) {
+      if (purged.includes(area.path)) continue;
+      const outcome = heldAtFirst ?? (await this.#purgeArea(area.path, reads));
+      if (Array.isArray(outcome)) purged.push(...outcome);
+      else held.push(outcome);
     }
-    if (purged.length > 0 && !this.#options.dryRun) await writeIndex(this.#parts.objects);
+    if (purged.length > 0 && !this.#options.dryRun) await writeIndex(objects);
     return { purged, held, ...this.#counts };
   }
 
-  async #purgeRoot(root: Area): Promise<void> {
-    if (!root.isDeleting) await this.#checkMoved(root);
-    await this.#mark(root, 'deleting');
-    const trash = this.#view.trash.filter((area) => area.root === root.root);
-    for (const area of [...trash, root]) await this.#deleteAll(area, async () => undefined);
-    for (const area of [...trash, root]) await this.#unmark(area);
+  /**
+   * Looks again, since the deletion of others may have taken days; then deletes. Gives the areas that are gone, none if
+   * another purge was faster, or why this one stays.
+   */
+  async #purgeArea(path: AreaPath, reads: Map<AreaPath, LastRead>): Promise<AreaPath[] | HeldArea> {
+    const { objects, views, policy } = this.#parts;
+    const view = await views.newerThan(0);
+    const found = view.areas.find((area) => area.path === path);
+    if (!found) return [];
+    const areas = withTrash(found, view);
+    for (const area of areas) {
+      const read = await lastRead(objects, area.path);
+      if (read) reads.set(area.path, read);
+    }
+    const nowMs = await this.#journal.storeNowMs();
+    const step = purgePlan(view, reads, policy, nowMs).find(({ area }) => area.path === path);
+    if (step?.held) return step.held;
+    const held = path.startsWith('roots/')
+      ? await this.#purgeRoot(found, view, nowMs)
+      : await this.#purgeTrash(found, view, nowMs);
+    return held ?? areas.map((area) => area.path);
   }
 
-  async #purgeTrash(trash: Area, nowMs: number): Promise<void> {
-    this.#live ??= await mark(this.#parts, this.#view, {
+  async #purgeRoot(root: Area, view: View, nowMs: number): Promise<HeldArea | undefined> {
+    if (!root.isDeleting) await this.#checkMoved(root);
+    await this.#mark(root, 'deleting');
+    // Its trash first: a root that is gone takes nothing along any more.
+    const areas = withTrash(root, view).reverse();
+    for (const area of areas) {
+      const held = await this.#deleteAll(area, () => this.#heldByNow(root, view, nowMs));
+      if (held) return held;
+    }
+    for (const area of areas) await this.#unmark(area);
+    return undefined;
+  }
+
+  async #purgeTrash(trash: Area, view: View, nowMs: number): Promise<HeldArea | undefined> {
+    this.#live ??= await mark(this.#parts, view, {
       nowMs,
       // A manifest that is still in the root must find its chunks there, or a name given to it would mean nothing.
       unnamedSinceMs: 0,
       ...(this.#options.signal && { signal: this.#options.signal }),
     });
     const live = this.#live;
+    const [unknown] = live.unknown;
+    if (unknown !== undefined)
+      return {
+        area: trash.path,
+        why: `the manifest of image ${unknown} is corrupt, so any chunk may be needed: \`lazydisk fsck\` says more`,
+        until: null,
+        isRead: false,
+      };
     await this.#mark(trash, 'deleting');
-    await this.#deleteAll(trash, async (page) => {
+    const held = await this.#deleteAll(trash, async (page) => {
+      const heldByNow = await this.#heldByNow(trash, view, nowMs);
+      if (heldByNow) return heldByNow;
       const { objects } = this.#parts;
-      const restored = await restore(objects, page, this.#view.active.path, live, this.#options.dryRun);
+      const restored = await restore(objects, page, view.active.path, live, this.#options.dryRun);
       this.#counts.restoredObjects += restored.length;
       // Deleted here and written there, they free nothing.
       for (const { sizeBytes } of restored) this.#counts.deletedBytes -= sizeBytes;
+      return undefined;
     });
-    await this.#unmark(trash);
+    if (!held) await this.#unmark(trash);
+    return held;
+  }
+
+  /** Whether somebody has read from it since. Whatever is left of it then stays, and the next purge goes on by its time. */
+  async #heldByNow(area: Area, view: View, nowMs: number): Promise<HeldArea | undefined> {
+    const { objects, policy } = this.#parts;
+    const reads = new Map<AreaPath, LastRead>();
+    for (const { path } of withTrash(area, view)) {
+      const read = await lastRead(objects, path, nowMs - policy.retentionMs);
+      if (read) reads.set(path, read);
+    }
+    return heldByRead(area, view, reads, policy, nowMs);
   }
 
   /** Every name that the root has must be known to the next one: moved, set anew or removed. */
@@ -182,8 +277,14 @@ class Purge {
     }
   }
 
-  /** A listing may lag: it is asked again until it shows nothing. */
-  async #deleteAll(area: Area, before: (page: readonly ObjectInfo[]) => Promise<void>): Promise<void> {
+  /**
+   * A listing may lag: it is asked again until it shows nothing. `before` is called with each page, and ends the deletion
+   * if it gives a reason to.
+   */
+  async #deleteAll(
+    area: Area,
+    before: (page: readonly ObjectInfo[]) => Promise<HeldArea | undefined>,
+  ): Promise<HeldArea | undefined> {
     const { objects, clock, policy } = this.#parts;
     for (let found = true, pass = 0; found; pass++) {
       found = false;
@@ -192,7 +293,8 @@ class Purge {
         this.#options.signal?.throwIfAborted();
         if (page.length === 0) continue;
         found = !this.#options.dryRun;
-        await before(page);
+        const held = await before(page);
+        if (held) return held;
         // Later passes meet what the listing has not yet forgotten.
         if (pass === 0) this.#counts.deletedObjects += page.length;
         for (const { sizeBytes } of pass === 0 ? page : []) this.#counts.deletedBytes += sizeBytes;
@@ -201,6 +303,7 @@ class Purge {
         this.#options.onProgress?.({ area: area.path, objects: deletedObjects, bytes: deletedBytes });
       }
     }
+    return undefined;
   }
 
   async #mark(area: Area, marker: AreaMarker): Promise<void> {
@@ -218,10 +321,9 @@ class Purge {
     const deleting = stateKey(area.path, 'deleting');
     await objects.delete([opened]);
     await clock.sleep(policy.settleMs, this.#options.signal);
-    const others: string[] = [];
-    for await (const page of objects.list(`${STATE_PREFIX}${area.path}/`))
-      others.push(...page.map(({ key }) => key));
-    await objects.delete(others.filter((key) => key !== deleting));
+    for (const prefix of [readsPrefix(area.path), `${STATE_PREFIX}${area.path}/`])
+      for await (const page of objects.list(prefix))
+        await objects.delete(page.map(({ key }) => key).filter((key) => key !== deleting));
     await objects.delete([deleting]);
   }
 }

@@ -3,11 +3,12 @@
  * reads what was put aside, and what the commands did last. Only reads, so ages are by this machine's clock; the commands
  * that change something go by the store's own.
  */
+import type { LastRead } from '../host-reads.ts';
 import type { StoreParts } from '../parts.ts';
 import type { StorePolicy } from '../policy.ts';
 import type { Area, View } from '../view.ts';
 import { type JournalEntry, lastEntries } from './journal.ts';
-import { type HeldArea, purgePlan } from './purge.ts';
+import { type HeldArea, purgePlan, readsOf } from './purge.ts';
 
 const JOURNAL_ENTRIES = 10;
 
@@ -45,8 +46,13 @@ export interface GcStatus {
 export async function gcStatus(parts: StoreParts): Promise<GcStatus> {
   const view = await parts.views.newerThan(0);
   const nowMs = Date.now();
-  const plan = new Map(purgePlan(view, parts.policy, nowMs).map(({ area, held }) => [area, held]));
-  const areas = view.areas.map((area) => areaStatus(area, view, plan.get(area), parts.policy, nowMs));
+  const reads = await readsOf(parts.objects, view);
+  const plan = new Map(purgePlan(view, reads, parts.policy, nowMs).map(({ area, held }) => [area, held]));
+  const areas = view.areas.map((area) => {
+    const read = reads.get(area.path);
+    const isRead = read !== undefined && nowMs < read.atMs + parts.policy.retentionMs;
+    return { ...areaStatus(area, view, plan.get(area), read), isRead };
+  });
   return {
     store: parts.objects.url,
     policy: parts.policy,
@@ -60,20 +66,17 @@ function areaStatus(
   area: Area,
   view: View,
   held: HeldArea | undefined,
-  policy: StorePolicy,
-  nowMs: number,
-): AreaStatus {
-  const { lastRead } = area;
+  read: LastRead | undefined,
+): Omit<AreaStatus, 'isRead'> {
   return {
     area: area.path,
     state: stateOf(area, view),
     openedAt: iso(area.openedMs || undefined),
     putAsideAt: iso(area.retiredMs ?? area.closedMs),
-    lastReadAt: iso(lastRead?.atMs),
-    lastReadHost: lastRead?.host ?? null,
+    lastReadAt: iso(read?.atMs),
+    lastReadHost: read?.host ?? null,
     heldBecause: area === view.active ? 'active' : (held?.why ?? null),
     heldUntil: held?.until ?? null,
-    isRead: lastRead !== undefined && nowMs < lastRead.atMs + policy.retentionMs,
   };
 }
 

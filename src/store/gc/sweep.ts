@@ -44,6 +44,8 @@ export interface SweepReport {
   readonly chunks: number;
   readonly keptChunks: number;
   readonly liveImages: number;
+  /** Images that no name means and whose manifests are corrupt: as long as they count, no chunk is called garbage. */
+  readonly unknownImages: number;
   /** What was put aside, or would be. */
   readonly sweptChunks: number;
   readonly sweptManifests: number;
@@ -111,7 +113,12 @@ class Sweep {
     }
     if (this.#opening) await this.#close();
     if (!this.#options.dryRun) await this.#forgetHistory(nowMs);
-    return { ...this.#counts, liveImages: live.images.size, trash: this.#opening ? this.#trash : null };
+    return {
+      ...this.#counts,
+      liveImages: live.images.size,
+      unknownImages: live.unknown.size,
+      trash: this.#opening ? this.#trash : null,
+    };
   }
 
   async #sweepAll(live: LiveSet, youngMs: number): Promise<void> {
@@ -159,7 +166,8 @@ class Sweep {
     await this.#each(chunksPrefix(this.#view.active.path, shard), async (page) => {
       const garbage = page.filter(({ key, modifiedMs }) => {
         const meaning = meaningOf(key);
-        return meaning?.kind === 'chunk' && modifiedMs < youngMs && !live.chunks.has(meaning.id);
+        if (meaning?.kind !== 'chunk' || modifiedMs >= youngMs) return false;
+        return live.unknown.size === 0 && !live.chunks.has(meaning.id);
       });
       this.#counts.chunks += page.length;
       this.#counts.keptChunks += page.length - garbage.length;

@@ -1,6 +1,10 @@
 /** What a purge does with which area and when, and what `gc status` says of it. */
-import { join } from 'node:path';
+import { hash } from 'node:crypto';
+import { existsSync, mkdirSync, readFileSync, writeFileSync } from 'node:fs';
+import { dirname, join } from 'node:path';
 import t, { type Test } from 'tap';
+import { LazydiskError } from '../../../src/errors.ts';
+import type { ChunkId } from '../../../src/format/chunk-id.ts';
 import { TenantKey } from '../../../src/format/keys.ts';
 import { sealManifest } from '../../../src/format/manifest-seal.ts';
 import { lastEntries } from '../../../src/store/gc/journal.ts';
@@ -8,56 +12,65 @@ import { purge, purgePlan } from '../../../src/store/gc/purge.ts';
 import { rotate } from '../../../src/store/gc/rotate.ts';
 import { gcStatus } from '../../../src/store/gc/status.ts';
 import { sweep } from '../../../src/store/gc/sweep.ts';
-import { type AreaMarker, type AreaPath, JOURNAL_PREFIX, stateKey } from '../../../src/store/layout.ts';
+import { type LastRead, recordRead } from '../../../src/store/host-reads.ts';
+import {
+  type AreaMarker,
+  type AreaPath,
+  chunkKey,
+  JOURNAL_PREFIX,
+  manifestKey,
+  stateKey,
+} from '../../../src/store/layout.ts';
 import { DirObjects } from '../../../src/store/objects/dir-objects.ts';
+import type { ObjectInfo } from '../../../src/store/objects/object-store.ts';
+import type { StoreParts } from '../../../src/store/parts.ts';
 import { DEFAULT_POLICY } from '../../../src/store/policy.ts';
+import { References } from '../../../src/store/references.ts';
 import { RootStore } from '../../../src/store/root-store.ts';
 import { viewOf } from '../../../src/store/view.ts';
-import { sampleParts } from '../../format/samples.ts';
+import { sampleEntries, sampleParts } from '../../format/samples.ts';
 import { age } from '../../support/dir-store.ts';
+import { HookedObjects, type RequestHook } from '../../support/hooked-objects.ts';
 
 const DAY_MS = 24 * 60 * 60 * 1000;
 const NOW_MS = 1000 * DAY_MS;
 
-/** A view of markers of so many days ago. */
-function view(...markers: readonly [AreaPath, AreaMarker, number][]) {
-  return viewOf(
-    markers.map(([area, marker, days]) => ({
-      key: stateKey(area, marker),
-      sizeBytes: 0,
-      modifiedMs: NOW_MS - days * DAY_MS,
-    })),
-  );
-}
+/** A marker of an area, or `read-HOST` for a read from it, of so many days ago. */
+type Past = readonly [AreaPath, AreaMarker | `read-${string}`, number];
 
 /** Area → why it is held, or 'goes'. */
-function plan(...markers: readonly [AreaPath, AreaMarker, number][]): Record<string, string> {
-  const steps = purgePlan(view(...markers), DEFAULT_POLICY, NOW_MS);
+function plan(...past: readonly Past[]): Record<string, string> {
+  const reads = new Map<AreaPath, LastRead>();
+  const markers: ObjectInfo[] = [];
+  for (const [area, marker, days] of past) {
+    const modifiedMs = NOW_MS - days * DAY_MS;
+    if (marker.startsWith('read-')) reads.set(area, { atMs: modifiedMs, host: marker.slice('read-'.length) });
+    else markers.push({ key: stateKey(area, marker as AreaMarker), sizeBytes: 0, modifiedMs });
+  }
+  const steps = purgePlan(viewOf(markers), reads, DEFAULT_POLICY, NOW_MS);
   return Object.fromEntries(steps.map(({ area, held }) => [area.path, held?.why ?? 'goes']));
 }
 
 t.test('trash stays for its retention, from its end or the last read', async (t) => {
-  const root: [AreaPath, AreaMarker, number] = ['roots/1', 'opened', 100];
-  const cases: [string, [AreaMarker, number][]][] = [
+  const root: Past = ['roots/1', 'opened', 100];
+  const cases: [string, [Past[1], number][]][] = [
     ['goes', [['opened', 8], ['closed', 7.5]]],
     ['kept for its retention', [['opened', 8], ['closed', 6]]],
     ['its sweep has not ended: goes with roots/1, after `gc rotate`', [['opened', 85]]],
     ['goes', [['opened', 80], ['closed', 79], ['read-host', 8]]],
     ['read by host at 1972-09-26T00:00:00.000Z', [['opened', 80], ['closed', 79], ['read-host', 1]]],
     ['goes', [['opened', 1], ['deleting', 0]]],
+    ['goes', [['opened', 80], ['deleting', 20], ['read-host', 8]]],
+    ['read by host at 1972-09-26T00:00:00.000Z', [['opened', 80], ['deleting', 20], ['read-host', 1]]],
   ]; // biome-ignore format: a table
   for (const [expected, markers] of cases) {
-    const trash = markers.map(([marker, days]): [AreaPath, AreaMarker, number] => [
-      'trash/1-a',
-      marker,
-      days,
-    ]);
+    const trash = markers.map(([marker, days]): Past => ['trash/1-a', marker, days]);
     t.same(plan(root, ...trash), { 'trash/1-a': expected }, JSON.stringify(markers));
   }
 });
 
 t.test('roots go in the order of their age, each with its trash', async (t) => {
-  const markers = (read: number): [AreaPath, AreaMarker, number][] => [
+  const markers = (read: number): Past[] => [
     ['roots/1', 'opened', 100], ['roots/1', 'retired', 50], ['roots/1', 'read-h', read],
     ['trash/1-a', 'opened', 60], ['trash/1-a', 'closed', 60],
     ['roots/2', 'opened', 51], ['roots/2', 'retired', 30],
@@ -75,6 +88,18 @@ t.test('roots go in the order of their age, each with its trash', async (t) => {
     'roots/2': 'goes after roots/1',
     'trash/1-a': 'goes with roots/1',
     'trash/3-b': 'goes',
+  });
+});
+
+t.test('a read from the trash of a retired root keeps the root', async (t) => {
+  const markers = (read: number): Past[] => [
+    ['roots/1', 'opened', 100], ['roots/1', 'retired', 50], ['roots/2', 'opened', 51],
+    ['trash/1-a', 'opened', 60], ['trash/1-a', 'closed', 60], ['trash/1-a', 'read-h', read],
+  ]; // biome-ignore format: a table
+  t.same(plan(...markers(8)), { 'roots/1': 'goes', 'trash/1-a': 'goes' });
+  t.same(plan(...markers(2)), {
+    'roots/1': 'read by h at 1972-09-25T00:00:00.000Z',
+    'trash/1-a': 'goes with roots/1',
   });
 });
 
@@ -109,8 +134,124 @@ async function newStore(t: Test) {
   await writer.putManifest(digest, key.id, bytes);
   await writer.putReference('app', digest);
   const pass = (folder: string) => age(dir, folder, DAY_MS);
-  return { dir, store, writer, key, digest, pass };
+  /** The store as a process has it for which something happens at its requests. */
+  const hooked = (before: RequestHook): StoreParts => {
+    const objects = new HookedObjects(store.parts.objects, before);
+    return { ...store.parts, objects, references: new References(objects) };
+  };
+  /** An image that no name means, and that a sweep has put aside, alone. */
+  const putAside = async (writerVersion: string) => {
+    const { digest: aside, bytes: manifest } = sealManifest(sampleParts(key, { writerVersion, entries: [] }));
+    await writer.putManifest(aside, key.id, manifest);
+    pass('roots');
+    const { trash } = await sweep(store.parts);
+    return { trash: trash as AreaPath, digest: aside };
+  };
+  return { dir, store, writer, key, digest, pass, hooked, putAside };
 }
+
+t.test('a read during a purge keeps what it has not come to', async (t) => {
+  const { dir, store, key, pass, hooked, putAside } = await newStore(t);
+  const [first, second] = [await putAside('first/1'), await putAside('second/1')];
+  pass('state/trash');
+  const reader = await RootStore.open(new DirObjects(dir));
+  let deleted = '';
+  const purging = hooked(async (request, [at]) => {
+    if (request !== 'delete' || !at!.startsWith('trash/') || deleted !== '') return;
+    deleted = at!.startsWith(`${first.trash}/`) ? first.trash : second.trash;
+    const other = deleted === first.trash ? second : first;
+    t.ok(await reader.getManifest(other.digest, key.id));
+    // What it writes down is there when it is closed.
+    await reader.close();
+  });
+  const report = await purge(purging);
+  const kept = deleted === first.trash ? second : first;
+  t.match(report, { purged: [deleted], held: [{ area: kept.trash, isRead: true, why: /^read by / }] });
+  t.ok(await store.getManifest(kept.digest, key.id));
+});
+
+t.test('a read ends a deletion, and the next purge goes on when its time has come', async (t) => {
+  const { dir, store, pass, hooked } = await newStore(t);
+  const trash: AreaPath = 'trash/1-a';
+  // One more than are deleted together.
+  const ids = Array.from({ length: 1001 }, (_, n) => hash('sha256', `chunk ${n}`) as ChunkId);
+  const files = ids.map((id) => join(dir, chunkKey(trash, id)));
+  for (const marker of ['opened', 'closed'] as const) files.push(join(dir, stateKey(trash, marker)));
+  for (const file of files) {
+    mkdirSync(dirname(file), { recursive: true });
+    writeFileSync(file, '');
+  }
+  pass('state/trash');
+  const purging = hooked(async (request, [at]) => {
+    if (request === 'delete' && at!.startsWith('trash/')) await recordRead(store.parts.objects, trash);
+  });
+  t.match(await purge(purging), { purged: [], deletedObjects: 1000, held: [{ area: trash, isRead: true }] });
+  t.equal(files.filter(existsSync).length, 1 + 2);
+  t.match(await purge(store.parts), { purged: [], deletedObjects: 0, held: [{ area: trash, isRead: true }] });
+  pass('hosts');
+  t.match(await purge(store.parts), { purged: [trash], deletedObjects: 1 });
+  t.equal(files.filter(existsSync).length, 0);
+});
+
+/**
+ * An image without a name in the root, whose chunks a sweep has put aside: a build took them for its own while the sweep did
+ * not know of it yet.
+ */
+async function withSweptChunks(t: Test) {
+  const parts = await newStore(t);
+  const { dir, store, writer, key, pass } = parts;
+  const { digest, bytes } = sealManifest(sampleParts(key, { writerVersion: 'unnamed/1' }));
+  const entries = sampleEntries([0, 1, 7, 2047]);
+  for (const { ref } of entries) await writer.putChunk(ref.id, Buffer.alloc(ref.sealedBytes));
+  pass('roots');
+  const { trash } = await sweep(store.parts);
+  await writer.putManifest(digest, key.id, bytes);
+  pass('state/trash');
+  const manifestFile = join(dir, manifestKey('roots/1', digest, key.id));
+  /** How many of them there are. Not read, which would keep them. */
+  const chunks = async () => {
+    const { objects } = store.parts;
+    const found = entries.map(async ({ ref }) =>
+      Promise.all(['roots/1', trash].map((area) => objects.head(chunkKey(area as AreaPath, ref.id)))),
+    );
+    return (await Promise.all(found)).filter((heads) => heads.some(Boolean)).length;
+  };
+  return { ...parts, image: digest, trash, manifestFile, chunks };
+}
+
+t.test('a store that does not answer is not taken for one that has nothing', async (t) => {
+  const { store, image, trash, chunks, hooked } = await withSweptChunks(t);
+  const away = hooked((request, [at]) => {
+    if (request === 'get' && at!.includes(image.slice('sha256:'.length)))
+      throw new LazydiskError('UNAVAILABLE', '503 SlowDown');
+  });
+  await t.rejects(sweep(away), { code: 'UNAVAILABLE', message: /503/ });
+  await t.rejects(purge(away), { code: 'UNAVAILABLE', message: /503/ });
+  t.equal(await chunks(), 4);
+  t.match(await purge(store.parts), { purged: [trash], restoredObjects: 4 });
+  t.equal(await chunks(), 4);
+});
+
+t.test('as long as an image with a corrupt manifest counts, any chunk may be its own', async (t) => {
+  const { dir, store, writer, image, trash, manifestFile, chunks, pass } = await withSweptChunks(t);
+  const other = sampleEntries([5])[0]!.ref;
+  await writer.putChunk(other.id, Buffer.alloc(other.sealedBytes));
+  age(dir, 'roots/1/chunks', DAY_MS);
+  const good = readFileSync(manifestFile);
+  const corrupt = Buffer.from(good);
+  corrupt[210]! ^= 1;
+  writeFileSync(manifestFile, corrupt);
+  t.match(await sweep(store.parts), { sweptChunks: 0, unknownImages: 1, trash: null });
+  t.match(await purge(store.parts), {
+    purged: [],
+    held: [{ area: trash, why: new RegExp(`${image} is corrupt`) }],
+  });
+  t.equal(await chunks(), 4);
+  // Nobody gave it a name within the grace period: it goes, and stops nothing any more.
+  pass('roots');
+  t.match(await sweep(store.parts), { sweptChunks: 1, sweptManifests: 1, unknownImages: 0 });
+  t.match(await purge(store.parts), { purged: [trash], restoredObjects: 0 });
+});
 
 t.test('a root that goes takes its trash along, and the report says so', async (t) => {
   const { store, writer, digest, key, pass } = await newStore(t);

@@ -1,0 +1,67 @@
+/** Any object store in which a test lets something happen, or fail, at a certain request. */
+import type {
+  ListOptions,
+  ObjectBytes,
+  ObjectInfo,
+  ObjectOptions,
+  ObjectStore,
+  PutOptions,
+} from '../../src/store/objects/object-store.ts';
+
+/** Called before each request; the keys are those it is for, or the prefix that is listed. May reject. */
+export type RequestHook = (
+  request: 'get' | 'head' | 'put' | 'copy' | 'delete' | 'list',
+  keys: readonly string[],
+) => Promise<void> | void;
+
+export class HookedObjects implements ObjectStore {
+  readonly url: string;
+  readonly isWritable: boolean;
+  readonly #inner: ObjectStore;
+  readonly #before: RequestHook;
+
+  constructor(inner: ObjectStore, before: RequestHook) {
+    this.#inner = inner;
+    this.#before = before;
+    this.url = inner.url;
+    this.isWritable = inner.isWritable;
+  }
+
+  async get(key: string, bytesMax: number, options?: ObjectOptions): Promise<ObjectBytes | undefined> {
+    await this.#before('get', [key]);
+    return this.#inner.get(key, bytesMax, options);
+  }
+
+  async head(key: string, options?: ObjectOptions): Promise<ObjectInfo | undefined> {
+    await this.#before('head', [key]);
+    return this.#inner.head(key, options);
+  }
+
+  async put(key: string, bytes: Uint8Array, options?: PutOptions): Promise<void> {
+    await this.#before('put', [key]);
+    return this.#inner.put(key, bytes, options);
+  }
+
+  async copy(from: string, to: string, options?: ObjectOptions): Promise<boolean> {
+    await this.#before('copy', [from, to]);
+    return this.#inner.copy(from, to, options);
+  }
+
+  async delete(keys: readonly string[], options?: ObjectOptions): Promise<void> {
+    await this.#before('delete', keys);
+    return this.#inner.delete(keys, options);
+  }
+
+  async *list(prefix: string, options?: ListOptions): AsyncIterable<readonly ObjectInfo[]> {
+    await this.#before('list', [prefix]);
+    yield* this.#inner.list(prefix, options);
+  }
+
+  canCompareAndSet(): Promise<boolean> {
+    return this.#inner.canCompareAndSet();
+  }
+
+  close(): Promise<void> {
+    return this.#inner.close();
+  }
+}
