@@ -10,6 +10,7 @@ const SETTINGS: Readonly<Record<string, SettingName>> = {
   cache: 'cache',
   cacheSize: 'cache_size',
   memory: 'memory',
+  answerMemory: 'answer_memory',
   key: 'key',
   runDir: 'run_dir',
   nbdTcp: 'nbd_tcp',
@@ -41,6 +42,7 @@ export function serveCommand(): Command {
       'hard cap of the disk cache; where there is less room, a tenth of the disk (at most 1G) stays free (default: 10G)',
     )
     .option('--memory <size>', 'memory for decoded chunks (default: 512M)')
+    .option('--answer-memory <size>', 'memory for long answers that guests have not taken yet (default: 64M)')
     .option('--fleet <url>', 'memcached nodes: memcached://HOST:PORT,…?k=4&m=1 (also memcached+file:, +srv:)')
     .option('--nbd-tcp <host:port>', 'listen for NBD here too; whoever can connect can read every drive')
     .option('--metrics <host:port>', 'serve Prometheus metrics here, at /metrics')

@@ -20,6 +20,8 @@ const FILE_BYTES_MAX = 64 * 1024;
 
 /** Memory below this cannot hold the chunks that a few readers have in flight. */
 const MEMORY_BYTES_MIN = 16 * CHUNK_BYTES;
+/** One of the longest reads of NBD. */
+const ANSWER_MEMORY_BYTES_MIN = 32 * 1024 ** 2;
 
 export interface Address {
   readonly host: string;
@@ -40,6 +42,7 @@ const settingsSchema = z.strictObject({
   cache: path,
   cache_size: size,
   memory: size,
+  answer_memory: size.prefault('64M'),
   key: z.union([z.string().min(1), z.array(z.string().min(1)).min(1)]),
   run_dir: path,
   nbd_tcp: address.optional(),
@@ -72,6 +75,8 @@ export interface ServeConfig {
   readonly cacheDir: string;
   readonly cacheBytes: number;
   readonly memoryBytes: number;
+  /** For long answers that guests have not taken yet. */
+  readonly answerMemoryBytes: number;
   /** What names the keys that images are opened with (store/key-spec.ts); the first is the host's own. */
   readonly keys: readonly string[];
   readonly runDir: string;
@@ -128,11 +133,18 @@ export function resolveConfig(...sources: RawSettings[]): ServeConfig {
   if (settings.memory < MEMORY_BYTES_MIN) {
     throw new LazydiskError('USAGE', `configuration: memory: want at least ${MEMORY_BYTES_MIN} bytes`);
   }
+  if (settings.answer_memory < ANSWER_MEMORY_BYTES_MIN) {
+    throw new LazydiskError(
+      'USAGE',
+      `configuration: answer_memory: want at least ${ANSWER_MEMORY_BYTES_MIN} bytes`,
+    );
+  }
   const config: ServeConfig = {
     store: settings.store,
     cacheDir: resolve(settings.cache),
     cacheBytes: settings.cache_size,
     memoryBytes: settings.memory,
+    answerMemoryBytes: settings.answer_memory,
     keys: [settings.key].flat().map(absoluteSpec),
     runDir: resolve(settings.run_dir),
     nbdTcp: settings.nbd_tcp,

@@ -10,8 +10,10 @@ import { ChunkMemory } from '../chunk/memory.ts';
 import { ChunkReader } from '../chunk/reader.ts';
 import { LimitTier } from '../chunk/wrappers/limit.ts';
 import { LazydiskError } from '../errors.ts';
+import { ByteBudget } from '../export/byte-budget.ts';
 import { cleanStaleMount, FuseMount } from '../export/fuse/mount.ts';
 import { NbdServer } from '../export/nbd/server.ts';
+import { TurnBudget } from '../export/turn-budget.ts';
 import { KeyRing } from '../store/key-ring.ts';
 import { openStore } from '../store/open.ts';
 import type { Store } from '../store/store.ts';
@@ -73,6 +75,8 @@ interface Parts {
   readonly images: SharedImages;
   readonly drives: Drives;
   readonly lists: StoreAsks;
+  /** What all exports share. */
+  readonly shares: { readonly budget: ByteBudget; readonly turn: TurnBudget };
   readonly nbd: NbdServer;
   readonly metrics: DaemonMetrics;
   readonly places: Places;
@@ -193,7 +197,7 @@ export class Daemon implements ControlService {
   }
 
   async #listen(): Promise<void> {
-    const { config, log, paths, drives, nbd, metrics, places, closers } = this.#parts;
+    const { config, log, paths, drives, shares, nbd, metrics, places, closers } = this.#parts;
     closers.defer(() => nbd.close({ drainMs: config.drainTimeoutMs }));
     await nbd.listen({ path: paths.nbd });
     if (config.nbdTcp) {
@@ -205,7 +209,12 @@ export class Daemon implements ControlService {
 
     try {
       const onLost = (error: LazydiskError) => this.#fuseGone(error.message);
-      const mount = await FuseMount.mount({ dir: paths.drives, registry: drives.registry, onLost });
+      const mount = await FuseMount.mount({
+        dir: paths.drives,
+        registry: drives.registry,
+        ...shares,
+        onLost,
+      });
       places.fuse = mount;
       closers.defer(() => mount.unmount());
     } catch (error) {
@@ -299,11 +308,13 @@ async function openParts(
     onReadError: (drive, error) => readErrors.report(drive, error),
   });
   closers.defer(() => drives.closeAll());
-  const nbd = new NbdServer({ registry: drives.registry });
+  const shares = { budget: new ByteBudget(config.answerMemoryBytes), turn: new TurnBudget() };
+  const nbd = new NbdServer({ registry: drives.registry, ...shares });
   metrics.watch({
     drives: () => drives.size,
     images: () => images.size,
     exports: () => exportFigures(nbd, places.fuse),
+    answers: () => shares.budget,
     caches: () => [memoryFigures(memory), { tier: 'disk', ...cache.stats() }],
     reader: () => reader.stats(),
     fleet: () => fleet?.stats(),
@@ -332,7 +343,7 @@ async function openParts(
       images,
       drives,
     },
-    ...{ nbd, metrics, places, closers, lists: new StoreAsks(LIST_ASKS_MAX) },
+    ...{ shares, nbd, metrics, places, closers, lists: new StoreAsks(LIST_ASKS_MAX) },
   };
 }
 

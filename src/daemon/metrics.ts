@@ -51,6 +51,7 @@ export interface MetricSources {
   images(): number;
   exports(): readonly ExportFigures[];
   caches(): readonly CacheFigures[];
+  answers(): { readonly heldBytes: number; readonly waiters: number };
   reader(): Pick<ChunkReaderStats, 'memoryHits' | 'memoryMisses' | 'flights' | 'waiting'>;
   /** Undefined without a fleet. */
   fleet(): FleetStats | undefined;
@@ -116,6 +117,13 @@ export class DaemonMetrics {
       for (const { export: name, oldestInFlightMs } of sources.exports())
         gauge.set({ export: name }, oldestInFlightMs / 1e3);
     });
+
+    this.#gauge('answer_memory_bytes', 'Long answers that guests have not taken yet.', [], (gauge) =>
+      gauge.set(sources.answers().heldBytes),
+    );
+    this.#gauge('answer_memory_waits', 'Reads that wait for room for their answer.', [], (gauge) =>
+      gauge.set(sources.answers().waiters),
+    );
 
     this.#counter('memory_lookups_total', 'Chunks looked for in memory.', ['result'], (counter) => {
       const { memoryHits, memoryMisses } = sources.reader();

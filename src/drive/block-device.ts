@@ -21,6 +21,8 @@ export interface BlockDevice {
   readonly name: string;
   readonly sizeBytes: number;
   readonly readOnly: boolean;
+  /** What a read may take before it rejects with TIMEOUT. */
+  readonly readTimeoutMs: number;
   /** Digest of the image; read-only drives of equal digest may share a page cache. */
   readonly imageDigest: string;
 
@@ -29,9 +31,10 @@ export interface BlockDevice {
 
   /**
    * The bytes, fetched if need be. Rejects with a LazydiskError (TIMEOUT, CORRUPT, NOT_FOUND, UNAVAILABLE,
-   * ABORTED) whose message names drive, chunk, tier and cause; the export answers EIO.
+   * ABORTED) whose message names drive, chunk, tier and cause; the export answers EIO. `deadline`, on the clock of
+   * performance.now(), is for what is part of a longer request; by default it is `readTimeoutMs` from now.
    */
-  read(offset: number, lengthBytes: number, signal?: AbortSignal): Promise<PinnedBytes>;
+  read(offset: number, lengthBytes: number, signal?: AbortSignal, deadline?: number): Promise<PinnedBytes>;
 
   /** Runs covering exactly [offset, offset + lengthBytes), merged; at most `extentsMax` (then it stops short). */
   extents(offset: number, lengthBytes: number, extentsMax: number): BlockExtent[];

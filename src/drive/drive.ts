@@ -36,6 +36,7 @@ export interface DriveOptions {
 /** A read that waits, with what it needed so far. */
 interface Operation {
   readonly startedAt: number;
+  readonly deadline: number;
   readonly controller: AbortController;
   tier: TierName;
 }
@@ -53,9 +54,9 @@ export class Drive implements BlockDevice {
   readonly sizeBytes: number;
   readonly readOnly = true;
   readonly imageDigest: string;
+  readonly readTimeoutMs: number;
   readonly #map: ChunkMap;
   readonly #reader: ChunkReader;
-  readonly #readTimeoutMs: number;
   readonly #counters: DriveCounters;
   readonly #readahead: Readahead;
   readonly #prefetches: PrefetchQueue;
@@ -69,7 +70,7 @@ export class Drive implements BlockDevice {
     this.imageDigest = digest;
     this.#map = manifest;
     this.#reader = options.reader;
-    this.#readTimeoutMs = options.readTimeoutMs;
+    this.readTimeoutMs = options.readTimeoutMs;
     this.#counters = new DriveCounters(manifest.storedChunks);
     this.#readahead = new Readahead({
       entries: manifest.storedChunks,
@@ -106,10 +107,17 @@ export class Drive implements BlockDevice {
     return bytes;
   }
 
-  async read(offset: number, lengthBytes: number, signal?: AbortSignal): Promise<PinnedBytes> {
+  async read(
+    offset: number,
+    lengthBytes: number,
+    signal?: AbortSignal,
+    deadline?: number,
+  ): Promise<PinnedBytes> {
     this.#checkRange(offset, lengthBytes);
+    const now = performance.now();
     const operation: Operation = {
-      startedAt: performance.now(),
+      startedAt: now,
+      deadline: deadline ?? now + this.readTimeoutMs,
       controller: new AbortController(),
       tier: 'memory',
     };
@@ -268,7 +276,7 @@ export class Drive implements BlockDevice {
   async #get({ index, entry }: Piece, operation: Operation): Promise<PinnedChunk> {
     const ctx: ReadContext = {
       class: 'demand',
-      deadline: operation.startedAt + this.#readTimeoutMs,
+      deadline: operation.deadline,
       signal: operation.controller.signal,
       drive: this.name,
     };
@@ -289,7 +297,7 @@ export class Drive implements BlockDevice {
   #fetchAhead(entry: number, readClass: Exclude<ReadClass, 'demand'>): Promise<boolean> | undefined {
     const ref = this.#map.ref(entry);
     if (this.#closing.signal.aborted || this.#reader.isNear(ref)) return undefined;
-    const deadline = performance.now() + this.#readTimeoutMs;
+    const deadline = performance.now() + this.readTimeoutMs;
     const ctx: ReadContext = { class: readClass, deadline, signal: this.#closing.signal, drive: this.name };
     return this.#reader.get(ref, ctx).then(
       ({ chunk, tier, fetchedBytes }) => {

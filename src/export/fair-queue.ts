@@ -16,11 +16,18 @@ export class FairQueue<Owner, Item> {
     else this.#owners.set(owner, new Set([item]));
   }
 
-  /** Takes the first item of the first owner for which `mayHave` holds, and sends that owner to the end. */
-  take(mayHave: (owner: Owner, item: Item) => boolean = () => true): Item | undefined {
+  /**
+   * Takes the first item of the first owner for which `mayHave` holds, and sends that owner to the end. Undefined if
+   * there is none, or if that one may not `go` yet, before which no other is to go.
+   */
+  take(
+    mayHave: (owner: Owner, item: Item) => boolean = () => true,
+    mayGo: (item: Item) => boolean = () => true,
+  ): Item | undefined {
     for (const [owner, items] of this.#owners) {
       const [item] = items as Set<Item>;
       if (item === undefined || !mayHave(owner, item)) continue;
+      if (!mayGo(item)) return undefined;
       this.#owners.delete(owner);
       items.delete(item);
       if (items.size > 0) this.#owners.set(owner, items);

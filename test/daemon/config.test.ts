@@ -68,6 +68,7 @@ t.test('everything that is wrong is named at once', async (t) => {
   });
   for (const value of [
     { memory: '1M' },
+    { answer_memory: '31M' },
     { origin_tries: '0' },
     { origin_tries: 'x' },
     { log_level: 'loud' },

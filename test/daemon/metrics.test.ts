@@ -48,6 +48,7 @@ function metrics(): DaemonMetrics {
       { tier: 'memory', usedBytes: 1, reservedBytes: 2, capBytes: 3, evictions: 4 },
       { tier: 'disk', usedBytes: 5, reservedBytes: 6, capBytes: 7, evictions: 8 },
     ],
+    answers: () => ({ heldBytes: 11, waiters: 12 }),
     reader: () => ({ memoryHits: 7, memoryMisses: 2, flights: 3, waiting: 0 }),
     fleet: () => FLEET,
     origin: () => ({
@@ -103,6 +104,8 @@ t.test('what was counted is shown, and shown again the same', async (t) => {
       'lazydisk_cache_dropped_writes_total{reason="error"} 2',
       'lazydisk_memory_lookups_total{result="hit"} 7',
       'lazydisk_chunk_fetches_inflight 3',
+      'lazydisk_answer_memory_bytes 11',
+      'lazydisk_answer_memory_waits 12',
       'lazydisk_drives_attached 2',
       'lazydisk_fleet_node_up{node="a:1"} 1',
       'lazydisk_fleet_node_p99_seconds{node="a:1"} 0.004',

@@ -15,6 +15,8 @@ const run = promisify(execFile);
 
 /** Dashboards name them, so they must not go away. */
 const NAMES = [
+  'lazydisk_answer_memory_bytes',
+  'lazydisk_answer_memory_waits',
   'lazydisk_build_info',
   'lazydisk_cache_cap_bytes',
   'lazydisk_cache_dropped_writes_total',

@@ -10,6 +10,7 @@ export interface BufferDeviceOptions {
   readOnly?: boolean;
   imageDigest?: string;
   cold?: boolean;
+  readTimeoutMs?: number;
   /** Called before each asynchronous read; throw or delay in it. */
   beforeRead?: (offset: number, lengthBytes: number) => Promise<void> | void;
 }
@@ -21,6 +22,7 @@ export class BufferDevice implements BlockDevice {
   readonly sizeBytes: number;
   readonly readOnly: boolean;
   readonly imageDigest: string;
+  readonly readTimeoutMs: number;
   /** Loans not yet released; a test asserts that it ends at 0. */
   pinned = 0;
   /** Ranges given to `prefetch`. */
@@ -34,6 +36,7 @@ export class BufferDevice implements BlockDevice {
     this.#options = options;
     this.name = options.name ?? 'test';
     this.sizeBytes = bytes.length;
+    this.readTimeoutMs = options.readTimeoutMs ?? 20_000;
     this.readOnly = options.readOnly ?? true;
     this.imageDigest = options.imageDigest ?? `sha256:${this.name}`;
   }

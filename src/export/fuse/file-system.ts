@@ -8,6 +8,7 @@ import { constants as fsConstants } from 'node:fs';
 import { constants as osConstants } from 'node:os';
 import type { BlockDevice } from '../../drive/block-device.ts';
 import { LazydiskError } from '../../errors.ts';
+import { ByteBudget } from '../byte-budget.ts';
 import { TurnBudget } from '../turn-budget.ts';
 import { isDying } from './dying.ts';
 import { type Inode, InodeTable } from './inodes.ts';
@@ -60,6 +61,7 @@ export interface FuseFileSystemOptions {
   readonly isDying?: (pid: number) => boolean;
   /** Shared with other exports of the process; default: one of its own. */
   readonly turn?: TurnBudget | undefined;
+  readonly budget?: ByteBudget | undefined;
   /** Called when INIT was answered, with the reason if it was refused. */
   readonly onInit: (error?: LazydiskError) => void;
   /** A read was answered. Sits on the path of every read: it must be cheap and must not throw. */
@@ -126,6 +128,7 @@ export class FuseFileSystem {
       onRead: options.onRead,
       isDying: options.isDying ?? isDying,
       turn: options.turn ?? new TurnBudget(),
+      budget: options.budget ?? new ByteBudget(),
     });
   }
 

@@ -17,6 +17,8 @@ import {
 import type { BlockDevice } from '../../drive/block-device.ts';
 import type { DriveRegistry } from '../../drive/registry.ts';
 import { LazydiskError } from '../../errors.ts';
+import type { ByteBudget } from '../byte-budget.ts';
+import type { TurnBudget } from '../turn-budget.ts';
 import { attach, cleanStaleMount, detach, mountPointOf } from './attach.ts';
 import { FuseFileSystem, type FuseStats } from './file-system.ts';
 import { Guard } from './guard.ts';
@@ -36,6 +38,9 @@ export interface FuseMountOptions {
   readonly registry: DriveRegistry;
   /** Push whole chunks into the page cache after their first touch; the default, where it is safe. */
   readonly pushChunks?: boolean;
+  /** What all exports of a process share; by default the mount has its own. */
+  readonly budget?: ByteBudget;
+  readonly turn?: TurnBudget;
   /** Called after each read, with its cost; see ReadHook. */
   readonly onRead?: ReadHook;
   /** The kernel ended the connection without our asking: somebody unmounted it. `unmount` is still due. */
@@ -96,6 +101,8 @@ export class FuseMount {
       pushChunks: options.pushChunks ?? true,
       onInit: (error) => (error ? this.#ready.reject(error) : this.#ready.resolve()),
       onRead: options.onRead,
+      budget: options.budget,
+      turn: options.turn,
     });
     for (const device of this.#registry.list()) this.#added(device);
     this.#registry.on('added', this.#added);

@@ -6,6 +6,7 @@
  */
 import { constants as osConstants } from 'node:os';
 import type { BlockDevice, PinnedBytes } from '../../drive/block-device.ts';
+import { type ByteBudget, SHORT_READ_BYTES } from '../byte-budget.ts';
 import type { TurnBudget } from '../turn-budget.ts';
 import type { Inode } from './inodes.ts';
 import type { PagePush } from './page-push.ts';
@@ -61,6 +62,7 @@ export interface ReadQueueOptions {
   /** Whether the thread `pid` is being killed. */
   readonly isDying: (pid: number) => boolean;
   readonly turn: TurnBudget;
+  readonly budget: ByteBudget;
 }
 
 export class ReadQueue {
@@ -71,6 +73,7 @@ export class ReadQueue {
   readonly #onRead: ReadHook | undefined;
   readonly #isDying: (pid: number) => boolean;
   readonly #turn: TurnBudget;
+  readonly #budget: ByteBudget;
   /** By request id, in order of arrival. Bounded by the kernel: max_background, and one a reading thread. */
   readonly #pending = new Map<number, PendingRead>();
   /** Of those, the ones whose reader had a signal and was not dying when it was last looked at. */
@@ -80,8 +83,9 @@ export class ReadQueue {
   #closing = false;
   #onIdle: (() => void) | undefined;
 
-  constructor({ transport, push, onRead, isDying, turn }: ReadQueueOptions) {
+  constructor({ transport, push, onRead, isDying, turn, budget }: ReadQueueOptions) {
     this.#turn = turn;
+    this.#budget = budget;
     this.#transport = transport;
     this.#push = push;
     this.#onRead = onRead;
@@ -188,8 +192,7 @@ export class ReadQueue {
     for (let device = first; device; ) {
       const asked: BlockDevice = device;
       try {
-        const pinned =
-          asked.tryRead(offset, lengthBytes) ?? (await asked.read(offset, lengthBytes, pending.abort.signal));
+        const pinned = asked.tryRead(offset, lengthBytes) ?? (await this.#fetch(asked, pending));
         if (!this.#turn.hasRoom) await this.#laterTurn(inode, lengthBytes);
         else this.#turn.use(lengthBytes);
         if (this.#isPending(pending)) {
@@ -225,6 +228,27 @@ export class ReadQueue {
     this.readBytes += lengthBytes;
     this.#onRead?.(device.name, lengthBytes, performance.now() - startMs, 0);
     if (!direct && device.readOnly) this.#push?.touched(inode, device, offset, lengthBytes);
+  }
+
+  /** Under one deadline, that for room among it: a long read may have to be copied together while it waits. */
+  async #fetch(device: BlockDevice, { request, abort: { signal } }: PendingRead): Promise<PinnedBytes> {
+    const { offset, lengthBytes } = request;
+    if (lengthBytes <= SHORT_READ_BYTES) return device.read(offset, lengthBytes, signal);
+    const deadline = performance.now() + device.readTimeoutMs;
+    const held = await this.#budget.take(device, lengthBytes, { deadline, signal });
+    try {
+      const bytes = await device.read(offset, lengthBytes, signal, deadline);
+      return {
+        parts: bytes.parts,
+        release: () => {
+          bytes.release();
+          held.release();
+        },
+      };
+    } catch (error) {
+      held.release();
+      throw error;
+    }
   }
 
   #laterTurn(inode: Inode, lengthBytes: number): Promise<void> {

@@ -6,6 +6,8 @@
 import type net from 'node:net';
 import type { BlockDevice, PinnedBytes } from '../../drive/block-device.ts';
 import { errorText, LazydiskError } from '../../errors.ts';
+import { type ByteBudget, type HeldBytes, SHORT_READ_BYTES } from '../byte-budget.ts';
+import type { TurnBudget } from '../turn-budget.ts';
 import type { Session } from './handshake.ts';
 import { type NbdLimits, shareOf } from './limits.ts';
 import { type NbdCounters, opOf } from './ops.ts';
@@ -20,18 +22,25 @@ import {
 } from './protocol.ts';
 import { HOLE_BYTES_MIN, PIECE_BYTES_MAX, type Piece, piecesOf } from './read-pieces.ts';
 import { refusalOf } from './refusal.ts';
-import { type BatchPool, ReplyWriter } from './reply-writer.ts';
+import { type BatchPool, PooledCopy, ReplyWriter } from './reply-writer.ts';
 
 /** Extents in one answer; a client asks again for what is left. */
 const EXTENTS_MAX = 4096;
 /** A write is refused, but its data comes anyway; a client that announces more than this is cut off. */
 const SKIPPED_BYTES_MAX = 2 * BLOCK_SIZE.maximum;
 
+/** What a request costs beside the bytes of its answer, in bytes that could be copied meanwhile. */
+const REQUEST_COST_BYTES = 4096;
+/** Of those that wait for a turn of the event loop, each is served so much before the next one. */
+const QUANTUM_BYTES = 256 * 1024;
+
 /** What a connection shares with all others of its server. */
 export interface ConnectionContext {
   readonly counters: NbdCounters;
   readonly limits: NbdLimits;
   readonly pool: BatchPool;
+  readonly budget: ByteBudget;
+  readonly turn: TurnBudget;
   /** How many clients there are now. */
   connections(): number;
 }
@@ -54,11 +63,17 @@ export class NbdConnection {
   #runningBytes = 0;
   #isPaused = false;
   #isContinuePlanned = false;
+  #waitsForTurn = false;
   #isEnding = false;
   #isClosed = false;
   /** Once the end is wanted: looks whether the client does its part, which `#hasMoved` says. */
   #linger: NodeJS.Timeout | undefined;
   #hasMoved = false;
+  /** Answers that hold memory of the budget, and what looks whether the client takes them. */
+  #held = 0;
+  #stallWatch: NodeJS.Timeout | undefined;
+  /** How often the kernel took something. */
+  #moves = 0;
 
   /** `fd` is the socket's descriptor. */
   constructor(socket: net.Socket, fd: number, session: Session, context: ConnectionContext) {
@@ -116,6 +131,7 @@ export class NbdConnection {
   closed(): void {
     this.#isClosed = true;
     clearInterval(this.#linger);
+    clearInterval(this.#stallWatch);
     this.#queue.length = 0;
     this.#abort.abort();
     this.#wake();
@@ -136,16 +152,31 @@ export class NbdConnection {
 
   /** Whether one more request may start now. */
   #hasRoomFor(request: Request): boolean {
-    const { limits } = this.#context;
+    const { limits, turn } = this.#context;
     if (this.#isGone) return false;
+    if (!turn.hasRoom) {
+      this.#waitForTurn();
+      return false;
+    }
     if (this.#replies.unsentBytes > this.#unsentBytesMax) return false;
     if (this.#running === 0) return true;
     const bytesMax = shareOf(limits.requestedBytesMax, this.#context.connections(), limits);
     return this.#running < limits.requestsMax && this.#runningBytes + request.lengthBytes <= bytesMax;
   }
 
+  /** Goes on in a turn of the event loop that has room for more. */
+  #waitForTurn(): void {
+    if (this.#waitsForTurn) return;
+    this.#waitsForTurn = true;
+    this.#context.turn.wait(this.device, () => {
+      this.#waitsForTurn = false;
+      this.#continue();
+    });
+  }
+
   #sent(): void {
     this.#hasMoved = true;
+    this.#moves++;
     const isAwaited = this.#waitingForRoom.length > 0 || this.#queue.length > 0 || this.#isPaused;
     if (!isAwaited || this.#isContinuePlanned) return;
     // Not here: this may be the middle of a pass over the queue.
@@ -162,10 +193,13 @@ export class NbdConnection {
     if (this.#isGone) return;
     this.#replies.beginPass();
     let served = 0;
+    let servedBytes = 0;
     for (const request of this.#queue) {
-      if (!this.#hasRoomFor(request)) break;
+      if (servedBytes >= QUANTUM_BYTES) this.#waitForTurn();
+      if (servedBytes >= QUANTUM_BYTES || !this.#hasRoomFor(request)) break;
       this.#serve(request);
       served++;
+      servedBytes += request.lengthBytes;
     }
     this.#queue.splice(0, served);
     this.#replies.endPass();
@@ -195,6 +229,7 @@ export class NbdConnection {
 
   #serve(request: Request): void {
     const { type, flags, offset, lengthBytes } = request;
+    this.#context.turn.use(REQUEST_COST_BYTES);
     this.#context.counters.ops[opOf(request)]++;
     const refusal = refusalOf(request, this.#session);
     if (refusal) {
@@ -229,16 +264,75 @@ export class NbdConnection {
       this.#wait(request, this.#sendWhole(request));
       return;
     }
-    const bytes = this.device.tryRead(offset, lengthBytes);
+    const bytes = this.#tryRead(offset, lengthBytes);
     if (bytes) this.#sendData(request, offset, lengthBytes, bytes, true);
     else this.#wait(request, this.#sendFetched(request));
   }
 
+  /** The bytes, if they are in memory and there is room for the answer. */
+  #tryRead(offset: number, lengthBytes: number): PinnedBytes | undefined {
+    if (lengthBytes <= SHORT_READ_BYTES) return this.device.tryRead(offset, lengthBytes);
+    const held = this.#context.budget.tryTake(this.device, lengthBytes);
+    if (!held) return undefined;
+    const bytes = this.device.tryRead(offset, lengthBytes);
+    if (!bytes) held.release();
+    return bytes && this.#holding(bytes, held);
+  }
+
+  /** The bytes with room for them, which they give back when they are released. */
+  async #readWithRoom(offset: number, lengthBytes: number, deadline: number): Promise<PinnedBytes> {
+    if (lengthBytes <= SHORT_READ_BYTES) return this.#fetch(offset, lengthBytes, deadline);
+    const held = await this.#room(lengthBytes, deadline);
+    try {
+      return this.#holding(await this.#fetch(offset, lengthBytes, deadline), held);
+    } catch (error) {
+      held.release();
+      throw error;
+    }
+  }
+
+  #room(lengthBytes: number, deadline: number): Promise<HeldBytes> {
+    return this.#context.budget.take(this.device, lengthBytes, { deadline, signal: this.#abort.signal });
+  }
+
+  #holding(bytes: PinnedBytes, held: HeldBytes): PinnedBytes {
+    this.#held++;
+    this.#stallWatch ??= this.#watchForStall();
+    return {
+      parts: bytes.parts,
+      release: () => {
+        this.#held--;
+        bytes.release();
+        held.release();
+      },
+    };
+  }
+
+  /** Whoever holds memory that others wait for, and takes nothing of it, is cut off. */
+  #watchForStall(): NodeJS.Timeout {
+    let moves = -1;
+    return setInterval(() => {
+      if (this.#held === 0) {
+        clearInterval(this.#stallWatch);
+        this.#stallWatch = undefined;
+      } else if (moves === this.#moves && this.#replies.unsentBytes > 0 && this.#context.budget.waiters > 0) {
+        this.#context.counters.errors++;
+        this.#socket.destroy();
+      }
+      moves = this.#moves;
+    }, this.#context.limits.lingerTimeoutMs);
+  }
+
+  /** When a read that is taken up now must have its bytes, however many pieces it is read in. */
+  #deadline(): number {
+    return performance.now() + this.device.readTimeoutMs;
+  }
+
   /** Bytes of the device, pinned; if the connection has gone meanwhile they are let go and it throws. */
-  async #fetch(offset: number, lengthBytes: number): Promise<PinnedBytes> {
+  async #fetch(offset: number, lengthBytes: number, deadline: number): Promise<PinnedBytes> {
     const bytes =
       this.device.tryRead(offset, lengthBytes) ??
-      (await this.device.read(offset, lengthBytes, this.#abort.signal));
+      (await this.device.read(offset, lengthBytes, this.#abort.signal, deadline));
     if (!this.#isGone) return bytes;
     bytes.release();
     throw new LazydiskError('ABORTED', 'the client has gone');
@@ -246,19 +340,25 @@ export class NbdConnection {
 
   async #sendFetched(request: Request): Promise<void> {
     const { offset, lengthBytes } = request;
-    this.#sendData(request, offset, lengthBytes, await this.#fetch(offset, lengthBytes), true);
+    const bytes = await this.#readWithRoom(offset, lengthBytes, this.#deadline());
+    this.#sendData(request, offset, lengthBytes, bytes, true);
   }
 
   /** A structured reply, one piece pinned at a time. */
   async #sendPieces(request: Request, pieces: readonly Piece[]): Promise<void> {
+    let deadline = this.#deadline();
     for (const [n, { offset, lengthBytes, hole }] of pieces.entries()) {
       const isLast = n === pieces.length - 1;
+      const pausedAt = performance.now();
       while (this.#replies.unsentBytes > this.#unsentBytesMax && !this.#isGone) {
         await new Promise<void>((resolve) => this.#waitingForRoom.push(resolve));
       }
+      // The client's own time, in which nothing was read.
+      deadline += performance.now() - pausedAt;
       if (this.#isGone) throw new LazydiskError('ABORTED', 'the client has gone');
       if (!hole) {
-        this.#sendData(request, offset, lengthBytes, await this.#fetch(offset, lengthBytes), isLast);
+        const bytes = await this.#readWithRoom(offset, lengthBytes, deadline);
+        this.#sendData(request, offset, lengthBytes, bytes, isLast);
         continue;
       }
       this.#context.counters.readBytes += lengthBytes;
@@ -269,17 +369,33 @@ export class NbdConnection {
   /** A long reply that must be one: copied together first, since an error cannot be told after its header. */
   async #sendWhole(request: Request): Promise<void> {
     const { offset, lengthBytes } = request;
-    const whole = Buffer.allocUnsafeSlow(lengthBytes);
-    for (let at = 0; at < lengthBytes; at += PIECE_BYTES_MAX) {
-      const bytes = await this.#fetch(offset + at, Math.min(PIECE_BYTES_MAX, lengthBytes - at));
-      let to = at;
-      for (const part of bytes.parts) {
-        whole.set(part, to);
-        to += part.length;
+    const deadline = this.#deadline();
+    const held = await this.#room(lengthBytes, deadline);
+    const whole = new PooledCopy(this.#context.pool, lengthBytes);
+    try {
+      for (let at = 0; at < lengthBytes; at += PIECE_BYTES_MAX) {
+        const bytes = await this.#fetch(offset + at, Math.min(PIECE_BYTES_MAX, lengthBytes - at), deadline);
+        for (const part of bytes.parts) whole.append(part);
+        bytes.release();
+        await this.#turn(PIECE_BYTES_MAX);
       }
-      bytes.release();
+    } catch (error) {
+      whole.release();
+      held.release();
+      throw error;
     }
-    this.#sendData(request, offset, lengthBytes, { parts: [whole], release() {} }, true);
+    this.#sendData(request, offset, lengthBytes, this.#holding(whole, held), true);
+  }
+
+  /** Resolves once that many bytes may be copied in this turn of the event loop. */
+  #turn(bytes: number): Promise<void> {
+    const { turn } = this.#context;
+    return new Promise((resolve) => {
+      turn.wait(this.device, () => {
+        turn.use(bytes);
+        resolve();
+      });
+    });
   }
 
   #sendData(
@@ -289,6 +405,7 @@ export class NbdConnection {
     bytes: PinnedBytes,
     isLast: boolean,
   ): void {
+    this.#context.turn.use(lengthBytes);
     this.#context.counters.readBytes += lengthBytes;
     this.#replies.data(request, offset, lengthBytes, bytes, isLast);
   }

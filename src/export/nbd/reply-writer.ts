@@ -6,6 +6,7 @@
 import type net from 'node:net';
 import { socketSend } from '../../../native/index.ts';
 import type { BlockExtent, PinnedBytes } from '../../drive/block-device.ts';
+import { SHORT_READ_BYTES } from '../byte-budget.ts';
 import {
   BASE_ALLOCATION_ID,
   CHUNK_DONE,
@@ -21,9 +22,10 @@ import {
 
 const BATCH_BYTES = 256 * 1024;
 /** Data up to this long is copied into the batch: cheaper than a piece of a gathering write, and it pins nothing. */
-const COPIED_BYTES_MAX = 32 * 1024;
-/** Batch buffers that a pool keeps for later; mostly the kernel takes a batch at once, and one is enough. */
-const SPARE_BATCHES_MAX = 8;
+const COPIED_BYTES_MAX = SHORT_READ_BYTES;
+
+/** Batch buffers that a pool keeps: for two of the longest answers. What is left to the collector may stay for minutes. */
+const SPARE_BATCHES_MAX = 256;
 
 /** Batch buffers, shared by all connections of a server. */
 export class BatchPool {
@@ -35,6 +37,36 @@ export class BatchPool {
 
   give(batch: Buffer): void {
     if (this.#spare.length < SPARE_BATCHES_MAX) this.#spare.push(batch);
+  }
+}
+
+/** Bytes in batch buffers, filled from the front. */
+export class PooledCopy implements PinnedBytes {
+  readonly parts: readonly Buffer[];
+  readonly #pool: BatchPool;
+  readonly #batches: readonly Buffer[];
+  #filledBytes = 0;
+
+  constructor(pool: BatchPool, lengthBytes: number) {
+    this.#pool = pool;
+    this.#batches = Array.from({ length: Math.ceil(lengthBytes / BATCH_BYTES) }, () => pool.take());
+    this.parts = this.#batches.map((batch, n) => batch.subarray(0, lengthBytes - n * BATCH_BYTES));
+  }
+
+  /** Adds `bytes`, of which there must not be more than fit. */
+  append(bytes: Uint8Array): void {
+    for (let from = 0; from < bytes.length; ) {
+      const part = this.parts[Math.floor(this.#filledBytes / BATCH_BYTES)]!;
+      const at = this.#filledBytes % BATCH_BYTES;
+      const to = Math.min(bytes.length, from + part.length - at);
+      part.set(bytes.subarray(from, to), at);
+      this.#filledBytes += to - from;
+      from = to;
+    }
+  }
+
+  release(): void {
+    for (const batch of this.#batches) this.#pool.give(batch);
   }
 }
 

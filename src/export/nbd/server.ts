@@ -11,6 +11,8 @@ import net from 'node:net';
 import type { BlockDevice } from '../../drive/block-device.ts';
 import type { DriveRegistry } from '../../drive/registry.ts';
 import { LazydiskError } from '../../errors.ts';
+import { ByteBudget } from '../byte-budget.ts';
+import { TurnBudget } from '../turn-budget.ts';
 import { type ConnectionContext, NbdConnection } from './connection.ts';
 import { Handshake, type HandshakeStep } from './handshake.ts';
 import { DEFAULT_LIMITS, type NbdLimits } from './limits.ts';
@@ -26,6 +28,9 @@ export interface NbdServerOptions {
   readonly registry: DriveRegistry;
   /** What is not given is DEFAULT_LIMITS. */
   readonly limits?: Partial<NbdLimits>;
+  /** What all exports of a process share; by default the server has its own. */
+  readonly budget?: ByteBudget;
+  readonly turn?: TurnBudget;
 }
 
 export type ListenAddress = { readonly path: string } | { readonly host: string; readonly port: number };
@@ -47,13 +52,15 @@ export class NbdServer {
   readonly #removed: (device: BlockDevice) => void;
   #allGone: (() => void) | undefined;
 
-  constructor({ registry, limits }: NbdServerOptions) {
+  constructor({ registry, limits, budget, turn }: NbdServerOptions) {
     this.#registry = registry;
     this.#limits = { ...DEFAULT_LIMITS, ...limits };
     this.#context = {
       counters: this.#counters,
       limits: this.#limits,
       pool: new BatchPool(),
+      budget: budget ?? new ByteBudget(),
+      turn: turn ?? new TurnBudget(),
       connections: () => this.#clients.size,
     };
     // A drive that is detached takes its connections with it, once they have their answers.

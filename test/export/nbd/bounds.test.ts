@@ -1,5 +1,6 @@
 /** What one client can cost: time, memory, places; and how the server lets go of clients. */
 import t from 'tap';
+import { ByteBudget } from '../../../src/export/byte-budget.ts';
 import { DEFAULT_LIMITS } from '../../../src/export/nbd/limits.ts';
 import { COMMAND, OPTION, REQUEST_BYTES } from '../../../src/export/nbd/protocol.ts';
 import { CHUNK_BYTES } from '../../../src/format/chunk-id.ts';
@@ -57,7 +58,7 @@ for (const lengthBytes of [4096, 64 * 1024, 4 * CHUNK_BYTES]) {
         const count = Math.ceil((64 * 1024 * 1024) / lengthBytes);
         for (let n = 0; n < count; n++) client.send({ type: read, lengthBytes });
         let before = -1;
-        while (before !== server.stats().readBytes) {
+        while (before <= 0 || before !== server.stats().readBytes) {
           before = server.stats().readBytes;
           await new Promise((resolve) => setTimeout(resolve, 100));
         }
@@ -144,6 +145,123 @@ for (const lengthBytes of [4096, 64 * 1024, 2 * CHUNK_BYTES]) {
     },
   );
 }
+
+/** The budget, and the most that it ever held. */
+function watched(capacityBytes: number): { budget: ByteBudget; most: () => number } {
+  const budget = new ByteBudget(capacityBytes);
+  let most = 0;
+  const [tryTake, take] = [budget.tryTake.bind(budget), budget.take.bind(budget)];
+  const look = <R>(result: R): R => {
+    most = Math.max(most, budget.heldBytes);
+    return result;
+  };
+  budget.tryTake = (owner, bytes) => look(tryTake(owner, bytes));
+  budget.take = async (owner, bytes, until) => look(await take(owner, bytes, until));
+  return { budget, most: () => most };
+}
+
+for (const structured of [false, true]) {
+  const kind = structured ? 'structured' : 'simple';
+  t.test(
+    `clients that take no long answers hold no more memory than there is: ${kind} replies`,
+    async (t) => {
+      const lengthBytes = bytes.length;
+      const { budget, most } = watched(2 * lengthBytes);
+      const drives = ['bad', 'worse', 'good'].map((name) => new BufferDevice(bytes, { name }));
+      const limits = { lingerTimeoutMs: 500 };
+      const { where, server } = await serve(t, drives, limits, budget);
+      const clients: NbdClient[] = [];
+      for (let n = 0; n < 12; n++) {
+        const client = await NbdClient.open(where, n % 2 ? 'bad' : 'worse', {
+          structured,
+          allocation: false,
+        });
+        for (let asked = 0; asked < 4; asked++) client.send({ type: read, lengthBytes });
+        clients.push(client);
+      }
+      await until(() => budget.waiters > 0);
+      const good = await NbdClient.open(where, 'good', { structured, allocation: false });
+      const { error, data } = await good.request({ type: read, lengthBytes });
+      t.equal(error, 0, 'who takes its answer gets it, once those that take none are cut off');
+      t.ok(data.equals(bytes));
+      good.close();
+      t.ok(most() > 0 && most() <= 2 * lengthBytes, `${most()} bytes at most`);
+      for (const client of clients) client.close();
+      await until(() => server.stats().connections === 0);
+      await until(() => budget.heldBytes === 0);
+      t.equal(budget.waiters, 0);
+      for (const { pinned } of drives) t.equal(pinned, 0);
+    },
+  );
+}
+
+t.test('a client that takes its time is not cut off while nobody needs what it holds', async (t) => {
+  const { where } = await serve(t, [new BufferDevice(bytes)], { lingerTimeoutMs: 20 });
+  const client = await NbdClient.open(where, '', { structured: false, allocation: false });
+  client.send({ type: read, lengthBytes: bytes.length });
+  await new Promise((resolve) => setTimeout(resolve, 300));
+  t.ok((await client.answer()).data.equals(bytes));
+  client.close();
+});
+
+for (const structured of [false, true]) {
+  const kind = structured ? 'structured' : 'simple';
+  t.test(`all pieces of a long read have one deadline: ${kind} replies`, async (t) => {
+    const device = new BufferDevice(bytes, { cold: true, readTimeoutMs: 12_345 });
+    const deadlines: (number | undefined)[] = [];
+    const readPiece = device.read.bind(device);
+    device.read = async (offset: number, lengthBytes: number, _?: AbortSignal, deadline?: number) => {
+      deadlines.push(deadline);
+      await new Promise((resolve) => setTimeout(resolve, 5));
+      return readPiece(offset, lengthBytes);
+    };
+    const { where } = await serve(t, [device]);
+    const client = await NbdClient.open(where, '', { structured, allocation: false });
+    const startedAt = performance.now();
+    t.ok((await client.request({ type: read, lengthBytes: bytes.length })).data.equals(bytes));
+    const endedAt = performance.now();
+    t.ok(deadlines.length >= 4, `${deadlines.length} pieces`);
+    for (const deadline of deadlines) {
+      // Only what a client takes to make room may be added.
+      t.ok(deadline! >= startedAt + 12_345 && deadline! - deadlines[0]! < endedAt - startedAt - 5);
+    }
+    if (!structured) t.equal(new Set(deadlines).size, 1);
+    client.close();
+  });
+}
+
+t.test('what is served in one turn of the event loop is bounded, however many clients ask', async (t) => {
+  let turnBytes = 0;
+  let most = 0;
+  const device = new BufferDevice(bytes);
+  const tryRead = device.tryRead.bind(device);
+  device.tryRead = (offset: number, lengthBytes: number) => {
+    if (turnBytes === 0)
+      setImmediate(() => {
+        turnBytes = 0;
+      });
+    turnBytes += lengthBytes;
+    most = Math.max(most, turnBytes);
+    return tryRead(offset, lengthBytes);
+  };
+  const { where } = await serve(t, [device]);
+  const clients: NbdClient[] = [];
+  for (let n = 0; n < 20; n++) clients.push(await NbdClient.open(where));
+  const lengthBytes = 32 * 1024;
+  await Promise.all(
+    clients.map(async (client) => {
+      for (let n = 0; n < 200; n++) client.send({ type: read, offset: n * lengthBytes, lengthBytes });
+      for (let n = 0; n < 200; n++) {
+        const { data } = await client.answer();
+        if (!data.equals(bytes.subarray(n * lengthBytes, (n + 1) * lengthBytes)))
+          t.fail(`answer ${n} is wrong`);
+      }
+      client.close();
+    }),
+  );
+  // The half of a turn for those that waited may fall together with the whole of the next.
+  t.ok(most > 0 && most < 5 * 1024 * 1024, `${most} bytes`);
+});
 
 t.test('a removed drive ends its connections once they have their answers, and no others', async (t) => {
   const gate = Promise.withResolvers<void>();
