@@ -14,6 +14,7 @@ const SETTINGS: Readonly<Record<string, SettingName>> = {
   key: 'key',
   runDir: 'run_dir',
   nbdTcp: 'nbd_tcp',
+  nbdConnections: 'nbd_connections',
   metrics: 'metrics',
   logLevel: 'log_level',
   originTimeout: 'origin_timeout',
@@ -45,6 +46,10 @@ export function serveCommand(): Command {
     .option('--answer-memory <size>', 'memory for long answers that guests have not taken yet (default: 64M)')
     .option('--fleet <url>', 'memcached nodes: memcached://HOST:PORT,…?k=4&m=1 (also memcached+file:, +srv:)')
     .option('--nbd-tcp <host:port>', 'listen for NBD here too; whoever can connect can read every drive')
+    .option(
+      '--nbd-connections <n>',
+      'NBD clients at once, on the Unix socket and over TCP each (default: 1024)',
+    )
     .option('--metrics <host:port>', 'serve Prometheus metrics here, at /metrics')
     .option('--config <file>', 'TOML file with these settings, named as the flags with _ for -')
     .option('--log-level <level>', 'trace, debug, info, warn, error, fatal or silent (default: info)')

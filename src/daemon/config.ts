@@ -46,6 +46,7 @@ const settingsSchema = z.strictObject({
   key: z.union([z.string().min(1), z.array(z.string().min(1)).min(1)]),
   run_dir: path,
   nbd_tcp: address.optional(),
+  nbd_connections: z.coerce.number().int().min(1).max(65_536).default(1024),
   metrics: address.optional(),
   log_level: z.enum(LOG_LEVELS).default('info'),
   origin_timeout: duration.prefault('5s'),
@@ -81,6 +82,8 @@ export interface ServeConfig {
   readonly keys: readonly string[];
   readonly runDir: string;
   readonly nbdTcp: Address | undefined;
+  /** NBD clients at once, on the Unix socket and over TCP each. */
+  readonly nbdConnections: number;
   readonly metrics: Address | undefined;
   readonly logLevel: (typeof LOG_LEVELS)[number];
   readonly originTimeoutMs: number;
@@ -148,6 +151,7 @@ export function resolveConfig(...sources: RawSettings[]): ServeConfig {
     keys: [settings.key].flat().map(absoluteSpec),
     runDir: resolve(settings.run_dir),
     nbdTcp: settings.nbd_tcp,
+    nbdConnections: settings.nbd_connections,
     metrics: settings.metrics,
     logLevel: settings.log_level,
     originTimeoutMs: settings.origin_timeout,

@@ -123,7 +123,7 @@ export class Daemon implements ControlService {
     this.#parts.log.info({ drive: name }, 'detached');
   }
 
-  drives(): DriveInfo[] {
+  drives(): Iterable<DriveInfo> {
     return this.#parts.drives.list();
   }
 
@@ -309,12 +309,18 @@ async function openParts(
   });
   closers.defer(() => drives.closeAll());
   const shares = { budget: new ByteBudget(config.answerMemoryBytes), turn: new TurnBudget() };
-  const nbd = new NbdServer({ registry: drives.registry, ...shares });
+  const nbd = new NbdServer({
+    registry: drives.registry,
+    ...shares,
+    limits: { connectionsMax: config.nbdConnections },
+    onFull: (listener) => log.warn({ part: 'nbd', ...listener }, 'a listener is full: clients are refused'),
+  });
   metrics.watch({
     drives: () => drives.size,
     images: () => images.size,
     exports: () => exportFigures(nbd, places.fuse),
     answers: () => shares.budget,
+    nbdListeners: () => nbd.stats().listeners,
     caches: () => [memoryFigures(memory), { tier: 'disk', ...cache.stats() }],
     reader: () => reader.stats(),
     fleet: () => fleet?.stats(),
@@ -361,27 +367,19 @@ function drivePlaces(paths: RunPaths, places: Places): DrivePlaces {
 }
 
 function exportFigures(nbd: NbdServer, fuse: FuseMount | undefined): ExportFigures[] {
-  const { ops, readBytes, errors, inflight, oldestInflightMs } = nbd.stats();
+  const {
+    readsOk,
+    readErrors,
+    readBytes,
+    inflight: inFlight,
+    oldestInflightMs: oldestInFlightMs,
+  } = nbd.stats();
   const figures: ExportFigures[] = [
-    {
-      export: 'nbd',
-      reads: ops.read,
-      readBytes,
-      errors,
-      inFlight: inflight,
-      oldestInFlightMs: oldestInflightMs,
-    },
+    { export: 'nbd', readsOk, readErrors, readBytes, inFlight, oldestInFlightMs },
   ];
   if (fuse) {
-    const { ops, readBytes, readErrors, inFlight, oldestInFlightMs } = fuse.stats();
-    figures.push({
-      export: 'fuse',
-      reads: ops.read ?? 0,
-      readBytes,
-      errors: readErrors,
-      inFlight,
-      oldestInFlightMs,
-    });
+    const { readsOk, readErrors, readBytes, inFlight, oldestInFlightMs } = fuse.stats();
+    figures.push({ export: 'fuse', readsOk, readErrors, readBytes, inFlight, oldestInFlightMs });
   }
   return figures;
 }

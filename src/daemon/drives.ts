@@ -79,6 +79,8 @@ export class Drives {
   readonly registry = new DriveRegistry<Drive>();
   readonly #options: DrivesOptions;
   readonly #attached = new Map<string, Attached>();
+  /** Of those, the names, kept sorted: to sort them all at once would block the event loop for milliseconds. */
+  readonly #names: string[] = [];
   readonly #attaching = new Set<string>();
   readonly #stopping = new AbortController();
   #closed = false;
@@ -129,6 +131,7 @@ export class Drives {
       const drive = new ServedDrive({ name, image, reader, readTimeoutMs }, onReadError);
       const attached = { drive, image: image.name, attachedAt: new Date().toISOString(), admitted };
       this.#attached.set(name, attached);
+      this.#names.splice(this.#placeOf(name), 0, name);
       this.registry.add(drive);
       admitted.started(startingDrive(drive));
       return this.#info(attached);
@@ -143,15 +146,18 @@ export class Drives {
     const { drive, admitted } = this.#get(name);
     admitted.cancel();
     this.#attached.delete(name);
+    this.#names.splice(this.#placeOf(name), 1);
     this.registry.remove(name);
     drive.close();
     this.#options.images.release(drive.imageDigest as ImageDigest);
   }
 
-  /** Sorted by name. */
-  list(): DriveInfo[] {
-    const names = [...this.#attached.keys()].sort();
-    return names.map((name) => this.#info(this.#get(name)));
+  /** Sorted by name: those that are attached now and still are when it comes to them. */
+  *list(): Generator<DriveInfo> {
+    for (const name of [...this.#names]) {
+      const attached = this.#attached.get(name);
+      if (attached) yield this.#info(attached);
+    }
   }
 
   /** Throws NOT_FOUND. */
@@ -184,6 +190,17 @@ export class Drives {
 
   closeAll(): void {
     for (const name of [...this.#attached.keys()]) this.detach(name);
+  }
+
+  /** Where `name` stands among the names, or would. */
+  #placeOf(name: string): number {
+    let [low, high] = [0, this.#names.length];
+    while (low < high) {
+      const middle = (low + high) >>> 1;
+      if (this.#names[middle]! < name) low = middle + 1;
+      else high = middle;
+    }
+    return low;
   }
 
   #get(name: string): Attached {

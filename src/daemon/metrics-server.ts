@@ -1,8 +1,9 @@
 /** `/metrics` over TCP for Prometheus, apart from the control API so that nothing else can be reached there. */
-import { createServer, type Server } from 'node:http';
+import type { Server } from 'node:http';
 import type { AddressInfo } from 'node:net';
 import { errorText, LazydiskError } from '../errors.ts';
 import type { Address } from './config.ts';
+import { createBoundedServer } from './http-connections.ts';
 
 const CONNECTIONS_MAX = 64;
 const REQUEST_TIMEOUT_MS = 10_000;
@@ -11,7 +12,8 @@ export class MetricsServer {
   readonly #server: Server;
 
   constructor(metrics: () => Promise<{ contentType: string; text: string }>) {
-    this.#server = createServer(async (request, response) => {
+    const bounds = { connectionsMax: CONNECTIONS_MAX, requestTimeoutMs: REQUEST_TIMEOUT_MS };
+    this.#server = createBoundedServer(bounds, async (request, response) => {
       if (request.url?.split('?', 1)[0] !== '/metrics') {
         response.writeHead(404, { 'content-type': 'text/plain' }).end('metrics are at /metrics\n');
         return;
@@ -27,8 +29,6 @@ export class MetricsServer {
         response.writeHead(500, { 'content-type': 'text/plain' }).end(`${errorText(error)}\n`);
       }
     });
-    this.#server.maxConnections = CONNECTIONS_MAX;
-    this.#server.requestTimeout = REQUEST_TIMEOUT_MS;
   }
 
   /** Resolves to where it listens, the port found if it was 0. Throws UNAVAILABLE. */

@@ -10,6 +10,7 @@ import type { NodeStats } from '../chunk/fleet/node.ts';
 import type { ReadObserver } from '../chunk/observer.ts';
 import type { ChunkReaderStats } from '../chunk/reader.ts';
 import type { ReadClass, TierName } from '../chunk/tier.ts';
+import type { ListenerStats } from '../export/nbd/ops.ts';
 import type { StoreStats } from '../store/store.ts';
 import type { AdmissionStats } from './admission.ts';
 import type { OriginStats } from './origin.ts';
@@ -29,9 +30,10 @@ const UNWANTED = /^nodejs_active_\w+_total$|^nodejs_eventloop_lag_/;
 
 export interface ExportFigures {
   readonly export: 'nbd' | 'fuse';
-  readonly reads: number;
+  /** Reads that got their bytes, and those that got an error. */
+  readonly readsOk: number;
+  readonly readErrors: number;
   readonly readBytes: number;
-  readonly errors: number;
   readonly inFlight: number;
   /** Age of the oldest request that has no answer yet; 0 if there is none. */
   readonly oldestInFlightMs: number;
@@ -50,6 +52,7 @@ export interface MetricSources {
   drives(): number;
   images(): number;
   exports(): readonly ExportFigures[];
+  nbdListeners(): readonly ListenerStats[];
   caches(): readonly CacheFigures[];
   answers(): { readonly heldBytes: number; readonly waiters: number };
   reader(): Pick<ChunkReaderStats, 'memoryHits' | 'memoryMisses' | 'flights' | 'waiting'>;
@@ -102,9 +105,9 @@ export class DaemonMetrics {
     );
 
     this.#counter('export_reads_total', 'Read requests answered.', ['export', 'result'], (counter) => {
-      for (const { export: name, reads, errors } of sources.exports()) {
-        counter.inc({ export: name, result: 'ok' }, Math.max(0, reads - errors));
-        counter.inc({ export: name, result: 'error' }, errors);
+      for (const { export: name, readsOk, readErrors } of sources.exports()) {
+        counter.inc({ export: name, result: 'ok' }, readsOk);
+        counter.inc({ export: name, result: 'error' }, readErrors);
       }
     });
     this.#counter('export_read_bytes_total', 'Bytes given to readers.', ['export'], (counter) => {
@@ -124,6 +127,19 @@ export class DaemonMetrics {
     this.#gauge('answer_memory_waits', 'Reads that wait for room for their answer.', [], (gauge) =>
       gauge.set(sources.answers().waiters),
     );
+    const listenerGauges = [
+      ['nbd_connections', 'NBD clients now.', 'connections'],
+      ['nbd_connections_max', 'NBD clients that there may be at once.', 'connectionsMax'],
+    ] as const;
+    for (const [name, help, field] of listenerGauges) {
+      this.#gauge(name, help, ['listener'], (gauge) => {
+        for (const listener of sources.nbdListeners())
+          gauge.set({ listener: listener.kind }, listener[field]);
+      });
+    }
+    this.#counter('nbd_refused_total', 'NBD clients that found a listener full.', ['listener'], (counter) => {
+      for (const { kind, refused } of sources.nbdListeners()) counter.inc({ listener: kind }, refused);
+    });
 
     this.#counter('memory_lookups_total', 'Chunks looked for in memory.', ['result'], (counter) => {
       const { memoryHits, memoryMisses } = sources.reader();

@@ -99,6 +99,38 @@ t.test('client and server agree on every route', async (t) => {
   await t.rejects(client.status(), { code: 'NOT_FOUND' });
 });
 
+t.test('a long list comes whole, in slices, also to a client that reads slowly or goes', async (t) => {
+  const count = 20_000;
+  const { dir } = await serve(t, {
+    *drives() {
+      for (let n = 0; n < count; n++) yield driveInfo(`d${n}`);
+    },
+  });
+  let turns = 0;
+  let listing = true;
+  const turn = () => {
+    turns++;
+    if (listing) setImmediate(turn);
+  };
+  turn();
+  const listed = await new ControlClient(dir).drives();
+  listing = false;
+  t.equal(listed.length, count);
+  t.same(listed.at(-1), driveInfo(`d${count - 1}`));
+  t.ok(turns > 100, `the event loop went on meanwhile: ${turns} turns`);
+  await new Promise<void>((resolve) => {
+    const call = request(
+      { socketPath: runPaths(dir).control, path: '/v1/drives', agent: false },
+      (response) => {
+        response.once('readable', () => response.destroy());
+        response.once('close', resolve);
+      },
+    );
+    call.on('error', () => {}).end();
+  });
+  t.equal((await raw(dir, 'GET', '/v1/images')).status, 200);
+});
+
 t.test('an error keeps its code both ways, and a fault shows no inside', async (t) => {
   const { dir } = await serve(t, {
     attach: async () => {

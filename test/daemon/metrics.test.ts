@@ -41,9 +41,10 @@ function metrics(): DaemonMetrics {
     drives: () => 2,
     images: () => 1,
     exports: () => [
-      { export: 'nbd', reads: 10, readBytes: 4096, errors: 1, inFlight: 3, oldestInFlightMs: 1500 },
-      { export: 'fuse', reads: 0, readBytes: 0, errors: 0, inFlight: 0, oldestInFlightMs: 0 },
+      { export: 'nbd', readsOk: 9, readErrors: 1, readBytes: 4096, inFlight: 3, oldestInFlightMs: 1500 },
+      { export: 'fuse', readsOk: 0, readErrors: 0, readBytes: 0, inFlight: 0, oldestInFlightMs: 0 },
     ],
+    nbdListeners: () => [{ kind: 'tcp', connections: 2, connectionsMax: 7, refused: 3 }],
     caches: () => [
       { tier: 'memory', usedBytes: 1, reservedBytes: 2, capBytes: 3, evictions: 4 },
       { tier: 'disk', usedBytes: 5, reservedBytes: 6, capBytes: 7, evictions: 8 },

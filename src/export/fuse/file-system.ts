@@ -74,6 +74,8 @@ export interface FuseStats {
   readonly ops: Readonly<Record<string, number>>;
   readonly readBytes: number;
   /** Reads answered with EIO. */
+  /** Reads that got their bytes, and those that got an error. */
+  readonly readsOk: number;
   readonly readErrors: number;
   readonly inFlight: number;
   /** 0 if nothing is in flight. */
@@ -159,6 +161,7 @@ export class FuseFileSystem {
     return {
       ops,
       readBytes: this.reads.readBytes,
+      readsOk: this.reads.answered,
       readErrors: this.reads.errors,
       inFlight: this.reads.inFlight,
       oldestInFlightMs: this.reads.oldestInFlightMs(),

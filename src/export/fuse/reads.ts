@@ -67,6 +67,8 @@ export interface ReadQueueOptions {
 
 export class ReadQueue {
   readBytes = 0;
+  /** Reads that got their bytes. */
+  answered = 0;
   errors = 0;
   readonly #transport: FuseTransport;
   readonly #push: PagePush | undefined;
@@ -226,6 +228,7 @@ export class ReadQueue {
       pinned.release();
     }
     this.readBytes += lengthBytes;
+    this.answered++;
     this.#onRead?.(device.name, lengthBytes, performance.now() - startMs, 0);
     if (!direct && device.readOnly) this.#push?.touched(inode, device, offset, lengthBytes);
   }

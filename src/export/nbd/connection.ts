@@ -256,7 +256,7 @@ export class NbdConnection {
         return;
       }
       if (pieces[0]!.hole) {
-        this.#context.counters.readBytes += lengthBytes;
+        this.#countRead(lengthBytes, true);
         this.#replies.hole(request, offset, lengthBytes, true);
         return;
       }
@@ -361,7 +361,7 @@ export class NbdConnection {
         this.#sendData(request, offset, lengthBytes, bytes, isLast);
         continue;
       }
-      this.#context.counters.readBytes += lengthBytes;
+      this.#countRead(lengthBytes, isLast);
       this.#replies.hole(request, offset, lengthBytes, isLast);
     }
   }
@@ -406,12 +406,20 @@ export class NbdConnection {
     isLast: boolean,
   ): void {
     this.#context.turn.use(lengthBytes);
-    this.#context.counters.readBytes += lengthBytes;
+    this.#countRead(lengthBytes, isLast);
     this.#replies.data(request, offset, lengthBytes, bytes, isLast);
   }
 
+  #countRead(lengthBytes: number, isLast: boolean): void {
+    const { counters } = this.#context;
+    counters.readBytes += lengthBytes;
+    if (isLast) counters.readsOk++;
+  }
+
   #fail(request: Request, error: number, text: string): void {
-    this.#context.counters.errors++;
+    const { counters } = this.#context;
+    counters.errors++;
+    if (request.type === COMMAND.read) counters.readErrors++;
     this.#replies.error(request, error, text);
   }
 

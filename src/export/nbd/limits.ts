@@ -3,7 +3,7 @@
  * comes from outside: memory, time or a count.
  */
 export interface NbdLimits {
-  /** Clients at once; one more is closed at once. */
+  /** Clients of one listener at once; one more is closed at once, or whoever has not chosen an export for longest. */
   readonly connectionsMax: number;
   /** From connect, or from the last export that the client asked about, to the choice of one. */
   readonly handshakeTimeoutMs: number;

@@ -11,19 +11,34 @@ export function opOf({ type }: Request): NbdOp {
   return type === COMMAND.flush ? 'flush' : 'other';
 }
 
+/** What one listener has and had of clients. */
+export interface ListenerStats {
+  readonly kind: 'unix' | 'tcp';
+  readonly connections: number;
+  readonly connectionsMax: number;
+  /** Clients that found it full. */
+  readonly refused: number;
+}
+
 export interface NbdStats {
   readonly connections: number;
+  readonly listeners: readonly ListenerStats[];
   readonly inflight: number;
   /** Age of the oldest request that is not answered; 0 if there is none. */
   readonly oldestInflightMs: number;
   readonly ops: Readonly<Record<NbdOp, number>>;
   readonly errors: number;
+  /** Reads that got their bytes, and those that got an error. */
+  readonly readsOk: number;
+  readonly readErrors: number;
   readonly readBytes: number;
 }
 
 export class NbdCounters {
   readonly ops: Record<NbdOp, number> = { read: 0, blockStatus: 0, cache: 0, flush: 0, other: 0 };
   errors = 0;
+  readsOk = 0;
+  readErrors = 0;
   readBytes = 0;
   /** Start times of requests that had to wait; those answered at once never come here. */
   readonly waiting = new Set<{ startedMs: number }>();

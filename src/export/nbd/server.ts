@@ -16,7 +16,7 @@ import { TurnBudget } from '../turn-budget.ts';
 import { type ConnectionContext, NbdConnection } from './connection.ts';
 import { Handshake, type HandshakeStep } from './handshake.ts';
 import { DEFAULT_LIMITS, type NbdLimits } from './limits.ts';
-import { NbdCounters, type NbdStats } from './ops.ts';
+import { type ListenerStats, NbdCounters, type NbdStats } from './ops.ts';
 import { BatchPool } from './reply-writer.ts';
 
 /** Over two thousand requests; who sends refused writes needs more reads. */
@@ -31,9 +31,25 @@ export interface NbdServerOptions {
   /** What all exports of a process share; by default the server has its own. */
   readonly budget?: ByteBudget;
   readonly turn?: TurnBudget;
+  /** Called, now and then, when a client found a listener full. */
+  readonly onFull?: (listener: ListenerStats) => void;
 }
 
 export type ListenAddress = { readonly path: string } | { readonly host: string; readonly port: number };
+
+/** Clients that the kernel holds for us until they are accepted; it takes no more than net.core.somaxconn. */
+const BACKLOG = 4096;
+/** A listener that is full says so at most this often. */
+const FULL_TOLD_MS = 10_000;
+
+/** A bulkhead: whoever fills one listener leaves the others as they were. */
+interface Listener {
+  readonly server: net.Server;
+  readonly kind: 'unix' | 'tcp';
+  readonly clients: Set<Client>;
+  refused: number;
+  toldMs: number;
+}
 
 /** One client, before and after its handshake. */
 interface Client {
@@ -45,15 +61,17 @@ interface Client {
 export class NbdServer {
   readonly #registry: DriveRegistry;
   readonly #limits: NbdLimits;
-  readonly #listeners: net.Server[] = [];
+  readonly #listeners: Listener[] = [];
+  readonly #onFull: NbdServerOptions['onFull'];
   readonly #clients = new Set<Client>();
   readonly #counters = new NbdCounters();
   readonly #context: ConnectionContext;
   readonly #removed: (device: BlockDevice) => void;
   #allGone: (() => void) | undefined;
 
-  constructor({ registry, limits, budget, turn }: NbdServerOptions) {
+  constructor({ registry, limits, budget, turn, onFull }: NbdServerOptions) {
     this.#registry = registry;
+    this.#onFull = onFull;
     this.#limits = { ...DEFAULT_LIMITS, ...limits };
     this.#context = {
       counters: this.#counters,
@@ -81,7 +99,9 @@ export class NbdServer {
       keepAlive: true,
       keepAliveInitialDelay: KEEP_ALIVE_MS,
     };
-    const server = net.createServer(options, (socket) => this.#accept(socket));
+    const kind = 'path' in where ? 'unix' : 'tcp';
+    const server = net.createServer(options, (socket) => this.#accept(listener, socket));
+    const listener: Listener = { server, kind, clients: new Set(), refused: 0, toldMs: -FULL_TOLD_MS };
     await new Promise<void>((resolve, reject) => {
       server.once('error', (cause) => {
         const text = 'path' in where ? where.path : `${where.host}:${where.port}`;
@@ -89,7 +109,7 @@ export class NbdServer {
           new LazydiskError('UNAVAILABLE', `cannot listen for NBD on ${text}: ${cause.message}`, { cause }),
         );
       });
-      server.listen(where, () => {
+      server.listen({ ...where, backlog: BACKLOG }, () => {
         server.removeAllListeners('error');
         resolve();
       });
@@ -97,22 +117,25 @@ export class NbdServer {
     // From here on an error is of one client that could not be accepted, for want of descriptors.
     server.on('error', () => this.#counters.errors++);
     if ('path' in where) chmodSync(where.path, 0o600);
-    this.#listeners.push(server);
+    this.#listeners.push(listener);
   }
 
   /** Where it listens, with the ports that the system chose. */
   get addresses(): (string | net.AddressInfo)[] {
-    return this.#listeners.map((server) => server.address()!);
+    return this.#listeners.map(({ server }) => server.address()!);
   }
 
   stats(): NbdStats {
-    const { ops, errors, readBytes, waiting } = this.#counters;
+    const { ops, errors, readsOk, readErrors, readBytes, waiting } = this.#counters;
     return {
       connections: this.#clients.size,
+      listeners: this.#listeners.map((listener) => this.#statsOf(listener)),
       inflight: waiting.size,
       oldestInflightMs: this.#counters.oldestMs(),
       ops,
       errors,
+      readsOk,
+      readErrors,
       readBytes,
     };
   }
@@ -120,7 +143,9 @@ export class NbdServer {
   /** Takes no new clients, lets requests in flight be answered for at most `drainMs`, and closes. */
   async close({ drainMs }: { drainMs: number } = { drainMs: 0 }): Promise<void> {
     this.#registry.off('removed', this.#removed);
-    const closed = this.#listeners.splice(0).map((server) => new Promise((resolve) => server.close(resolve)));
+    const closed = this.#listeners
+      .splice(0)
+      .map(({ server }) => new Promise((resolve) => server.close(resolve)));
     for (const { socket, connection } of this.#clients) {
       if (connection && drainMs > 0) connection.end();
       else socket.destroy();
@@ -137,9 +162,30 @@ export class NbdServer {
     await Promise.all(closed);
   }
 
-  #accept(accepted: net.Socket): void {
-    if (this.#clients.size >= this.#limits.connectionsMax) {
-      this.#counters.errors++;
+  #statsOf({ kind, clients, refused }: Listener): ListenerStats {
+    return { kind, connections: clients.size, connectionsMax: this.#limits.connectionsMax, refused };
+  }
+
+  /** Whether there is room for one more client, if need be in the place of one that only holds it. */
+  #hasRoom(listener: Listener): boolean {
+    if (listener.clients.size < this.#limits.connectionsMax) return true;
+    listener.refused++;
+    if (performance.now() - listener.toldMs >= FULL_TOLD_MS) {
+      listener.toldMs = performance.now();
+      this.#onFull?.(this.#statsOf(listener));
+    }
+    // They are in the order in which they came, so this is the one that has held its place for longest.
+    for (const client of listener.clients) {
+      if (client.connection) continue;
+      client.socket.destroy();
+      listener.clients.delete(client);
+      return true;
+    }
+    return false;
+  }
+
+  #accept(listener: Listener, accepted: net.Socket): void {
+    if (!this.#hasRoom(listener)) {
       accepted.destroy();
       return;
     }
@@ -154,6 +200,7 @@ export class NbdServer {
     });
     const client: Client = { socket, fd, connection: undefined };
     this.#clients.add(client);
+    listener.clients.add(client);
     const slow = setTimeout(() => {
       if (!client.connection) socket.destroy();
     }, this.#limits.handshakeTimeoutMs);
@@ -166,6 +213,7 @@ export class NbdServer {
       clearTimeout(slow);
       client.connection?.closed();
       this.#clients.delete(client);
+      listener.clients.delete(client);
       if (this.#clients.size === 0) this.#allGone?.();
     });
     socket.write(Handshake.greeting());

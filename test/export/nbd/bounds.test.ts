@@ -1,7 +1,10 @@
 /** What one client can cost: time, memory, places; and how the server lets go of clients. */
+import { readFileSync } from 'node:fs';
+import type { AddressInfo } from 'node:net';
 import t from 'tap';
 import { ByteBudget } from '../../../src/export/byte-budget.ts';
 import { DEFAULT_LIMITS } from '../../../src/export/nbd/limits.ts';
+import type { ListenerStats } from '../../../src/export/nbd/ops.ts';
 import { COMMAND, OPTION, REQUEST_BYTES } from '../../../src/export/nbd/protocol.ts';
 import { CHUNK_BYTES } from '../../../src/format/chunk-id.ts';
 import { BufferDevice } from '../../support/buffer-device.ts';
@@ -44,6 +47,81 @@ t.test('one client more than allowed is closed, and may come when another has go
     t.equal((await client.request({ type: read, lengthBytes: 1 })).error, 0);
   second.close();
   fourth.close();
+});
+
+t.test('clients that fill one listener leave the other as it was, and that is told', async (t) => {
+  const told: ListenerStats[] = [];
+  const { where, server } = await serve(
+    t,
+    [new BufferDevice(bytes)],
+    { connectionsMax: 3 },
+    undefined,
+    (listener) => told.push(listener),
+  );
+  await server.listen({ host: '127.0.0.1', port: 0 });
+  const { port } = server.addresses.at(-1) as AddressInfo;
+  const tcp = { host: '127.0.0.1', port };
+  const held = await Promise.all(Array.from({ length: 3 }, () => NbdClient.open(tcp)));
+  for (let n = 0; n < 5; n++) t.equal((await (await NbdClient.raw(tcp)).rest()).length, 0);
+  const guests = await Promise.all(Array.from({ length: 3 }, () => NbdClient.open(where)));
+  for (const guest of guests) t.equal((await guest.request({ type: read, lengthBytes: 1 })).error, 0);
+  t.match(server.stats(), {
+    connections: 6,
+    listeners: [
+      { kind: 'unix', connections: 3, connectionsMax: 3, refused: 0 },
+      { kind: 'tcp', connections: 3, connectionsMax: 3, refused: 5 },
+    ],
+  });
+  t.match(told, [{ kind: 'tcp', refused: 1 }], 'once, and not for each');
+  for (const client of [...held, ...guests]) client.close();
+  await until(() => server.stats().listeners.every(({ connections }) => connections === 0));
+});
+
+t.test('where it is full, whoever has not chosen an export for longest makes room', async (t) => {
+  const { where } = await serve(t, [new BufferDevice(bytes)], { connectionsMax: 3 });
+  const guest = await NbdClient.open(where);
+  const idle = [await NbdClient.connect(where), await NbdClient.connect(where)];
+  const next = await NbdClient.open(where);
+  t.equal((await next.request({ type: read, lengthBytes: 1 })).error, 0);
+  t.equal((await idle[0]!.rest()).length, 0, 'the first that only came is gone');
+  t.equal((await guest.request({ type: read, lengthBytes: 1 })).error, 0, 'and no guest');
+  for (const client of [guest, next, idle[1]!]) client.close();
+});
+
+t.test('a TCP client whose machine is gone would be noticed', async (t) => {
+  const { server } = await serve(t, [new BufferDevice(bytes)]);
+  await server.listen({ host: '127.0.0.1', port: 0 });
+  const { port } = server.addresses.at(-1) as AddressInfo;
+  const client = await NbdClient.open({ host: '127.0.0.1', port });
+  // proc(5): local address, remote address, state 01 (established), queues, and the timer: 02 is keep-alive.
+  const local = `0100007F:${port.toString(16).toUpperCase().padStart(4, '0')}`;
+  const timer = () =>
+    readFileSync('/proc/net/tcp', 'latin1')
+      .split('\n')
+      .map((line) => line.trim().split(/\s+/))
+      .find((fields) => fields[1] === local && fields[3] === '01')?.[5];
+  await until(() => timer()?.startsWith('02:') === true);
+  t.pass('its connection has a keep-alive timer');
+  client.close();
+});
+
+t.test('reads are counted when they are answered, and what is no read is none that failed', async (t) => {
+  let fails = false;
+  const device = new BufferDevice(bytes, {
+    cold: true,
+    beforeRead: () => {
+      if (fails) throw new Error('no bytes');
+    },
+  });
+  const { where, server } = await serve(t, [device]);
+  const client = await NbdClient.open(where);
+  for (let n = 0; n < 5; n++) await client.request({ type: read, lengthBytes: 512 });
+  for (let n = 0; n < 7; n++) await client.request({ type: COMMAND.trim, lengthBytes: 512 });
+  t.match(server.stats(), { readsOk: 5, readErrors: 0 });
+  fails = true;
+  await client.request({ type: read, offset: 4 * CHUNK_BYTES, lengthBytes: 512 });
+  t.match(server.stats(), { readsOk: 5, readErrors: 1 });
+  client.close();
 });
 
 for (const lengthBytes of [4096, 64 * 1024, 4 * CHUNK_BYTES]) {

@@ -6,6 +6,7 @@ import type { Test } from 'tap';
 import { DriveRegistry } from '../../../src/drive/registry.ts';
 import { ByteBudget } from '../../../src/export/byte-budget.ts';
 import type { NbdLimits } from '../../../src/export/nbd/limits.ts';
+import type { ListenerStats } from '../../../src/export/nbd/ops.ts';
 import { NbdServer } from '../../../src/export/nbd/server.ts';
 import { CHUNK_BYTES } from '../../../src/format/chunk-id.ts';
 import type { BufferDevice } from '../../support/buffer-device.ts';
@@ -21,12 +22,13 @@ export async function serve(
   devices: readonly BufferDevice[],
   limits: Partial<NbdLimits> = {},
   budget: ByteBudget = new ByteBudget(),
+  onFull: (listener: ListenerStats) => void = () => {},
 ): Promise<Serving> {
   // A socket's path is at most 107 bytes long, so it does not lie under the test's own directory.
   const dir = mkdtempSync(join(tmpdir(), 'nbd-'));
   const registry = new DriveRegistry();
   for (const device of devices) registry.add(device);
-  const server = new NbdServer({ registry, limits, budget });
+  const server = new NbdServer({ registry, limits, budget, onFull });
   const where = { path: join(dir, 's') };
   await server.listen(where);
   t.teardown(async () => {

@@ -1,0 +1,58 @@
+/** The drives of a daemon, without a daemon: how many there may be, and what listing them is like. */
+import t, { type Test } from 'tap';
+import { ChunkMemory } from '../../src/chunk/memory.ts';
+import { silentObserver } from '../../src/chunk/observer.ts';
+import { ChunkReader } from '../../src/chunk/reader.ts';
+import { Admission } from '../../src/daemon/admission.ts';
+import { Drives } from '../../src/daemon/drives.ts';
+import { SharedImages } from '../../src/daemon/images.ts';
+import { StoreAsks } from '../../src/daemon/store-asks.ts';
+import { CHUNK_BYTES } from '../../src/format/chunk-id.ts';
+import { loadKeyFile } from '../../src/store/key-file.ts';
+import { KeyRing } from '../../src/store/key-ring.ts';
+import { openStore } from '../../src/store/open.ts';
+import { diskWorkplace } from '../support/daemon.ts';
+
+const DRIVES_MAX = 16_384;
+
+async function setUp(t: Test) {
+  const place = await diskWorkplace(t, 1);
+  const store = await openStore(place.store);
+  const key = await loadKeyFile(place.key);
+  const memory = new ChunkMemory({ capacityBytes: 16 * CHUNK_BYTES });
+  const reader = new ChunkReader({ memory, tiers: [], observer: silentObserver });
+  const admission = new Admission({ startsMax: 1_000_000, isStrained: () => false });
+  const drives = new Drives({
+    images: new SharedImages(store, KeyRing.of(key), new StoreAsks(8)),
+    reader,
+    readTimeoutMs: 1_000,
+    storeTimeoutMs: 10_000,
+    admission,
+    places: { fuse: () => null, nbd: () => 'nbd:', nbdTcp: () => null },
+    onReadError: () => {},
+  });
+  t.teardown(async () => {
+    drives.closeAll();
+    admission.close();
+    await reader.close();
+    await store.close();
+  });
+  return { drives, digest: place.image.digest };
+}
+
+t.test(
+  'as many drives as are promised can be attached, and one more is refused by name of the limit',
+  async (t) => {
+    const { drives, digest } = await setUp(t);
+    const signal = new AbortController().signal;
+    const attach = (name: string) => drives.attach({ image: digest, name }, signal);
+    // The last comes first: lists are sorted.
+    for (let n = DRIVES_MAX - 1; n >= 0; n--) await attach(`vm${String(n).padStart(5, '0')}`);
+    await t.rejects(attach('more'), { code: 'OVERLOAD', message: /16384 drives are attached/ });
+    t.equal(drives.size, DRIVES_MAX);
+    const names = [...drives.list()].map(({ name }) => name);
+    t.same(names, [...names].sort());
+    drives.detach('vm00007');
+    t.match(await attach('more'), { name: 'more' }, 'and there is room again when one goes');
+  },
+);
