@@ -3,7 +3,7 @@
  * behind the journal that are its own. Nothing is kept: each is made when its chunk is written.
  */
 import { inodeSeed } from './crc32c.ts';
-import { type BlockRun, writeExtentBlock, writeExtentRoot } from './extents.ts';
+import { type BlockRun, normaliseRuns, writeExtentBlock, writeExtentRoot } from './extents.ts';
 import { BLOCK_BYTES, JOURNAL_BLOCKS, JOURNAL_INODE } from './geometry.ts';
 import {
   CONTENT_BYTES,
@@ -43,7 +43,7 @@ export function* filePlaces({ inode }: PlannedInode, places: Places): Generator<
 function contentRuns(planned: PlannedInode, places: Places): BlockRun[] {
   if (planned.inode.kind === 'file') return [...filePlaces(planned, places)];
   const { contentBlocks: blocks, firstBlock } = planned;
-  return blocks > 0 ? [{ logical: 0, physical: places.metadata + firstBlock, blocks }] : [];
+  return blocks > 0 ? normaliseRuns([{ logical: 0, physical: places.metadata + firstBlock, blocks }]) : [];
 }
 
 /** The blocks of an inode's own, in the order that PlannedInode says. */

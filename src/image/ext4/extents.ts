@@ -21,6 +21,11 @@ const BLOCK_ENTRIES = Math.floor((BLOCK_BYTES - HEADER_BYTES - 4) / ENTRY_BYTES)
 /** The longest run of initialised blocks that one extent can say. */
 export const RUN_BLOCKS_MAX = 32768;
 
+/** Extents that a run of `blocks` takes. */
+export function extentsOf(blocks: number): number {
+  return Math.ceil(blocks / RUN_BLOCKS_MAX);
+}
+
 /** Joins runs that continue one another and splits those that are too long for one extent. */
 export function normaliseRuns(runs: Iterable<BlockRun>): BlockRun[] {
   const joined: { logical: number; physical: number; blocks: number }[] = [];

@@ -173,6 +173,28 @@ t.test('names of one hash on both sides of a leaf border are found', async (t) =
   });
 });
 
+t.test('more names in one folder than one extent holds the blocks of', async (t) => {
+  if (skipUnmountable(t)) return;
+  const disk = join(t.testdir(), 'disk');
+  const tree = new TreeBuilder();
+  // A leaf holds 15 names of 255 bytes, and an extent 32,768 blocks: these take two.
+  const names = 15 * 32_768;
+  tree.add('wide', inode('directory'));
+  let fifo = inode('fifo');
+  for (let n = 0; n < names; n++) {
+    // As many names as one file may have, so that there are few inodes.
+    if (n % 65_000 === 0) fifo = inode('fifo');
+    tree.add(`wide/${String(n).padEnd(255, 'x')}`, fifo);
+  }
+  await tree.write(disk);
+  checkDisk(t, disk);
+  await mounted(disk, 'ro', (mount) => {
+    t.ok(statSync(join(mount, 'wide')).size > 32_768 * 4096);
+    for (const n of [0, 1, 245_760, names - 1])
+      t.ok(statSync(join(mount, 'wide', String(n).padEnd(255, 'x'))).isFIFO());
+  });
+});
+
 t.test('more folders in one than a link count holds; a disk of 1 TiB', async (t) => {
   if (skipUnmountable(t)) return;
   const disk = join(t.testdir(), 'disk');
