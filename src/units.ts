@@ -43,6 +43,13 @@ export function parseShare(text: string): number {
   return share;
 }
 
+/** `4000000` → 4000000. Throws USAGE for what is not a positive whole number. */
+export function parseCount(text: string): number {
+  const count = /^[0-9]{1,15}$/.test(text.trim()) ? Number(text) : 0;
+  if (count === 0) throw new LazydiskError('USAGE', `count ${JSON.stringify(text)}: want a number from 1 up`);
+  return count;
+}
+
 const SIZE_UNITS = ['B', 'KiB', 'MiB', 'GiB', 'TiB', 'PiB'];
 
 /** 1536 → `1.5 KiB`: three significant digits, so that columns stay narrow. */

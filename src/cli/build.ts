@@ -1,7 +1,7 @@
 /** `lazydisk build SOURCE` */
 import { Command } from 'commander';
 import type { BuildProgress, BuildReport } from '../image/build.ts';
-import { formatDuration, formatSize, parseSize } from '../units.ts';
+import { formatDuration, formatSize, parseCount, parseSize } from '../units.ts';
 import {
   answer,
   interruptible,
@@ -19,6 +19,8 @@ interface BuildCommandOptions extends JsonOptions, StoreOptions {
   readonly name: string;
   readonly platform?: string;
   readonly size?: string;
+  readonly maxInput?: string;
+  readonly maxEntries?: string;
 }
 
 export function buildCommand(): Command {
@@ -28,6 +30,14 @@ export function buildCommand(): Command {
     .requiredOption('--name <name[:tag]>', 'what to call the image in the store (tag: latest)')
     .option('--platform <os/arch>', 'which platform of the source (default: this machine)')
     .option('--size <size>', 'size of the disk, as in 10G (default: content plus room, at least 1G)')
+    .option(
+      '--max-input <size>',
+      'bytes that the layers may unpack to, and come to on the disk (default: 128G)',
+    )
+    .option(
+      '--max-entries <number>',
+      'entries that the layers may have, and names in the image (default: 2000000)',
+    )
     .addHelpText(
       'after',
       `
@@ -40,11 +50,18 @@ inputBytes, durationMs.`,
 
 async function build(spec: string, options: BuildCommandOptions): Promise<void> {
   const sizeBytes = options.size === undefined ? undefined : parseSize(options.size);
+  const inputBytes = options.maxInput === undefined ? undefined : parseSize(options.maxInput);
+  const entries = options.maxEntries === undefined ? undefined : parseCount(options.maxEntries);
   requireKeys(options.key);
-  const [{ openSource }, { buildImage }] = await Promise.all([
+  const [{ openSource }, { buildImage }, { imageLimits }] = await Promise.all([
     import('../image/source.ts'),
     import('../image/build.ts'),
+    import('../image/limits.ts'),
   ]);
+  const limits = imageLimits({
+    ...(inputBytes !== undefined && { inputBytes }),
+    ...(entries !== undefined && { entries }),
+  });
   const source = await openSource(spec, options.platform === undefined ? {} : { platform: options.platform });
   const progress = new Progress(`build ${options.name}`);
   try {
@@ -56,6 +73,7 @@ async function build(spec: string, options: BuildCommandOptions): Promise<void> 
           key: await requireKeys(keys).primary(),
           name: options.name,
           ...(sizeBytes !== undefined && { sizeBytes }),
+          limits,
           onProgress: (state) => progress.update(progressOf(state)),
           signal,
         }),
@@ -70,7 +88,9 @@ async function build(spec: string, options: BuildCommandOptions): Promise<void> 
 }
 
 function progressOf(state: BuildProgress): ProgressState {
-  const stage = state.phase === 'layers' ? `layer ${state.layer} of ${state.layers}` : state.phase;
+  const unpacked = `${formatSize(state.unpackedBytes)} unpacked, ${state.entries} entries`;
+  const stage =
+    state.phase === 'layers' ? `layer ${state.layer} of ${state.layers}  ${unpacked}` : state.phase;
   return { doneBytes: state.inputBytes, totalBytes: state.totalInputBytes, stage };
 }
 

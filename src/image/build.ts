@@ -13,7 +13,8 @@ import { referenceName } from '../store/reference-name.ts';
 import type { ImageDigest, Store } from '../store/store.ts';
 import { ChunkEncoder } from './encode.ts';
 import { type Ext4Layout, layoutExt4 } from './ext4/writer.ts';
-import { type FlattenedImage, flatten } from './flatten.ts';
+import { type FlattenedImage, type FlattenProgress, flatten } from './flatten.ts';
+import type { ImageLimits } from './limits.ts';
 import type { ImageSource } from './source.ts';
 
 /**
@@ -31,6 +32,9 @@ export interface BuildProgress {
   /** Bytes of layer blobs read so far, and what they come to. */
   readonly inputBytes: number;
   readonly totalInputBytes: number;
+  /** Bytes of tar that the layers came to so far, and entries in them. */
+  readonly unpackedBytes: number;
+  readonly entries: number;
   /** Chunks stored so far by this build, and their sealed bytes. */
   readonly newChunks: number;
   readonly newBytes: number;
@@ -45,6 +49,8 @@ export interface BuildOptions {
   readonly name: string;
   /** Size of the disk; default: content plus room, at least 1 GiB. */
   readonly sizeBytes?: number;
+  /** What the image may cost at most; default: `imageLimits()`. */
+  readonly limits?: ImageLimits;
   /** Called some hundred times a second at most, and once at the start of each phase. */
   onProgress?(progress: BuildProgress): void;
   readonly signal?: AbortSignal;
@@ -91,8 +97,9 @@ export async function buildImage(options: BuildOptions): Promise<BuildReport> {
       (chunk, bytes) => encoder.add(bytes, (ref) => (dataRefs[chunk] = ref)),
       {
         ...(signal && { signal }),
+        ...(options.limits && { limits: options.limits }),
         takeBuffer: () => encoder.takeBuffer(),
-        onProgress: ({ layer, inputBytes }) => progress.read(layer, inputBytes),
+        onProgress: (state) => progress.read(state),
       },
     );
 
@@ -179,8 +186,7 @@ class Progress {
   readonly #tell: ((progress: BuildProgress) => void) | undefined;
   readonly #totalInputBytes: number;
   #phase: BuildProgress['phase'] = 'layers';
-  #layer = 1;
-  #inputBytes = 0;
+  #flattened = { layer: 1, inputBytes: 0, unpackedBytes: 0, entries: 0 };
   #toldMs = Number.NEGATIVE_INFINITY;
 
   constructor(source: ImageSource, encoder: ChunkEncoder, tell: BuildOptions['onProgress']) {
@@ -195,9 +201,8 @@ class Progress {
     this.#report();
   }
 
-  read(layer: number, inputBytes: number): void {
-    this.#layer = layer;
-    this.#inputBytes = inputBytes;
+  read({ layer, inputBytes, unpackedBytes, entries }: FlattenProgress): void {
+    this.#flattened = { layer, inputBytes, unpackedBytes, entries };
     if (performance.now() - this.#toldMs >= Progress.INTERVAL_MS) this.#report();
   }
 
@@ -205,9 +210,8 @@ class Progress {
     this.#toldMs = performance.now();
     this.#tell?.({
       phase: this.#phase,
-      layer: this.#layer,
+      ...this.#flattened,
       layers: this.#source.layers.length,
-      inputBytes: this.#inputBytes,
       totalInputBytes: this.#totalInputBytes,
       newChunks: this.#encoder.counts.newChunks,
       newBytes: this.#encoder.counts.newBytes,

@@ -4,6 +4,7 @@
  */
 import { LazydiskError } from '../errors.ts';
 import { CHUNK_BYTES } from '../format/chunk-id.ts';
+import { type ImageLimits, imageLimits } from './limits.ts';
 import { isWhiteout, TreeMerge } from './merge.ts';
 import { Placement } from './placement.ts';
 import { quote } from './quote.ts';
@@ -11,9 +12,6 @@ import type { ImageSource, LayerBlob } from './source.ts';
 import { StreamInput } from './tar/input.ts';
 import { readTar, type TarEntry } from './tar/reader.ts';
 import type { ChunkSink, DataExtent, MergedTree, TreeInode } from './tree.ts';
-
-/** All layers of an image unpacked, file data or not; it bounds what a decompression bomb can cost. */
-const UNPACKED_BYTES_MAX = 2 * 2 ** 40;
 
 /** Where a layer's data lies among the data chunks: [firstChunk, firstChunk + chunks). */
 export interface LayerMapEntry {
@@ -31,9 +29,14 @@ export interface FlattenProgress {
   /** Bytes of blobs read so far, over all layers, and what they come to. */
   readonly inputBytes: number;
   readonly totalInputBytes: number;
+  /** Bytes of tar that the layers came to so far, and entries in them: they grow long after the last byte of a bomb. */
+  readonly unpackedBytes: number;
+  readonly entries: number;
 }
 
 export interface FlattenOptions {
+  /** What the image may cost at most; default: `imageLimits()`. */
+  readonly limits?: ImageLimits;
   /** Called about once per buffer read. */
   onProgress?(progress: FlattenProgress): void;
   readonly signal?: AbortSignal;
@@ -60,36 +63,28 @@ export async function flatten(
   sink: ChunkSink,
   options: FlattenOptions = {},
 ): Promise<FlattenedImage> {
-  const { signal, takeBuffer = () => Buffer.allocUnsafeSlow(CHUNK_BYTES) } = options;
-  const merge = new TreeMerge();
-  const placement = new Placement(async (chunk, bytes) => {
-    try {
-      await sink(chunk, bytes);
-    } catch (error) {
-      throw new SinkFailure(error);
-    }
-  }, takeBuffer);
+  const { signal, limits = imageLimits(), takeBuffer = () => Buffer.allocUnsafeSlow(CHUNK_BYTES) } = options;
+  const merge = new TreeMerge(limits);
+  const placement = new Placement(
+    async (chunk, bytes) => {
+      try {
+        await sink(chunk, bytes);
+      } catch (error) {
+        throw new SinkFailure(error);
+      }
+    },
+    takeBuffer,
+    limits.inputBytes,
+  );
+  const meter = new Meter(source, limits, options.onProgress);
   const layerMap: LayerMapEntry[] = [];
   const layers = source.layers.length;
-  const totalInputBytes = source.layers.reduce((sum, layer) => sum + layer.sizeBytes, 0);
-  let inputBytes = 0;
-  let unpackedBytes = 0;
   for (const [index, layer] of source.layers.entries()) {
     const firstChunk = placement.chunks;
-    const onInput = (lengthBytes: number) => {
-      inputBytes += lengthBytes;
-      options.onProgress?.({ layer: index + 1, layers, inputBytes, totalInputBytes });
-    };
     try {
       signal?.throwIfAborted();
-      unpackedBytes += await flattenLayer(
-        layer,
-        merge,
-        placement,
-        UNPACKED_BYTES_MAX - unpackedBytes,
-        signal,
-        onInput,
-      );
+      meter.layer = index + 1;
+      await flattenLayer(layer, merge, placement, meter, signal);
       await placement.border();
     } catch (error) {
       if (error instanceof SinkFailure) throw error.cause;
@@ -110,28 +105,78 @@ export async function flatten(
   };
 }
 
-/** Resolves to the bytes that the layer unpacked to. */
 async function flattenLayer(
   layer: LayerBlob,
   merge: TreeMerge,
   placement: Placement,
-  limitBytes: number,
+  meter: Meter,
   signal: AbortSignal | undefined,
-  onInput: (lengthBytes: number) => void,
-): Promise<number> {
-  const stream = layer.open(signal, onInput);
+): Promise<void> {
+  const stream = layer.open(signal, (lengthBytes) => meter.read(lengthBytes));
+  const input = new StreamInput(stream, meter.leftBytes, (lengthBytes) => meter.unpacked(lengthBytes));
   try {
-    const input = new StreamInput(stream, limitBytes);
     merge.beginLayer();
     for await (const entry of readTar(input)) {
+      meter.entry(entry);
       const data = entry.kind === 'file' && !isWhiteout(entry.name) ? await placed(entry, placement) : [];
       merge.apply(entry, data);
     }
     // The blob is proven at its last byte, which lies behind the archive's end marker.
     await input.drain();
-    return input.position;
   } finally {
-    stream.destroy();
+    await input.close();
+  }
+}
+
+/** Counts what the layers come to, over all of them. */
+class Meter {
+  layer = 1;
+  readonly #limits: ImageLimits;
+  readonly #tell: FlattenOptions['onProgress'];
+  readonly #layers: number;
+  readonly #totalInputBytes: number;
+  #inputBytes = 0;
+  #unpackedBytes = 0;
+  #entries = 0;
+
+  constructor({ layers }: ImageSource, limits: ImageLimits, tell: FlattenOptions['onProgress']) {
+    this.#limits = limits;
+    this.#tell = tell;
+    this.#layers = layers.length;
+    this.#totalInputBytes = layers.reduce((sum, layer) => sum + layer.sizeBytes, 0);
+  }
+
+  /** What the layers that are left may unpack to. */
+  get leftBytes(): number {
+    return this.#limits.inputBytes - this.#unpackedBytes;
+  }
+
+  read(lengthBytes: number): void {
+    this.#inputBytes += lengthBytes;
+    this.#report();
+  }
+
+  unpacked(lengthBytes: number): void {
+    this.#unpackedBytes += lengthBytes;
+    this.#report();
+  }
+
+  /** Throws UNSUPPORTED for one entry too many. */
+  entry({ name }: TarEntry): void {
+    if (++this.#entries <= this.#limits.entries) return;
+    const text = `path ${quote(name)}: layers of over ${this.#limits.entries} entries (--max-entries allows more)`;
+    throw new LazydiskError('UNSUPPORTED', text);
+  }
+
+  #report(): void {
+    this.#tell?.({
+      layer: this.layer,
+      layers: this.#layers,
+      inputBytes: this.#inputBytes,
+      totalInputBytes: this.#totalInputBytes,
+      unpackedBytes: this.#unpackedBytes,
+      entries: this.#entries,
+    });
   }
 }
 

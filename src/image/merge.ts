@@ -5,18 +5,24 @@
  * entries or after them.
  */
 import { LazydiskError } from '../errors.ts';
+import { type ImageLimits, TreeBudget } from './limits.ts';
 import { resolveDirectory, splitPath } from './path.ts';
 import { quote } from './quote.ts';
 import type { TarEntry } from './tar/reader.ts';
 import type { DataExtent, TreeInode } from './tree.ts';
+import { XattrSets } from './xattr-sets.ts';
 
-/** Names in the tree at most: it is in memory, at roughly half a KiB a name. */
-const TREE_NAMES_MAX = 8 * 1024 * 1024;
 const LINKS_MAX = 65_000;
 const LINK_TARGET_BYTES_MAX = 4095;
 
 const WHITEOUT = '.wh.';
 const OPAQUE = '.wh..wh..opq';
+
+/** What names, inodes and extents take in memory, beside the bytes of names and targets: in the tree and when it is laid out. */
+const NAME_BYTES = 200;
+const INODE_BYTES = 200;
+const DIRECTORY_BYTES = 500;
+const EXTENT_BYTES = 64;
 
 /** What only some inodes have is one empty value, shared by all that have none; nobody may write to it. */
 const NO_XATTRS: Map<string, Buffer> = new Map();
@@ -29,6 +35,8 @@ interface Touched {
   readonly names: Set<string>;
   /** The layer has an entry for the directory itself. */
   explicit: boolean;
+  /** All that lower layers put below it is gone, and this layer puts no such thing back: a second marker has no work. */
+  opaque: boolean;
 }
 
 /** True for an entry that says what to hide instead of being something. */
@@ -40,8 +48,17 @@ export function isWhiteout(name: string): boolean {
 export class TreeMerge {
   /** What there is so far. */
   readonly root: TreeInode = directoryInode();
+  readonly #namesMax: number;
+  readonly #budget: TreeBudget;
+  readonly #xattrs: XattrSets;
   #names = 0;
   #touched = new Map<TreeInode, Touched>();
+
+  constructor(limits: ImageLimits) {
+    this.#namesMax = limits.entries;
+    this.#budget = new TreeBudget(limits.treeBytes);
+    this.#xattrs = new XattrSets(this.#budget);
+  }
 
   /** What comes next lies above all that came before. */
   beginLayer(): void {
@@ -74,12 +91,12 @@ export class TreeMerge {
       const parent = this.#makeDirectories(parts);
       const existing = parent.children.get(name);
       if (entry.kind === 'directory' && existing?.kind === 'directory') {
-        takeMetadata(existing, entry);
-        this.#touch(parent).names.add(name);
+        this.#takeMetadata(existing, entry);
+        this.#touchName(parent, name);
         this.#touch(existing).explicit = true;
         return;
       }
-      const inode = inodeOf(entry, extents);
+      const inode = inodeOf(entry, extents, this.#xattrs.of(entry.xattrs));
       this.#remove(parent, name);
       this.#add(parent, name, inode);
       if (inode.kind === 'directory') this.#touch(inode).explicit = true;
@@ -88,7 +105,7 @@ export class TreeMerge {
 
   #applyRoot(entry: TarEntry): void {
     if (entry.kind !== 'directory') throw new LazydiskError('CORRUPT', `the root as a ${entry.kind}`);
-    takeMetadata(this.root, entry);
+    this.#takeMetadata(this.root, entry);
     this.#touch(this.root).explicit = true;
   }
 
@@ -142,7 +159,7 @@ export class TreeMerge {
         `a path through ${quote(obstacle.name)}, which is a ${obstacle.kind}`,
       );
     }
-    for (const [depth, name] of names.entries()) this.#touch(way[depth]!).names.add(name);
+    for (const [depth, name] of names.entries()) this.#touchName(way[depth]!, name);
     let directory = way.at(-1)!;
     for (const name of missing) {
       if (name.startsWith(WHITEOUT)) throw new LazydiskError('CORRUPT', 'a symlink that leads to a whiteout');
@@ -160,31 +177,44 @@ export class TreeMerge {
     if (!this.#touched.get(directory)?.names.has(name)) this.#remove(directory, name);
     else if (child.kind === 'directory') {
       // Ours, made or entered by this layer: what it got from below goes, and so does inherited metadata.
-      if (!this.#touched.get(child)?.explicit) takeMetadata(child, directoryInode());
+      if (!this.#touched.get(child)?.explicit) this.#takeMetadata(child, directoryInode());
       this.#hideLowerChildren(child);
     }
   }
 
   #hideLowerChildren(directory: TreeInode): void {
+    const touched = this.#touch(directory);
+    if (touched.opaque) return;
+    touched.opaque = true;
     for (const name of [...directory.children.keys()]) this.#hideLower(directory, name);
   }
 
   #touch(directory: TreeInode): Touched {
     let touched = this.#touched.get(directory);
     if (!touched) {
-      touched = { names: new Set(), explicit: false };
+      touched = { names: new Set(), explicit: false, opaque: false };
       this.#touched.set(directory, touched);
     }
     return touched;
   }
 
+  #touchName(directory: TreeInode, name: string): void {
+    const { names } = this.#touch(directory);
+    if (!names.has(name)) names.add(ownString(name));
+  }
+
   #add(directory: TreeInode, name: string, inode: TreeInode): void {
-    if (++this.#names > TREE_NAMES_MAX) {
-      throw new LazydiskError('UNSUPPORTED', `an image of over ${TREE_NAMES_MAX} names`);
+    if (++this.#names > this.#namesMax) {
+      throw new LazydiskError(
+        'UNSUPPORTED',
+        `an image of over ${this.#namesMax} names (--max-entries allows more)`,
+      );
     }
-    inode.links++;
-    directory.children.set(name, inode);
-    this.#touch(directory).names.add(name);
+    this.#budget.take(NAME_BYTES + name.length);
+    if (inode.links++ === 0) this.#budget.take(memoryOf(inode));
+    const own = ownString(name);
+    directory.children.set(own, inode);
+    this.#touch(directory).names.add(own);
   }
 
   /** Takes the name away, and all that lies below it. */
@@ -193,24 +223,36 @@ export class TreeMerge {
     if (!inode) return;
     directory.children.delete(name);
     this.#names--;
-    inode.links--;
+    this.#budget.give(NAME_BYTES + name.length);
+    if (--inode.links === 0) this.#budget.give(memoryOf(inode));
     if (inode.kind !== 'directory') return;
     this.#touched.delete(inode);
     for (const child of [...inode.children.keys()]) this.#remove(inode, child);
+  }
+
+  #takeMetadata(inode: TreeInode, from: Metadata): void {
+    inode.mode = from.mode;
+    inode.uid = from.uid;
+    inode.gid = from.gid;
+    inode.mtimeNs = from.mtimeNs;
+    inode.xattrs = this.#xattrs.of(from.xattrs);
   }
 }
 
 type Metadata = Pick<TreeInode, 'mode' | 'uid' | 'gid' | 'mtimeNs'> & { xattrs: ReadonlyMap<string, Buffer> };
 
-function takeMetadata(inode: TreeInode, from: Metadata): void {
-  inode.mode = from.mode;
-  inode.uid = from.uid;
-  inode.gid = from.gid;
-  inode.mtimeNs = from.mtimeNs;
-  inode.xattrs = linuxXattrs(from.xattrs);
+/** The same for an inode as long as it has a name; its xattrs are counted where they are kept. */
+function memoryOf({ kind, target, extents }: TreeInode): number {
+  const kindBytes = kind === 'directory' ? DIRECTORY_BYTES : 0;
+  return INODE_BYTES + kindBytes + target.length + extents.length * EXTENT_BYTES;
 }
 
-function inodeOf(entry: TarEntry, extents: DataExtent[]): TreeInode {
+/** The string in memory of its own: V8 cuts one of 13 characters or more as a view that keeps the whole path alive. */
+function ownString(name: string): string {
+  return name.length < 13 ? name : Buffer.from(name, 'latin1').toString('latin1');
+}
+
+function inodeOf(entry: TarEntry, extents: DataExtent[], xattrs: Map<string, Buffer>): TreeInode {
   const kind = entry.kind === 'link' ? 'file' : entry.kind;
   if (kind === 'symlink') {
     if (entry.target === '' || entry.target.includes('\0')) {
@@ -228,7 +270,7 @@ function inodeOf(entry: TarEntry, extents: DataExtent[]): TreeInode {
     uid: entry.uid,
     gid: entry.gid,
     mtimeNs: entry.mtimeNs,
-    xattrs: linuxXattrs(entry.xattrs),
+    xattrs,
     links: 0,
     sizeBytes: kind === 'file' ? entry.sizeBytes : 0,
     extents: extents.length > 0 ? extents : NO_EXTENTS,
@@ -255,14 +297,4 @@ function directoryInode(): TreeInode {
     rdevMinor: 0,
     children: new Map(),
   };
-}
-
-/** Attributes of namespaces that ext4 holds; others (macOS writes `com.apple.…`) no Linux could read back. */
-function linuxXattrs(xattrs: ReadonlyMap<string, Buffer>): Map<string, Buffer> {
-  if (xattrs.size === 0) return NO_XATTRS;
-  const kept = new Map<string, Buffer>();
-  for (const [name, value] of xattrs) {
-    if (/^(user|trusted|security)\.|^system\.posix_acl_(access|default)$/s.test(name)) kept.set(name, value);
-  }
-  return kept;
 }

@@ -11,6 +11,8 @@ const COMPONENT_BYTES_MAX = 255;
 const PATH_BYTES_MAX = 4095;
 /** As Linux: more symlinks in one path are taken for a loop. */
 const SYMLINKS_MAX = 40;
+/** Names looked up for one path, those of its symlinks included: 40 targets of 2,000 would take milliseconds an entry. */
+const LOOKUPS_MAX = 4096;
 
 /**
  * The components of an entry's name, without empty ones and `.`; [] is the root. A leading slash counts for
@@ -54,7 +56,11 @@ export function resolveDirectory(root: TreeInode, parts: readonly string[]): Res
   const pending = parts.toReversed();
   let obstacle: ResolvedDirectory['obstacle'];
   let symlinks = 0;
+  let lookups = 0;
   for (let part = pending.pop(); part !== undefined; part = pending.pop()) {
+    if (++lookups > LOOKUPS_MAX) {
+      throw new LazydiskError('CORRUPT', `a path through symlinks of over ${LOOKUPS_MAX} names`);
+    }
     if (part === '' || part === '.') continue;
     if (part === '..') {
       if (missing.length > 0) missing.pop();

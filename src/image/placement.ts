@@ -23,8 +23,8 @@ import { CHUNK_BYTES } from '../format/chunk-id.ts';
 import type { TarEntry } from './tar/reader.ts';
 import type { ChunkSink, DataExtent } from './tree.ts';
 
-/** Data chunks of one image at most: 1 TiB, the largest disk there is. */
-const DATA_CHUNKS_MAX = 2 ** 40 / CHUNK_BYTES;
+/** Data of one image at most: the largest disk there is. */
+const DATA_BYTES_MAX = 2 ** 40;
 
 const BLOCK_BYTES = 4096;
 /** A small file starts a chunk with a probability of its blocks in this many. */
@@ -34,7 +34,7 @@ const ZERO_CHUNK = Buffer.alloc(CHUNK_BYTES);
 export class Placement {
   readonly #sink: ChunkSink;
   readonly #takeBuffer: () => Buffer;
-  readonly #chunksMax: number;
+  readonly #bytesMax: number;
   #chunks = 0;
   /** Holds the open chunk; behind `#filledBytes` it holds anything. */
   #buffer: Buffer | undefined;
@@ -43,12 +43,13 @@ export class Placement {
 
   /**
    * A chunk's buffer is given to `sink` for good; the next one is taken when the sink's promise has resolved.
-   * `takeBuffer` gives CHUNK_BYTES of memory, used or not.
+   * `takeBuffer` gives CHUNK_BYTES of memory, used or not. At most `bytesMax` of chunks are made: a sparse file of a
+   * few bytes can come to many.
    */
-  constructor(sink: ChunkSink, takeBuffer: () => Buffer, chunksMax = DATA_CHUNKS_MAX) {
+  constructor(sink: ChunkSink, takeBuffer: () => Buffer, bytesMax: number) {
     this.#sink = sink;
     this.#takeBuffer = takeBuffer;
-    this.#chunksMax = chunksMax;
+    this.#bytesMax = Math.min(bytesMax, DATA_BYTES_MAX);
   }
 
   /** Data chunks given to the sink so far. */
@@ -60,9 +61,12 @@ export class Placement {
   async border(): Promise<void> {
     const bytes = this.#buffer;
     if (!bytes || this.#filledBytes === 0) return;
-    if (this.#chunks === this.#chunksMax) {
-      const limitGiB = (this.#chunksMax * CHUNK_BYTES) / 2 ** 30;
-      throw new LazydiskError('NO_SPACE', `the image holds more than ${limitGiB} GiB of data`);
+    if ((this.#chunks + 1) * CHUNK_BYTES > this.#bytesMax) {
+      const hint = this.#bytesMax < DATA_BYTES_MAX ? ' (--max-input allows more)' : '';
+      throw new LazydiskError(
+        'NO_SPACE',
+        `the image comes to more than ${this.#bytesMax} bytes of data${hint}`,
+      );
     }
     bytes.fill(0, this.#filledBytes);
     this.#buffer = undefined;

@@ -3,7 +3,6 @@
  * resolves the image once (index, platform, manifest, config: all checked against their digests) and then gives
  * its layers as streams of plain tar, each checked against its digests as it flows.
  */
-import type { Readable } from 'node:stream';
 import { LazydiskError } from '../errors.ts';
 import { openArchiveFiles } from './source/archive-files.ts';
 import { openDirectoryFiles } from './source/directory-files.ts';
@@ -27,7 +26,7 @@ export interface LayerBlob {
    * its end with a LazydiskError CORRUPT that names the blob if one is wrong. `onInput` hears of each piece of
    * the blob that was read.
    */
-  open(signal?: AbortSignal, onInput?: (lengthBytes: number) => void): Readable;
+  open(signal?: AbortSignal, onInput?: (lengthBytes: number) => void): AsyncIterable<Buffer>;
 }
 
 export interface ImageSource {

@@ -259,3 +259,16 @@ t.test('an interrupted build says so, and leaves no name', async (t) => {
   t.equal(stderr, 'lazydisk: stopped by SIGINT\n');
   t.same(await lazydiskJson(['images', '--store', `${store}2`]), []);
 });
+
+t.test(
+  'what an image may cost a build is set by two flags, and the refusal names the one to raise',
+  async (t) => {
+    const { dir, store, key } = await buildWorkplace(t, 1);
+    const build = (...flags: string[]) =>
+      lazydisk(['build', `oci:${dir}/oci`, '--name', 'b', '--store', `${store}2`, '--key', key, ...flags]);
+    t.match(await build('--max-input', '1K'), { code: 7, stderr: /layer 1 of 1 .*path .*--max-input/ });
+    t.match(await build('--max-entries', '0'), { code: 2, stderr: /count "0"/ });
+    t.match(await build('--max-entries', '8000001'), { code: 2, stderr: /8000000 is the most/ });
+    t.match(await build('--max-input', '2G', '--max-entries', '1000'), { code: 0 });
+  },
+);

@@ -49,8 +49,14 @@ t.test('progress counts the blobs’ bytes up to their sum', async (t) => {
   await flatten(source, async () => {}, { onProgress: (progress) => seen.push(progress) });
   await source.close();
   const total = source.layers.reduce((sum, { sizeBytes }) => sum + sizeBytes, 0);
-  t.same(seen.at(-1), { layer: 2, layers: 2, inputBytes: total, totalInputBytes: total });
-  t.ok(seen.every((one, at) => at === 0 || one.inputBytes > seen[at - 1]!.inputBytes));
+  t.match(seen.at(-1), { layer: 2, layers: 2, inputBytes: total, totalInputBytes: total });
+  t.match(seen.at(-1), { entries: 2, unpackedBytes: 3 * CHUNK_BYTES + 2 * 512 + 2 * 1024 });
+  for (const counter of ['inputBytes', 'unpackedBytes', 'entries'] as const) {
+    t.ok(
+      seen.every((one, at) => at === 0 || one[counter] >= seen[at - 1]![counter]),
+      counter,
+    );
+  }
 });
 
 t.test('the next chunk waits until the sink has room', async (t) => {

@@ -83,7 +83,8 @@ function entriesOf(layer: ModelLayer): TarEntrySpec[] {
     ...[...layer.directories].map(([path, mode]) => ({ name: `${path}/`, mode })),
     ...[...layer.files].map(([path, body]) => ({ name: path, body })),
     ...[...layer.whiteouts].map(marker),
-    ...[...layer.opaque].map((path) => ({ name: `${path}/.wh..wh..opq` })),
+    // Said twice, it says the same, whatever comes between.
+    ...[...layer.opaque, ...layer.opaque].map((path) => ({ name: `${path}/.wh..wh..opq` })),
   ];
 }
 

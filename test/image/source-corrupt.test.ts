@@ -19,6 +19,7 @@ import {
   putIndex,
   putJson,
 } from '../support/oci.ts';
+import { packEntry } from '../support/tar.ts';
 
 const tar = packTar([{ name: 'f', body: Buffer.alloc(1_000_000, 'f') }]);
 const COMPRESSIONS = ['none', 'gzip', 'zstd'] as const;
@@ -293,3 +294,17 @@ t.test(
     t.pass('holds');
   },
 );
+
+t.test('an archive of more bytes of names than are kept', async (t) => {
+  const file = join(t.testdir(), 'archive');
+  // A directory, of which only the name counts.
+  const entry = packEntry({ name: 'n'.repeat(4096), type: 'directory' });
+  const names = (32 * 2 ** 20) / 4096;
+  await writeFile(file, [...Array.from({ length: names }, () => entry), Buffer.alloc(1024)]);
+  await t.rejects(openSource(`oci-archive:${file}`), { code: 'NOT_FOUND', message: /no index.json/ });
+  await writeFile(file, [...Array.from({ length: names + 1 }, () => entry), Buffer.alloc(1024)]);
+  await t.rejects(openSource(`oci-archive:${file}`), {
+    code: 'UNSUPPORTED',
+    message: /33554432 bytes of names/,
+  });
+});

@@ -8,7 +8,7 @@ import { quote } from '../quote.ts';
 import type { TreeInode } from '../tree.ts';
 import { inodeSeed } from './crc32c.ts';
 import { Directory, type DirectoryEntry } from './directory.ts';
-import { type BlockRun, extentBlocks, normaliseRuns } from './extents.ts';
+import { type BlockRun, extentBlocks, extentsOf, normaliseRuns } from './extents.ts';
 import { BLOCK_BYTES, LOST_AND_FOUND_INODE, ROOT_INODE } from './geometry.ts';
 import { type DividedXattrs, divideXattrs } from './xattr.ts';
 
@@ -56,13 +56,23 @@ interface Numbered {
   readonly parent: Numbered | undefined;
 }
 
+/** What the planning of all inodes shares. */
+interface Shared {
+  readonly numbers: ReadonlyMap<TreeInode, number>;
+  readonly hashSeed: Int32Array;
+  readonly seed: number;
+  /** Sets that were divided: thousands of inodes may have one set. */
+  readonly xattrs: Map<TreeInode['xattrs'], DividedXattrs>;
+}
+
 /** Plans a tree. Throws NO_SPACE, CORRUPT or UNSUPPORTED, with the path, for what ext4 cannot hold. */
 export function planTree(root: TreeInode, hashSeed: Int32Array, seed: number): Plan {
   const { numbered, numbers } = numberInodes(root);
+  const shared: Shared = { numbers, hashSeed, seed, xattrs: new Map() };
   let metadataBlocks = 0;
   const inodes = numbered.map((one) => {
     try {
-      const planned = planInode(one, metadataBlocks, numbers, hashSeed, seed);
+      const planned = planInode(one, metadataBlocks, shared);
       metadataBlocks += planned.contentBlocks + planned.extentBlocks + planned.xattrBlocks;
       return planned;
     } catch (error) {
@@ -155,14 +165,10 @@ function newLostAndFound(root: TreeInode): TreeInode {
   };
 }
 
-function planInode(
-  { number, parent, inode }: Numbered,
-  firstBlock: number,
-  numbers: ReadonlyMap<TreeInode, number>,
-  hashSeed: Int32Array,
-  seed: number,
-): PlannedInode {
-  const xattrs = divideXattrs(inode.xattrs);
+function planInode({ number, parent, inode }: Numbered, firstBlock: number, shared: Shared): PlannedInode {
+  const { numbers, hashSeed, seed } = shared;
+  const xattrs = shared.xattrs.get(inode.xattrs) ?? divideXattrs(inode.xattrs);
+  shared.xattrs.set(inode.xattrs, xattrs);
   const plain = {
     number,
     inode,
@@ -183,7 +189,13 @@ function planInode(
       const up = parent?.number ?? ROOT_INODE;
       const directory = new Directory(number, up, entries, hashSeed, inodeSeed(seed, number));
       const links = 2 + entries.filter(({ kind }) => kind === 'directory').length;
-      return { ...plain, directory, links: links > LINKS_MAX ? 1 : links, contentBlocks: directory.blocks };
+      return {
+        ...plain,
+        directory,
+        links: links > LINKS_MAX ? 1 : links,
+        contentBlocks: directory.blocks,
+        extentBlocks: extentBlocks(extentsOf(directory.blocks)),
+      };
     }
     case 'file':
       if (inode.sizeBytes > FILE_BYTES_MAX) {

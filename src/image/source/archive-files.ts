@@ -10,6 +10,8 @@ import { readTar } from '../tar/reader.ts';
 import { readRange, type SourceFiles, systemError } from './files.ts';
 
 const ENTRIES_MAX = 100_000;
+/** All names and link targets together. */
+const NAMES_BYTES_MAX = 32 * 2 ** 20;
 const LINKS_FOLLOWED_MAX = 8;
 
 /** First bytes of what a compressed archive starts with. */
@@ -67,8 +69,12 @@ export async function openArchiveFiles(path: string): Promise<SourceFiles> {
 
 async function index(path: string, input: FileInput): Promise<Map<string, Place>> {
   const places = new Map<string, Place>();
+  let nameBytes = 0;
   try {
     for await (const entry of readTar(input)) {
+      nameBytes += entry.name.length + entry.target.length;
+      if (nameBytes > NAMES_BYTES_MAX)
+        throw new LazydiskError('UNSUPPORTED', `over ${NAMES_BYTES_MAX} bytes of names in one archive`);
       const name = posix.normalize(`/${entry.name}`);
       if (entry.kind === 'file' && !entry.segments) {
         places.set(name, { offset: entry.bodyOffset, sizeBytes: entry.sizeBytes });

@@ -1,49 +1,53 @@
 /**
  * Where a tar archive's bytes come from: a stream, read once from front to end, or a file, in which bodies are
- * skipped by seeking. Bytes are handed out as views of the buffers they arrived in; nothing is copied unless a
- * piece straddles two of them.
+ * skipped by seeking. Bytes are handed out as views of the buffers they arrived in, which go round; nothing is copied
+ * unless a piece straddles two of them.
  */
 import type { FileHandle } from 'node:fs/promises';
-import type { Readable } from 'node:stream';
 import { LazydiskError } from '../../errors.ts';
 
 export interface TarInput {
   /** Bytes handed out or skipped so far. */
   readonly position: number;
-  /** Exactly `lengthBytes` bytes; fewer only where the input ends. Valid as long as the caller likes. */
+  /** Exactly `lengthBytes` bytes; fewer only where the input ends. Valid until the next call. */
   take(lengthBytes: number): Promise<Buffer>;
-  /** What lies ready, 1 to `maxBytes` bytes; empty only at the end. */
+  /** What lies ready, 1 to `maxBytes` bytes; empty only at the end. Valid until the next call. */
   some(maxBytes: number): Promise<Buffer>;
   /** Passes over bytes; resolves to how many there were, less than `lengthBytes` only at the end. */
   skip(lengthBytes: number): Promise<number>;
+  /** Throws UNSUPPORTED, before any of them is read, if `lengthBytes` more are more than may be read. */
+  claim(lengthBytes: number): void;
 }
 
 const EMPTY = Buffer.alloc(0);
 
-/** A tar that streams past. Throws UNSUPPORTED when it grows beyond `limitBytes`: the stop of every bomb. */
+/** A tar that streams past. It ends with UNSUPPORTED beyond a limit: the stop of every decompression bomb. */
 export class StreamInput implements TarInput {
   position = 0;
   readonly #chunks: AsyncIterator<Buffer>;
   readonly #limitBytes: number;
-  #received = 0;
+  readonly #onReceived: ((lengthBytes: number) => void) | undefined;
   #current: Buffer = EMPTY;
+  /** Where pieces that straddle buffers are put together. */
+  #joined: Buffer = EMPTY;
 
-  constructor(stream: Readable, limitBytes: number) {
-    this.#chunks = stream[Symbol.asyncIterator]() as AsyncIterator<Buffer>;
+  /** A buffer of `chunks` is read until the next one is asked for. `onReceived` hears of each. */
+  constructor(chunks: AsyncIterable<Buffer>, limitBytes: number, onReceived?: (lengthBytes: number) => void) {
+    this.#chunks = chunks[Symbol.asyncIterator]();
     this.#limitBytes = limitBytes;
+    this.#onReceived = onReceived;
   }
 
   async take(lengthBytes: number): Promise<Buffer> {
     if (this.#current.length >= lengthBytes) return this.#cut(lengthBytes);
-    const parts: Buffer[] = [];
-    let missing = lengthBytes;
-    while (missing > 0) {
-      const part = await this.some(missing);
+    if (this.#joined.length < lengthBytes) this.#joined = Buffer.allocUnsafeSlow(lengthBytes);
+    let filled = 0;
+    while (filled < lengthBytes) {
+      const part = await this.some(lengthBytes - filled);
       if (part.length === 0) break;
-      parts.push(part);
-      missing -= part.length;
+      filled += part.copy(this.#joined, filled);
     }
-    return parts.length === 1 ? parts[0]! : Buffer.concat(parts);
+    return this.#joined.subarray(0, filled);
   }
 
   async some(maxBytes: number): Promise<Buffer> {
@@ -51,13 +55,7 @@ export class StreamInput implements TarInput {
       const next = await this.#chunks.next();
       if (next.done) return EMPTY;
       this.#current = next.value;
-      this.#received += next.value.length;
-      if (this.#received > this.#limitBytes) {
-        throw new LazydiskError(
-          'UNSUPPORTED',
-          `the layers unpack to more than the limit (${this.#limitBytes} bytes left for this one)`,
-        );
-      }
+      this.#onReceived?.(next.value.length);
     }
     return this.#cut(maxBytes);
   }
@@ -72,21 +70,31 @@ export class StreamInput implements TarInput {
     return lengthBytes - missing;
   }
 
+  claim(lengthBytes: number): void {
+    if (lengthBytes > this.#limitBytes - this.position) throw this.#tooMuch();
+  }
+
   /** Reads to the end, so that whoever checks the stream's digest sees all of it. */
   async drain(): Promise<void> {
     while ((await this.some(Number.MAX_SAFE_INTEGER)).length > 0);
   }
 
+  /** Lets go of the stream, read to its end or not. */
+  async close(): Promise<void> {
+    await this.#chunks.return?.();
+  }
+
+  #tooMuch(): LazydiskError {
+    const text = `the layers unpack to more than may be read (${this.#limitBytes} bytes were left for this one`;
+    return new LazydiskError('UNSUPPORTED', `${text}; --max-input allows more)`);
+  }
+
   #cut(maxBytes: number): Buffer {
-    const current = this.#current;
-    if (current.length <= maxBytes) {
-      this.#current = EMPTY;
-      this.position += current.length;
-      return current;
-    }
-    this.#current = current.subarray(maxBytes);
-    this.position += maxBytes;
-    return current.subarray(0, maxBytes);
+    const bytes = this.#current.subarray(0, maxBytes);
+    this.#current = this.#current.subarray(bytes.length);
+    this.position += bytes.length;
+    if (this.position > this.#limitBytes) throw this.#tooMuch();
+    return bytes;
   }
 }
 
@@ -128,6 +136,9 @@ export class FileInput implements TarInput {
     this.position += bytes.length;
     return bytes;
   }
+
+  /** A file is as large as it is. */
+  claim(): void {}
 
   some(maxBytes: number): Promise<Buffer> {
     return this.take(Math.min(maxBytes, FILE_READ_BYTES));

@@ -14,19 +14,34 @@ const XATTRS_MAX = 256;
 /** Beyond ±2^47 seconds no clock of any file system goes; it also keeps nanoseconds inside 80 bits. */
 const MTIME_SECONDS_MAX = 2 ** 47;
 
-/** What extended headers said; a later record replaces an earlier one, an empty value takes it back. */
-export class PaxRecords {
-  /** Values are copies: a view would keep a whole input buffer alive. */
-  readonly values: Map<string, Buffer>;
-  /** GNU sparse 0.0 repeats its keys: offset, length, offset, length, … in order of appearance. */
-  sparseNumbers: number[] = [];
+const SCHILY = 'SCHILY.xattr.';
+const LIBARCHIVE = 'LIBARCHIVE.xattr.';
+const NO_XATTRS: ReadonlyMap<string, Buffer> = new Map();
 
-  constructor(base?: PaxRecords) {
-    this.values = new Map(base?.values);
+/**
+ * What extended headers said; a later record replaces an earlier one, an empty value takes it back. The records of an
+ * entry lie over the global ones, which are looked up and never copied: there may be a hundred thousand of them.
+ */
+export class PaxRecords {
+  readonly #globals: PaxRecords | undefined;
+  /** Values are copies: a view would keep a whole input buffer alive. Undefined takes a global record back. */
+  readonly #own = new Map<string, Buffer | undefined>();
+  /** GNU sparse 0.0 repeats its keys: offset, length, offset, length, … in order of appearance. */
+  readonly sparseNumbers: number[] = [];
+  #xattrs: ReadonlyMap<string, Buffer> | undefined;
+
+  /** Of an entry, over `globals`; without them, the global ones themselves, which hold nothing that describes one entry. */
+  constructor(globals?: PaxRecords) {
+    this.#globals = globals;
+  }
+
+  get(key: string): Buffer | undefined {
+    return this.#own.has(key) ? this.#own.get(key) : this.#globals?.get(key);
   }
 
   /** Reads one extended header's body. Throws CORRUPT. */
   add(body: Buffer): void {
+    this.#xattrs = undefined;
     for (let at = 0; at < body.length; ) {
       // Some writers pad the body with NULs inside its stated size.
       if (body[at] === 0) return;
@@ -47,20 +62,20 @@ export class PaxRecords {
 
   /** The value as a byte string; throws CORRUPT if it holds a NUL, which no name may. */
   name(key: string): string | undefined {
-    const value = this.values.get(key);
+    const value = this.get(key);
     if (value?.includes(0)) throw new LazydiskError('CORRUPT', `an extended header whose ${key} holds a NUL`);
     return value?.toString('latin1');
   }
 
   /** A decimal number of bytes or an id. Throws CORRUPT. */
   number(key: string): number | undefined {
-    const value = this.values.get(key);
+    const value = this.get(key);
     return value === undefined ? undefined : decimal(value.toString('latin1'), key);
   }
 
   /** Seconds with a fraction, as nanoseconds; what is finer is cut off. Throws CORRUPT. */
   timeNs(key: string): bigint | undefined {
-    const value = this.values.get(key);
+    const value = this.get(key);
     if (value === undefined) return undefined;
     const parts = /^(-?)([0-9]{1,16})(?:\.([0-9]*))?$/.exec(value.toString('latin1', 0, 64));
     if (!parts || value.length > 64) {
@@ -72,15 +87,24 @@ export class PaxRecords {
     return parts[1] ? -nanoseconds : nanoseconds;
   }
 
-  /** Extended attributes by full name. Throws CORRUPT. */
-  xattrs(): Map<string, Buffer> {
-    const found = new Map<string, Buffer>();
-    for (const [key, value] of this.values) {
-      if (key.startsWith('SCHILY.xattr.')) found.set(key.slice(13), value);
-      else if (key.startsWith('LIBARCHIVE.xattr.')) {
-        found.set(percentDecoded(key.slice(17)), Buffer.from(value.toString('latin1'), 'base64'));
-      } else if (key === 'RHT.security.selinux') found.set('security.selinux', value);
+  /** Extended attributes by full name, the same map until the next `add`. Throws CORRUPT, UNSUPPORTED. */
+  xattrs(): ReadonlyMap<string, Buffer> {
+    this.#xattrs ??= this.#readXattrs();
+    return this.#xattrs;
+  }
+
+  #readXattrs(): ReadonlyMap<string, Buffer> {
+    const inherited = this.#globals?.xattrs() ?? NO_XATTRS;
+    let own: Map<string, Buffer> | undefined;
+    for (const [key, value] of this.#own) {
+      const name = xattrName(key);
+      if (name === undefined) continue;
+      own ??= new Map(inherited);
+      if (value === undefined) own.delete(name);
+      else if (key.startsWith(LIBARCHIVE)) own.set(name, Buffer.from(value.toString('latin1'), 'base64'));
+      else own.set(name, value);
     }
+    const found = own ?? inherited;
     if (found.size > XATTRS_MAX) {
       throw new LazydiskError('UNSUPPORTED', `${found.size} extended attributes, at most ${XATTRS_MAX} fit`);
     }
@@ -99,6 +123,7 @@ export class PaxRecords {
   }
 
   #set(key: string, value: Buffer): void {
+    if (!this.#globals && describesEntry(key)) return;
     if (key === 'GNU.sparse.offset' || key === 'GNU.sparse.numbytes') {
       // Pairs must alternate; the position in the list says which is due.
       if ((this.sparseNumbers.length % 2 === 0) !== (key === 'GNU.sparse.offset')) {
@@ -108,9 +133,22 @@ export class PaxRecords {
       return;
     }
     // An xattr may well be empty; every other record is taken back by an empty value.
-    if (value.length === 0 && !key.includes('.xattr.')) this.values.delete(key);
-    else this.values.set(key, Buffer.from(value));
+    if (value.length > 0 || key.includes('.xattr.')) this.#own.set(key, Buffer.from(value));
+    else if (this.#globals) this.#own.set(key, undefined);
+    else this.#own.delete(key);
   }
+}
+
+/** The extended attribute that a record with this key is of, if it is of one. */
+function xattrName(key: string): string | undefined {
+  if (key.startsWith(SCHILY)) return key.slice(SCHILY.length);
+  if (key.startsWith(LIBARCHIVE)) return percentDecoded(key.slice(LIBARCHIVE.length));
+  return key === 'RHT.security.selinux' ? 'security.selinux' : undefined;
+}
+
+/** What describes one entry has no business in a global header, where it would fall on every entry. */
+function describesEntry(key: string): boolean {
+  return key === 'path' || key === 'linkpath' || key === 'size' || key.startsWith('GNU.sparse.');
 }
 
 /** `seconds` as it is, or CORRUPT when no file system could hold it. */

@@ -51,7 +51,6 @@ export interface TarEntry {
 const NAME_BYTES_MAX = 4096;
 const FILE_BYTES_MAX = 16 * 2 ** 40;
 const ID_MAX = 2 ** 32 - 1;
-const NO_XATTRS: ReadonlyMap<string, Buffer> = new Map();
 
 const KINDS = new Map<string, TarKind>([
   ['0', 'file'],
@@ -98,7 +97,6 @@ export async function* readTar(input: TarInput): AsyncGenerator<TarEntry> {
         globalBytes += header.sizeBytes;
         const body = await extended(header, globalBytes, input);
         await locate(at, () => globals.add(body));
-        dropEntryKeys(globals);
       } else if (type === 'V') {
         await skipExactly(input, padded(header.sizeBytes), header.name);
       } else break;
@@ -143,16 +141,6 @@ async function extended(header: TarHeader, totalBytes: number, input: TarInput):
   return body.subarray(0, header.sizeBytes);
 }
 
-/** What describes one entry has no business in a global header, where it would fall on every entry. */
-function dropEntryKeys(globals: PaxRecords): void {
-  globals.sparseNumbers = [];
-  for (const key of globals.values.keys()) {
-    if (key === 'path' || key === 'linkpath' || key === 'size' || key.startsWith('GNU.sparse.')) {
-      globals.values.delete(key);
-    }
-  }
-}
-
 async function entryOf(
   header: TarHeader,
   block: Buffer,
@@ -185,8 +173,8 @@ async function entryOf(
       throw new LazydiskError('UNSUPPORTED', `a file of ${sizeBytes} bytes`);
     }
   }
+  input.claim(storedBytes);
   body.open(storedBytes);
-  const extended = records.values.size > 0;
   return {
     name,
     kind,
@@ -197,7 +185,7 @@ async function entryOf(
     target: kind === 'symlink' || kind === 'link' ? target : '',
     rdevMajor: bounded(records.number('SCHILY.devmajor') ?? header.deviceMajor, 0xfff, 'device major'),
     rdevMinor: bounded(records.number('SCHILY.devminor') ?? header.deviceMinor, 0xfffff, 'device minor'),
-    xattrs: extended ? records.xattrs() : NO_XATTRS,
+    xattrs: records.xattrs(),
     sizeBytes,
     storedBytes,
     bodyOffset: input.position,

@@ -52,8 +52,8 @@ export function paxSparseVersion(records: PaxRecords): '0.0' | '0.1' | '1.0' | u
   if (major !== undefined && major !== '0') {
     throw new LazydiskError('UNSUPPORTED', 'a sparse file of a version after 1.0');
   }
-  if (records.values.has('GNU.sparse.map')) return '0.1';
-  const named = records.values.has('GNU.sparse.size') || records.values.has('GNU.sparse.numblocks');
+  if (records.get('GNU.sparse.map')) return '0.1';
+  const named = records.get('GNU.sparse.size') ?? records.get('GNU.sparse.numblocks');
   return named || records.sparseNumbers.length > 0 ? '0.0' : undefined;
 }
 
