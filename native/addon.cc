@@ -36,6 +36,7 @@ NAPI_MODULE_INIT() {
   lazydisk::RegisterErasure(env, exports);
   lazydisk::RegisterOpenChunk(env, exports);
   lazydisk::RegisterSealChunk(env, exports);
+  lazydisk::RegisterSha256(env, exports);
   lazydisk::RegisterFuseChannel(env, exports);
   lazydisk::RegisterFuseMount(env, exports);
   lazydisk::RegisterSocketSend(env, exports);

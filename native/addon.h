@@ -12,6 +12,7 @@ namespace lazydisk {
 void RegisterErasure(napi_env env, napi_value exports);
 void RegisterOpenChunk(napi_env env, napi_value exports);
 void RegisterSealChunk(napi_env env, napi_value exports);
+void RegisterSha256(napi_env env, napi_value exports);
 void RegisterFuseChannel(napi_env env, napi_value exports);
 void RegisterFuseMount(napi_env env, napi_value exports);
 void RegisterSocketSend(napi_env env, napi_value exports);

@@ -31,6 +31,7 @@ const addon = load();
 export const {
   openChunk,
   sealChunk,
+  sha256,
   fuseMount,
   fuseUnmount,
   socketPair,

@@ -32,6 +32,12 @@ export interface NativeAddon {
   ): void;
 
   /**
+   * SHA-256 of `bytes` into `digest` (32 bytes), in one job on libuv's thread pool. Both must stay untouched until `callback`
+   * gets 1, or 0 where memory ran out. Throws a TypeError for arguments of another shape.
+   */
+  sha256(bytes: Uint8Array, digest: Uint8Array, callback: (isDone: number) => void): void;
+
+  /**
    * Opens /dev/fuse and mounts `type` ("fuse.NAME") from `source` (any text) on `dir`, read-only, with the mount
    * data "fd=N," + `options`.
    * Returns the descriptor, or a negative errno. Needs CAP_SYS_ADMIN.

@@ -1,19 +1,22 @@
 /**
  * The whole disk of an image, every chunk proven: into a file, which is sparse where the disk is zero and appears
- * only when it is complete, or as a stream of bytes. Chunks are fetched and decoded a few at a time, each lane
- * with one buffer that it uses again and again.
+ * only when it is complete, or as a stream of bytes. As many chunks are fetched at once as the line gives more for, and
+ * a few are decoded; the buffers of both go round.
  */
 import { randomBytes } from 'node:crypto';
 import { type FileHandle, open, realpath, rename, stat, unlink } from 'node:fs/promises';
 import { basename, dirname, join } from 'node:path';
 import { OPEN_OK, OPEN_WRONG_ID, openChunk } from '../../native/index.ts';
 import { errorText, LazydiskError } from '../errors.ts';
-import { CHUNK_BYTES, type ChunkRef } from '../format/chunk-id.ts';
+import { CHUNK_BYTES, type ChunkRef, SEALED_BYTES_MAX } from '../format/chunk-id.ts';
 import type { Image } from '../store/image.ts';
+import { Lanes } from '../store/lanes.ts';
+import { pooled } from '../store/pooled.ts';
 import type { Store } from '../store/store.ts';
+import { Slots } from './slots.ts';
 
-/** Chunks in flight. */
-const LANES = 12;
+/** Chunks being decoded and written at once: enough for the thread pool's four threads. */
+const OPENING_MAX = 8;
 
 export interface ExportProgress {
   /** Bytes of the disk done, and of the whole. */
@@ -91,33 +94,27 @@ async function writePath(options: ExportOptions, chunks: ChunkSource): Promise<v
 async function writeSparse(options: ExportOptions, chunks: ChunkSource, file: FileHandle): Promise<void> {
   const { manifest } = options.image;
   await file.truncate(manifest.diskBytes);
-  let next = 0;
   let done = 0;
-  let failed = false;
-  const lane = async (): Promise<void> => {
-    const buffer = Buffer.allocUnsafeSlow(CHUNK_BYTES);
-    while (next < manifest.storedChunks && !failed) {
-      const entry = next++;
-      await chunks.open(entry, buffer);
-      const index = manifest.indexOf(entry);
-      await writeAll(file, buffer, index * CHUNK_BYTES);
-      done++;
-      options.onProgress?.({
-        doneBytes: Math.floor((done / manifest.storedChunks) * manifest.diskBytes),
-        diskBytes: manifest.diskBytes,
-      });
+  const entries = Array.from({ length: manifest.storedChunks }, (_, entry) => entry);
+  const opening = new Slots(OPENING_MAX);
+  const spare: Buffer[] = [];
+  await pooled(chunks.lanes, entries, async (entry) => {
+    const fetched = await chunks.fetch(entry);
+    await opening.take();
+    try {
+      const buffer = spare.pop() ?? Buffer.allocUnsafeSlow(CHUNK_BYTES);
+      await chunks.open(fetched, buffer);
+      await writeAll(file, buffer, manifest.indexOf(entry) * CHUNK_BYTES);
+      spare.push(buffer);
+    } finally {
+      opening.give();
     }
-  };
-  const lanes = Array.from({ length: LANES }, () =>
-    lane().catch((error) => {
-      failed = true;
-      throw error;
-    }),
-  );
-  // The file must not be closed under a lane that still writes, so all end before the first failure counts.
-  for (const result of await Promise.allSettled(lanes)) {
-    if (result.status === 'rejected') throw result.reason;
-  }
+    done++;
+    options.onProgress?.({
+      doneBytes: Math.floor((done / manifest.storedChunks) * manifest.diskBytes),
+      diskBytes: manifest.diskBytes,
+    });
+  });
 }
 
 /** Every chunk through `write`, zeroes too, in the order of the disk; some are fetched ahead. */
@@ -127,31 +124,48 @@ async function writeInOrder(
   write: (bytes: Buffer) => Promise<void>,
 ): Promise<void> {
   const zeroes = Buffer.alloc(CHUNK_BYTES);
-  const buffers = Array.from({ length: LANES }, () => Buffer.allocUnsafeSlow(CHUNK_BYTES));
-  const ahead: Promise<Buffer>[] = [];
-  let entry = 0;
-  const fetchNext = (): void => {
-    if (entry === manifest.storedChunks) return;
-    const opened = chunks.open(entry, buffers[entry % LANES]!);
-    opened.catch(() => undefined); // It is awaited when its turn comes.
-    ahead.push(opened);
-    entry++;
+  const buffers = Array.from({ length: OPENING_MAX }, () => Buffer.allocUnsafeSlow(CHUNK_BYTES));
+  const fetching: Promise<Fetched>[] = [];
+  const opening: Promise<Buffer>[] = [];
+  let fetched = 0;
+  let opened = 0;
+  const goAhead = (): void => {
+    for (; opening.length < OPENING_MAX && opened < manifest.storedChunks; opened++) {
+      if (fetching.length === 0) fetching.push(chunks.fetch(fetched++));
+      const buffer = buffers[opened % OPENING_MAX]!;
+      opening.push(fetching.shift()!.then((one) => chunks.open(one, buffer)));
+      opening.at(-1)!.catch(() => undefined); // It is awaited when its turn comes.
+    }
+    const ahead = Math.min(manifest.storedChunks, opened + chunks.lanes.limit);
+    for (; fetched < ahead; fetched++) {
+      fetching.push(chunks.fetch(fetched));
+      fetching.at(-1)!.catch(() => undefined);
+    }
   };
-  for (let lane = 0; lane < LANES; lane++) fetchNext();
+  goAhead();
   try {
     for (let index = 0; index < manifest.chunkCount; index++) {
       if (manifest.entryOf(index) === -1) {
         chunks.checkSignal();
         await write(zeroes);
       } else {
-        await write(await ahead.shift()!);
-        fetchNext();
+        await write(await opening.shift()!);
+        goAhead();
       }
       onProgress?.({ doneBytes: (index + 1) * CHUNK_BYTES, diskBytes: manifest.diskBytes });
     }
   } finally {
-    await Promise.allSettled(ahead);
+    await Promise.allSettled([...fetching, ...opening]);
   }
+}
+
+/** Sealed bytes of one entry, as they came. */
+interface Fetched {
+  readonly entry: number;
+  readonly ref: ChunkRef;
+  readonly sealed: Buffer;
+  /** The memory that they may lie in. */
+  readonly room: Buffer;
 }
 
 /** Gets and opens the image's chunks, with failures that name them. */
@@ -159,6 +173,9 @@ class ChunkSource {
   readonly #image: Image;
   readonly #store: Store;
   readonly #signal: AbortSignal | undefined;
+  /** How many may be fetched at once. */
+  readonly lanes = new Lanes();
+  readonly #spare: Buffer[] = [];
 
   constructor({ image, store, signal }: ExportOptions) {
     this.#image = image;
@@ -171,19 +188,29 @@ class ChunkSource {
       throw new LazydiskError('ABORTED', 'the export was cancelled', { cause: this.#signal.reason });
   }
 
-  /** The chunk of `entry` into `target`, CHUNK_BYTES long. */
-  async open(entry: number, target: Buffer): Promise<Buffer> {
+  async fetch(entry: number): Promise<Fetched> {
     this.checkSignal();
     const ref = this.#image.manifest.ref(entry);
-    const sealed = await this.#store.getChunk(ref.id, this.#signal && { signal: this.#signal });
-    const where = `chunk ${this.#image.manifest.indexOf(entry)} (${ref.id}) of ${this.#image.name}`;
-    if (!sealed) throw new LazydiskError('NOT_FOUND', `${where} is not in ${this.#store.url}`);
+    const room = this.#spare.pop() ?? Buffer.allocUnsafeSlow(SEALED_BYTES_MAX);
+    const options = { into: room, ...(this.#signal && { signal: this.#signal }) };
+    const sealed = await this.#store.getChunk(ref.id, options);
+    if (!sealed)
+      throw new LazydiskError('NOT_FOUND', `${this.#where(entry, ref)} is not in ${this.#store.url}`);
+    this.lanes.ended(sealed.length);
+    return { entry, ref, sealed, room };
+  }
+
+  /** What was fetched into `target`, CHUNK_BYTES long; its memory goes round. */
+  async open({ entry, ref, sealed, room }: Fetched, target: Buffer): Promise<Buffer> {
     const status = await openInto(sealed, ref, target);
-    if (status !== OPEN_OK) {
-      const why = status === OPEN_WRONG_ID ? 'has wrong bytes' : 'does not open';
-      throw new LazydiskError('CORRUPT', `${where} ${why} in ${this.#store.url}`);
-    }
-    return target;
+    this.#spare.push(room);
+    if (status === OPEN_OK) return target;
+    const why = status === OPEN_WRONG_ID ? 'has wrong bytes' : 'does not open';
+    throw new LazydiskError('CORRUPT', `${this.#where(entry, ref)} ${why} in ${this.#store.url}`);
+  }
+
+  #where(entry: number, { id }: ChunkRef): string {
+    return `chunk ${this.#image.manifest.indexOf(entry)} (${id}) of ${this.#image.name}`;
   }
 }
 

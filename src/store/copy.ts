@@ -4,19 +4,17 @@
  * stays, and the report says so. Only what is missing moves, chunks before manifests before the name, as in a build; so a copy that stops
  * anywhere names nothing, and one that is run again goes on.
  */
-import { hash } from 'node:crypto';
 import { errorText, LazydiskError } from '../errors.ts';
-import type { ChunkId } from '../format/chunk-id.ts';
+import { type ChunkId, SEALED_BYTES_MAX } from '../format/chunk-id.ts';
 import type { ClearManifest } from '../format/manifest-clear.ts';
 import type { KeyRing } from './key-ring.ts';
+import { Lanes } from './lanes.ts';
 import { checkManifest, manifestProof } from './manifest-check.ts';
 import { placementOver } from './place-manifest.ts';
 import { pooled } from './pooled.ts';
 import { isDigest, referenceName } from './reference-name.ts';
-import type { ImageDigest, Store, StoreWriter } from './store.ts';
-
-/** Chunks in flight, each with one sealed chunk in memory. */
-const CHUNKS_MAX = 16;
+import { sha256Of } from './sha256.ts';
+import type { ImageDigest, Store, StoreReadOptions, StoreWriter } from './store.ts';
 
 /** A store with up to this many chunks for each of the image is listed, and in a larger one each is asked for. */
 const LISTED_PER_CHUNK = 50;
@@ -193,17 +191,26 @@ async function copyChunks(
   const counts = { copiedChunks: 0, copiedBytes: 0, presentChunks: 0 };
   // A page of a listing costs what one question costs.
   const present = await writer?.presentChunks(entries.length * LISTED_PER_CHUNK);
-  await pooled(CHUNKS_MAX, entries, async (entry) => {
+  const lanes = new Lanes();
+  // One buffer a lane goes round: fresh memory for each chunk costs more than all else that is done to it here.
+  const spare: Buffer[] = [];
+  const copyChunk = async (id: ChunkId, entry: number, to: StoreWriter): Promise<void> => {
+    const room = spare.pop() ?? Buffer.allocUnsafeSlow(SEALED_BYTES_MAX);
+    await to.putChunk(id, await provenChunk(from, clear, entry, { into: room, ...(signal && { signal }) }));
+    spare.push(room);
+  };
+  await pooled(lanes, entries, async (entry) => {
     signal?.throwIfAborted();
     const id = clear.idOf(entry);
     const sealedBytes = clear.sealedBytesOf(entry);
     const isPresent = present ? present.get(id) === sealedBytes : await writer?.hasChunk(id, sealedBytes);
     if (isPresent) counts.presentChunks++;
     else {
-      if (writer && !dryRun) await writer.putChunk(id, await provenChunk(from, clear, entry, signal));
+      if (writer && !dryRun) await copyChunk(id, entry, writer);
       counts.copiedChunks++;
       counts.copiedBytes += sealedBytes;
     }
+    lanes.ended(sealedBytes);
     doneBytes += sealedBytes;
     const { copiedChunks, presentChunks } = counts;
     onProgress?.({ doneBytes, totalBytes, copiedChunks, presentChunks });
@@ -215,13 +222,13 @@ async function provenChunk(
   from: Store,
   clear: ClearManifest,
   entry: number,
-  signal: AbortSignal | undefined,
+  options: StoreReadOptions,
 ): Promise<Buffer> {
   const id = clear.idOf(entry);
-  const sealed = await from.getChunk(id, signal && { signal });
+  const sealed = await from.getChunk(id, options);
   const what = `${from.url}: chunk ${clear.indexOf(entry)} (${id}) of image ${clear.digest}`;
   if (!sealed) throw new LazydiskError('NOT_FOUND', `${what} is nowhere in the store`);
-  if (sealed.length !== clear.sealedBytesOf(entry) || hash('sha256', sealed, 'hex') !== id)
+  if (sealed.length !== clear.sealedBytesOf(entry) || (await sha256Of(sealed)) !== id)
     throw new LazydiskError('CORRUPT', `${what} is not what its name says (${sealed.length} bytes)`);
   return sealed;
 }

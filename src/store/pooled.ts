@@ -1,16 +1,24 @@
-/** Bounded concurrency for work on many things: a few lanes that take the next item each. */
+/** Bounded concurrency for work on many things: lanes that take the next item each. */
+
+/** Lanes there may be; may change while they run. */
+interface Limit {
+  readonly limit: number;
+}
 
 /**
  * `work` on all of `items`, at most `lanes` at a time. Rejects with the first failure once nothing is in flight; what
  * had not begun by then is not begun.
  */
 export async function pooled<T>(
-  lanes: number,
+  lanes: number | Limit,
   items: Iterable<T> | AsyncIterable<T>,
   work: (item: T) => Promise<void>,
 ): Promise<void> {
   const iterator = Symbol.asyncIterator in items ? items[Symbol.asyncIterator]() : items[Symbol.iterator]();
+  const { limit } = typeof lanes === 'number' ? { limit: () => lanes } : { limit: () => lanes.limit };
   let failure: { readonly error: unknown } | undefined;
+  let isOver = false;
+  let running = 0;
   // Async iterators are asked one question at a time.
   let turn: Promise<unknown> = Promise.resolve();
   const take = (): Promise<IteratorResult<T>> => {
@@ -18,18 +26,32 @@ export async function pooled<T>(
     turn = next.catch(() => undefined);
     return next;
   };
-  const lane = async (): Promise<void> => {
-    while (!failure) {
-      const next = await take();
-      if (next.done || failure) return;
-      await work(next.value);
-    }
-  };
-  const lane_ = () =>
-    lane().catch((error) => {
-      failure ??= { error };
-    });
-  await Promise.all(Array.from({ length: lanes }, lane_));
+  await new Promise<void>((resolve) => {
+    const lane = async (): Promise<void> => {
+      // One that is too many ends.
+      while (!failure && !isOver && running <= limit()) {
+        const next = await take();
+        if (next.done) isOver = true;
+        if (next.done || failure) return;
+        await work(next.value);
+        open();
+      }
+    };
+    const open = (): void => {
+      while (!failure && !isOver && running < limit()) {
+        running++;
+        lane()
+          .catch((error) => {
+            failure ??= { error };
+          })
+          .finally(() => {
+            running--;
+            if (running === 0) resolve();
+          });
+      }
+    };
+    open();
+  });
   if (!failure) return;
   await iterator.return?.();
   throw failure.error;

@@ -2,7 +2,7 @@
  * Requests to S3: signed, sent over kept connections, and made again where an answer only asks for other credentials,
  * another host, another region or the right time of day, each once or twice, for that must not be anybody's error.
  */
-import { hash, webcrypto } from 'node:crypto';
+import { sha256Of } from '../sha256.ts';
 import {
   type HttpAnswer,
   HttpClient,
@@ -25,8 +25,6 @@ const SKEW_MS_MAX = 240_000;
 const CALL_STALL_MS = 60_000;
 /** An answer that is no object: a page of a list is the largest. */
 const ANSWER_BYTES_MAX = 8 * 1024 * 1024;
-/** More than this is hashed on the thread pool. */
-const HASH_BYTES_MAX = 64 * 1024;
 
 const SHA256_OF_NOTHING = 'e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855';
 
@@ -190,11 +188,4 @@ function redirection({ status, location }: S3Failure, from: HttpTarget): HttpTar
   const next = URL.canParse(location, base) ? new URL(location, base) : undefined;
   if (!next || !/^https?:$/.test(next.protocol)) return undefined;
   return from.protocol === 'https:' && next.protocol === 'http:' ? undefined : targetOf(next);
-}
-
-async function sha256Of(body: Uint8Array): Promise<string> {
-  if (body.length <= HASH_BYTES_MAX) return hash('sha256', body, 'hex');
-  // It would be copied out of memory that is shared, which no body of ours is.
-  const digest = await webcrypto.subtle.digest('SHA-256', body as Uint8Array<ArrayBuffer>);
-  return Buffer.from(digest).toString('hex');
 }
