@@ -34,6 +34,7 @@ interface RewrapOptions extends JsonOptions, StoreOption {
   readonly to: string;
   readonly all?: boolean;
   readonly removeOld?: boolean;
+  readonly reseal?: boolean;
   readonly dryRun?: boolean;
 }
 
@@ -160,6 +161,7 @@ function rewrapCommand(): Command {
     .requiredOption('--to <key>', 'the key that shall open them')
     .option('--all', 'all images that have a name')
     .option('--remove-old', 'then take away what the old key opens')
+    .option('--reseal', 'seal them under new data keys; --to may be the same key as --from')
     .option('--dry-run', 'change nothing, and say what would be')
     .addOption(storeOption())
     .addHelpText(
@@ -167,13 +169,18 @@ function rewrapCommand(): Command {
       `
 Can be stopped at any moment and run again. Drives that are attached go on. To change a key everywhere: make one with
 \`key new --sharing OLD\`, rewrap --all, give hosts the new key, build with it, rewrap --all --remove-old.
-JSON: images, rewrapped, skipped, foreign, removed, failures [name, code, message].`,
+A rewrap keeps an image's data key: whoever had any key that opened the image may know it, and then opens every manifest that
+is sealed under it, whichever key wraps it. --reseal makes a new one, so that what they know opens, and forges, nothing that
+is in this store from then on: no older manifest for the new key stays, with --remove-old none for the old one. Of other
+keys it cannot write the manifests; those that are still under the data key before are listed, for their owners to reseal.
+Chunks stay as they are: what somebody could read, they can read on while it is in the store.
+JSON: images, rewrapped, skipped, foreign, removed, sharingKeys [key id], failures [name, code, message].`,
     )
     .action(keyRewrap);
 }
 
 async function keyRewrap(images: string[], options: RewrapOptions): Promise<void> {
-  const { all = false, removeOld = false, dryRun = false } = options;
+  const { all = false, removeOld = false, reseal = false, dryRun = false } = options;
   if (all === images.length > 0) throw new LazydiskError('USAGE', 'rewrap: name images, or give --all');
   const { rewrapImages } = await import('../store/rewrap.ts');
   const progress = new Progress('rewrap');
@@ -184,6 +191,7 @@ async function keyRewrap(images: string[], options: RewrapOptions): Promise<void
       return rewrapImages(await rewrapStore(store), from, to, {
         ...(!all && { images }),
         removeOld,
+        reseal,
         dryRun,
         signal,
         onProgress: (done, total) => progress.update({ done, total, unit: 'images' }),
@@ -204,18 +212,22 @@ async function rewrapStore(store: RootStore): Promise<RewrapStore> {
     listReferences: store.listReferences.bind(store),
     getManifest: store.getManifest.bind(store),
     putManifest: writer.addManifest.bind(writer),
+    replaceManifest: writer.replaceManifest.bind(writer),
+    manifestKeys: store.manifestKeys.bind(store),
     removeManifest: writer.removeManifest.bind(writer),
   };
 }
 
 function describe(report: RewrapReport, dryRun: boolean): string {
   const messages = report.failures.map(({ error }) => error.message);
+  const sharing = report.sharingKeys.map((id) => `key ${id} has manifests under a data key from before`);
   return list([
     ['images', `${report.images}`],
     [dryRun ? 'would seal anew' : 'sealed anew', `${report.rewrapped}`],
     ['already so', `${report.skipped}`],
     ['of other keys', `${report.foreign}`],
     [dryRun ? 'would remove' : 'removed', `${report.removed} of the old key`],
+    ...(sharing.length > 0 ? [['not resealed', sharing] as [string, string[]]] : []),
     // The first is the command's own failure, and said as that.
     ['failed', [`${messages.length}`, ...messages.slice(1)]],
   ]);

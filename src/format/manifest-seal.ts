@@ -7,7 +7,7 @@ import { LazydiskError } from '../errors.ts';
 import type { ImageDigest } from '../store/store.ts';
 import { CHUNK_BYTES, type ChunkRef, ID_BYTES, KEY_BYTES } from './chunk-id.ts';
 import type { TenantKey } from './keys.ts';
-import { BODY_NONCE } from './manifest.ts';
+import { BODY_NONCE, digestBytes } from './manifest.ts';
 import { ClearManifest } from './manifest-clear.ts';
 import {
   CLEAR,
@@ -61,20 +61,26 @@ export function sealManifest(parts: ManifestParts): { digest: ImageDigest; bytes
   // Reading back what was written checks order and bounds once more, and gives the digest.
   const { digest } = new ClearManifest(clear);
 
-  const bound = Buffer.from(digest.slice('sha256:'.length), 'hex');
+  const sealed = sealedPart(digest, parts.key, [keyColumn(parts.entries), metadata]);
+  return { digest, bytes: Buffer.concat([clear, ...sealed]) };
+}
+
+/** The sealed part of the manifest of `digest`, in pieces: `body` under a new data key, and that wrapped by `key`. */
+export function sealedPart(digest: ImageDigest, key: TenantKey, body: readonly Buffer[]): Buffer[] {
+  const bound = digestBytes(digest);
   const dataKey = randomBytes(KEY_BYTES);
   const cipher = createCipheriv('aes-256-gcm', dataKey, BODY_NONCE).setAAD(bound);
-  const body = Buffer.concat([
-    cipher.update(keyColumn(parts.entries)),
-    cipher.update(metadata),
-    cipher.final(),
-  ]);
-
+  const sealed = body.map((piece) => cipher.update(piece));
+  sealed.push(cipher.final());
   const header = Buffer.alloc(SEAL_HEADER_BYTES);
-  header.write(parts.key.id, SEAL.keyId, 'latin1');
-  parts.key.wrap(dataKey, bound).copy(header, SEAL.wrappedKey);
-  header.writeUInt32LE(body.length, SEAL.bodyBytes);
-  return { digest, bytes: Buffer.concat([clear, header, body, cipher.getAuthTag()]) };
+  header.write(key.id, SEAL.keyId, 'latin1');
+  key.wrap(dataKey, bound).copy(header, SEAL.wrappedKey);
+  dataKey.fill(0);
+  header.writeUInt32LE(
+    body.reduce((sum, { length }) => sum + length, 0),
+    SEAL.bodyBytes,
+  );
+  return [header, ...sealed, cipher.getAuthTag()];
 }
 
 function clearPart(parts: ManifestParts, metadata: Buffer): Buffer {

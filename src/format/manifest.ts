@@ -3,7 +3,7 @@
  * image is. The clear part (manifest-clear.ts) says which chunks; the sealed part, opened here with the tenant's
  * key, says how to open them. One read, one decryption, no parse loop.
  */
-import { createDecipheriv } from 'node:crypto';
+import { createDecipheriv, createHmac, timingSafeEqual } from 'node:crypto';
 import { LazydiskError } from '../errors.ts';
 import type { ImageDigest } from '../store/store.ts';
 import type { ChunkIndex, ChunkRef } from './chunk-id.ts';
@@ -39,6 +39,13 @@ export class Manifest {
    * UNSUPPORTED. Whether it is the image that was asked for is the caller's to check, by `digest`.
    */
   static open(bytes: Buffer, key: TenantKey): Manifest {
+    const { clear, body } = Manifest.openSealed(bytes, key);
+    const keysBytes = clear.storedChunks * KEY_ENTRY_BYTES;
+    return new Manifest(clear, body.subarray(0, keysBytes), decodeMetadata(body.subarray(keysBytes)));
+  }
+
+  /** What `open` opens, as it lies there: for who seals it again. Secret. Throws as `open` does. */
+  static openSealed(bytes: Buffer, key: TenantKey): { clear: ClearManifest; dataKey: Buffer; body: Buffer } {
     const clear = Manifest.readClear(bytes);
     const sealed = bytes.subarray(clear.clearBytes);
     if (sealed.length < SEAL_HEADER_BYTES) throw corrupt('it ends before its sealed part');
@@ -56,10 +63,11 @@ export class Manifest {
         `image ${clear.digest} is sealed for ${whose}, and this is key ${key.id}`,
       );
     }
-    const bound = Buffer.from(clear.digest.slice('sha256:'.length), 'hex');
+    const bound = digestBytes(clear.digest);
     const dataKey = key.unwrap(sealed.subarray(SEAL.wrappedKey, SEAL.wrappedKey + WRAPPED_KEY_BYTES), bound);
     const body = openBody(sealed.subarray(SEAL_HEADER_BYTES), dataKey, bound);
-    return new Manifest(clear, body.subarray(0, keysBytes), decodeMetadata(body.subarray(keysBytes)));
+    checkMetadata(clear, body.subarray(keysBytes), key);
+    return { clear, dataKey, body };
   }
 
   /** The part that needs no key; `bytes` may be a whole manifest or its clear part alone. */
@@ -120,6 +128,26 @@ function openBody(sealed: Buffer, dataKey: Buffer, bound: Buffer): Buffer {
   } catch (cause) {
     throw new LazydiskError('CORRUPT', 'broken manifest: its sealed part does not open', { cause });
   }
+}
+
+/**
+ * That the metadata is what the digest binds. The data key alone does not prove that: whoever once had a key of the image
+ * knows it still, and may write here.
+ */
+function checkMetadata(clear: ClearManifest, metadata: Buffer, key: TenantKey): void {
+  if (clear.domain !== key.domain)
+    throw new LazydiskError(
+      'KEY',
+      `image ${clear.digest} is of dedup domain ${clear.domain}, and key ${key.id} of ${key.domain}`,
+    );
+  const mac = createHmac('sha256', key.salt(clear.saltEpoch)).update(metadata).digest();
+  if (!timingSafeEqual(mac, clear.metadataMac))
+    throw corrupt(`its metadata is not what its digest binds, by the secret of key ${key.id}'s domain`);
+}
+
+/** A digest as the sealed part is bound to it. */
+export function digestBytes(digest: ImageDigest): Buffer {
+  return Buffer.from(digest.slice('sha256:'.length), 'hex');
 }
 
 function corrupt(why: string): LazydiskError {

@@ -6,12 +6,11 @@
 import { LazydiskError } from '../errors.ts';
 import type { ChunkId } from '../format/chunk-id.ts';
 import type { ClearManifest } from '../format/manifest-clear.ts';
-import { withinTime } from './clock.ts';
 import { type AreaPath, chunkKey, manifestKey, manifestsPrefix, meaningOf } from './layout.ts';
 import { proveClear } from './manifest-check.ts';
 import type { ObjectOptions, ObjectStore } from './objects/object-store.ts';
 import type { StoreParts } from './parts.ts';
-import { carryManifest, MANIFEST_BYTES_MAX } from './place-manifest.ts';
+import { boundedWrites, carryManifest, MANIFEST_BYTES_MAX } from './place-manifest.ts';
 import { pooled } from './pooled.ts';
 import type { ImageDigest } from './store.ts';
 import type { View } from './view.ts';
@@ -50,12 +49,13 @@ export async function manifestKeysIn(
  * Throws NOT_FOUND if a chunk of it is nowhere, CORRUPT, UNAVAILABLE, what `checkTime` throws.
  */
 export async function ensureIn(
-  { objects, policy, clock }: Pick<StoreParts, 'objects' | 'policy' | 'clock'>,
+  parts: Pick<StoreParts, 'objects' | 'policy' | 'clock'>,
   view: View,
   to: AreaPath,
   digest: ImageDigest,
   options: CarryOptions,
 ): Promise<boolean> {
+  const { objects } = parts;
   const { knownKeys = [] } = options;
   for (const keyId of knownKeys) if (await objects.head(manifestKey(to, digest, keyId))) return true;
   if ((await manifestKeysIn(objects, to, digest)).length > 0) return true;
@@ -72,13 +72,9 @@ export async function ensureIn(
   // Where it was may be purged under our hands; then it is not here.
   let isHere = false;
   for (const keyId of new Set(places.map((place) => place.keyId))) {
-    options.checkTime();
-    // Each has its own time: how many keys there are must not count.
     const what = `${objects.url}: writing ${manifestKey(to, digest, keyId)}`;
-    const copied = await withinTime(clock, policy.settleMs, what, (signal) =>
-      carryManifest(objects, { digest, keyId }, from, to, { signal }),
-    );
-    if (copied) isHere = true;
+    const bounded = boundedWrites(parts, what, options.checkTime);
+    if (await carryManifest(objects, { digest, keyId }, from, to, bounded)) isHere = true;
   }
   return isHere;
 }

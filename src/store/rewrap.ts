@@ -1,13 +1,14 @@
 /**
  * Rotation of the wrapping key: each image's manifest is put down once more, sealed for another key of its domain
- * (manifest-rewrap.ts), and the one of the old key removed if that is asked for. No chunk is read or written. It can be
- * stopped at any moment and run again: what is done is recognised by opening it, and an old manifest goes only after
- * its successor was read back from the store and opened.
+ * (manifest-rewrap.ts), under the same data key or, resealed, under a new one; and the one of the old key removed if that
+ * is asked for. No chunk is read or written. It can be stopped at any moment and run again: what is done is recognised by
+ * opening it (what is resealed, by its data key, which is not that of the old key's manifest), and an old manifest goes
+ * only after its successor was read back from the store and opened.
  */
 import { errorText, LazydiskError } from '../errors.ts';
 import type { TenantKey } from '../format/keys.ts';
 import { Manifest } from '../format/manifest.ts';
-import { rewrapManifest } from '../format/manifest-rewrap.ts';
+import { resealManifest, rewrapManifest, shareDataKey } from '../format/manifest-rewrap.ts';
 import { opensWith } from './manifest-check.ts';
 import { pooled } from './pooled.ts';
 import { isDigest, referenceName } from './reference-name.ts';
@@ -24,6 +25,10 @@ export interface RewrapStore {
   listReferences(): Promise<Reference[]>;
   getManifest(digest: ImageDigest, keyId: string): Promise<Buffer | undefined>;
   putManifest(digest: ImageDigest, keyId: string, manifest: Buffer, opens: ManifestProof): Promise<unknown>;
+  /** Over what is there for the key, in all of the store. */
+  replaceManifest(digest: ImageDigest, keyId: string, manifest: Buffer): Promise<void>;
+  /** The keys that there are manifests of `digest` for. */
+  manifestKeys(digest: ImageDigest): Promise<string[]>;
   /** What is not there is no error. */
   removeManifest(digest: ImageDigest, keyId: string): Promise<void>;
 }
@@ -33,6 +38,8 @@ export interface RewrapOptions {
   readonly images?: readonly string[];
   /** Removes each image's manifest for the old key once it has a sound one for the new. */
   readonly removeOld?: boolean;
+  /** Seals each image under a new data key, for the new key, which may be the old one. */
+  readonly reseal?: boolean;
   /** Looks, counts, and writes nothing. */
   readonly dryRun?: boolean;
   readonly signal?: AbortSignal;
@@ -55,6 +62,8 @@ export interface RewrapReport {
   readonly foreign: number;
   /** Manifests of the old key. */
   readonly removed: number;
+  /** Ids of other keys whose manifests are still sealed under a data key that was replaced; their owners can reseal them. */
+  readonly sharingKeys: readonly string[];
   readonly failures: readonly RewrapFailure[];
 }
 
@@ -64,7 +73,7 @@ interface Target {
 }
 
 /**
- * Seals images that `from` opens for `to`, too. One image's failure (CORRUPT, KEY, UNSUPPORTED, USAGE for another
+ * Seals images that `from` opens for `to`, too; or, to reseal them, those that either opens. One image's failure (CORRUPT, KEY, UNSUPPORTED, USAGE for another
  * domain, NOT_FOUND for an image that was named and is not there) is in the report and stops no other; throws what the
  * store does, ABORTED, and USAGE for keys that do not go together.
  */
@@ -74,7 +83,8 @@ export async function rewrapImages(
   to: TenantKey,
   options: RewrapOptions = {},
 ): Promise<RewrapReport> {
-  if (from.id === to.id) throw new LazydiskError('USAGE', `key ${from.id} is both the old and the new key`);
+  if (from.id === to.id && (!options.reseal || options.removeOld))
+    throw new LazydiskError('USAGE', `key ${from.id} is both the old and the new key`);
   if (!from.sharesDomain(to)) {
     const why = `key ${to.id} is of another dedup domain than key ${from.id}`;
     throw new LazydiskError(
@@ -84,6 +94,7 @@ export async function rewrapImages(
   }
   const counts = { rewrapped: 0, skipped: 0, foreign: 0, removed: 0 };
   const failures: RewrapFailure[] = [];
+  const sharing = new Set<string>();
   const isNamed = options.images !== undefined;
   const targets = isNamed
     ? await namedTargets(store, options.images, failures)
@@ -95,26 +106,37 @@ export async function rewrapImages(
   await pooled(IMAGES_MAX, targets, async (target) => {
     options.signal?.throwIfAborted();
     try {
-      const { state, isOldRemoved } = await rewrapImage(store, from, to, target, options);
+      const { state, isOldRemoved, replaced } = await rewrapImage(store, from, to, target, options);
       if (state === 'foreign' && isNamed)
         throw new LazydiskError('KEY', `no manifest for key ${from.id} (not sealed for it, or deleted)`);
       counts[state]++;
       if (isOldRemoved) counts.removed++;
+      if (replaced)
+        for (const keyId of await keysSharing(store, from, to, target, replaced)) sharing.add(keyId);
     } catch (error) {
       failures.push({ name: target.name, error: failureOf(store, target.name, error) });
     }
     options.onProgress?.(++done, images);
   });
-  return { images, ...counts, failures };
+  return { images, ...counts, sharingKeys: [...sharing].sort(), failures };
+}
+
+interface Rewrapped {
+  readonly state: 'rewrapped' | 'skipped' | 'foreign';
+  readonly isOldRemoved: boolean;
+  /** Of an image that was resealed: a manifest under the data key before. */
+  readonly replaced?: Buffer;
 }
 
 async function rewrapImage(
   store: RewrapStore,
   from: TenantKey,
   to: TenantKey,
-  { digest }: Target,
+  target: Target,
   options: RewrapOptions,
-): Promise<{ state: 'rewrapped' | 'skipped' | 'foreign'; isOldRemoved: boolean }> {
+): Promise<Rewrapped> {
+  if (options.reseal) return resealImage(store, from, to, target, options);
+  const { digest } = target;
   const state = await stateOf(store, digest, to);
   const isDone = state === 'sound';
   // When nothing is left to do, the old manifest matters only to whoever wants it gone.
@@ -140,6 +162,60 @@ async function rewrapImage(
     await store.removeManifest(digest, from.id);
   }
   return { state: isDone ? 'skipped' : 'rewrapped', isOldRemoved };
+}
+
+async function resealImage(
+  store: RewrapStore,
+  from: TenantKey,
+  to: TenantKey,
+  { digest }: Target,
+  options: RewrapOptions,
+): Promise<Rewrapped> {
+  const current = await store.getManifest(digest, to.id);
+  const old = from.id === to.id ? undefined : await store.getManifest(digest, from.id);
+  const isOldSound = old !== undefined && opensWith(old, digest, from);
+  const isCurrentSound = current !== undefined && opensWith(current, digest, to);
+  if (!current && !old) return { state: 'foreign', isOldRemoved: false };
+  // Without the old key's manifest it does not show whether this was done before: then it is done again.
+  const isDone = isCurrentSound && isOldSound && !shareDataKey(current, old);
+  const [source, key] = isOldSound || !current ? [old!, from] : [current, to];
+  const resealed = isDone ? current : resealManifest(source, key, to);
+  const found = Manifest.readClear(resealed).digest;
+  if (found !== digest) throw new LazydiskError('CORRUPT', `the manifest of ${digest} is that of ${found}`);
+  const isOldRemoved = old !== undefined && options.removeOld === true;
+  if (!options.dryRun) {
+    // What was done before may have been stopped before older copies were gone.
+    await store.replaceManifest(digest, to.id, resealed);
+    if (!(await store.getManifest(digest, to.id))?.equals(resealed))
+      throw new LazydiskError('CORRUPT', `what was written for key ${to.id} did not come back whole`);
+    if (isOldRemoved) await store.removeManifest(digest, from.id);
+  }
+  return { state: isDone ? 'skipped' : 'rewrapped', isOldRemoved, replaced: source };
+}
+
+/** Which keys but these two have a manifest of the image under the data key of `replaced`. */
+async function keysSharing(
+  store: RewrapStore,
+  from: TenantKey,
+  to: TenantKey,
+  { digest }: Target,
+  replaced: Buffer,
+): Promise<string[]> {
+  const sharing: string[] = [];
+  for (const keyId of await store.manifestKeys(digest)) {
+    if (keyId === from.id || keyId === to.id) continue;
+    const bytes = await store.getManifest(digest, keyId);
+    if (bytes && isOf(bytes, digest) && shareDataKey(bytes, replaced)) sharing.push(keyId);
+  }
+  return sharing;
+}
+
+function isOf(bytes: Buffer, digest: ImageDigest): boolean {
+  try {
+    return Manifest.readClear(bytes).digest === digest;
+  } catch {
+    return false;
+  }
 }
 
 /** Of the image's manifest for `key`: sound is what opens. */

@@ -8,7 +8,7 @@ import { LazydiskError } from '../errors.ts';
 import type { ChunkId } from '../format/chunk-id.ts';
 import { formatDuration } from '../units.ts';
 import { type CarryOptions, ensureIn } from './carry.ts';
-import { type Moment, withinTime } from './clock.ts';
+import type { Moment } from './clock.ts';
 import {
   type AreaPath,
   chunkKey,
@@ -19,7 +19,7 @@ import {
   stateKey,
 } from './layout.ts';
 import type { StoreParts } from './parts.ts';
-import { placeManifest } from './place-manifest.ts';
+import { boundedWrites, overwriteManifest, placeManifest } from './place-manifest.ts';
 import { isDigest, referenceName } from './reference-name.ts';
 import type { ImageDigest, ManifestPlacement, ManifestProof, SetOptions, StoreWriter } from './store.ts';
 import type { View } from './view.ts';
@@ -74,19 +74,12 @@ export class RootWriter implements StoreWriter {
     bytes: Buffer,
     opens?: ManifestProof,
   ): Promise<ManifestPlacement> {
-    this.#checkTime();
-    const { objects, policy, clock, views } = this.#parts;
-    const view = await views.newerThan(policy.viewMs / 2);
+    const { objects, policy, views } = this.#parts;
+    const others = othersIn(await views.newerThan(policy.viewMs / 2), this.#root);
     const what = `${objects.url}: writing ${manifestKey(this.#root, digest, keyId)}`;
-    const placement = await withinTime(clock, policy.settleMs, what, (signal) =>
-      placeManifest(
-        objects,
-        this.#root,
-        othersIn(view, this.#root),
-        { digest, keyId, bytes, opens },
-        { signal },
-      ),
-    );
+    const bounded = boundedWrites(this.#parts, what, () => this.#checkTime());
+    const put = { digest, keyId, bytes, opens };
+    const placement = await placeManifest(objects, this.#root, others, put, bounded);
     this.#put.set(digest, [...(this.#put.get(digest) ?? []), keyId]);
     return placement;
   }
@@ -104,6 +97,18 @@ export class RootWriter implements StoreWriter {
       placement = await placeManifest(this.#parts.objects, root, othersIn(view, root), put);
     });
     return placement;
+  }
+
+  async replaceManifest(digest: ImageDigest, keyId: string, bytes: Buffer): Promise<void> {
+    const { objects, views } = this.#parts;
+    const put = { digest, keyId, bytes };
+    await this.#commit(digest, `manifest of ${digest}`, (view) =>
+      overwriteManifest(objects, view.active.path, put, false),
+    );
+    const { active, draining, areas } = await views.newerThan(0);
+    if (draining) await overwriteManifest(objects, draining.path, put, true);
+    const older = areas.filter((area) => area !== active && area !== draining);
+    await objects.delete(older.map(({ path }) => manifestKey(path, digest, keyId)));
   }
 
   async removeManifest(digest: ImageDigest, keyId: string): Promise<void> {

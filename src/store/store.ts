@@ -132,6 +132,11 @@ export interface StoreWriter {
     manifest: Buffer,
     opens?: ManifestProof,
   ): Promise<ManifestPlacement>;
+  /**
+   * Puts a manifest over the one for its key, wherever in the store that is: nothing is left of the old one. For an image
+   * that has a name, and who has proven the new one.
+   */
+  replaceManifest(digest: ImageDigest, keyId: string, manifest: Buffer): Promise<void>;
   /** Takes the manifest for one key away, wherever it is; what is not there is no error. */
   removeManifest(digest: ImageDigest, keyId: string): Promise<void>;
   /**

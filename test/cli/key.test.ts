@@ -120,6 +120,10 @@ t.test('a key is changed for another of its domain, and the old one opens nothin
   const human = await lazydisk(['key', 'rewrap', '--all', '--store', store, '--from', old, '--to', next]);
   t.match(human.stdout, /^already so +1$/m);
 
+  const resealed = await rewrap('--all', '--from', next, '--reseal');
+  t.match(resealed, { rewrapped: 1, sharingKeys: [], failures: [] });
+  t.equal((await opens('app:1', next)).code, 0);
+
   // And back, into a file: the domain is the same all along.
   const back = join(place.dir, 'back#1');
   t.match(await newKey(back, '--sharing', next), { file: back });

@@ -6,9 +6,9 @@ import { LazydiskError } from '../../src/errors.ts';
 import { TenantKey } from '../../src/format/keys.ts';
 import { Manifest } from '../../src/format/manifest.ts';
 import { clearBytesOf } from '../../src/format/manifest-layout.ts';
-import { rewrapManifest } from '../../src/format/manifest-rewrap.ts';
+import { resealManifest, rewrapManifest, shareDataKey } from '../../src/format/manifest-rewrap.ts';
 import { sealManifest } from '../../src/format/manifest-seal.ts';
-import { sampleEntries, sampleManifest, sampleParts } from './samples.ts';
+import { sampleEntries, sampleManifest, sampleParts, secretsOf } from './samples.ts';
 
 t.test('any image opens with the new key, is the same, and only its 76 bytes differ', (t) => {
   const from = TenantKey.generate();
@@ -50,6 +50,37 @@ t.test('there and back again opens as before', (t) => {
   t.equal(Manifest.open(back, key).digest, digest);
   t.notOk(back.equals(bytes), 'under a fresh nonce');
   t.equal(Manifest.open(rewrapManifest(bytes, key, key), key).digest, digest, 'for the same key');
+  t.end();
+});
+
+t.test('resealed, the image is the same, under a data key that nobody knew before', (t) => {
+  const { key, bytes, digest } = sampleManifest();
+  const to = TenantKey.generate({ sharing: key });
+  const rewrapped = rewrapManifest(bytes, key, to);
+  t.ok(shareDataKey(bytes, rewrapped));
+  for (const owner of [key, to]) {
+    const resealed = resealManifest(bytes, key, owner);
+    const manifest = Manifest.open(resealed, owner);
+    const old = Manifest.open(bytes, key);
+    t.equal(manifest.digest, digest);
+    t.same(manifest.metadata, old.metadata);
+    for (let entry = 0; entry < old.storedChunks; entry++) t.same(manifest.ref(entry), old.ref(entry));
+    t.notOk(shareDataKey(resealed, bytes));
+    t.notOk(shareDataKey(resealed, resealManifest(bytes, key, owner)), 'another one each time');
+    t.notOk(secretsOf(resealed, owner).dataKey.equals(secretsOf(bytes, key).dataKey));
+    const header = clearBytesOf(old.storedChunks);
+    const oldWrapping = Buffer.from(resealed);
+    (owner === key ? bytes : rewrapped).copy(oldWrapping, header, header, header + 76);
+    t.throws(
+      () => Manifest.open(oldWrapping, owner),
+      { code: 'CORRUPT' },
+      'an old wrapped key opens nothing new',
+    );
+  }
+  t.throws(() => resealManifest(bytes, key, TenantKey.generate()), { code: 'USAGE' });
+  const bad = Buffer.from(bytes);
+  bad[bad.length - 30]! ^= 1;
+  t.throws(() => resealManifest(bad, key, to), { code: 'CORRUPT' });
   t.end();
 });
 

@@ -9,8 +9,17 @@ import { CHUNK_BYTES } from '../../src/format/chunk-id.ts';
 import { TenantKey } from '../../src/format/keys.ts';
 import { Manifest } from '../../src/format/manifest.ts';
 import { CLEAR, clearBytesOf, DISK_CHUNKS_MAX } from '../../src/format/manifest-layout.ts';
+import type { RunConfig } from '../../src/format/manifest-metadata.ts';
+import { resealManifest, rewrapManifest } from '../../src/format/manifest-rewrap.ts';
 import { sealManifest } from '../../src/format/manifest-seal.ts';
-import { sampleEntries, sampleManifest, sampleMetadata, sampleParts } from './samples.ts';
+import {
+  forgeMetadata,
+  sampleEntries,
+  sampleManifest,
+  sampleMetadata,
+  sampleParts,
+  secretsOf,
+} from './samples.ts';
 
 /** The code that opening fails with, or undefined when it does not. Any other kind of error fails the test. */
 function failureOf(bytes: Buffer, key: TenantKey): ErrorCode | undefined {
@@ -145,6 +154,58 @@ t.test('one key does not open the manifest of another', (t) => {
     message: new RegExp(`${key.id}.*${stranger.id}`),
   });
   t.equal(Manifest.readClear(bytes).digest, digest, 'its clear part needs none');
+  t.end();
+});
+
+t.test(
+  'metadata that its digest does not bind is CORRUPT, though it is sealed with the right data key',
+  (t) => {
+    const former = TenantKey.generate();
+    const { bytes } = sealManifest(sampleParts(former));
+    const { dataKey, keys } = secretsOf(bytes, former);
+    const owner = TenantKey.generate({ sharing: former });
+    const rewrapped = rewrapManifest(bytes, former, owner);
+    const forged = (config: Partial<RunConfig>) =>
+      forgeMetadata(
+        rewrapped,
+        dataKey,
+        { ...sampleMetadata, config: { ...sampleMetadata.config, ...config } },
+        keys,
+      );
+    t.equal(failureOf(forged({}), owner), undefined, 'the forger forges well');
+    for (const config of [{ user: '0' }, { cmd: ['-c', 'evil'] }, { entrypoint: [] }, { labels: { c: '3' } }])
+      t.equal(failureOf(forged(config), owner), 'CORRUPT', JSON.stringify(config));
+    const resealed = resealManifest(rewrapped, owner, owner);
+    const { clearBytes } = Manifest.readClear(bytes);
+    const mixed = Buffer.concat([
+      resealed.subarray(0, clearBytes + 80),
+      forged({}).subarray(clearBytes + 80),
+    ]);
+    t.equal(
+      failureOf(mixed, owner),
+      'CORRUPT',
+      'a former data key seals nothing for a manifest that was resealed',
+    );
+    t.end();
+  },
+);
+
+t.test('a key of another domain does not open an image that is wrapped for it', (t) => {
+  const { bytes, key } = sampleManifest({ domain: 'team-a' });
+  const { dataKey } = secretsOf(bytes, key);
+  const { digest, clearBytes } = Manifest.readClear(bytes);
+  const wrappedFor = (to: TenantKey) => {
+    const wrapped = Buffer.from(bytes);
+    wrapped.write(to.id, clearBytes, 'latin1');
+    to.wrap(dataKey, Buffer.from(digest.slice('sha256:'.length), 'hex')).copy(wrapped, clearBytes + 16);
+    return wrapped;
+  };
+  const sibling = TenantKey.generate({ sharing: key });
+  t.equal(failureOf(wrappedFor(sibling), sibling), undefined);
+  const named = TenantKey.generate({ domain: 'team-b' });
+  t.equal(failureOf(wrappedFor(named), named), 'KEY');
+  const namesake = TenantKey.generate({ domain: 'team-a' });
+  t.equal(failureOf(wrappedFor(namesake), namesake), 'CORRUPT', 'of the same name with another secret');
   t.end();
 });
 

@@ -1,7 +1,10 @@
 /** A small manifest and its parts, for tests of the format and the store. */
+import { createCipheriv } from 'node:crypto';
 import { CHUNK_BYTES, type ChunkId, KEY_BYTES } from '../../src/format/chunk-id.ts';
 import { type NewKeyOptions, TenantKey } from '../../src/format/keys.ts';
-import type { ImageMetadata } from '../../src/format/manifest-metadata.ts';
+import { BODY_NONCE, digestBytes, Manifest } from '../../src/format/manifest.ts';
+import { KEY_ENTRY_BYTES, SEAL, SEAL_HEADER_BYTES } from '../../src/format/manifest-layout.ts';
+import { encodeMetadata, type ImageMetadata } from '../../src/format/manifest-metadata.ts';
 import { type ManifestEntry, type ManifestParts, sealManifest } from '../../src/format/manifest-seal.ts';
 
 export const sampleMetadata: ImageMetadata = {
@@ -47,4 +50,27 @@ export function sampleParts(key: TenantKey, overrides: Partial<ManifestParts> = 
 export function sampleManifest(options: NewKeyOptions = {}) {
   const key = TenantKey.generate(options);
   return { key, ...sealManifest(sampleParts(key)) };
+}
+
+/**
+ * What somebody makes of a manifest who knows its data key, and not the key that wraps it: the same image with other
+ * metadata.
+ */
+export function forgeMetadata(bytes: Buffer, dataKey: Buffer, metadata: ImageMetadata, keys: Buffer): Buffer {
+  const { digest, clearBytes } = Manifest.readClear(bytes);
+  const cipher = createCipheriv('aes-256-gcm', dataKey, BODY_NONCE).setAAD(digestBytes(digest));
+  const sealed = Buffer.concat([
+    cipher.update(keys),
+    cipher.update(encodeMetadata(metadata)),
+    cipher.final(),
+  ]);
+  const header = Buffer.from(bytes.subarray(clearBytes, clearBytes + SEAL_HEADER_BYTES));
+  header.writeUInt32LE(sealed.length, SEAL.bodyBytes);
+  return Buffer.concat([bytes.subarray(0, clearBytes), header, sealed, cipher.getAuthTag()]);
+}
+
+/** The data key and the column of chunk keys of a manifest that `key` opens. */
+export function secretsOf(bytes: Buffer, key: TenantKey): { dataKey: Buffer; keys: Buffer } {
+  const { clear, dataKey, body } = Manifest.openSealed(bytes, key);
+  return { dataKey, keys: body.subarray(0, clear.storedChunks * KEY_ENTRY_BYTES) };
 }

@@ -5,8 +5,9 @@ import t, { type Test } from 'tap';
 import { TenantKey } from '../../src/format/keys.ts';
 import { sealManifest } from '../../src/format/manifest-seal.ts';
 import { loadImage } from '../../src/store/image.ts';
+import { listImages } from '../../src/store/image-list.ts';
 import { KeyRing } from '../../src/store/key-ring.ts';
-import { sampleParts } from '../format/samples.ts';
+import { forgeMetadata, sampleMetadata, sampleParts, secretsOf } from '../format/samples.ts';
 import { openDirStore, rootDir } from '../support/dir-store.ts';
 
 async function storeWithImage(t: Test) {
@@ -52,6 +53,20 @@ t.test('an image of another key is KEY, by both ways of not having it', async (t
   });
   await writer.putManifest(digest, stranger.id, bytes);
   await t.rejects(loadImage(store, 'app', KeyRing.of(stranger)), { code: 'KEY', message: /app:latest/ });
+});
+
+t.test('metadata that was forged with the data key is CORRUPT', async (t) => {
+  const { dir, store, key, digest, bytes } = await storeWithImage(t);
+  const { dataKey, keys } = secretsOf(bytes, key);
+  const config = { ...sampleMetadata.config, user: '0' };
+  const forged = forgeMetadata(bytes, dataKey, { ...sampleMetadata, config }, keys);
+  writeFileSync(join(rootDir(dir), 'manifests/sha256', digest.slice('sha256:'.length), key.id), forged);
+  await t.rejects(loadImage(store, 'app', KeyRing.of(key)), {
+    code: 'CORRUPT',
+    message: /app:latest.*metadata/,
+  });
+  const [listed] = await listImages(store, KeyRing.of(key));
+  t.match(listed, { problem: /metadata/ });
 });
 
 t.test('two tenants of a domain hold one image side by side', async (t) => {

@@ -3,6 +3,7 @@ import t from 'tap';
 import { LazydiskError } from '../../src/errors.ts';
 import { TenantKey } from '../../src/format/keys.ts';
 import { Manifest } from '../../src/format/manifest.ts';
+import { resealManifest, rewrapManifest, shareDataKey } from '../../src/format/manifest-rewrap.ts';
 import { sealManifest } from '../../src/format/manifest-seal.ts';
 import { KeyRing } from '../../src/store/key-ring.ts';
 import { AwsKms } from '../../src/store/kms.ts';
@@ -39,7 +40,15 @@ t.test('all images get the new key, the old one stays, and again does nothing', 
   const report = await rewrapImages(store, from, to, {
     onProgress: (done, of) => progress.push(`${done}/${of}`),
   });
-  t.same(report, { images: 9, rewrapped: 9, skipped: 0, foreign: 0, removed: 0, failures: [] });
+  t.same(report, {
+    images: 9,
+    rewrapped: 9,
+    skipped: 0,
+    foreign: 0,
+    removed: 0,
+    sharingKeys: [],
+    failures: [],
+  });
   t.ok(all(to));
   t.ok(all(from));
   t.same(progress, ['0/9', '1/9', '2/9', '3/9', '4/9', '5/9', '6/9', '7/9', '8/9', '9/9']);
@@ -106,10 +115,82 @@ t.test("of all images, another tenant's are counted and left alone", async (t) =
   t.ok(store.manifests.get(`${digest}/${stranger.id}`)!.equals(bytes));
 });
 
+t.test(
+  'resealed, every image has a new data key, and other keys that share the old one are told',
+  async (t) => {
+    const { store, from, to, digests, all } = storeOf(3);
+    const tenant = TenantKey.generate({ sharing: from });
+    const before = digests.map((digest) => store.manifests.get(`${digest}/${from.id}`)!);
+    store.manifests.set(`${digests[1]}/${tenant.id}`, rewrapManifest(before[1]!, from, tenant));
+    const own = TenantKey.generate({ sharing: from });
+    store.manifests.set(`${digests[2]}/${own.id}`, resealManifest(before[2]!, from, own));
+    await rewrapImages(store, from, to, { images: ['app:0'] });
+    const isNew = () =>
+      digests.map((digest, n) => !shareDataKey(store.manifests.get(`${digest}/${to.id}`)!, before[n]!));
+    t.notOk(shareDataKey(before[0]!, before[1]!));
+    const planned = await rewrapImages(store, from, to, { reseal: true, dryRun: true });
+    t.notOk(store.manifests.has(`${digests[1]}/${to.id}`));
+    const report = await rewrapImages(store, from, to, { reseal: true });
+    t.same(report, planned);
+    t.match(report, { images: 3, rewrapped: 3, skipped: 0, sharingKeys: [tenant.id], failures: [] });
+    t.ok(all(to));
+    t.ok(all(from));
+    t.same(isNew(), [true, true, true]);
+    const resealed = new Map(store.manifests);
+    t.match(await rewrapImages(store, from, to, { reseal: true }), {
+      rewrapped: 0,
+      skipped: 3,
+      sharingKeys: [tenant.id],
+    });
+    t.same(store.manifests, resealed, 'what is done stays');
+    t.match(await rewrapImages(store, from, to, { reseal: true, removeOld: true }), {
+      skipped: 3,
+      removed: 3,
+    });
+    t.ok(store.manifests.get(`${digests[0]}/${to.id}`)!.equals(resealed.get(`${digests[0]}/${to.id}`)!));
+    t.match(await rewrapImages(store, tenant, tenant, { reseal: true }), {
+      rewrapped: 1,
+      foreign: 2,
+      sharingKeys: [],
+    });
+    t.notOk(
+      shareDataKey(store.manifests.get(`${digests[1]}/${tenant.id}`)!, before[1]!),
+      'in place, for its own key',
+    );
+  },
+);
+
+t.test('a reseal that is stopped anywhere loses nothing, and is finished by the next', async (t) => {
+  for (let step = 1; ; step++) {
+    const { store, from, to, digests, opens } = storeOf(2);
+    const before = digests.map((digest) => store.manifests.get(`${digest}/${from.id}`)!);
+    let calls = 0;
+    store.onCall = () => {
+      if (++calls >= step) throw new LazydiskError('UNAVAILABLE', 'gone');
+    };
+    const options = { reseal: true, removeOld: true };
+    const isStopped = await rewrapImages(store, from, to, options).then(
+      () => false,
+      () => true,
+    );
+    store.onCall = () => {};
+    for (const digest of digests)
+      if (!opens(digest, to) && !opens(digest, from)) t.fail(`${digest} at ${step}`);
+    t.match(await rewrapImages(store, from, to, options), { images: 2, failures: [] });
+    for (const [n, digest] of digests.entries()) {
+      if (!opens(digest, to) || opens(digest, from)) t.fail(`${digest} after ${step}`);
+      if (shareDataKey(store.manifests.get(`${digest}/${to.id}`)!, before[n]!)) t.fail(`old key, ${step}`);
+    }
+    if (!isStopped) break;
+  }
+  t.pass('at every call');
+});
+
 t.test('keys that do not go together are refused before anything is read', async (t) => {
   const { store, from } = storeOf(1);
   for (const to of [from, TenantKey.generate({ domain: 'team-b' }), TenantKey.generate({ domain: 'team-a' })])
     await t.rejects(rewrapImages(store, from, to), { code: 'USAGE' });
+  await t.rejects(rewrapImages(store, from, from, { reseal: true, removeOld: true }), { code: 'USAGE' });
   t.same(store.calls, []);
 });
 

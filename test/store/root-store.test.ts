@@ -15,7 +15,7 @@ import {
 import { join } from 'node:path';
 import t, { type Test } from 'tap';
 import { chunkIdOf, SEALED_BYTES_MAX } from '../../src/format/chunk-id.ts';
-import { meaningOf } from '../../src/store/layout.ts';
+import { manifestKey, meaningOf, stateKey } from '../../src/store/layout.ts';
 import { openStore } from '../../src/store/open.ts';
 import type { ImageDigest } from '../../src/store/store.ts';
 import { newWriterName } from '../../src/store/writer-dir.ts';
@@ -89,6 +89,41 @@ t.test('many processes may make one store at once', async (t) => {
   await Promise.all(writers.map((writer, at) => writer.putReference(`name-${at}`, digest)));
   t.equal((await stores[0]!.listReferences()).length, 8);
   await Promise.all(stores.map((store) => store.close()));
+});
+
+t.test('a manifest that is replaced is gone from all areas', async (t) => {
+  const { dir, store, writer } = await newStore(t);
+  await writer.putManifest(digest, KEY_ID, Buffer.from('old'));
+  await writer.putReference('app', digest);
+  const { objects, views } = store.parts;
+  for (const area of ['roots/2', 'roots/3', 'trash/2-x'] as const)
+    await objects.put(stateKey(area, 'opened'), Buffer.alloc(0));
+  for (const area of ['roots/2', 'roots/3', 'trash/2-x'] as const)
+    await objects.put(manifestKey(area, digest, KEY_ID), Buffer.from('old'));
+  const other = 'e'.repeat(16);
+  await objects.put(manifestKey('roots/1', digest, other), Buffer.from('old'));
+  await views.newerThan(0);
+  await (await store.writer()).replaceManifest(digest, KEY_ID, Buffer.from('new'));
+  const manifests = readdirSync(dir, { recursive: true, withFileTypes: true })
+    .filter(({ name }) => name === KEY_ID)
+    .map(({ parentPath, name }) => [
+      parentPath.slice(dir.length + 1, dir.length + 8),
+      readFileSync(join(parentPath, name), 'utf8'),
+    ])
+    .sort();
+  t.same(manifests, [
+    ['roots/2', 'new'],
+    ['roots/3', 'new'],
+  ]);
+  t.equal(String(await store.getManifest(digest, other)), 'old', "another key's stays");
+  await (await store.writer()).replaceManifest(digest, KEY_ID, Buffer.from('new'));
+  t.equal(String(await store.getManifest(digest, KEY_ID)), 'new');
+  await t.rejects(
+    (await store.writer()).replaceManifest(`sha256:${'6'.repeat(64)}`, KEY_ID, Buffer.alloc(1)),
+    {
+      code: 'NOT_FOUND',
+    },
+  );
 });
 
 t.test('files lie where FORMAT.md says, and nothing else does', async (t) => {

@@ -43,6 +43,11 @@ export class MemoryStore implements ManifestSource, RewrapStore, WrappedKeyStore
     this.manifests.set(`${digest}/${keyId}`, Buffer.from(manifest));
   }
 
+  async replaceManifest(digest: ImageDigest, keyId: string, manifest: Uint8Array): Promise<void> {
+    await this.#called(`replaceManifest ${digest} ${keyId}`);
+    this.manifests.set(`${digest}/${keyId}`, Buffer.from(manifest));
+  }
+
   async removeManifest(digest: ImageDigest, keyId: string): Promise<void> {
     await this.#called(`removeManifest ${digest} ${keyId}`);
     this.manifests.delete(`${digest}/${keyId}`);
