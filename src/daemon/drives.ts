@@ -55,9 +55,9 @@ class ServedDrive extends Drive {
     this.#onReadError = onReadError;
   }
 
-  override async read(offset: number, lengthBytes: number, signal?: AbortSignal): Promise<PinnedBytes> {
+  override async read(...asked: Parameters<Drive['read']>): Promise<PinnedBytes> {
     try {
-      return await super.read(offset, lengthBytes, signal);
+      return await super.read(...asked);
     } catch (error) {
       this.#onReadError(this.name, error);
       throw error;

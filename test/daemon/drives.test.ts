@@ -3,6 +3,7 @@ import t, { type Test } from 'tap';
 import { ChunkMemory } from '../../src/chunk/memory.ts';
 import { silentObserver } from '../../src/chunk/observer.ts';
 import { ChunkReader } from '../../src/chunk/reader.ts';
+import type { ChunkTier } from '../../src/chunk/tier.ts';
 import { Admission } from '../../src/daemon/admission.ts';
 import { Drives } from '../../src/daemon/drives.ts';
 import { SharedImages } from '../../src/daemon/images.ts';
@@ -15,17 +16,17 @@ import { diskWorkplace } from '../support/daemon.ts';
 
 const DRIVES_MAX = 16_384;
 
-async function setUp(t: Test) {
+async function setUp(t: Test, { tiers = [] as ChunkTier[], readTimeoutMs = 1_000 } = {}) {
   const place = await diskWorkplace(t, 1);
   const store = await openStore(place.store);
   const key = await loadKeyFile(place.key);
   const memory = new ChunkMemory({ capacityBytes: 16 * CHUNK_BYTES });
-  const reader = new ChunkReader({ memory, tiers: [], observer: silentObserver });
+  const reader = new ChunkReader({ memory, tiers, observer: silentObserver });
   const admission = new Admission({ startsMax: 1_000_000, isStrained: () => false });
   const drives = new Drives({
     images: new SharedImages(store, KeyRing.of(key), new StoreAsks(8)),
     reader,
-    readTimeoutMs: 1_000,
+    readTimeoutMs,
     storeTimeoutMs: 10_000,
     admission,
     places: { fuse: () => null, nbd: () => 'nbd:', nbdTcp: () => null },
@@ -54,5 +55,22 @@ t.test(
     t.same(names, [...names].sort());
     drives.detach('vm00007');
     t.match(await attach('more'), { name: 'more' }, 'and there is room again when one goes');
+  },
+);
+
+t.test(
+  'a read ends at the deadline that its export sets, which may be nearer than the read timeout',
+  async (t) => {
+    const hung: ChunkTier = {
+      name: 'origin',
+      get: () => new Promise(() => {}),
+      put: async () => {},
+      discard() {},
+      async close() {},
+    };
+    const { drives, digest } = await setUp(t, { tiers: [hung], readTimeoutMs: 3_600_000 });
+    await drives.attach({ image: digest, name: 'vm' }, new AbortController().signal);
+    const reading = drives.registry.get('vm')!.read(0, 4096, undefined, performance.now() + 20);
+    await t.rejects(reading, { code: 'TIMEOUT' });
   },
 );
