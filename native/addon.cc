@@ -41,5 +41,7 @@ NAPI_MODULE_INIT() {
   lazydisk::RegisterFuseMount(env, exports);
   lazydisk::RegisterSocketSend(env, exports);
   lazydisk::RegisterProcess(env, exports);
+  lazydisk::RegisterResidency(env, exports);
+  lazydisk::RegisterNbdChannel(env, exports);
   return exports;
 }

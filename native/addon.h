@@ -17,6 +17,8 @@ void RegisterFuseChannel(napi_env env, napi_value exports);
 void RegisterFuseMount(napi_env env, napi_value exports);
 void RegisterSocketSend(napi_env env, napi_value exports);
 void RegisterProcess(napi_env env, napi_value exports);
+void RegisterResidency(napi_env env, napi_value exports);
+void RegisterNbdChannel(napi_env env, napi_value exports);
 
 struct Bytes {
   uint8_t* data;

@@ -44,8 +44,22 @@ export const {
   fuseNotify,
   fuseNotified,
   fuseClose,
+  residencyOpen,
+  residencyClaim,
+  residencyTakeUsed,
+  residencyReads,
+  hitMapOpen,
+  hitMapPublish,
+  hitMapCounts,
+  nbdOpen,
+  nbdClose,
+  nbdServe,
+  nbdWrite,
+  nbdPause,
+  nbdEnd,
+  nbdCounts,
 } = addon;
-export type { FuseChannel } from './native.d.ts';
+export type { FuseChannel, HitMapHandle, NbdLoop, Residency } from './native.d.ts';
 // Typed in full, as a function that never returns must be.
 export const exitNow: NativeAddon['exitNow'] = addon.exitNow;
 export const erasureEncode: NativeAddon['erasureEncode'] = addon.erasureEncode;

@@ -78,6 +78,77 @@ export interface NativeAddon {
   exitNow(code: number): never;
 
   /**
+   * Keeps, for a slab of slots of `slotBytes`, what other threads must know to read from it. The caller keeps the slab
+   * in place and alive as long as any hit map of it is in use.
+   */
+  residencyOpen(slab: Uint8Array, slotBytes: number): Residency;
+
+  /**
+   * Takes back all that was published for `slot`. True: nobody reads it, and it may be written to. False: somebody does
+   * just now; it may not, and is to be published anew.
+   */
+  residencyClaim(residency: Residency, slot: number): boolean;
+
+  /** Whether another thread read from `slot` since this was asked last. */
+  residencyTakeUsed(residency: Residency, slot: number): boolean;
+
+  /** Reads by way of all its hit maps. */
+  residencyReads(residency: Residency): number;
+
+  /** Which chunks of a drive, `chunks` of them of a slot's size, lie in which slots. 8 bytes for each that is published. */
+  hitMapOpen(residency: Residency, chunks: number): HitMapHandle;
+
+  /** Says that `slot` holds `chunk` whole, until it is claimed. */
+  hitMapPublish(hitMap: HitMapHandle, chunk: number, slot: number): void;
+
+  /** What was read by way of the map: [reads, bytes]. */
+  hitMapCounts(hitMap: HitMapHandle): [number, number];
+
+  /**
+   * A thread that serves NBD clients past their handshake. News for the event loop are put into `news` (8-byte aligned,
+   * 132 KiB or more) and `onNews` is called with the number of bytes there; it must be done with them when it returns.
+   * Each piece of news begins on an 8-byte boundary with four 32-bit integers, little-endian: the client's id; how many
+   * bytes from it follow; how many bytes that nbdWrite left the kernel has taken by now, modulo 2^32; and the sum of 1 if
+   * it sends nothing more and 2 if it is closed and forgotten. Throws an Error without the memory or the descriptors.
+   */
+  nbdOpen(news: Uint8Array, onNews: (lengthBytes: number) => void): NbdLoop;
+
+  /** Closes all clients, ends the thread, and tells the last news before it returns. Once. */
+  nbdClose(loop: NbdLoop): void;
+
+  /**
+   * Serves the client at the stream socket `fd`, of which it makes a descriptor of its own. Reads that `hitMap` can
+   * answer are answered; every other byte that the client sends becomes news. `head` is what it has sent by now. Returns
+   * the client's id, or 0 if there is no descriptor.
+   */
+  nbdServe(
+    loop: NbdLoop,
+    fd: number,
+    hitMap: HitMapHandle | undefined,
+    structured: boolean,
+    head: Uint8Array,
+  ): number;
+
+  /**
+   * Sends `parts` (1 to 1023 of them), together whole messages, in order and with nothing in between. Returns how many
+   * bytes of them the kernel has not taken (0 if the client is gone): they must stay untouched until the news say that
+   * they are taken, or that the client is closed.
+   */
+  nbdWrite(loop: NbdLoop, id: number, parts: readonly Uint8Array[]): number;
+
+  /** Whether the client is not read from. */
+  nbdPause(loop: NbdLoop, id: number, isPaused: boolean): void;
+
+  /**
+   * Ends the client: what is written is still sent, then it is told that nothing more comes, and it is closed when it
+   * closes. `atOnce`: it is closed now. A client that is gone is ignored.
+   */
+  nbdEnd(loop: NbdLoop, id: number, atOnce: boolean): void;
+
+  /** What the thread answered by itself, of all clients ever: [reads, bytes]. */
+  nbdCounts(loop: NbdLoop): [number, number];
+
+  /**
    * Serves the FUSE descriptor `fd`, which it owns from now on, from this thread's event loop. Requests are put
    * into `requests` (8-byte aligned, 8 KiB or more), each on an 8-byte boundary, and `onRequests` is called
    * with the number of bytes there; it must be done with them when it returns. `onLost` gets the errno when the
@@ -138,4 +209,19 @@ export interface NativeAddon {
 /** An open channel, seen from JavaScript. */
 export interface FuseChannel {
   readonly __brand: 'FuseChannel';
+}
+
+/** See residencyOpen. */
+export interface Residency {
+  readonly __brand: 'Residency';
+}
+
+/** See hitMapOpen. */
+export interface HitMapHandle {
+  readonly __brand: 'HitMap';
+}
+
+/** See nbdOpen. */
+export interface NbdLoop {
+  readonly __brand: 'NbdLoop';
 }

@@ -30,9 +30,9 @@ export class Histogram {
   }
 
   /** Counts something that took under a microsecond, without a clock. */
-  recordInstant(): void {
-    this.#counts[0]!++;
-    this.#count++;
+  recordInstant(times = 1): void {
+    this.#counts[0]! += times;
+    this.#count += times;
   }
 
   /** The upper bound, in milliseconds, of the bucket that the `share` (0 to 1) of the values lies in or below. */

@@ -9,8 +9,12 @@ import { LRUCache } from 'lru-cache';
 import { CHUNK_BYTES, type ChunkRef } from '../format/chunk-id.ts';
 import { deadlineError } from './deadline.ts';
 import { FairQueue } from './fair-queue.ts';
+import type { HitMap } from './hit-map.ts';
 import { Slab, type Slot } from './slab.ts';
 import type { ReadClass, ReadContext } from './tier.ts';
+
+/** Native threads hold a slot while they send from it, which never waits. */
+const CLAIM_RETRY_MS = 1;
 
 const memoryKeys = new WeakMap<ChunkRef, string>();
 
@@ -49,6 +53,7 @@ export class ChunkMemory {
   readonly #prefetchFreeSlots: number;
   #filling = 0;
   #evictions = 0;
+  #isRetryPlanned = false;
 
   /** Throws USAGE for a capacity under one chunk, UNAVAILABLE when there is no such memory. */
   constructor(options: ChunkMemoryOptions) {
@@ -75,6 +80,16 @@ export class ChunkMemory {
    */
   get crowded(): boolean {
     return this.#slab.pinnedSlots > this.#crowdedSlots;
+  }
+
+  /** Reads that native threads answered from here. */
+  get hitMapReads(): number {
+    return this.#slab.residency?.reads ?? 0;
+  }
+
+  /** For a drive of `chunks` chunks; what it publishes there are slots of chunks that it got from here. */
+  hitMap(chunks: number): HitMap {
+    return this.#slab.hitMap(chunks);
   }
 
   /** The chunk, pinned once for the caller and now the last to be evicted; undefined if it is not here. */
@@ -138,12 +153,34 @@ export class ChunkMemory {
 
   /** The least recently used slot that nobody holds, no longer cached. */
   #evict(): Slot | undefined {
+    let victim: Slot | undefined;
+    let isHeld = false;
+    // The LRU does not know what native threads read: those have their second chance here.
+    const used: Slot[] = [];
     for (const slot of this.#cached.rvalues()) {
       if (!slot || slot.pinned) continue;
-      this.#forget(slot);
-      return slot;
+      if (slot.takeUsed()) used.push(slot);
+      else if (slot.claim()) victim = slot;
+      else isHeld = true;
+      if (victim) break;
     }
-    return undefined;
+    for (const slot of used) this.#cached.get(slot.key!);
+    victim ??= used.find((slot) => slot.claim());
+    if (victim) this.#forget(victim);
+    else if (isHeld || used.length > 0) this.#retryLater();
+    return victim;
+  }
+
+  /** A native thread held a slot that was wanted, and says nothing when it lets go. */
+  #retryLater(): void {
+    if (this.#isRetryPlanned) return;
+    this.#isRetryPlanned = true;
+    setTimeout(() => {
+      this.#isRetryPlanned = false;
+      if (this.#queue.size === 0) return;
+      const slot = this.#evict();
+      if (slot) this.#handOn(slot);
+    }, CLAIM_RETRY_MS);
   }
 
   #forget(slot: Slot): void {
@@ -155,6 +192,10 @@ export class ChunkMemory {
   #idle(slot: Slot): void {
     if (slot.key !== undefined) {
       if (this.#queue.size === 0) return;
+      if (!slot.claim()) {
+        this.#retryLater();
+        return;
+      }
       this.#forget(slot);
     }
     this.#handOn(slot);

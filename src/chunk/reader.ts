@@ -124,7 +124,7 @@ export class ChunkReader {
 
   stats(): ChunkReaderStats {
     return {
-      memoryHits: this.#memoryHits,
+      memoryHits: this.#memoryHits + this.memory.hitMapReads,
       memoryMisses: this.#memoryMisses,
       flights: this.#places.taken,
       waiting: this.#places.waiting,

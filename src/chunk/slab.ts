@@ -5,11 +5,14 @@
  */
 import { LazydiskError } from '../errors.ts';
 import { CHUNK_BYTES } from '../format/chunk-id.ts';
+import { type HitMap, SlabResidency } from './hit-map.ts';
 
 /** A decoded chunk in place. Its bytes stay what they are until `release()`, called once for each time it was got. */
 export interface PinnedChunk {
   /** CHUNK_BYTES long; never written to by the holder. */
   readonly bytes: Buffer;
+  /** The slot to publish in a hit map; undefined if the chunk is not kept once it is released. */
+  readonly residentSlot: number | undefined;
   release(): void;
 }
 
@@ -20,10 +23,26 @@ export class Slot implements PinnedChunk {
   key: string | undefined;
   #pins = 0;
   readonly #slab: Slab;
+  readonly #index: number;
 
-  constructor(slab: Slab, bytes: Buffer) {
+  constructor(slab: Slab, index: number, bytes: Buffer) {
     this.#slab = slab;
+    this.#index = index;
     this.bytes = bytes;
+  }
+
+  get residentSlot(): number | undefined {
+    return this.key === undefined ? undefined : this.#index;
+  }
+
+  /** Whether a native thread read from it since this was asked last. */
+  takeUsed(): boolean {
+    return this.#slab.residency?.takeUsed(this.#index) ?? false;
+  }
+
+  /** Takes it back from native threads, before it is written to anew. False: one reads from it just now. */
+  claim(): boolean {
+    return this.#slab.residency?.claim(this.#index) ?? true;
   }
 
   get pinned(): boolean {
@@ -49,6 +68,9 @@ export class Slab {
   pinnedSlots = 0;
   /** Called when the last pin of a slot goes. */
   onIdle: (slot: Slot) => void = () => {};
+  /** There once a drive has a hit map. */
+  residency: SlabResidency | undefined;
+  readonly #memory: Buffer;
   readonly #free: Slot[];
 
   /** Rounds `capacityBytes` down to whole slots. Throws USAGE when that is none, UNAVAILABLE without the memory. */
@@ -63,15 +85,22 @@ export class Slab {
     } catch (cause) {
       throw new LazydiskError('UNAVAILABLE', `memory of ${capacityBytes} bytes cannot be had`, { cause });
     }
+    this.#memory = memory;
     this.slots = Array.from(
       { length: count },
-      (_, n) => new Slot(this, memory.subarray(n * CHUNK_BYTES, (n + 1) * CHUNK_BYTES)),
+      (_, n) => new Slot(this, n, memory.subarray(n * CHUNK_BYTES, (n + 1) * CHUNK_BYTES)),
     );
     this.#free = [...this.slots].reverse();
   }
 
   get freeSlots(): number {
     return this.#free.length;
+  }
+
+  /** For a drive of `chunks` chunks: what lets native threads read from the slots. */
+  hitMap(chunks: number): HitMap {
+    this.residency ??= new SlabResidency(this.#memory, CHUNK_BYTES);
+    return this.residency.hitMap(chunks);
   }
 
   /** A slot that nobody uses, or undefined. */

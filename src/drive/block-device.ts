@@ -3,6 +3,8 @@
  * memory, because a promise per 4 KiB read would cost more than the read.
  */
 
+import type { HitMap } from '../chunk/hit-map.ts';
+
 /** Bytes held in place (slab slots, the zero page) until `release()`, which must be called exactly once. */
 export interface PinnedBytes {
   /** In order, together exactly the bytes asked for. Never written to by the holder. */
@@ -38,6 +40,12 @@ export interface BlockDevice {
 
   /** Runs covering exactly [offset, offset + lengthBytes), merged; at most `extentsMax` (then it stops short). */
   extents(offset: number, lengthBytes: number, extentsMax: number): BlockExtent[];
+
+  /**
+   * Where native threads may read what is in memory, made at the first call; from then on whatever is read is published
+   * in it. A device without it is asked for everything.
+   */
+  hitMap?(): HitMap;
 
   /** Ask for the range to be brought into the local tiers; never fails, may do nothing. */
   prefetch(offset: number, lengthBytes: number): void;

@@ -57,6 +57,7 @@ export class DriveCounters {
   readonly #tiers = new Map<TierName, TierCounter>();
   readonly #memoryLatency: Histogram;
   readonly #background = { readahead: { chunks: 0, bytes: 0 }, prefetch: { chunks: 0, bytes: 0 } };
+  #elsewhere = { reads: 0, readBytes: 0 };
   #reads = 0;
   #readBytes = 0;
   #touchedChunks = 0;
@@ -83,6 +84,14 @@ export class DriveCounters {
     this.#reads++;
     this.#readBytes += lengthBytes;
     this.#memoryLatency.recordInstant();
+  }
+
+  /** Reads that were answered past the drive, on the spot: how many by now, and their bytes. */
+  readsElsewhere({ reads, readBytes }: { readonly reads: number; readonly readBytes: number }): void {
+    this.#reads += reads - this.#elsewhere.reads;
+    this.#readBytes += readBytes - this.#elsewhere.readBytes;
+    this.#memoryLatency.recordInstant(reads - this.#elsewhere.reads);
+    this.#elsewhere = { reads, readBytes };
   }
 
   /** A read was answered after `durationMs`; `tier` is the farthest that it needed. */

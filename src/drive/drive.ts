@@ -5,6 +5,7 @@
  * is too tight for that it copies them out one by one.
  */
 import type { ChunkRead } from '../chunk/flight.ts';
+import type { HitMap } from '../chunk/hit-map.ts';
 import type { ChunkReader } from '../chunk/reader.ts';
 import type { PinnedChunk } from '../chunk/slab.ts';
 import type { ReadClass, ReadContext, TierName } from '../chunk/tier.ts';
@@ -62,6 +63,8 @@ export class Drive implements BlockDevice {
   readonly #prefetches: PrefetchQueue;
   readonly #operations = new Set<Operation>();
   readonly #closing = new AbortController();
+  /** There once an export reads past us. */
+  #hits: HitMap | undefined;
 
   constructor(options: DriveOptions) {
     const { manifest, digest } = options.image;
@@ -93,7 +96,7 @@ export class Drive implements BlockDevice {
       else {
         const chunk = this.#reader.tryGet(this.#map.ref(entry));
         if (!chunk) return undefined;
-        bytes = this.#lend(chunk, from, to);
+        bytes = this.#lend(index, chunk, from, to);
         this.#counters.touch(entry);
         this.#readahead.observe(entry, entry);
       }
@@ -156,7 +159,13 @@ export class Drive implements BlockDevice {
     this.#prefetches.add(first, entryFrom(this.#map, Math.ceil(end / CHUNK_BYTES)));
   }
 
+  hitMap(): HitMap {
+    this.#hits ??= this.#reader.memory.hitMap(this.sizeBytes / CHUNK_BYTES);
+    return this.#hits;
+  }
+
   stats(): DriveStats {
+    if (this.#hits) this.#counters.readsElsewhere(this.#hits.counts());
     const [oldest] = this.#operations;
     return this.#counters.stats(this.#operations.size, oldest ? performance.now() - oldest.startedAt : 0);
   }
@@ -208,7 +217,7 @@ export class Drive implements BlockDevice {
       if (piece.entry < 0) return new Bytes([zeroes.subarray(piece.from, piece.to)]);
       const getting = this.#get(piece, operation);
       this.#observe(pieces);
-      return this.#lend(await getting, piece.from, piece.to);
+      return this.#lend(piece.index, await getting, piece.from, piece.to);
     }
     // Pinning more than half of memory for one read would never be possible together with another one's.
     const tries = pieces.length * 2 <= this.#reader.memory.slots ? TOGETHER_TRIES : 0;
@@ -228,7 +237,7 @@ export class Drive implements BlockDevice {
   #pinTogether(pieces: readonly Piece[]): PinnedBytes | undefined {
     const parts: Buffer[] = [];
     const pins: PinnedChunk[] = [];
-    for (const { entry, from, to } of pieces) {
+    for (const { index, entry, from, to } of pieces) {
       if (entry < 0) {
         parts.push(zeroes.subarray(from, to));
         continue;
@@ -238,6 +247,7 @@ export class Drive implements BlockDevice {
         for (const pin of pins) pin.release();
         return undefined;
       }
+      this.#publish(index, chunk);
       pins.push(chunk);
       parts.push(chunk.bytes.subarray(from, to));
     }
@@ -263,8 +273,14 @@ export class Drive implements BlockDevice {
     return new Bytes(copies);
   }
 
+  /** The next reads of the chunk need not come here. */
+  #publish(index: number, { residentSlot }: PinnedChunk): void {
+    if (this.#hits && residentSlot !== undefined) this.#hits.publish(index, residentSlot);
+  }
+
   /** Bytes of a chunk that is pinned for this; a copy while much is pinned, for the holder may be slow. */
-  #lend(chunk: PinnedChunk, from: number, to: number): PinnedBytes {
+  #lend(index: number, chunk: PinnedChunk, from: number, to: number): PinnedBytes {
+    this.#publish(index, chunk);
     const part = chunk.bytes.subarray(from, to);
     if (!this.#reader.memory.crowded) return new Bytes([part], [chunk]);
     const copy = Buffer.from(part);

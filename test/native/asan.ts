@@ -11,7 +11,7 @@ import { ASAN_ADDON_PATH, buildNative } from '../../native/build.ts';
 const ROOT = join(import.meta.dirname, '..', '..');
 const TESTS = [
   ...globSync('test/native/*.test.ts', { cwd: ROOT }),
-  ...globSync('test/export/fuse/*.test.ts', { cwd: ROOT }),
+  ...globSync('test/export/{fuse,nbd}/*.test.ts', { cwd: ROOT }),
 ];
 /** A test's children are sanitized too, and all of it is several times slower. */
 const TIMEOUT_S = 240;

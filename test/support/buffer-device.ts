@@ -2,6 +2,7 @@
  * A block device over a Buffer, so that exports are tested without the tiers. `cold: true` makes `tryRead`
  * answer only for chunks that `read` has touched, as a real drive does; `fail` makes reads reject.
  */
+import { type HitMap, SlabResidency } from '../../src/chunk/hit-map.ts';
 import type { BlockDevice, BlockExtent, PinnedBytes } from '../../src/drive/block-device.ts';
 import { CHUNK_BYTES } from '../../src/format/chunk-id.ts';
 
@@ -11,6 +12,8 @@ export interface BufferDeviceOptions {
   imageDigest?: string;
   cold?: boolean;
   readTimeoutMs?: number;
+  /** Whether native threads may read its whole chunks that are not zero. */
+  hits?: boolean;
   /** Called before each asynchronous read; throw or delay in it. */
   beforeRead?: (offset: number, lengthBytes: number) => Promise<void> | void;
 }
@@ -29,6 +32,7 @@ export class BufferDevice implements BlockDevice {
   readonly prefetched: [number, number][] = [];
   readonly #bytes: Buffer;
   readonly #warm = new Set<number>();
+  readonly hitMap?: () => HitMap;
   readonly #options: BufferDeviceOptions;
 
   constructor(bytes: Buffer, options: BufferDeviceOptions = {}) {
@@ -39,6 +43,15 @@ export class BufferDevice implements BlockDevice {
     this.readTimeoutMs = options.readTimeoutMs ?? 20_000;
     this.readOnly = options.readOnly ?? true;
     this.imageDigest = options.imageDigest ?? `sha256:${this.name}`;
+    if (options.hits) {
+      const chunks = Math.floor(bytes.length / CHUNK_BYTES);
+      const map = new SlabResidency(bytes, CHUNK_BYTES).hitMap(chunks);
+      for (let index = 0; index < chunks; index++) {
+        const at = index * CHUNK_BYTES;
+        if (bytes.compare(zeroes, 0, CHUNK_BYTES, at, at + CHUNK_BYTES) !== 0) map.publish(index, index);
+      }
+      this.hitMap = () => map;
+    }
   }
 
   tryRead(offset: number, lengthBytes: number): PinnedBytes | undefined {

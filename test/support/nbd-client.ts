@@ -41,6 +41,7 @@ export interface Chunk {
 
 /** What came for one request. */
 export interface Answer {
+  readonly cookie: number;
   readonly error: number;
   /** The text of a structured error. */
   readonly text: string;
@@ -54,6 +55,8 @@ export class NbdClient {
   structured = false;
   /** Lengths of reads by cookie: a simple reply does not say how much follows. */
   readonly #reads = new Map<number, Request>();
+  /** Of answers that are not whole yet, by cookie. */
+  readonly #chunks = new Map<number, Chunk[]>();
   #cookie = 0;
   #got: Buffer[] = [];
   #gotBytes = 0;
@@ -200,12 +203,19 @@ export class NbdClient {
     return { type, done: (head.readUInt16BE(0) & CHUNK_DONE) !== 0, cookie, error, payload };
   }
 
-  /** The whole answer to the one request that is under way. */
+  /** The next answer that is whole; chunks of others may come in between. */
   async answer(): Promise<Answer> {
-    const chunks: Chunk[] = [];
-    do chunks.push(await this.chunk());
-    while (!chunks.at(-1)!.done);
-    return assemble(chunks, this.#reads.get(chunks[0]!.cookie));
+    for (;;) {
+      const chunk = await this.chunk();
+      const chunks = this.#chunks.get(chunk.cookie) ?? [];
+      chunks.push(chunk);
+      if (!chunk.done) {
+        this.#chunks.set(chunk.cookie, chunks);
+        continue;
+      }
+      this.#chunks.delete(chunk.cookie);
+      return assemble(chunks, this.#reads.get(chunk.cookie));
+    }
   }
 
   /** Sends one request and reads its answer. */
@@ -222,7 +232,7 @@ export class NbdClient {
 function assemble(chunks: readonly Chunk[], read: Request | undefined): Answer {
   const failed = chunks.find(({ error }) => error !== 0);
   const text = failed && failed.type >= 0 ? failed.payload.subarray(6).toString('utf8') : '';
-  const result = { error: failed?.error ?? 0, text, chunks };
+  const result = { cookie: chunks[0]!.cookie, error: failed?.error ?? 0, text, chunks };
   if (!read || failed) return { ...result, data: Buffer.alloc(0) };
   if (chunks[0]!.type === -1) return { ...result, data: chunks[0]!.payload };
   const data = Buffer.alloc(read.lengthBytes, 0xee);

@@ -3,11 +3,11 @@
  * answered on the spot, what has to be fetched whenever it comes, in any order. A client that asks without taking
  * its answers, or asks for too much at once, is not read from until it is served, so its cost is bounded.
  */
-import type net from 'node:net';
 import type { BlockDevice, PinnedBytes } from '../../drive/block-device.ts';
 import { errorText, LazydiskError } from '../../errors.ts';
 import { type ByteBudget, type HeldBytes, SHORT_READ_BYTES } from '../byte-budget.ts';
 import type { TurnBudget } from '../turn-budget.ts';
+import type { ChannelOwner, NbdChannel } from './channel.ts';
 import type { Session } from './handshake.ts';
 import { type NbdLimits, shareOf } from './limits.ts';
 import { type NbdCounters, opOf } from './ops.ts';
@@ -45,8 +45,9 @@ export interface ConnectionContext {
   connections(): number;
 }
 
-export class NbdConnection {
-  readonly #socket: net.Socket;
+export class NbdConnection implements ChannelOwner {
+  readonly #channel: NbdChannel;
+  readonly #onClosed: () => void;
   readonly #session: Session;
   readonly #context: ConnectionContext;
   readonly #replies: ReplyWriter;
@@ -75,19 +76,19 @@ export class NbdConnection {
   /** How often the kernel took something. */
   #moves = 0;
 
-  /** `fd` is the socket's descriptor. */
-  constructor(socket: net.Socket, fd: number, session: Session, context: ConnectionContext) {
-    this.#socket = socket;
+  constructor(channel: NbdChannel, session: Session, context: ConnectionContext, onClosed: () => void) {
+    this.#channel = channel;
+    this.#onClosed = onClosed;
     this.#session = session;
     this.#context = context;
-    this.#replies = new ReplyWriter(socket, fd, session.structured, context.pool, () => this.#sent());
+    this.#replies = new ReplyWriter(channel, session.structured, context.pool);
   }
 
   get device(): BlockDevice {
     return this.#session.device;
   }
 
-  /** Takes what a read brought; `bytes` may be reused afterwards. False: stop reading; the socket is resumed later. */
+  /** Takes what the client sent; `bytes` may be reused afterwards. False: stop reading; the channel is resumed later. */
   received(bytes: Buffer): boolean {
     this.#replies.beginPass();
     let at = 0;
@@ -122,12 +123,21 @@ export class NbdConnection {
     // Whoever does not take what is left, or does not close its own side, is not waited for.
     this.#linger = setInterval(() => {
       const waitsForClient = this.#running === 0 || this.#replies.unsentBytes > 0;
-      if (waitsForClient && !this.#hasMoved) this.#socket.destroy();
+      if (waitsForClient && !this.#hasMoved) this.#channel.destroy();
       this.#hasMoved = false;
     }, this.#context.limits.lingerTimeoutMs);
   }
 
-  /** The socket is gone: what is in flight is cancelled. */
+  /** Answers nothing more. */
+  destroy(): void {
+    this.#channel.destroy();
+  }
+
+  ended(): void {
+    this.end();
+  }
+
+  /** The client is gone: what is in flight is cancelled. */
   closed(): void {
     this.#isClosed = true;
     clearInterval(this.#linger);
@@ -135,11 +145,12 @@ export class NbdConnection {
     this.#queue.length = 0;
     this.#abort.abort();
     this.#wake();
+    this.#onClosed();
   }
 
-  /** Nobody takes answers any more. A socket is destroyed well before it says 'close'; serving it until then is waste. */
+  /** Nobody takes answers any more. A channel is destroyed well before it is closed; serving it until then is waste. */
   get #isGone(): boolean {
-    return this.#isClosed || this.#socket.destroyed;
+    return this.#isClosed || this.#channel.isDestroyed;
   }
 
   get #unsentBytesMax(): number {
@@ -174,7 +185,8 @@ export class NbdConnection {
     });
   }
 
-  #sent(): void {
+  /** The client has taken something. */
+  sent(): void {
     this.#hasMoved = true;
     this.#moves++;
     const isAwaited = this.#waitingForRoom.length > 0 || this.#queue.length > 0 || this.#isPaused;
@@ -206,7 +218,7 @@ export class NbdConnection {
     this.#endIfIdle();
     if (this.#isPaused && !this.#isFull) {
       this.#isPaused = false;
-      this.#socket.resume();
+      this.#channel.resume();
     }
   }
 
@@ -215,7 +227,7 @@ export class NbdConnection {
       // Out of step, or about to be: nothing that follows can be understood.
       this.#context.counters.errors++;
       this.#isClosed = true;
-      this.#socket.destroy();
+      this.#channel.destroy();
       return;
     }
     if (request.type === COMMAND.disconnect) {
@@ -317,7 +329,7 @@ export class NbdConnection {
         this.#stallWatch = undefined;
       } else if (moves === this.#moves && this.#replies.unsentBytes > 0 && this.#context.budget.waiters > 0) {
         this.#context.counters.errors++;
-        this.#socket.destroy();
+        this.#channel.destroy();
       }
       moves = this.#moves;
     }, this.#context.limits.lingerTimeoutMs);
@@ -450,8 +462,8 @@ export class NbdConnection {
   #endIfIdle(): void {
     if (!this.#isEnding || this.#isGone || this.#running > 0 || this.#queue.length > 0) return;
     this.#replies.flush();
-    if (this.#socket.writableEnded) return;
-    this.#socket.end();
+    if (this.#channel.isEnding) return;
+    this.#channel.end();
     this.#hasMoved = true;
   }
 }

@@ -1,12 +1,11 @@
 /**
  * Answers on their way to one client. Small ones are copied behind one another into one buffer, so that a batch of
  * requests costs one write; long data is sent from where it lies, and let go when it is sent. All that is answered
- * within one pass over what a read brought leaves with one system call, past net.Socket while it has nothing queued.
+ * within one pass over what a read brought leaves with one system call.
  */
-import type net from 'node:net';
-import { socketSend } from '../../../native/index.ts';
 import type { BlockExtent, PinnedBytes } from '../../drive/block-device.ts';
 import { SHORT_READ_BYTES } from '../byte-budget.ts';
+import { type NbdChannel, PARTS_MAX } from './channel.ts';
 import {
   BASE_ALLOCATION_ID,
   CHUNK_DONE,
@@ -71,32 +70,28 @@ export class PooledCopy implements PinnedBytes {
 }
 
 export class ReplyWriter {
-  readonly #socket: net.Socket;
-  readonly #fd: number;
+  readonly #channel: NbdChannel;
   readonly #structured: boolean;
   readonly #pool: BatchPool;
-  readonly #onSent: () => void;
+  /** What is collected: whole pieces, and behind them the batch from `#batchFrom` to `#batchBytes`. */
+  #parts: Uint8Array[] = [];
+  #partsBytes = 0;
+  #pinned: PinnedBytes[] = [];
   #batch: Buffer | undefined;
+  #batchFrom = 0;
   #batchBytes = 0;
   #inPass = false;
-  #isCorked = false;
   #isFlushPlanned = false;
 
-  /**
-   * `fd` is the socket's descriptor. `onSent` is called whenever the kernel has taken something, with `unsentBytes`
-   * already lower; it may be called in the middle of a pass.
-   */
-  constructor(socket: net.Socket, fd: number, structured: boolean, pool: BatchPool, onSent: () => void) {
-    this.#socket = socket;
-    this.#fd = fd;
+  constructor(channel: NbdChannel, structured: boolean, pool: BatchPool) {
+    this.#channel = channel;
     this.#structured = structured;
     this.#pool = pool;
-    this.#onSent = onSent;
   }
 
   /** What the kernel has not taken yet. */
   get unsentBytes(): number {
-    return this.#socket.writableLength + this.#batchBytes;
+    return this.#channel.unsentBytes + this.#partsBytes + this.#batchBytes - this.#batchFrom;
   }
 
   /** Until `endPass` nothing is sent but full batches. */
@@ -107,9 +102,6 @@ export class ReplyWriter {
   endPass(): void {
     this.#inPass = false;
     this.flush();
-    if (!this.#isCorked) return;
-    this.#isCorked = false;
-    this.#socket.uncork();
   }
 
   /** The request is done, and has no data. */
@@ -131,6 +123,8 @@ export class ReplyWriter {
   /** Data of a read, or of a part of one; `bytes` are released once they are copied or sent, or never will be. */
   data(request: Request, offset: number, lengthBytes: number, bytes: PinnedBytes, isLast: boolean): void {
     const isCopied = lengthBytes <= COPIED_BYTES_MAX;
+    // Before the header: a message must not be cut, or an answer of the native thread could come in between.
+    if (!isCopied && this.#parts.length + bytes.parts.length + 2 > PARTS_MAX) this.flush();
     const headerBytes = this.#structured ? STRUCTURED_HEADER_BYTES + 8 : SIMPLE_REPLY_BYTES;
     const batch = this.#room(isCopied ? headerBytes + lengthBytes : headerBytes);
     let at = this.#batchBytes;
@@ -144,8 +138,8 @@ export class ReplyWriter {
     }
     at += headerBytes;
     if (!isCopied) {
-      this.#batchBytes = at;
-      this.#sendInPlace(bytes);
+      this.#added(headerBytes);
+      this.#addInPlace(bytes);
       return;
     }
     for (const part of bytes.parts) {
@@ -180,57 +174,36 @@ export class ReplyWriter {
     this.#append(chunk);
   }
 
-  /** Sends what is collected, or gives it to the socket. */
+  /** Sends what is collected. */
   flush(): void {
-    const sentBytes = this.#batch ? this.#sendNow(this.#batch) : 0;
-    if (sentBytes < this.#batchBytes) {
-      this.#enqueue(sentBytes);
-    } else if (this.#batch) {
-      this.#pool.give(this.#batch);
-      this.#batch = undefined;
-      this.#batchBytes = 0;
-      this.#onSent();
-    }
-  }
-
-  /** How much of the batch the kernel took at once; an error is left to the socket's own write to meet. */
-  #sendNow(batch: Buffer): number {
-    const { destroyed, writableEnded, writableLength } = this.#socket;
-    // SAFETY: the descriptor is the socket's until it is destroyed, and nothing of the socket's may be overtaken.
-    if (destroyed || writableEnded || writableLength > 0) return 0;
-    // net.Socket's bookkeeping for a write was about a tenth of the CPU time of a 4 KiB read, at depth 1 and 16.
-    return Math.max(0, socketSend(this.#fd, batch, this.#batchBytes));
-  }
-
-  /** Gives the batch from `from` on to the socket, behind what it has. */
-  #enqueue(from: number): void {
-    const batch = this.#batch;
-    if (!batch) return;
-    const bytes = batch.subarray(from, this.#batchBytes);
+    this.#endPart();
+    if (this.#parts.length === 0) return;
+    const [parts, pinned, batch] = [this.#parts, this.#pinned, this.#batch];
+    this.#parts = [];
+    this.#pinned = [];
     this.#batch = undefined;
-    this.#batchBytes = 0;
-    this.#socket.write(bytes, () => {
-      this.#pool.give(batch);
-      this.#onSent();
+    this.#partsBytes = this.#batchFrom = this.#batchBytes = 0;
+    this.#channel.write(parts, () => {
+      for (const bytes of pinned) bytes.release();
+      if (batch) this.#pool.give(batch);
     });
   }
 
-  #sendInPlace(bytes: PinnedBytes): void {
-    if (!this.#isCorked) this.#socket.cork();
-    if (this.#inPass) this.#isCorked = true;
-    // Header and data in one gathering write.
-    this.#enqueue(0);
-    const last = bytes.parts.length - 1;
-    bytes.parts.forEach((part, n) => {
-      if (n < last) this.#socket.write(part);
-      else this.#socket.write(part, () => this.#sent(bytes));
-    });
-    if (!this.#isCorked) this.#socket.uncork();
+  #addInPlace(bytes: PinnedBytes): void {
+    this.#endPart();
+    for (const part of bytes.parts) {
+      this.#parts.push(part);
+      this.#partsBytes += part.length;
+    }
+    this.#pinned.push(bytes);
   }
 
-  #sent(bytes: PinnedBytes): void {
-    bytes.release();
-    this.#onSent();
+  /** What follows in the batch does not follow on what is in it. */
+  #endPart(): void {
+    if (!this.#batch || this.#batchBytes === this.#batchFrom) return;
+    this.#parts.push(this.#batch.subarray(this.#batchFrom, this.#batchBytes));
+    this.#partsBytes += this.#batchBytes - this.#batchFrom;
+    this.#batchFrom = this.#batchBytes;
   }
 
   /** A complete message of any length up to a batch's. */

@@ -1,10 +1,11 @@
 /**
- * The NBD server: listens on Unix sockets and TCP ports, hands each client through its handshake to a connection.
+ * The NBD server: listens on Unix sockets and TCP ports and takes each client through its handshake. Then the client's
+ * descriptor goes to the native thread (channel.ts), which answers what memory has, and its socket here is closed.
  *
- * Its trick is how bytes come in. A socket that emits 'data' allocates a buffer a read; one made with `onread`
- * reads into the same buffer for ever, at three times the speed, but net.createServer takes no such option and
- * says nothing of it. So each accepted socket gives up its handle to a new one that has it. There is no public
- * way from an accepted connection to its descriptor; this uses one private field, in one function.
+ * Until then its socket is one with `onread`, because that stops to read at once when it is told so: what the client
+ * says behind its handshake must be left for the thread. net.createServer takes no such option, so each accepted socket
+ * gives up its handle to a new one that has it. There is no public way from an accepted connection to its descriptor;
+ * this uses one private field, in one function.
  */
 import { chmodSync } from 'node:fs';
 import net from 'node:net';
@@ -13,14 +14,15 @@ import type { DriveRegistry } from '../../drive/registry.ts';
 import { LazydiskError } from '../../errors.ts';
 import { ByteBudget } from '../byte-budget.ts';
 import { TurnBudget } from '../turn-budget.ts';
+import { NbdChannels } from './channel.ts';
 import { type ConnectionContext, NbdConnection } from './connection.ts';
-import { Handshake, type HandshakeStep } from './handshake.ts';
+import { Handshake, type HandshakeStep, type Session } from './handshake.ts';
 import { DEFAULT_LIMITS, type NbdLimits } from './limits.ts';
 import { type ListenerStats, NbdCounters, type NbdStats } from './ops.ts';
 import { BatchPool } from './reply-writer.ts';
 
-/** Over two thousand requests; who sends refused writes needs more reads. */
-const READ_BUFFER_BYTES = 64 * 1024;
+/** A handshake is a few hundred bytes. */
+const READ_BUFFER_BYTES = 16 * 1024;
 /** A TCP client whose machine is gone is noticed after about this long without traffic. */
 const KEEP_ALIVE_MS = 60_000;
 
@@ -51,8 +53,9 @@ interface Listener {
   toldMs: number;
 }
 
-/** One client, before and after its handshake. */
+/** One client, before and after its handshake, when the socket is closed. */
 interface Client {
+  readonly listener: Listener;
   readonly socket: net.Socket;
   readonly fd: number;
   connection: NbdConnection | undefined;
@@ -64,6 +67,7 @@ export class NbdServer {
   readonly #listeners: Listener[] = [];
   readonly #onFull: NbdServerOptions['onFull'];
   readonly #clients = new Set<Client>();
+  #channels: NbdChannels | undefined;
   readonly #counters = new NbdCounters();
   readonly #context: ConnectionContext;
   readonly #removed: (device: BlockDevice) => void;
@@ -93,6 +97,7 @@ export class NbdServer {
    * others out. Rejects with UNAVAILABLE if it cannot listen.
    */
   async listen(where: ListenAddress): Promise<void> {
+    this.#channels ??= new NbdChannels();
     const options = {
       pauseOnConnect: true,
       noDelay: true,
@@ -127,16 +132,17 @@ export class NbdServer {
 
   stats(): NbdStats {
     const { ops, errors, readsOk, readErrors, readBytes, waiting } = this.#counters;
+    const hits = this.#channels?.hits() ?? { reads: 0, readBytes: 0 };
     return {
       connections: this.#clients.size,
       listeners: this.#listeners.map((listener) => this.#statsOf(listener)),
       inflight: waiting.size,
       oldestInflightMs: this.#counters.oldestMs(),
-      ops,
+      ops: { ...ops, read: ops.read + hits.reads },
       errors,
-      readsOk,
+      readsOk: readsOk + hits.reads,
       readErrors,
-      readBytes,
+      readBytes: readBytes + hits.readBytes,
     };
   }
 
@@ -146,12 +152,12 @@ export class NbdServer {
     const closed = this.#listeners
       .splice(0)
       .map(({ server }) => new Promise((resolve) => server.close(resolve)));
-    for (const { socket, connection } of this.#clients) {
-      if (connection && drainMs > 0) connection.end();
-      else socket.destroy();
+    for (const client of this.#clients) {
+      if (client.connection && drainMs > 0) client.connection.end();
+      else destroy(client);
     }
     const late = setTimeout(() => {
-      for (const { socket } of this.#clients) socket.destroy();
+      for (const client of this.#clients) destroy(client);
     }, drainMs);
     if (this.#clients.size > 0) {
       await new Promise<void>((resolve) => {
@@ -160,6 +166,7 @@ export class NbdServer {
     }
     clearTimeout(late);
     await Promise.all(closed);
+    this.#channels?.close();
   }
 
   #statsOf({ kind, clients, refused }: Listener): ListenerStats {
@@ -191,44 +198,65 @@ export class NbdServer {
     }
     const handshake = new Handshake(this.#registry);
     const { socket, fd } = withReadBuffer(accepted, Buffer.allocUnsafeSlow(READ_BUFFER_BYTES), (bytes) => {
-      if (client.connection) return client.connection.received(bytes);
       if (socket.writableEnded) return true;
       const step = handshake.feed(bytes);
       if (step.headway) slow.refresh();
       this.#negotiate(client, step);
-      return true;
+      return step.session === undefined;
     });
-    const client: Client = { socket, fd, connection: undefined };
+    const client: Client = { listener, socket, fd, connection: undefined };
     this.#clients.add(client);
     listener.clients.add(client);
-    const slow = setTimeout(() => {
-      if (!client.connection) socket.destroy();
-    }, this.#limits.handshakeTimeoutMs);
+    const slow = setTimeout(() => socket.destroy(), this.#limits.handshakeTimeoutMs);
     socket.on('error', () => socket.destroy());
-    socket.on('end', () => {
-      if (client.connection) client.connection.end();
-      else socket.destroy();
-    });
+    socket.on('end', () => socket.destroy());
     socket.on('close', () => {
       clearTimeout(slow);
-      client.connection?.closed();
-      this.#clients.delete(client);
-      listener.clients.delete(client);
-      if (this.#clients.size === 0) this.#allGone?.();
+      if (!client.connection) this.#gone(client);
     });
     socket.write(Handshake.greeting());
     socket.resume();
   }
 
   #negotiate(client: Client, { answer, session, rest, close }: HandshakeStep): void {
-    const { socket, fd } = client;
-    if (answer.length > 0) socket.write(Buffer.concat(answer));
+    const { socket } = client;
+    const isTold = session && (() => this.#serve(client, session, rest));
+    if (answer.length > 0) socket.write(Buffer.concat(answer), isTold);
+    else isTold?.();
     // What the client still says is read and thrown away until it closes or its time is over.
     if (close) socket.end();
-    if (!session) return;
-    client.connection = new NbdConnection(socket, fd, session, this.#context);
-    if (rest && rest.length > 0 && !client.connection.received(rest)) socket.pause();
   }
+
+  /** The client has the last answer of its handshake. */
+  #serve(client: Client, session: Session, rest: Buffer | undefined): void {
+    const { socket, fd } = client;
+    const { device, structured } = session;
+    // The drive may have been detached meanwhile.
+    if (!socket.destroyed && this.#registry.get(device.name) === device) {
+      try {
+        const head = rest ?? Buffer.alloc(0);
+        client.connection = this.#channels!.serve(
+          fd,
+          { device, structured, head },
+          (channel) => new NbdConnection(channel, session, this.#context, () => this.#gone(client)),
+        );
+      } catch {
+        this.#counters.errors++;
+      }
+    }
+    socket.destroy();
+  }
+
+  #gone(client: Client): void {
+    this.#clients.delete(client);
+    client.listener.clients.delete(client);
+    if (this.#clients.size === 0) this.#allGone?.();
+  }
+}
+
+function destroy({ socket, connection }: Client): void {
+  if (connection) connection.destroy();
+  else socket.destroy();
 }
 
 /** Node's own way to make a socket around a handle, which its types leave out. */

@@ -45,7 +45,7 @@ export async function startServer(
 
 async function main({ path, name, file }: ServerSpec): Promise<void> {
   const registry = new DriveRegistry();
-  registry.add(new BufferDevice(readFileSync(file), { name }));
+  registry.add(new BufferDevice(readFileSync(file), { name, hits: true }));
   const server = new NbdServer({ registry });
   await server.listen({ path });
   process.once('SIGTERM', () => void server.close({ drainMs: 1000 }));

@@ -3,13 +3,13 @@ import { mkdtempSync, rmSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import type { Test } from 'tap';
+import type { BlockDevice } from '../../../src/drive/block-device.ts';
 import { DriveRegistry } from '../../../src/drive/registry.ts';
 import { ByteBudget } from '../../../src/export/byte-budget.ts';
 import type { NbdLimits } from '../../../src/export/nbd/limits.ts';
 import type { ListenerStats } from '../../../src/export/nbd/ops.ts';
 import { NbdServer } from '../../../src/export/nbd/server.ts';
 import { CHUNK_BYTES } from '../../../src/format/chunk-id.ts';
-import type { BufferDevice } from '../../support/buffer-device.ts';
 
 export interface Serving {
   readonly server: NbdServer;
@@ -19,7 +19,7 @@ export interface Serving {
 
 export async function serve(
   t: Test,
-  devices: readonly BufferDevice[],
+  devices: readonly BlockDevice[],
   limits: Partial<NbdLimits> = {},
   budget: ByteBudget = new ByteBudget(),
   onFull: (listener: ListenerStats) => void = () => {},

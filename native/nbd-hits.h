@@ -1,0 +1,72 @@
+// NBD requests that memory can answer, without JavaScript: parsed, looked up, and gathered into one sendmsg(2) that
+// reads from the slab in place. Everything else of a client's bytes is left for the event loop as it came.
+// Source: the NBD protocol specification, "Transmission phase".
+#pragma once
+
+#include <sys/uio.h>
+
+#include <cstddef>
+#include <cstdint>
+
+#include "residency.h"
+
+namespace lazydisk {
+
+constexpr size_t kRequestBytes = 28;
+// A longer read goes to JavaScript, which cuts it where the client allows.
+constexpr size_t kHitBytesMax = 256 * 1024;
+
+struct NbdRequest {
+  bool is_valid;
+  uint16_t flags;
+  uint16_t type;
+  uint64_t offset;
+  uint32_t length;
+};
+
+// `at` has kRequestBytes.
+NbdRequest ParseRequest(const uint8_t* at);
+
+// Replies that lie in the slab, up to about `bytes_max`. Whoever sent them calls Clear, which lets go of the slots.
+class HitBatch {
+ public:
+  explicit HitBatch(size_t bytes_max) : bytes_max_(bytes_max) {}
+  HitBatch(const HitBatch&) = delete;
+  HitBatch& operator=(const HitBatch&) = delete;
+  ~HitBatch() { Clear(); }
+
+  // Whether the reply to `request` would fit.
+  bool HasRoomFor(const NbdRequest& request) const {
+    return replies_ == 0 || (replies_ < kRepliesMax && bytes_ + kHeaderBytesMax + request.length <= bytes_max_);
+  }
+
+  // Adds the reply to the request at `at`, for which there is room, if it is a read whose bytes are all in memory.
+  bool Add(const uint8_t* at, const NbdRequest& request, HitMap* map, bool is_structured);
+  bool is_empty() const { return replies_ == 0; }
+
+  iovec* parts() { return parts_; }
+  size_t part_count() const { return part_count_; }
+  size_t bytes() const { return bytes_; }
+  size_t replies() const { return replies_; }
+  size_t read_bytes() const { return read_bytes_; }
+
+  void Clear();
+
+ private:
+  static constexpr size_t kRepliesMax = 64;
+  static constexpr size_t kHeaderBytesMax = 28;
+
+  size_t bytes_max_;
+  size_t replies_ = 0;
+  size_t bytes_ = 0;
+  size_t read_bytes_ = 0;
+  size_t part_count_ = 0;
+  size_t pin_count_ = 0;
+  HitMap* map_ = nullptr;
+  // A header and at most two chunks a reply.
+  iovec parts_[kRepliesMax * 3];
+  const uint8_t* pins_[kRepliesMax * 2];
+  uint8_t headers_[kRepliesMax][kHeaderBytesMax];
+};
+
+}  // namespace lazydisk

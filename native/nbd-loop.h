@@ -1,0 +1,121 @@
+// NBD clients after their handshake, served by one thread that has no JavaScript: what is in memory it answers itself,
+// all else it leaves in the client's inbox for the event loop, whose answers it sends. So a hit never waits for a busy
+// event loop. No call of either side ever blocks: all sockets are non-blocking, and locks are held for one sendmsg(2).
+#pragma once
+
+#include <sys/uio.h>
+
+#include <atomic>
+#include <cstddef>
+#include <cstdint>
+#include <deque>
+#include <functional>
+#include <memory>
+#include <mutex>
+#include <thread>
+#include <unordered_map>
+#include <vector>
+
+#include "nbd-hits.h"
+#include "residency.h"
+
+namespace lazydisk {
+
+// What one client has for the event loop.
+struct NbdNews {
+  uint32_t id = 0;
+  // Bytes that it sent, in order, without the requests that were answered.
+  std::vector<uint8_t> bytes;
+  // Of what Write left to be sent, how much the kernel has taken since the client was added.
+  uint64_t taken_bytes = 0;
+  // It sends nothing more.
+  bool is_ended = false;
+  // The descriptor is closed, and nothing that was given to Write is used any more.
+  bool is_closed = false;
+};
+
+class NbdLoop {
+ public:
+  // `wake` is called from the thread when there is news; it must not block.
+  explicit NbdLoop(std::function<void()> wake);
+  ~NbdLoop();
+  NbdLoop(const NbdLoop&) = delete;
+  NbdLoop& operator=(const NbdLoop&) = delete;
+
+  // False, with errno, if there are no descriptors or no thread to be had.
+  bool Start();
+  // Closes all clients and ends the thread. Nothing is used any more when it returns.
+  void Stop();
+
+  // Takes over `fd`, a connected stream socket that does not block; `head` is what was read from it already. `map` may
+  // be null. Returns the client's id, or 0 with errno.
+  uint32_t Add(int fd, std::shared_ptr<HitMap> map, bool is_structured, const uint8_t* head, size_t head_bytes);
+
+  // Sends `parts` in order and not mixed with anything else. Returns how many bytes of them the kernel has not taken;
+  // those stay where they are, untouched, until `taken_bytes` has counted them or the client is closed.
+  size_t Write(uint32_t id, const iovec* parts, size_t count);
+
+  // While it is paused, nothing is read from the client.
+  void Pause(uint32_t id, bool is_paused);
+  // Sends what was written and says that nothing more comes; what the client still sends is thrown away.
+  void End(uint32_t id);
+  void Destroy(uint32_t id);
+
+  // The next client's news, if there are any.
+  bool TakeNews(NbdNews* news);
+
+  // Reads that were answered here, and their bytes, of all clients.
+  uint64_t hit_reads() const { return hit_reads_.load(std::memory_order_relaxed); }
+  uint64_t hit_bytes() const { return hit_bytes_.load(std::memory_order_relaxed); }
+
+  // What waits for the event loop, of one client.
+  static constexpr size_t kInboxBytesMax = 64 * 1024;
+
+ private:
+  struct Client;
+  using ClientPtr = std::shared_ptr<Client>;
+
+  void Run();
+  int Wait();
+  void Attend();
+  void Serve(Client& client);
+  void Read(Client& client);
+  size_t Take(Client& client, const uint8_t* bytes, size_t length);
+  size_t PassOn(Client& client, const uint8_t* bytes, size_t length);
+  bool Send(Client& client, HitBatch& batch);
+  bool Flush(Client& client);
+  void Watch(Client& client);
+  void Close(Client& client);
+  ssize_t Receive(Client& client, size_t at);
+  void Tell(Client& client);
+  void Ask(Client& client);
+  ClientPtr Find(uint32_t id);
+  size_t BatchBytesMax() const;
+
+  std::function<void()> wake_;
+  std::thread thread_;
+  int epoll_ = -1;
+  int event_ = -1;
+  std::atomic<bool> is_stopping_{false};
+  std::atomic<uint64_t> hit_reads_{0};
+  std::atomic<uint64_t> hit_bytes_{0};
+
+  // Guards what follows; taken after a client's own lock, never before it.
+  std::mutex mutex_;
+  std::unordered_map<uint32_t, ClientPtr> clients_;
+  uint32_t last_id_ = 0;
+  std::atomic<size_t> client_count_{0};
+  // Clients with news for the event loop, and those that it wants attended to.
+  std::deque<ClientPtr> with_news_;
+  std::vector<ClientPtr> to_attend_;
+
+  // Of the thread alone.
+  std::unique_ptr<uint8_t[]> buffer_;
+  // Closed while events are served, of which one may still name it.
+  std::vector<ClientPtr> closed_;
+  // How spinning went lately: see Wait.
+  uint32_t spin_rest_ = 0;
+  uint32_t spin_pause_ = 1;
+};
+
+}  // namespace lazydisk

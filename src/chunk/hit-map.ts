@@ -1,0 +1,65 @@
+/**
+ * What a thread without JavaScript must know to read decoded chunks in place: which of them lie in which slot of the
+ * slab, and who reads from them now. The event loop publishes; before a slot is written to anew it claims it.
+ */
+import {
+  type HitMapHandle,
+  hitMapCounts,
+  hitMapOpen,
+  hitMapPublish,
+  type Residency,
+  residencyClaim,
+  residencyOpen,
+  residencyReads,
+  residencyTakeUsed,
+} from '../../native/index.ts';
+
+/** The slots of one slab, which must stay in place and alive as long as any hit map of it is used. */
+export class SlabResidency {
+  readonly #residency: Residency;
+
+  constructor(slab: Buffer, slotBytes: number) {
+    this.#residency = residencyOpen(slab, slotBytes);
+  }
+
+  /** For a drive of `chunks` chunks, each of a slot's size. */
+  hitMap(chunks: number): HitMap {
+    return new HitMap(hitMapOpen(this.#residency, chunks));
+  }
+
+  /** Takes back what was published for `slot`. False: somebody reads it just now, and it may not be written to. */
+  claim(slot: number): boolean {
+    return residencyClaim(this.#residency, slot);
+  }
+
+  /** Reads by way of all its hit maps. */
+  get reads(): number {
+    return residencyReads(this.#residency);
+  }
+
+  /** Whether `slot` was read by way of a hit map since this was asked last. */
+  takeUsed(slot: number): boolean {
+    return residencyTakeUsed(this.#residency, slot);
+  }
+}
+
+/** The chunks of one drive. */
+export class HitMap {
+  /** For the native threads. */
+  readonly handle: HitMapHandle;
+
+  constructor(handle: HitMapHandle) {
+    this.handle = handle;
+  }
+
+  /** `slot` holds chunk `index` of the drive, until it is claimed. */
+  publish(index: number, slot: number): void {
+    hitMapPublish(this.handle, index, slot);
+  }
+
+  /** Reads that were answered by way of it, and their bytes. */
+  counts(): { readonly reads: number; readonly readBytes: number } {
+    const [reads, readBytes] = hitMapCounts(this.handle);
+    return { reads, readBytes };
+  }
+}
