@@ -1,5 +1,5 @@
-// Opens a sealed chunk: SHA-256 against its id, AES-256-GCM, zstd, in one job on libuv's thread pool. The trick
-// is reuse: cipher context, decompression context and payload scratch live as long as their pool thread, so a
+// Opens a sealed chunk: SHA-256 against its id, AES-256-GCM, zstd, in one job on a thread that only computes. The
+// trick is reuse: cipher context, decompression context and payload scratch live as long as their thread, so a
 // job allocates nothing of a chunk's size. OpenSSL and zstd are the ones that the node binary exports.
 #include <openssl/crypto.h>
 #include <openssl/evp.h>
@@ -9,7 +9,7 @@
 
 #include "addon.h"
 #include "codec.h"
-#include "pool-job.h"
+#include "compute-job.h"
 
 // The part of zstd's stable interface that is used here. Node exports the symbols and carries no header.
 extern "C" {
@@ -28,7 +28,7 @@ constexpr size_t kPayloadBytesMax = 1 + kChunkBytesMax;
 
 enum Status : int { kOk = 0, kWrongId = 1, kWrongTag = 2, kBadPayload = 3 };
 
-// What a pool thread keeps from job to job.
+// What a thread keeps from job to job.
 struct ThreadState {
   EVP_CIPHER_CTX* cipher = EVP_CIPHER_CTX_new();
   ZSTD_DCtx_s* zstd = ZSTD_createDCtx();
@@ -40,7 +40,7 @@ struct ThreadState {
   }
 };
 
-struct OpenJob : PoolJob {
+struct OpenJob : ComputeJob {
   Bytes sealed;
   Bytes target;
   uint8_t id[kIdBytes];
@@ -117,7 +117,7 @@ napi_value OpenChunk(napi_env env, napi_callback_info info) {
   memcpy(job->id, id.data, kIdBytes);
   memcpy(job->key, key.data, kKeyBytes);
   const napi_value held[] = {args[0], args[3], args[4]};
-  PoolJob::Queue(env, "openChunk", job, held, 3);
+  ComputeJob::Queue(env, "openChunk", job, held, 3);
   return nullptr;
 }
 

@@ -1,29 +1,44 @@
 /**
  * The store as the last tier. It is only read: workers never write to the origin, and a bad object there is for its
  * owner to mend, after which it is good again without a restart here, so nothing is remembered about it.
+ *
+ * A store in a file system has a bounded share of the thread pool: a read that was given up keeps its thread until the
+ * file system lets go of it, so it keeps its place too. And an object whose read hangs is not read once more: whoever
+ * wants it waits for that one.
  */
 import { errorText, LazydiskError } from '../errors.ts';
 import type { ChunkId } from '../format/chunk-id.ts';
 import type { Store } from '../store/store.ts';
 import { withDeadline } from './deadline.ts';
+import { Places } from './places.ts';
 import type { ChunkTier, ReadContext, SealedLoan } from './tier.ts';
+
+export interface OriginTierOptions {
+  /** Of a store whose reads take a thread each: how many it may have. */
+  readonly threads?: number;
+}
 
 export class OriginTier implements ChunkTier {
   readonly name = 'origin';
   readonly #store: Store;
+  readonly #threads: Places | undefined;
+  readonly #inThreads = new Map<ChunkId, Promise<Buffer | undefined>>();
 
   /** The store is lent: `close` leaves it open. */
-  constructor(store: Store) {
+  constructor(store: Store, { threads }: OriginTierOptions = {}) {
     this.#store = store;
+    if (threads !== undefined) this.#threads = new Places({ name: `${store.url}: threads`, places: threads });
   }
 
   /** Rejects with TIMEOUT, ABORTED, UNAVAILABLE, or what the store says; messages name the store. */
   async get(id: ChunkId, _sealedBytes: number, ctx: ReadContext): Promise<SealedLoan | undefined> {
     const controller = new AbortController();
-    // Who tries again, and when, is decided above (daemon/origin.ts).
-    const asked = this.#store.getChunk(id, { signal: controller.signal, tries: 1 });
     try {
-      const bytes = await withDeadline(asked, ctx, `${this.#store.url}: no answer`);
+      // Who tries again, and when, is decided above (daemon/origin.ts).
+      const asked = this.#threads
+        ? await this.#inThread(this.#threads, id, ctx)
+        : { bytes: this.#store.getChunk(id, { signal: controller.signal, tries: 1 }) };
+      const bytes = await withDeadline(asked.bytes, ctx, `${this.#store.url}: no answer`);
       return bytes && { bytes, release() {} };
     } catch (error) {
       controller.abort();
@@ -33,9 +48,33 @@ export class OriginTier implements ChunkTier {
     }
   }
 
-  async put(): Promise<void> {}
+  async put(): Promise<boolean> {
+    return false;
+  }
 
   discard(): void {}
 
   async close(): Promise<void> {}
+
+  /** Resolves when there is a thread for it; the read itself is in an object, or it would be waited for too. */
+  async #inThread(
+    threads: Places,
+    id: ChunkId,
+    ctx: ReadContext,
+  ): Promise<{ bytes: Promise<Buffer | undefined> }> {
+    const place = this.#inThreads.has(id) ? undefined : await threads.enter(ctx);
+    const known = this.#inThreads.get(id);
+    if (known) {
+      if (place) threads.leave(place);
+      return { bytes: known };
+    }
+    const bytes = this.#store.getChunk(id, { tries: 1 });
+    this.#inThreads.set(id, bytes);
+    const ended = () => {
+      this.#inThreads.delete(id);
+      threads.leave(place!);
+    };
+    bytes.then(ended, ended);
+    return { bytes };
+  }
 }

@@ -36,7 +36,7 @@ export interface ChunkReaderOptions {
    * Default a quarter of what memory holds, at most 256.
    */
   readonly backgroundFlightsMax?: number;
-  /** Sealed bytes on their way into upper tiers at once; more is dropped. Default 16 MiB. */
+  /** Memory of sealed bytes on their way into one upper tier at once; more is dropped. Default 16 MiB. */
   readonly writeBackBytesMax?: number;
 }
 
@@ -48,7 +48,7 @@ export interface ChunkReaderStats {
   readonly flights: number;
   readonly waiting: number;
   readonly backgroundFlights: number;
-  /** Chunks that were not put into upper tiers, because too much was on its way. */
+  /** Chunks that were not put into a tier above, because too much was on its way there. */
   readonly droppedWriteBacks: number;
 }
 

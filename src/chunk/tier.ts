@@ -7,7 +7,8 @@
  * - `get` may return wrong bytes (a disk lies, a node lies). The reader proves them by their id before anyone
  *   uses them, and calls `discard` when they fail, after which this copy must not be returned again.
  *   A tier that only relays what others hold (the origin) forgets nothing and may be asked again.
- * - `put` is only ever given proven bytes, copies or writes them before it resolves, and may drop them.
+ * - `put` is only ever given proven bytes, copies or writes them before it resolves, and may drop them; it resolves to
+ *   whether the tier has them now.
  * - `close` may be called twice; a wrapper closes what it wraps.
  * - after `ctx.deadline` or `ctx.signal` a pending `get` rejects (TIMEOUT, ABORTED) soon.
  */
@@ -49,7 +50,7 @@ export interface SealedLoan {
 export interface ChunkTier {
   readonly name: TierName;
   get(id: ChunkId, sealedBytes: number, ctx: ReadContext): Promise<SealedLoan | undefined>;
-  put(id: ChunkId, sealed: Uint8Array): Promise<void>;
+  put(id: ChunkId, sealed: Uint8Array): Promise<boolean>;
   /** The copy that `get` gave for `id` failed its proof: never return it again. */
   discard(id: ChunkId): void;
   close(): Promise<void>;

@@ -85,6 +85,9 @@ async function serve(options: Readonly<Record<string, unknown>>): Promise<void> 
   for (const [flag, name] of Object.entries(SETTINGS)) {
     if (options[flag] !== undefined) flags[name] = options[flag];
   }
+  // Before the settings file is read: that uses the pool.
+  const { sizeThreadPool } = await import('../daemon/pool-threads.ts');
+  sizeThreadPool();
   const { readSettingsFile, resolveConfig } = await import('../daemon/config.ts');
   const { config: path } = options;
   const file = typeof path === 'string' ? await readSettingsFile(path) : {};

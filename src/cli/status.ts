@@ -12,7 +12,7 @@ export function statusCommand(): Command {
       'after',
       `
 JSON: version, pid, startedAt, state, store, runDir, drives, fuse, fuseProblem, nbd, nbdTcp, metrics, memoryBytes,
-cacheBytes, cacheUsedBytes, fleet { state, nodes, nodesUp } or null, origin { active, queued, rateWaits, hedgesWon,
+cacheBytes, cacheUsedBytes, cacheState, fleet { state, nodes, nodesUp } or null, origin { active, queued, rateWaits, hedgesWon,
 hedgesLost, breaker, breakerOpened }, admission { strained, starting, waiting, waited, refused },
 storeRoots { active, draining, retired, trash }, retiredReads, logLinesDropped.`,
     )
@@ -31,7 +31,7 @@ function describe(status: DaemonStatus): string {
     ['nbd', status.nbdTcp === null ? status.nbd : [status.nbd, status.nbdTcp]],
     ['metrics', status.metrics ?? 'on the control socket alone'],
     ['memory', `${formatSize(status.memoryBytes)} for chunks`],
-    ['disk cache', `${formatSize(status.cacheUsedBytes)} of ${formatSize(status.cacheBytes)}`],
+    ['disk cache', cacheText(status)],
     ...(status.logLinesDropped === 0
       ? []
       : ([['log', `${status.logLinesDropped} lines could not be written`]] as const)),
@@ -43,6 +43,11 @@ function describe(status: DaemonStatus): string {
       `${admission.waiting} waiting${admission.strained ? ', because the origin is slow' : ''}; ${admission.refused} refused so far`,
     ],
   ]);
+}
+
+function cacheText({ cacheState, cacheUsedBytes, cacheBytes }: DaemonStatus): string {
+  const used = `${formatSize(cacheUsedBytes)} of ${formatSize(cacheBytes)}`;
+  return cacheState === 'up' ? used : `${cacheState}: its disk fails or hangs; ${used}`;
 }
 
 function retiredText(reads: number): string {

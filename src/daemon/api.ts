@@ -146,6 +146,8 @@ export interface DaemonStatus {
   readonly memoryBytes: number;
   readonly cacheBytes: number;
   readonly cacheUsedBytes: number;
+  /** `left out`: its disk hangs or fails, reads pass it by; `not written`: it is read, and nothing is put into it. */
+  readonly cacheState: 'up' | 'not written' | 'left out';
   /** Null without --fleet. */
   readonly fleet: { readonly state: 'up' | 'down'; readonly nodes: number; readonly nodesUp: number } | null;
   readonly origin: OriginStats;

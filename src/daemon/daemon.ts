@@ -6,6 +6,7 @@
 
 import type { AddressInfo } from 'node:net';
 import { DiskCache } from '../chunk/disk/disk-cache.ts';
+import { DiskTier } from '../chunk/disk/disk-tier.ts';
 import { ChunkMemory } from '../chunk/memory.ts';
 import { ChunkReader } from '../chunk/reader.ts';
 import { LimitTier } from '../chunk/wrappers/limit.ts';
@@ -45,7 +46,7 @@ import { ReadErrorLog } from './read-errors.ts';
 import { type RunPaths, takeRunDir } from './run-dir.ts';
 import { StoreAsks } from './store-asks.ts';
 
-/** Reads of the disk cache at once; more of them only queue in the thread pool, where urgency does not count. */
+/** Reads of the disk cache at once, from the queue for its threads to the end of decoding: they hold its buffers. */
 const CACHE_READS_MAX = 32;
 
 /** What is asked of the store at once for attaches, and for lists, each of which asks for several things at once. */
@@ -68,6 +69,7 @@ interface Parts {
   readonly keys: KeyRing;
   readonly store: Store;
   readonly cache: DiskCache;
+  readonly diskTier: DiskTier;
   readonly fleet: Fleet | undefined;
   readonly origin: Origin;
   readonly admission: Admission;
@@ -157,7 +159,8 @@ export class Daemon implements ControlService {
   }
 
   status(): DaemonStatus {
-    const { config, paths, store, drives, places, cache, fleet, origin, admission, logStream } = this.#parts;
+    const { config, paths, store, drives, places, cache, diskTier, fleet, origin } = this.#parts;
+    const { admission, logStream } = this.#parts;
     const disk = cache.stats();
     return {
       version: VERSION,
@@ -175,6 +178,7 @@ export class Daemon implements ControlService {
       memoryBytes: config.memoryBytes,
       cacheBytes: disk.capBytes,
       cacheUsedBytes: disk.usedBytes,
+      cacheState: !diskTier.stats().up ? 'left out' : disk.writable ? 'up' : 'not written',
       fleet: fleet ? { state: fleet.state, ...nodesUp(fleet) } : null,
       origin: origin.stats(),
       admission: admission.stats(),
@@ -281,10 +285,18 @@ async function openParts(
   const origin = new Origin(store, config);
   const fleet = config.fleet && (await Fleet.open(config.fleet, log));
   if (fleet) closers.defer(() => fleet.close());
+  const diskTier = new DiskTier(cache, {
+    // Half of the cache's time, so that a read whose disk hangs has left when the other half is over.
+    timeoutMs: config.cacheTimeoutMs / 2,
+    onChange: (up, cause) => {
+      if (up) log.info({ part: 'disk cache' }, 'the disk cache answers again');
+      else log.error({ part: 'disk cache', cause }, 'the disk cache is left out: reading past it');
+    },
+  });
   const reader = new ChunkReader({
     memory,
     tiers: [
-      new LimitTier(cache, { concurrency: CACHE_READS_MAX }),
+      new LimitTier(diskTier, { concurrency: CACHE_READS_MAX }),
       ...(fleet ? [fleet.tier] : []),
       origin.tier,
     ],
@@ -328,6 +340,7 @@ async function openParts(
     admission: () => admission.stats(),
     store: () => store.stats(),
     logDrops: () => logStream.droppedLines,
+    cacheHealth: () => ({ ...diskTier.stats(), writable: cache.stats().writable }),
     cacheDrops: () => {
       const { droppedPuts, writeErrors } = cache.stats();
       return { dropped: droppedPuts + reader.stats().droppedWriteBacks, failed: writeErrors };
@@ -342,6 +355,7 @@ async function openParts(
       keys,
       store,
       cache,
+      diskTier,
       fleet,
       origin,
       admission,

@@ -62,6 +62,8 @@ export interface MetricSources {
   admission(): AdmissionStats;
   store(): StoreStats;
   logDrops(): number;
+  /** Whether the disk cache is read and written, and how often it was left out. */
+  cacheHealth(): { readonly up: boolean; readonly writable: boolean; readonly ejections: number };
   /** Writes to the disk cache that were given up: too much at once, or a disk that fails. */
   cacheDrops(): { readonly dropped: number; readonly failed: number };
 }
@@ -165,6 +167,14 @@ export class DaemonMetrics {
     this.#counter('cache_evictions_total', 'Chunks dropped for others.', ['tier'], (counter) => {
       for (const { tier, evictions } of sources.caches()) counter.inc({ tier }, evictions);
     });
+    this.#gauge('cache_up', 'Whether the disk cache is used so.', ['for'], (gauge) => {
+      const { up, writable } = sources.cacheHealth();
+      gauge.set({ for: 'reads' }, up ? 1 : 0);
+      gauge.set({ for: 'writes' }, writable ? 1 : 0);
+    });
+    this.#counter('cache_ejections_total', 'Times that the disk cache was left out.', [], (counter) =>
+      counter.inc(sources.cacheHealth().ejections),
+    );
     this.#counter('cache_dropped_writes_total', 'Disk cache writes given up.', ['reason'], (counter) => {
       const { dropped, failed } = sources.cacheDrops();
       counter.inc({ reason: 'busy' }, dropped);

@@ -14,6 +14,9 @@ import { RateTier } from '../chunk/wrappers/rate.ts';
 import { RetryTier } from '../chunk/wrappers/retry.ts';
 import type { Store } from '../store/store.ts';
 
+/** Threads of the pool that reads of chunks may take where the store is a directory. */
+export const STORE_READ_THREADS = 8;
+
 export interface OriginConfig {
   readonly originTimeoutMs: number;
   readonly originTries: number;
@@ -45,7 +48,8 @@ export class Origin {
 
   constructor(store: Store, config: OriginConfig) {
     const { originRate, originBandwidth, originTries, originTimeoutMs, originConcurrency } = config;
-    this.#breaker = new BreakerTier(new OriginTier(store), {});
+    const threads = store.url.startsWith('file:') ? { threads: STORE_READ_THREADS } : {};
+    this.#breaker = new BreakerTier(new OriginTier(store, threads), {});
     this.#hedge = new HedgeTier(this.#breaker, {});
     const retry = new RetryTier(this.#hedge, { tries: originTries, tryTimeoutMs: originTimeoutMs });
     if (originRate !== undefined || originBandwidth !== undefined) {

@@ -1,16 +1,9 @@
 /** The daemon as a process: its log, its signals, and what systemd is told. */
-import { availableParallelism } from 'node:os';
 import { exitNow } from '../../native/index.ts';
 import type { ServeConfig } from './config.ts';
 import { createLog, flushLog } from './log.ts';
 import { LogStream } from './log-stream.ts';
 import { Notifier } from './notify.ts';
-
-/**
- * Threads of libuv's pool beyond one a core: those that wait for a disk instead of decoding, and as many as attaches and
- * lists can take at a store that hangs (daemon.ts).
- */
-const WAITING_THREADS = 6 + 16;
 
 /** What a stop may take beyond the drain: a part that waits for a disk that hangs must not keep a dead daemon alive. */
 const STOP_GRACE_MS = 10_000;
@@ -22,8 +15,6 @@ const SIGNALS = ['SIGTERM', 'SIGINT', 'SIGHUP'] as const;
  * daemon cannot start.
  */
 export async function serveUntilStopped(config: ServeConfig): Promise<never> {
-  // libuv reads it when its pool is first used, which has not happened yet.
-  process.env.UV_THREADPOOL_SIZE ??= String(availableParallelism() + WAITING_THREADS);
   const { Daemon } = await import('./daemon.ts');
 
   const stream = new LogStream();

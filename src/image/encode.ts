@@ -17,8 +17,8 @@ import {
   KEY_BYTES,
   SEALED_BYTES_MAX,
 } from '../format/chunk-id.ts';
+import { Slots } from '../slots.ts';
 import type { StoreWriter } from '../store/store.ts';
-import { Slots } from './slots.ts';
 
 /** Enough to keep every core compressing while one more chunk is made; each holds two buffers of 512 KiB. */
 const ENCODING_MAX = Math.min(8, Math.max(2, availableParallelism())) + 1;

@@ -9,11 +9,11 @@ import { basename, dirname, join } from 'node:path';
 import { OPEN_OK, OPEN_WRONG_ID, openChunk } from '../../native/index.ts';
 import { errorText, LazydiskError } from '../errors.ts';
 import { CHUNK_BYTES, type ChunkRef, SEALED_BYTES_MAX } from '../format/chunk-id.ts';
+import { Slots } from '../slots.ts';
 import type { Image } from '../store/image.ts';
 import { Lanes } from '../store/lanes.ts';
 import { pooled } from '../store/pooled.ts';
 import type { Store } from '../store/store.ts';
-import { Slots } from './slots.ts';
 
 /** Chunks being decoded and written at once: enough for the thread pool's four threads. */
 const OPENING_MAX = 8;

@@ -9,6 +9,7 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { OPEN_OK, openChunk } from '../../native/index.ts';
 import { DiskCache } from '../../src/chunk/disk/disk-cache.ts';
+import { DiskTier } from '../../src/chunk/disk/disk-tier.ts';
 import { ChunkMemory } from '../../src/chunk/memory.ts';
 import { silentObserver } from '../../src/chunk/observer.ts';
 import { ChunkReader } from '../../src/chunk/reader.ts';
@@ -137,7 +138,7 @@ async function openDrive({ map, cache }: World) {
     slot.bytes.fill(1);
     memory.cancel(slot);
   }
-  const lent = new LimitTier(cache, { concurrency: 32 });
+  const lent = new LimitTier(new DiskTier(cache, { timeoutMs: 1_000 }), { concurrency: 32 });
   lent.close = async () => {};
   const reader = new ChunkReader({ memory, tiers: [lent], observer: silentObserver });
   const image = { digest: 'sha256:bench', manifest: map };

@@ -28,7 +28,9 @@ class ManualTier implements ChunkTier {
     });
   }
 
-  async put(): Promise<void> {}
+  async put(): Promise<boolean> {
+    return false;
+  }
   discard(): void {}
   async close(): Promise<void> {}
 }
@@ -170,7 +172,7 @@ t.test('misses do not say how long a read takes', async (t) => {
   const manual = new ManualTier();
   let isMissing = true;
   const inner: ChunkTier = {
-    ...{ name: 'origin', put: async () => {}, discard() {}, close: async () => {} },
+    ...{ name: 'origin', put: async () => false, discard() {}, close: async () => {} },
     get: (id, sealedBytes, ctx) => (isMissing ? map : manual).get(id, sealedBytes, ctx),
   };
   const hedge = new HedgeTier(inner, { shareMax: 1, floorMs: 1 });

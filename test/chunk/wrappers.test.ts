@@ -18,7 +18,9 @@ class ManualTier implements ChunkTier {
     return new Promise((resolve) => this.pending.push({ id, ctx, answer: resolve }));
   }
 
-  async put(): Promise<void> {}
+  async put(): Promise<boolean> {
+    return false;
+  }
   discard(): void {}
   async close(): Promise<void> {}
 }

@@ -64,7 +64,7 @@ t.test(
     const hung: ChunkTier = {
       name: 'origin',
       get: () => new Promise(() => {}),
-      put: async () => {},
+      put: async () => false,
       discard() {},
       async close() {},
     };

@@ -50,6 +50,7 @@ function metrics(): DaemonMetrics {
       { tier: 'disk', usedBytes: 5, reservedBytes: 6, capBytes: 7, evictions: 8 },
     ],
     answers: () => ({ heldBytes: 11, waiters: 12 }),
+    cacheHealth: () => ({ up: true, writable: false, ejections: 3 }),
     reader: () => ({ memoryHits: 7, memoryMisses: 2, flights: 3, waiting: 0 }),
     fleet: () => FLEET,
     origin: () => ({

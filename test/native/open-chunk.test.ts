@@ -1,9 +1,16 @@
 /** openChunk against node:crypto and node:zlib: what they seal it opens, and every other input has its status. */
 import assert from 'node:assert/strict';
+import { execFileSync } from 'node:child_process';
 import { createCipheriv, createHash, randomBytes } from 'node:crypto';
+import { once } from 'node:events';
+import { closeSync, constants, openSync } from 'node:fs';
+import { open as openFile } from 'node:fs/promises';
+import { join } from 'node:path';
+import { Worker } from 'node:worker_threads';
 import { zstdCompressSync } from 'node:zlib';
 import fc from 'fast-check';
 import t from 'tap';
+import { ADDON_PATH } from '../../native/build.ts';
 import { OPEN_BAD_PAYLOAD, OPEN_OK, OPEN_WRONG_ID, OPEN_WRONG_TAG, openChunk } from '../../native/index.ts';
 import { CHUNK_BYTES } from '../../src/format/chunk-id.ts';
 
@@ -172,4 +179,54 @@ t.test('arguments of another shape throw, and nothing is queued', async (t) => {
   t.throws(() => call(bytes, bytes.subarray(1), bytes, bytes, nobody), TypeError);
   t.throws(() => call(bytes, bytes, Buffer.alloc(33), bytes, nobody), TypeError);
   t.throws(() => call(new Uint16Array(16), bytes, bytes, bytes, nobody), TypeError);
+});
+
+t.test('it waits for no thread of libuv, all of which may hang in a file system', async (t) => {
+  const dir = t.testdir();
+  const fifo = join(dir, 'fifo');
+  execFileSync('mkfifo', [fifo]);
+  // Opening a FIFO waits for the other end. More of these than the pool has threads.
+  const hung = Array.from({ length: 64 }, () => openFile(fifo, constants.O_RDONLY));
+  let ended = 0;
+  for (const each of hung) each.finally(() => ended++);
+  const plain = randomBytes(1000);
+  const target = Buffer.alloc(plain.length);
+  t.equal(await open(seal(encode(plain, 'raw')), target), OPEN_OK);
+  t.ok(target.equals(plain));
+  t.equal(ended, 0, 'the pool still hangs');
+  const writer = openSync(fifo, constants.O_RDWR);
+  for (const file of await Promise.all(hung)) await file.close();
+  closeSync(writer);
+});
+
+t.test('a worker that ends with jobs under way takes nothing down', async (t) => {
+  const source = `
+    const { openChunk } = require(${JSON.stringify(ADDON_PATH)});
+    const { parentPort } = require('node:worker_threads');
+    for (let n = 0; n < 200; n++)
+      openChunk(Buffer.alloc(400_000), Buffer.alloc(32), Buffer.alloc(32), Buffer.alloc(${CHUNK_BYTES}), () => {});
+    parentPort.postMessage('queued');
+    setInterval(() => {}, 1000);`;
+  for (let round = 0; round < 5; round++) {
+    const worker = new Worker(source, { eval: true });
+    await once(worker, 'message');
+    await worker.terminate();
+  }
+  const plain = randomBytes(1000);
+  t.equal(await open(seal(encode(plain, 'raw')), Buffer.alloc(plain.length)), OPEN_OK);
+});
+
+t.test('an exception of a callback is an uncaught one, and the other callbacks are called', async (t) => {
+  const source = `
+    const { openChunk } = require(${JSON.stringify(ADDON_PATH)});
+    let calls = 0;
+    process.on('uncaughtException', (error) => console.log(error.message));
+    for (let n = 0; n < 3; n++)
+      openChunk(Buffer.alloc(9), Buffer.alloc(32), Buffer.alloc(32), Buffer.alloc(9), () => {
+        if (++calls === 3) console.log('all three');
+        throw new Error('thrown');
+      });`;
+  const output = execFileSync(process.execPath, ['-e', source], { encoding: 'utf8' });
+  t.equal(output.match(/thrown/g)?.length, 3);
+  t.match(output, /all three/, 'and the process ends when nothing is under way');
 });

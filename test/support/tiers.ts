@@ -104,8 +104,9 @@ export class MapTier implements ChunkTier {
     return { bytes, release: () => void this.loans-- };
   }
 
-  async put(id: ChunkId, sealed: Uint8Array): Promise<void> {
+  async put(id: ChunkId, sealed: Uint8Array): Promise<boolean> {
     this.chunks.set(id, Buffer.from(sealed));
+    return true;
   }
 
   discard(id: ChunkId): void {
@@ -167,7 +168,7 @@ export class FaultTier implements ChunkTier {
     return { bytes, release: () => loan.release() };
   }
 
-  put(id: ChunkId, sealed: Uint8Array): Promise<void> {
+  put(id: ChunkId, sealed: Uint8Array): Promise<boolean> {
     return this.inner.put(id, sealed);
   }
 

@@ -12,8 +12,8 @@ import { promisify } from 'node:util';
 import { errorText, LazydiskError } from '../../errors.ts';
 import { type ChunkId, SEALED_BYTES_MAX } from '../../format/chunk-id.ts';
 import { openOwnFile, ownDirectory } from '../../own-files.ts';
-import { withDeadline } from '../deadline.ts';
-import type { ChunkTier, ReadContext, SealedLoan } from '../tier.ts';
+import { Slots } from '../../slots.ts';
+import type { ChunkTier, SealedLoan } from '../tier.ts';
 import { lockDirectory } from './dir-lock.ts';
 import {
   CAP_BYTES_MIN,
@@ -37,7 +37,15 @@ const readAt = promisify(read);
 const writeAt = promisify(writev);
 
 /** Sealed bytes that may wait for the disk at once; more is dropped. */
-const PENDING_BYTES_MAX = 32 * 1024 * 1024;
+const PENDING_BYTES_MAX = 16 * 1024 * 1024;
+/** Writes that may be in the thread pool at once. */
+const WRITES_MAX = 2;
+/** While a write takes longer than this, nothing more is taken. */
+const WRITE_SLOW_MS = 1_000;
+/** What a disk that hangs may hold up a stop. */
+const CLOSE_MS = 3_000;
+/** What tells whether the disk reads. */
+const PROBE_BYTES = 4096;
 /** Read buffers kept for reuse. */
 const POOL_MAX = 16;
 /** After a failed write nothing is written for this long. */
@@ -66,6 +74,8 @@ export interface DiskCacheStats {
   quarantined: number;
   droppedPuts: number;
   writeErrors: number;
+  /** False while nothing is written: a write has failed lately, or hangs. */
+  writable: boolean;
   /** True until the index is complete after a crash. */
   recovering: boolean;
 }
@@ -81,7 +91,12 @@ export class DiskCache implements ChunkTier {
   readonly #capBytes: number;
   readonly #pool: Buffer[] = [];
   readonly #writing = new Set<ChunkId>();
-  readonly #work = new Set<Promise<void>>();
+  readonly #writes = new Slots(WRITES_MAX);
+  /** When the writes in the thread pool began, oldest first. */
+  readonly #writesSince = new Set<{ readonly atMs: number }>();
+  /** Where the last read was. */
+  #askedAt = 0;
+  readonly #work = new Set<Promise<unknown>>();
   #recovery: Promise<void> | undefined;
   #pendingBytes = 0;
   #pausedUntil = 0;
@@ -140,51 +155,53 @@ export class DiskCache implements ChunkTier {
     }
   }
 
-  async get(id: ChunkId, sealedBytes: number, ctx: ReadContext): Promise<SealedLoan | undefined> {
-    const entry = this.#segments.get(id);
+  /** Whether `get` would read the disk for it. */
+  holds(id: ChunkId, sealedBytes: number): boolean {
     // An id has one length: a manifest that says another is wrong, not this copy.
-    if (!entry || entry.sealedBytes !== sealedBytes || this.#closed) return undefined;
+    return !this.#closed && this.#segments.get(id)?.sealedBytes === sealedBytes;
+  }
+
+  /**
+   * Settles when the thread pool is done with it, however long that takes: deadlines are DiskTier's. Rejects with
+   * UNAVAILABLE.
+   */
+  async get(id: ChunkId, sealedBytes: number): Promise<SealedLoan | undefined> {
+    const entry = this.#segments.get(id);
+    if (!entry || !this.holds(id, sealedBytes)) return undefined;
     const segment = this.#segments.hold(entry);
     const buffer = this.#pool.pop() ?? Buffer.allocUnsafeSlow(SEALED_BYTES_MAX);
     const position = this.#position(entry) + RECORD_HEADER_BYTES;
-    let settled = false;
-    let abandoned = false;
-    const reading = readAt(this.#file.fd, buffer, 0, sealedBytes, position)
-      .catch((error: unknown) => {
-        this.#segments.remove(entry);
-        throw new LazydiskError('UNAVAILABLE', `disk cache: ${errorText(error)}`, { cause: error });
-      })
-      .finally(() => {
-        settled = true;
-        this.#segments.unpin(segment);
-        if (abandoned) this.#recycle(buffer);
-      });
+    this.#askedAt = position;
     try {
-      const { bytesRead } = await withDeadline(reading, ctx, 'disk cache: no answer');
+      const { bytesRead } = await readAt(this.#file.fd, buffer, 0, sealedBytes, position);
+      if (bytesRead === sealedBytes)
+        return { bytes: buffer.subarray(0, sealedBytes), release: () => this.#recycle(buffer) };
       // A short read is a file that somebody cut; the reader's proof would fail, so this copy is gone already.
-      if (bytesRead !== sealedBytes) {
-        this.discard(id);
-        this.#recycle(buffer);
-        return undefined;
-      }
-      return { bytes: buffer.subarray(0, sealedBytes), release: () => this.#recycle(buffer) };
+      this.discard(id);
+      this.#recycle(buffer);
+      return undefined;
     } catch (error) {
-      // A read that goes on writes into the buffer until it is done.
-      if (settled) this.#recycle(buffer);
-      else abandoned = true;
-      throw error;
+      this.#segments.remove(entry);
+      this.#recycle(buffer);
+      throw new LazydiskError('UNAVAILABLE', `disk cache: ${errorText(error)}`, { cause: error });
+    } finally {
+      this.#segments.unpin(segment);
     }
   }
 
-  put(id: ChunkId, sealed: Uint8Array): Promise<void> {
-    if (this.#closed || this.#writing.has(id) || this.#segments.get(id)) return Promise.resolve();
-    const busy =
-      this.#recovery !== undefined ||
-      this.#pendingBytes + sealed.length > PENDING_BYTES_MAX ||
-      performance.now() < this.#pausedUntil;
-    if (busy) {
+  /** Whether the disk reads where it was last asked, and may have failed. Rejects if it does not; settles as `get`. */
+  async probe(): Promise<void> {
+    await readAt(this.#file.fd, Buffer.allocUnsafe(PROBE_BYTES), 0, PROBE_BYTES, this.#askedAt);
+  }
+
+  async put(id: ChunkId, sealed: Uint8Array): Promise<boolean> {
+    if (this.#closed || this.#writing.has(id)) return false;
+    // What is proven now has the length of its id; a copy of another one is of no use.
+    if (this.#segments.get(id)?.sealedBytes === sealed.length) return true;
+    const isBusy = this.#recovery !== undefined || this.#pendingBytes + sealed.length > PENDING_BYTES_MAX;
+    if (isBusy || !this.#isWritable) {
       this.#droppedPuts++;
-      return Promise.resolve();
+      return false;
     }
     return this.#track(this.#append(id, sealed, 0));
   }
@@ -198,11 +215,9 @@ export class DiskCache implements ChunkTier {
     const { sequence } = segment;
     segment.users++;
     const dead = writeRecordHeader({ id, sealedBytes: entry.sealedBytes, sequence, alive: false });
+    const position = this.#position(entry);
     void this.#track(
-      writeAt(this.#file.fd, [dead], this.#position(entry)).then(
-        () => {},
-        (error: unknown) => this.#writeFailed(error),
-      ),
+      this.#write([dead], position).catch((error: unknown) => this.#writeFailed(error)),
     ).finally(() => this.#segments.unpin(segment));
   }
 
@@ -218,6 +233,7 @@ export class DiskCache implements ChunkTier {
       quarantined: this.#quarantined,
       droppedPuts: this.#droppedPuts,
       writeErrors: this.#writeErrors,
+      writable: this.#isWritable,
       recovering: this.#recovery !== undefined,
     };
   }
@@ -227,13 +243,15 @@ export class DiskCache implements ChunkTier {
     await this.#recovery;
   }
 
-  /** Lets writes end, saves the index, closes. */
+  /** Lets writes end, saves the index, closes. Where the disk hangs, the end of the process has to do. */
   async close(): Promise<void> {
     if (this.#closed) return;
     this.#closed = true;
     const partial = this.#recovery !== undefined;
-    await this.#recovery;
-    while (this.#work.size > 0) await Promise.allSettled(this.#work);
+    if (!(await this.#idle())) {
+      this.#warn('disk cache: the disk hangs, the index is not saved; the next start scans');
+      return;
+    }
     try {
       if (!partial && this.#geometry.segments > 0) {
         await saveSnapshot(this.#indexPath(), this.#geometry, this.#segments);
@@ -244,6 +262,22 @@ export class DiskCache implements ChunkTier {
       await this.#file.close();
       await this.#lock.release();
     }
+  }
+
+  /** Whether nothing is under way any longer, soon enough. */
+  async #idle(): Promise<boolean> {
+    let timer: NodeJS.Timeout | undefined;
+    const late = new Promise<false>((resolve) => {
+      timer = setTimeout(() => resolve(false), CLOSE_MS);
+    });
+    const all = async () => {
+      await this.#recovery;
+      while (this.#work.size > 0) await Promise.allSettled(this.#work);
+      return true as const;
+    };
+    const isIdle = await Promise.race([all(), late]);
+    clearTimeout(timer);
+    return isIdle;
   }
 
   #indexPath(): string {
@@ -263,30 +297,61 @@ export class DiskCache implements ChunkTier {
       });
   }
 
-  async #append(id: ChunkId, sealed: Uint8Array, hits: number): Promise<void> {
-    const place = this.#segments.reserve(recordBytes(sealed.length));
-    this.#evictIfNeeded();
-    if (!place) {
-      this.#droppedPuts++;
-      return;
-    }
-    const { segment, offset } = place;
-    const { sequence } = segment;
+  /** False if it was dropped. */
+  async #append(id: ChunkId, sealed: Uint8Array, hits: number): Promise<boolean> {
     this.#writing.add(id);
     this.#pendingBytes += sealed.length;
+    await this.#writes.take();
+    const place = this.#segments.reserve(recordBytes(sealed.length));
+    this.#evictIfNeeded();
     try {
-      const header = writeRecordHeader({ id, sealedBytes: sealed.length, sequence, alive: true });
-      const position = segmentOffset(this.#geometry, segment.number) + offset;
-      const { bytesWritten } = await writeAt(this.#file.fd, [header, sealed], position);
-      if (bytesWritten !== header.length + sealed.length) throw new Error(`wrote ${bytesWritten} bytes only`);
-      this.#segments.add({ id, segment: segment.number, offset, sealedBytes: sealed.length, hits });
+      if (!place) {
+        this.#droppedPuts++;
+        return false;
+      }
+      const { segment, offset } = place;
+      const header = writeRecordHeader({
+        ...{ id, sealedBytes: sealed.length },
+        ...{ sequence: segment.sequence, alive: true },
+      });
+      await this.#writeNow([header, sealed], segmentOffset(this.#geometry, segment.number) + offset);
+      return this.#segments.add({ id, segment: segment.number, offset, sealedBytes: sealed.length, hits });
     } catch (error) {
       this.#writeFailed(error);
+      return false;
     } finally {
+      this.#writes.give();
       this.#pendingBytes -= sealed.length;
       this.#writing.delete(id);
-      this.#segments.unpin(segment);
+      if (place) this.#segments.unpin(place.segment);
     }
+  }
+
+  async #write(parts: readonly Uint8Array[], position: number): Promise<void> {
+    await this.#writes.take();
+    try {
+      await this.#writeNow(parts, position);
+    } finally {
+      this.#writes.give();
+    }
+  }
+
+  async #writeNow(parts: readonly Uint8Array[], position: number): Promise<void> {
+    const since = { atMs: performance.now() };
+    this.#writesSince.add(since);
+    try {
+      const { bytesWritten } = await writeAt(this.#file.fd, [...parts], position);
+      const wanted = parts.reduce((sum, { length }) => sum + length, 0);
+      if (bytesWritten !== wanted) throw new Error(`wrote ${bytesWritten} bytes only`);
+    } finally {
+      this.#writesSince.delete(since);
+    }
+  }
+
+  get #isWritable(): boolean {
+    const [oldest] = this.#writesSince;
+    const nowMs = performance.now();
+    return nowMs >= this.#pausedUntil && !(oldest && nowMs - oldest.atMs > WRITE_SLOW_MS);
   }
 
   #evictIfNeeded(): void {
@@ -329,7 +394,7 @@ export class DiskCache implements ChunkTier {
     if (this.#pool.length < POOL_MAX) this.#pool.push(buffer);
   }
 
-  #track(work: Promise<void>): Promise<void> {
+  #track<T>(work: Promise<T>): Promise<T> {
     const tracked = work.finally(() => this.#work.delete(tracked));
     this.#work.add(tracked);
     return tracked;

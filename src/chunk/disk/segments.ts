@@ -80,12 +80,18 @@ export class Segments {
     if (segment.users === 0) this.#drained.get(segment)?.();
   }
 
-  /** Takes a record into the index; a younger copy of one id replaces an older one. */
-  add(entry: Entry): void {
+  /**
+   * Takes a record into the index; a younger copy of one id replaces an older one. False if its segment is about to be
+   * reused: a write that ends so late would leave an entry behind that means whatever is written there next.
+   */
+  add(entry: Entry): boolean {
+    const segment = this.list[entry.segment]!;
+    if (segment.state === 'evicting') return false;
     const known = this.#index.get(entry.id);
-    if (known && this.list[known.segment]!.sequence > this.list[entry.segment]!.sequence) return;
+    if (known && this.list[known.segment]!.sequence > segment.sequence) return true;
     this.#index.set(entry.id, entry);
-    this.list[entry.segment]!.ids.push(entry.id);
+    segment.ids.push(entry.id);
+    return true;
   }
 
   /** Forgets this copy (and no other copy of the same id). */

@@ -69,7 +69,7 @@ export class FleetTier implements ChunkTier {
   readonly #bufferBytes: number;
   readonly #buffers: Buffer[] = [];
   readonly #discarded = new Set<ChunkId>();
-  readonly #work = new Set<Promise<void>>();
+  readonly #work = new Set<Promise<unknown>>();
   #placement: Placement<NodeAddress>;
   #nodes = new Map<string, FleetNode>();
   #fillBytes = 0;
@@ -139,10 +139,10 @@ export class FleetTier implements ChunkTier {
   }
 
   /** Off the reader's path: resolves when the shards are with their nodes, or dropped. */
-  put(id: ChunkId, sealed: Uint8Array): Promise<void> {
+  async put(id: ChunkId, sealed: Uint8Array): Promise<boolean> {
     if (this.#closed || this.#fillBytes + sealed.length > this.#options.fillBytesMax) {
       this.#fillsDropped++;
-      return Promise.resolve();
+      return false;
     }
     this.#discarded.delete(id);
     this.#fills++;
@@ -160,7 +160,8 @@ export class FleetTier implements ChunkTier {
         shards.subarray(index * shardBytes, (index + 1) * shardBytes),
       ),
     );
-    return this.#track(sealed.length, Promise.all(sends));
+    const stored = await this.#track(sealed.length, Promise.all(sends));
+    return stored.filter(Boolean).length >= code.k;
   }
 
   /** What each node that should hold a shard of the chunk says of it. Never rejects: a node's silence is an answer. */
@@ -284,19 +285,26 @@ export class FleetTier implements ChunkTier {
     }
   }
 
-  async #send(node: FleetNode, id: ChunkId, sealedBytes: number, index: number, data: Buffer): Promise<void> {
-    if (!node.askable) return;
+  async #send(
+    node: FleetNode,
+    id: ChunkId,
+    sealedBytes: number,
+    index: number,
+    data: Buffer,
+  ): Promise<boolean> {
+    if (!node.askable) return false;
     const header = writeShardHeader(id, sealedBytes, this.#options.code, index, data);
     // The index is also a client flag, so that `locate` need not fetch the shard to name it.
     const line = metaSet(keyOf(id), SHARD_HEADER_BYTES + data.length, [`F${index + 1}`]);
-    await node
-      .request([line, header, data, CRLF], performance.now() + this.#options.timeoutMs)
-      .catch(() => {});
+    return node.request([line, header, data, CRLF], performance.now() + this.#options.timeoutMs).then(
+      ({ code }) => code === 'HD',
+      () => false,
+    );
   }
 
-  #track(bytes: number, work: Promise<unknown>): Promise<void> {
+  #track<T>(bytes: number, work: Promise<T>): Promise<T> {
     this.#fillBytes += bytes;
-    const tracked: Promise<void> = work.then(() => {
+    const tracked = work.finally(() => {
       this.#fillBytes -= bytes;
       this.#work.delete(tracked);
     });

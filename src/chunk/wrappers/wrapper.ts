@@ -13,7 +13,7 @@ export abstract class WrapperTier implements ChunkTier {
 
   abstract get(id: ChunkId, sealedBytes: number, ctx: ReadContext): Promise<SealedLoan | undefined>;
 
-  put(id: ChunkId, sealed: Uint8Array): Promise<void> {
+  put(id: ChunkId, sealed: Uint8Array): Promise<boolean> {
     return this.inner.put(id, sealed);
   }
 

@@ -15,7 +15,6 @@ import { rotate } from '../../../src/store/gc/rotate.ts';
 import { KeyRing } from '../../../src/store/key-ring.ts';
 import { copyTo, DAMAGES, damage, FsckStore, idsOf } from '../../support/fsck-store.ts';
 import { Memcached } from '../../support/memcached.ts';
-import { demand } from '../../support/tiers.ts';
 import { skipWithout } from '../../support/tools.ts';
 
 const CONTENTS = ['one', 'two', '', 'three', 'four', 'five'];
@@ -66,7 +65,7 @@ t.test('from the disk cache of a daemon, stopped or running', async (t) => {
     damageAll(place, ids);
     await usingSources({ cache: [dir] }, (sources) => isMended(t, place, sources, dir));
     if (!isRunning) continue;
-    const loan = await cache.get(ids[1]!, readFileSync(place.chunk(ids[1]!)).length, demand());
+    const loan = await cache.get(ids[1]!, readFileSync(place.chunk(ids[1]!)).length);
     t.ok(loan, 'and the daemon has noticed nothing');
     loan?.release();
   }
