@@ -9,12 +9,18 @@ import { DriveRegistry } from '../../../src/drive/registry.ts';
 import { NbdServer } from '../../../src/export/nbd/server.ts';
 import { BufferDevice } from '../../support/buffer-device.ts';
 
+const BUSY_PERIOD_MS = 40;
+
 export interface ServerSpec {
   /** Where the Unix socket is made. */
   readonly path: string;
   /** The drive's name, and the file that its bytes are read from. */
   readonly name: string;
   readonly file: string;
+  /** Every 40 ms the event loop is held up for so long. Default 0. */
+  readonly busyMs?: number;
+  /** Whether native threads answer what is in memory. Default true. */
+  readonly hits?: boolean;
 }
 
 /** Starts one and resolves when it listens. The caller ends it; `stop` gives back what it said. */
@@ -43,13 +49,19 @@ export async function startServer(
   return { child, stop };
 }
 
-async function main({ path, name, file }: ServerSpec): Promise<void> {
+async function main({ path, name, file, busyMs = 0, hits = true }: ServerSpec): Promise<void> {
   const registry = new DriveRegistry();
-  registry.add(new BufferDevice(readFileSync(file), { name, hits: true }));
+  registry.add(new BufferDevice(readFileSync(file), { name, hits }));
   const server = new NbdServer({ registry });
   await server.listen({ path });
   process.once('SIGTERM', () => void server.close({ drainMs: 1000 }));
+  if (busyMs > 0) setInterval(() => holdUp(busyMs), BUSY_PERIOD_MS).unref();
   console.log('ready');
+}
+
+function holdUp(busyMs: number): void {
+  const until = performance.now() + busyMs;
+  while (performance.now() < until);
 }
 
 if (import.meta.main) await main(JSON.parse(process.argv[2]!));
