@@ -7,7 +7,7 @@
  * wants it waits for that one.
  */
 import { errorText, LazydiskError } from '../errors.ts';
-import type { ChunkId } from '../format/chunk-id.ts';
+import { type ChunkId, SEALED_BYTES_MAX } from '../format/chunk-id.ts';
 import type { Store } from '../store/store.ts';
 import { withDeadline } from './deadline.ts';
 import { Places } from './places.ts';
@@ -18,11 +18,15 @@ export interface OriginTierOptions {
   readonly threads?: number;
 }
 
+/** Buffers that wait for the next read from the network; fresh ones cost page faults, and garbage collection. */
+const SPARE_MAX = 16;
+
 export class OriginTier implements ChunkTier {
   readonly name = 'origin';
   readonly #store: Store;
   readonly #threads: Places | undefined;
   readonly #inThreads = new Map<ChunkId, Promise<Buffer | undefined>>();
+  readonly #spare: Buffer[] = [];
 
   /** The store is lent: `close` leaves it open. */
   constructor(store: Store, { threads }: OriginTierOptions = {}) {
@@ -32,16 +36,12 @@ export class OriginTier implements ChunkTier {
 
   /** Rejects with TIMEOUT, ABORTED, UNAVAILABLE, or what the store says; messages name the store. */
   async get(id: ChunkId, _sealedBytes: number, ctx: ReadContext): Promise<SealedLoan | undefined> {
-    const controller = new AbortController();
     try {
-      // Who tries again, and when, is decided above (daemon/origin.ts).
-      const asked = this.#threads
-        ? await this.#inThread(this.#threads, id, ctx)
-        : { bytes: this.#store.getChunk(id, { signal: controller.signal, tries: 1 }) };
+      if (!this.#threads) return await this.#fromNetwork(id, ctx);
+      const asked = await this.#inThread(this.#threads, id, ctx);
       const bytes = await withDeadline(asked.bytes, ctx, `${this.#store.url}: no answer`);
       return bytes && { bytes, release() {} };
     } catch (error) {
-      controller.abort();
       if (error instanceof LazydiskError) throw error;
       const text = `${this.#store.url}: ${errorText(error)}`;
       throw new LazydiskError('UNAVAILABLE', text, { cause: error });
@@ -55,6 +55,26 @@ export class OriginTier implements ChunkTier {
   discard(): void {}
 
   async close(): Promise<void> {}
+
+  async #fromNetwork(id: ChunkId, ctx: ReadContext): Promise<SealedLoan | undefined> {
+    const controller = new AbortController();
+    const into = this.#spare.pop() ?? Buffer.allocUnsafeSlow(SEALED_BYTES_MAX);
+    const release = (): void => {
+      if (this.#spare.length < SPARE_MAX) this.#spare.push(into);
+    };
+    // Who tries again, and when, is decided above (daemon/origin.ts).
+    const asked = this.#store.getChunk(id, { signal: controller.signal, tries: 1, into });
+    try {
+      const bytes = await withDeadline(asked, ctx, `${this.#store.url}: no answer`);
+      if (!bytes) release();
+      return bytes && { bytes, release };
+    } catch (error) {
+      // The store may still be writing into it.
+      asked.then(release, release);
+      controller.abort();
+      throw error;
+    }
+  }
 
   /** Resolves when there is a thread for it; the read itself is in an object, or it would be waited for too. */
   async #inThread(
