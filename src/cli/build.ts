@@ -4,18 +4,20 @@ import type { BuildProgress, BuildReport } from '../image/build.ts';
 import { formatDuration, formatSize, parseCount, parseSize } from '../units.ts';
 import {
   answer,
-  interruptible,
   type JsonOptions,
+  longWork,
+  type RetryFlags,
   requireKeys,
   type StoreOptions,
   usingKeys,
   withJson,
+  withRetry,
   withStore,
 } from './context.ts';
-import { Progress, type ProgressState } from './progress.ts';
+import type { ProgressState } from './progress.ts';
 import { list } from './table.ts';
 
-interface BuildCommandOptions extends JsonOptions, StoreOptions {
+interface BuildCommandOptions extends JsonOptions, StoreOptions, RetryFlags {
   readonly name: string;
   readonly platform?: string;
   readonly size?: string;
@@ -24,7 +26,7 @@ interface BuildCommandOptions extends JsonOptions, StoreOptions {
 }
 
 export function buildCommand(): Command {
-  return withJson(withStore(new Command('build')))
+  return withRetry(withJson(withStore(new Command('build'))))
     .description('flatten a container image into a disk and put its chunks into a store')
     .argument('<source>', 'oci:DIR[:TAG], oci-archive:FILE[:TAG] or docker-archive:FILE[:NAME:TAG]')
     .requiredOption('--name <name[:tag]>', 'what to call the image in the store (tag: latest)')
@@ -63,10 +65,9 @@ async function build(spec: string, options: BuildCommandOptions): Promise<void> 
     ...(entries !== undefined && { entries }),
   });
   const source = await openSource(spec, options.platform === undefined ? {} : { platform: options.platform });
-  const progress = new Progress(`build ${options.name}`);
   try {
-    const report = await interruptible((signal) =>
-      usingKeys({ ...options, create: true }, async (store, keys) =>
+    const report = await longWork(`build ${options.name}`, options, ({ signal, progress, patience }) =>
+      usingKeys({ ...options, create: true, patience }, async (store, keys) =>
         buildImage({
           source,
           store,
@@ -79,10 +80,8 @@ async function build(spec: string, options: BuildCommandOptions): Promise<void> 
         }),
       ),
     );
-    progress.end();
     answer(options, report, describe);
   } finally {
-    progress.end();
     await source.close();
   }
 }

@@ -9,7 +9,10 @@ import { ControlClient } from '../daemon/client.ts';
 import { defaultRunDir } from '../daemon/run-dir.ts';
 import { LazydiskError } from '../errors.ts';
 import type { KeyRing } from '../store/key-ring.ts';
+import type { Patience } from '../store/objects/retry-objects.ts';
 import type { RootStore } from '../store/root-store.ts';
+import { parseDuration } from '../units.ts';
+import { Progress } from './progress.ts';
 
 export interface JsonOptions {
   readonly json?: boolean;
@@ -51,6 +54,17 @@ export function withKey(command: Command): Command {
   );
 }
 
+export interface RetryFlags {
+  readonly retryFor: string;
+}
+
+export function withRetry(command: Command): Command {
+  const what = 'how long to wait for a store that does not answer; 0s: no longer than a few tries';
+  return command.addOption(
+    new Option('--retry-for <duration>', what).default('5m').env('LAZYDISK_RETRY_FOR'),
+  );
+}
+
 export function runDirOf(options: RunDirOptions): string {
   return resolve(options.runDir ?? defaultRunDir());
 }
@@ -59,23 +73,29 @@ export function clientOf(options: RunDirOptions): ControlClient {
   return new ControlClient(runDirOf(options));
 }
 
+/** How a store is opened. */
+interface OpenOptions {
+  readonly create?: boolean;
+  readonly patience?: Patience;
+}
+
 /** Opens the store that --store names, calls `use`, closes it. Throws USAGE if none is named. */
 export async function usingStore<T>(
-  options: StoreOptions & { create?: boolean },
+  options: StoreOptions & OpenOptions,
   use: (store: RootStore) => Promise<T>,
 ): Promise<T> {
   if (!options.store) throw new LazydiskError('USAGE', 'no store: give --store or set LAZYDISK_STORE');
-  return usingStoreAt(options.store, options.create ?? false, use);
+  return usingStoreAt(options.store, options, use);
 }
 
 /** The same for a store named otherwise. */
 export async function usingStoreAt<T>(
   url: string,
-  create: boolean,
+  { create = false, patience }: OpenOptions,
   use: (store: RootStore) => Promise<T>,
 ): Promise<T> {
   const { openStore } = await import('../store/open.ts');
-  const store = await openStore(url, { create });
+  const store = await openStore(url, { create, patience });
   try {
     return await use(store);
   } finally {
@@ -85,7 +105,7 @@ export async function usingStoreAt<T>(
 
 /** Opens the store, and the keys that --key names, if any. */
 export async function usingKeys<T>(
-  options: StoreOptions & { create?: boolean },
+  options: StoreOptions & OpenOptions,
   use: (store: RootStore, keys: KeyRing | undefined) => Promise<T>,
 ): Promise<T> {
   return usingStore(options, (store) => usingKeysOf(options.key, store, (keys) => use(store, keys)));
@@ -137,4 +157,27 @@ export async function interruptible<T>(work: (signal: AbortSignal) => Promise<T>
   } finally {
     for (const name of signals) process.off(name, stop);
   }
+}
+
+/** What work that takes long is given. */
+export interface LongWork {
+  /** Aborted by SIGINT and SIGTERM. */
+  readonly signal: AbortSignal;
+  readonly progress: Progress;
+  /** For the stores that it opens. */
+  readonly patience: Patience;
+}
+
+/** Runs `work` with a line of progress, `interruptible`, and with the patience that --retry-for asks for. Throws USAGE. */
+export async function longWork<T>(
+  label: string,
+  flags: RetryFlags,
+  work: (long: LongWork) => Promise<T>,
+): Promise<T> {
+  const forMs = parseDuration(flags.retryFor);
+  const progress = new Progress(label);
+  return interruptible((signal) => {
+    const onOutage: Patience['onOutage'] = (outage) => progress.outage(outage);
+    return work({ signal, progress, patience: { forMs, signal, onOutage } });
+  }).finally(() => progress.end());
 }

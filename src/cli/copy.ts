@@ -2,28 +2,31 @@
 import { Command } from 'commander';
 import { LazydiskError } from '../errors.ts';
 import type { CopyProgress, CopyReport } from '../store/copy.ts';
+import type { Patience } from '../store/objects/retry-objects.ts';
 import type { RootStore } from '../store/root-store.ts';
 import { formatDuration, formatSize } from '../units.ts';
 import {
   answer,
-  interruptible,
   type JsonOptions,
+  longWork,
+  type RetryFlags,
   usingKeysOf,
   usingStoreAt,
   withJson,
   withKey,
+  withRetry,
 } from './context.ts';
-import { Progress, type ProgressState } from './progress.ts';
+import type { ProgressState } from './progress.ts';
 import { list } from './table.ts';
 
-interface CopyCommandOptions extends JsonOptions {
+interface CopyCommandOptions extends JsonOptions, RetryFlags {
   readonly key?: readonly string[];
   readonly name?: string;
   readonly dryRun?: boolean;
 }
 
 export function copyCommand(): Command {
-  return withJson(withKey(new Command('copy')))
+  return withRetry(withJson(withKey(new Command('copy'))))
     .description('copy an image from one store to another, with what the other has not yet')
     .argument('<image>', 'NAME[:TAG] or sha256:…')
     .argument('<from>', 'the store that has it, as --store takes it')
@@ -46,10 +49,9 @@ durationMs.`,
 async function copy(image: string, from: string, to: string, options: CopyCommandOptions): Promise<void> {
   const { copyImage } = await import('../store/copy.ts');
   const { name, dryRun = false } = options;
-  const progress = new Progress(`copy ${image}`);
-  const report = await interruptible((signal) =>
-    usingStoreAt(from, false, (source) =>
-      usingTarget(to, dryRun, (target) =>
+  const report = await longWork(`copy ${image}`, options, ({ signal, progress, patience }) =>
+    usingStoreAt(from, { patience }, (source) =>
+      usingTarget(to, dryRun, patience, (target) =>
         usingKeysOf(options.key, source, (keys) =>
           copyImage({
             from: source,
@@ -64,7 +66,7 @@ async function copy(image: string, from: string, to: string, options: CopyComman
         ),
       ),
     ),
-  ).finally(() => progress.end());
+  );
   answer(options, report, () => describe(report, dryRun));
   const [kept] = report.keptManifests;
   if (kept !== undefined)
@@ -78,11 +80,12 @@ async function copy(image: string, from: string, to: string, options: CopyComman
 async function usingTarget<T>(
   url: string,
   dryRun: boolean,
+  patience: Patience,
   use: (store: RootStore | undefined) => Promise<T>,
 ): Promise<T> {
-  if (!dryRun) return usingStoreAt(url, true, use);
+  if (!dryRun) return usingStoreAt(url, { create: true, patience }, use);
   const { openStore } = await import('../store/open.ts');
-  const store = await openStore(url).catch((error) => {
+  const store = await openStore(url, { patience }).catch((error) => {
     if (error instanceof LazydiskError && error.code === 'NOT_FOUND') return undefined;
     throw error;
   });

@@ -4,17 +4,18 @@ import type { ExportReport } from '../image/export.ts';
 import { formatDuration, formatSize } from '../units.ts';
 import {
   answer,
-  interruptible,
   type JsonOptions,
+  longWork,
+  type RetryFlags,
   requireKeys,
   type StoreOptions,
   usingKeys,
   withJson,
+  withRetry,
   withStore,
 } from './context.ts';
-import { Progress } from './progress.ts';
 
-type ExportCommandOptions = JsonOptions & StoreOptions;
+type ExportCommandOptions = JsonOptions & StoreOptions & RetryFlags;
 
 interface Exported extends ExportReport {
   readonly name: string;
@@ -23,7 +24,7 @@ interface Exported extends ExportReport {
 }
 
 export function exportCommand(): Command {
-  return withJson(withStore(new Command('export')))
+  return withRetry(withJson(withStore(new Command('export'))))
     .description("write an image's whole disk into a file, every chunk verified")
     .argument('<image>', 'NAME[:TAG] or sha256:…')
     .argument('<file>', 'a file, sparse where the disk is zero, or - for standard output')
@@ -37,22 +38,17 @@ async function exportDisk(nameOrDigest: string, file: string, options: ExportCom
     import('../store/image.ts'),
     import('../image/export.ts'),
   ]);
-  const exported = await usingKeys(options, (store, keys) =>
-    interruptible(async (signal): Promise<Exported> => {
+  const exported = await longWork(`export ${nameOrDigest}`, options, ({ signal, progress, patience }) =>
+    usingKeys({ ...options, patience }, async (store, keys): Promise<Exported> => {
       const image = await loadImage(store, nameOrDigest, requireKeys(keys));
-      const progress = new Progress(`export ${image.name}`);
-      try {
-        const report = await exportImage({
-          image,
-          store,
-          out: file,
-          onProgress: ({ doneBytes, diskBytes }) => progress.update({ doneBytes, totalBytes: diskBytes }),
-          signal,
-        });
-        return { name: image.name, digest: image.digest, file, ...report };
-      } finally {
-        progress.end();
-      }
+      const report = await exportImage({
+        image,
+        store,
+        out: file,
+        onProgress: ({ doneBytes, diskBytes }) => progress.update({ doneBytes, totalBytes: diskBytes }),
+        signal,
+      });
+      return { name: image.name, digest: image.digest, file, ...report };
     }),
   );
   // Standard output is the disk's then.

@@ -6,18 +6,19 @@ import type { FsckReport } from '../store/fsck/report.ts';
 import { parseShare } from '../units.ts';
 import {
   answer,
-  interruptible,
   type JsonOptions,
+  longWork,
+  type RetryFlags,
   type StoreOptions,
   usingKeys,
   withJson,
+  withRetry,
   withStore,
 } from './context.ts';
 import { describeFsck } from './fsck-report.ts';
 import type { SourceOptions } from './fsck-sources.ts';
-import { Progress } from './progress.ts';
 
-interface FsckCommandOptions extends JsonOptions, StoreOptions, SourceOptions {
+interface FsckCommandOptions extends JsonOptions, StoreOptions, SourceOptions, RetryFlags {
   readonly sample: string;
   readonly all?: boolean;
   readonly seed?: string;
@@ -28,7 +29,7 @@ interface FsckCommandOptions extends JsonOptions, StoreOptions, SourceOptions {
 
 export function fsckCommand(): Command {
   const again = (text: string, before: readonly string[] | undefined) => [...(before ?? []), text];
-  return withJson(withStore(new Command('fsck')))
+  return withRetry(withJson(withStore(new Command('fsck'))))
     .description('check a whole store, and mend it from good copies elsewhere')
     .option('--sample <share>', 'share of the chunks whose bytes are read and proven', '1%')
     .option('--all', 'read and prove all of them')
@@ -70,10 +71,9 @@ async function fsckStore(options: FsckCommandOptions): Promise<void> {
     import('./fsck-sources.ts'),
     import('../image/damaged-paths.ts'),
   ]);
-  const progress = new Progress('fsck');
-  const report = await usingKeys(options, (store, keys) =>
-    usingSources(options, (sources) =>
-      interruptible((signal) =>
+  const report = await longWork('fsck', options, ({ signal, progress, patience }) =>
+    usingKeys({ ...options, patience }, (store, keys) =>
+      usingSources(options, (sources) =>
         fsck(store.parts, {
           ...checked,
           ...(keys && { keys, paths: ext4Paths }),
@@ -88,7 +88,7 @@ async function fsckStore(options: FsckCommandOptions): Promise<void> {
         }),
       ),
     ),
-  ).finally(() => progress.end());
+  );
   answer(options, report, describeFsck);
   if (report.remaining > 0) throw new LazydiskError('CORRUPT', remainingText(report));
   if (report.repair && report.repair.unproven > 0)

@@ -5,13 +5,22 @@ import type { RotateProgress, RotateReport } from '../store/gc/rotate.ts';
 import type { GcOptions, SweepProgress, SweepReport } from '../store/gc/sweep.ts';
 import type { StoreParts } from '../store/parts.ts';
 import { formatSize } from '../units.ts';
-import { answer, interruptible, type JsonOptions, storeOption, usingStore, withJson } from './context.ts';
+import {
+  answer,
+  type JsonOptions,
+  longWork,
+  type RetryFlags,
+  storeOption,
+  usingStore,
+  withJson,
+  withRetry,
+} from './context.ts';
 import { policyCommand } from './gc-policy.ts';
 import { statusCommand } from './gc-status.ts';
-import { Progress, type ProgressState } from './progress.ts';
+import type { Progress, ProgressState } from './progress.ts';
 import { list } from './table.ts';
 
-interface GcCommandOptions extends JsonOptions {
+interface GcCommandOptions extends JsonOptions, RetryFlags {
   readonly store?: string;
   readonly dryRun?: boolean;
 }
@@ -39,7 +48,7 @@ beside builds, drives and itself on other machines.`,
 }
 
 function withGc(command: Command): Command {
-  return withJson(command)
+  return withRetry(withJson(command))
     .addOption(storeOption())
     .option('--dry-run', 'change nothing but the journal, and say what would be done');
 }
@@ -115,10 +124,11 @@ type Work<T> = (
 ) => Promise<T>;
 
 async function collect<T>(label: string, options: GcCommandOptions, work: Work<T>): Promise<T> {
-  const progress = new Progress(label);
-  return interruptible((signal) =>
-    usingStore(options, (store) => work(store.parts, progress, { dryRun: options.dryRun ?? false, signal })),
-  ).finally(() => progress.end());
+  return longWork(label, options, ({ signal, progress, patience }) =>
+    usingStore({ ...options, patience }, (store) =>
+      work(store.parts, progress, { dryRun: options.dryRun ?? false, signal }),
+    ),
+  );
 }
 
 const sweeping: Work<SweepReport> = async (parts, progress, options) => {

@@ -7,14 +7,15 @@ import type { RewrapReport, RewrapStore } from '../store/rewrap.ts';
 import type { RootStore } from '../store/root-store.ts';
 import {
   answer,
-  interruptible,
   type JsonOptions,
+  longWork,
   openKeys,
+  type RetryFlags,
   storeOption,
   usingStore,
   withJson,
+  withRetry,
 } from './context.ts';
-import { Progress } from './progress.ts';
 import { list, table } from './table.ts';
 
 /** Keys that a store keeps wrapped start so. */
@@ -29,7 +30,7 @@ interface KeyNewOptions extends JsonOptions, StoreOption {
   readonly sharing?: string;
 }
 
-interface RewrapOptions extends JsonOptions, StoreOption {
+interface RewrapOptions extends JsonOptions, StoreOption, RetryFlags {
   readonly from: string;
   readonly to: string;
   readonly all?: boolean;
@@ -154,7 +155,7 @@ async function keyList(options: JsonOptions & StoreOption): Promise<void> {
 }
 
 function rewrapCommand(): Command {
-  return withJson(new Command('rewrap'))
+  return withRetry(withJson(new Command('rewrap')))
     .description('seal images for another key of their domain, without touching a chunk')
     .argument('[image...]', 'NAME[:TAG] or sha256:…; or --all')
     .requiredOption('--from <key>', 'the key that opens them now: FILE, awskms:ARN or awskms:ARN#ID')
@@ -183,9 +184,8 @@ async function keyRewrap(images: string[], options: RewrapOptions): Promise<void
   const { all = false, removeOld = false, reseal = false, dryRun = false } = options;
   if (all === images.length > 0) throw new LazydiskError('USAGE', 'rewrap: name images, or give --all');
   const { rewrapImages } = await import('../store/rewrap.ts');
-  const progress = new Progress('rewrap');
-  const report = await interruptible((signal) =>
-    usingStore(options, async (store) => {
+  const report = await longWork('rewrap', options, ({ signal, progress, patience }) =>
+    usingStore({ ...options, patience }, async (store) => {
       const from = await onlyKey(options.from, store);
       const to = await onlyKey(options.to, store);
       return rewrapImages(await rewrapStore(store), from, to, {
@@ -197,7 +197,7 @@ async function keyRewrap(images: string[], options: RewrapOptions): Promise<void
         onProgress: (done, total) => progress.update({ done, total, unit: 'images' }),
       });
     }),
-  ).finally(() => progress.end());
+  );
   const failures = report.failures.map(({ name, error: { code, message } }) => ({ name, code, message }));
   answer(options, { ...report, failures }, () => describe(report, dryRun));
   if (report.failures[0]) throw report.failures[0].error;

@@ -1,11 +1,16 @@
 /**
  * One line of progress on a terminal, for work that takes over a second: nothing before that, nothing when stderr
- * is no terminal, and no trace of it when the work is done.
+ * is no terminal, and no trace of it when the work is done. A store that does not answer is told in its place; where
+ * there is no terminal, by a line when that has lasted a while, and another one when it is over.
  */
+import type { Outage } from '../store/objects/retry-objects.ts';
 import { formatDuration, formatShare, formatSize } from '../units.ts';
+import { printable } from './table.ts';
 
 const QUIET_MS = 1_000;
 const REDRAW_MS = 200;
+/** An outage that a log is told of. */
+const OUTAGE_MS = 5_000;
 
 /** How far something is: in bytes, or in things that `unit` names. */
 export type ProgressState = (BytesDone | ThingsDone) & {
@@ -38,6 +43,8 @@ export class Progress {
   readonly #timer: NodeJS.Timeout | undefined;
   #state: ProgressState = { doneBytes: 0 };
   #drawn = false;
+  #outage: Outage | undefined;
+  #isOutageTold = false;
 
   constructor(label: string, output: ProgressOutput = process.stderr) {
     this.#label = label;
@@ -53,6 +60,23 @@ export class Progress {
     this.#state = state;
   }
 
+  /** The store does not answer, or (undefined) does again. */
+  outage(outage: Outage | undefined, nowMs = performance.now()): void {
+    const before = this.#outage;
+    this.#outage = outage;
+    if (this.#output.isTTY) return;
+    if (outage && !this.#isOutageTold && nowMs - outage.sinceMs >= OUTAGE_MS) {
+      this.#isOutageTold = true;
+      this.#output.write(`lazydisk: ${this.#label}: ${outageText(outage, nowMs)}\n`);
+    }
+    if (outage || !before || !this.#isOutageTold) return;
+    this.#isOutageTold = false;
+    const lastedMs = nowMs - before.sinceMs;
+    this.#output.write(
+      `lazydisk: ${this.#label}: the store answers again, after ${formatDuration(lastedMs)}\n`,
+    );
+  }
+
   /** Takes the line away. */
   end(): void {
     clearInterval(this.#timer);
@@ -64,7 +88,9 @@ export class Progress {
   draw(nowMs: number): void {
     const elapsedMs = nowMs - this.#startedAt;
     if (elapsedMs < QUIET_MS) return;
-    const text = progressLine(this.#label, this.#state, elapsedMs);
+    const text = this.#outage
+      ? `${this.#label}  ${outageText(this.#outage, nowMs)}`
+      : progressLine(this.#label, this.#state, elapsedMs);
     this.#output.write(`\r${[...text].slice(0, (this.#output.columns ?? 80) - 1).join('')}\x1b[K`);
     this.#drawn = true;
   }
@@ -89,4 +115,11 @@ export function progressLine(label: string, state: ProgressState, elapsedMs: num
     parts.push(`${formatDuration(((total - done) / perSecond) * 1000)} left`);
   if (state.stage) parts.push(state.stage);
   return parts.join('  ');
+}
+
+/** `store unreachable for 40 s (connection refused), retrying until 14:05:10` */
+export function outageText({ sinceMs, untilMs, reason }: Outage, nowMs: number): string {
+  const until = new Date(Date.now() + untilMs - nowMs).toTimeString().slice(0, 8);
+  const lasted = formatDuration(Math.round((nowMs - sinceMs) / 1000) * 1000);
+  return `store unreachable for ${lasted} (${printable(reason)}), retrying until ${until}`;
 }

@@ -6,6 +6,7 @@ import { LazydiskError } from '../errors.ts';
 import { MARKER_KEY } from './layout.ts';
 import { DirObjects } from './objects/dir-objects.ts';
 import type { ObjectStore } from './objects/object-store.ts';
+import type { Patience } from './objects/retry-objects.ts';
 import { RootStore } from './root-store.ts';
 
 /** What a store's URL looks like, for messages. */
@@ -14,6 +15,8 @@ export const STORE_URL_FORMS = 'file:///DIR, a path, s3://BUCKET/PREFIX or https
 export interface OpenStoreOptions {
   /** Make the store if nothing is there. */
   readonly create?: boolean;
+  /** For work that takes long: how long a store on the network is waited for. Default: a few tries. */
+  readonly patience?: Patience | undefined;
 }
 
 /**
@@ -22,7 +25,7 @@ export interface OpenStoreOptions {
  * not set.
  */
 export async function openStore(url: string, options: OpenStoreOptions = {}): Promise<RootStore> {
-  const objects = await openObjects(url, options.create ?? false);
+  const objects = await openObjects(url, options);
   try {
     return await RootStore.open(objects, options);
   } catch (error) {
@@ -31,7 +34,7 @@ export async function openStore(url: string, options: OpenStoreOptions = {}): Pr
   }
 }
 
-async function openObjects(url: string, create: boolean): Promise<ObjectStore> {
+async function openObjects(url: string, { create, patience }: OpenStoreOptions): Promise<ObjectStore> {
   if (url === '') throw new LazydiskError('USAGE', `store URL is empty; want ${STORE_URL_FORMS}`);
   const scheme = /^([A-Za-z][A-Za-z0-9+.-]*):\/\//.exec(url)?.[1]?.toLowerCase();
   switch (scheme) {
@@ -45,7 +48,7 @@ async function openObjects(url: string, create: boolean): Promise<ObjectStore> {
     case 'http':
     case 'https': {
       const { openRemote } = await import('./objects/remote.ts');
-      return openRemote(url, scheme);
+      return openRemote(url, scheme, patience);
     }
     default:
       throw new LazydiskError('UNSUPPORTED', `store URL ${scheme}://…: want ${STORE_URL_FORMS}`);

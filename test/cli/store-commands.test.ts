@@ -100,6 +100,38 @@ t.test('from a web server an image is copied for the keys that are named', async
   t.same(await names(there), ['app:1']);
 });
 
+t.test('a copy and an export wait for a store that is away, if they are to', async (t) => {
+  const { place, run } = await withStore(t);
+  const { id } = place.image.manifest.ref(3);
+  // All is refused until that chunk has been refused more often than anything is tried without patience.
+  let refusals = 0;
+  const server = createServer((request, response) => {
+    if (request.url!.endsWith(id) && refusals < 8) refusals++;
+    const isAway = refusals > 0 && refusals < 8;
+    const file = join(place.storeDir, decodeURIComponent(request.url!));
+    if (isAway) request.socket.destroy();
+    else if (existsSync(file) && statSync(file).isFile()) response.end(readFileSync(file));
+    else response.writeHead(404).end();
+  });
+  server.listen(0, '127.0.0.1');
+  await once(server, 'listening');
+  t.teardown(() => server.close());
+  const from = `http://127.0.0.1:${(server.address() as AddressInfo).port}`;
+  const commands = [
+    ['copy', 'app:1', from, join(place.dir, 'there'), '--key', place.key],
+    ['export', 'app:1', join(place.dir, 'disk'), '--key', place.key, '--store', from],
+  ];
+  for (const words of commands) {
+    refusals = 0;
+    const impatient = await run(...words, '--retry-for', '0s');
+    t.match(impatient, { code: 10, stderr: /tried 5 times/ }, words[0]!);
+    refusals = 0;
+    t.match(await run(...words), { code: 0 }, words[0]!);
+    t.equal(refusals, 8);
+  }
+  t.equal((await run(...commands[0]!, '--retry-for', 'long')).code, 2);
+});
+
 t.test('a copy that is interrupted says so, and goes on when it is run again', async (t) => {
   const place = await diskWorkplace(t, 200);
   const there = join(place.dir, 'there');

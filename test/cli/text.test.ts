@@ -1,7 +1,7 @@
 import fc from 'fast-check';
 import t from 'tap';
 import { EXIT_CODES, exitCodeOf, exitCodesHelp } from '../../src/cli/exit-codes.ts';
-import { Progress, progressLine } from '../../src/cli/progress.ts';
+import { outageText, Progress, progressLine } from '../../src/cli/progress.ts';
 import { list, printable, table } from '../../src/cli/table.ts';
 import { type ErrorCode, LazydiskError } from '../../src/errors.ts';
 
@@ -98,4 +98,31 @@ t.test('a line of progress', async (t) => {
   );
   t.equal(progressLine('build', { doneBytes: 10 * mib }, 2000), 'build  10 MiB  5 MiB/s');
   t.match(progressLine('x', { doneBytes: 0, totalBytes: 5 }, 1000), /0 % {2}0 B of 5 B/);
+});
+
+t.test('an outage is told in the place of progress, and to a log when it lasts', async (t) => {
+  const outage = { sinceMs: 1_000, untilMs: 301_000, reason: 'connection\nrefused' };
+  t.match(
+    outageText(outage, 41_000),
+    /^store unreachable for 40 s \(connection.*refused\), retrying until \d\d:\d\d:\d\d$/,
+  );
+  const screen = new Screen();
+  const progress = new Progress('copy', screen);
+  const start = performance.now();
+  progress.outage({ ...outage, sinceMs: start });
+  progress.draw(start + 3_000);
+  t.match(screen.text, /copy {2}store unreachable for [23] s/);
+  progress.outage(undefined);
+  progress.draw(start + 4_000);
+  t.match(screen.text, /copy {2}0 B {2}0 B\/s/);
+  progress.end();
+
+  const log = { text: '', write: (text: string) => (log.text += text) };
+  const logged = new Progress('copy', log);
+  logged.outage(outage, 2_000);
+  logged.outage(undefined, 2_100);
+  t.equal(log.text, '', 'not of a short one');
+  for (const nowMs of [1_000, 7_000, 9_000]) logged.outage(outage, nowMs);
+  logged.outage(undefined, 21_000);
+  t.match(log.text, /^lazydisk: copy: store unreachable for 6 s \(.*\n.*answers again, after 20 s\n$/);
 });

@@ -11,7 +11,7 @@ import type {
 } from '../../src/store/objects/object-store.ts';
 import { PagedList } from '../../src/store/objects/paged-list.ts';
 import { RefusedError } from '../../src/store/objects/refused-error.ts';
-import { RetryObjects } from '../../src/store/objects/retry-objects.ts';
+import { type Outage, RetryObjects } from '../../src/store/objects/retry-objects.ts';
 import { addWords, listed, objectsSuite, wordsOf } from './objects-suite.ts';
 
 /** Whether and how a call fails, before or after it is done. */
@@ -132,6 +132,64 @@ t.test('answers and refusals are not asked for again', async (t) => {
     await t.rejects(store.put('x', Buffer.alloc(1)), error);
     t.equal(inner.calls.length, 1, error.message);
   }
+});
+
+/** A patient store that is away for the first `failures` calls, and what was said of that. */
+function patient(t: Test, failures: number, forMs: number, signal?: AbortSignal) {
+  const inner = new FailingObjects(new DirObjects(join(t.testdir(), 'store')), () =>
+    failures-- > 0 ? { error: unavailable() } : undefined,
+  );
+  const outages: (Outage | undefined)[] = [];
+  const patience = { forMs, ...(signal && { signal }), onOutage: (outage?: Outage) => outages.push(outage) };
+  const store = new RetryObjects(inner, { pauseMs: 1, tries: 3, patience });
+  t.teardown(() => store.close());
+  return { store, inner, outages };
+}
+
+t.test('who has patience waits for a store that is away, and is told of it', async (t) => {
+  const { store, inner, outages } = patient(t, 8, 60_000);
+  t.equal(store.retryForMs, 60_000);
+  t.equal(await store.get('x', 1), undefined);
+  t.equal(inner.calls.length, 9);
+  t.equal(outages.length, 9);
+  const [first, last] = [outages[0]!, outages[7]!];
+  t.match(last, { sinceMs: first.sinceMs, untilMs: first.sinceMs + 60_000, reason: 'the store is away' });
+  t.equal(outages[8], undefined, 'and that it is back');
+  await store.get('x', 1);
+  t.equal(outages.length, 9);
+  for (const isPaged of [true, false]) {
+    const listing = patient(t, 8, 60_000);
+    await listing.store.put('a/b', Buffer.from('x')).catch(() => undefined);
+    listing.inner.isPaged = isPaged;
+    let left = 8;
+    listing.inner.plan = () => (left-- > 0 ? { error: unavailable() } : undefined);
+    t.equal((await listed(listing.store, 'a/')).length, 1, `a list, paged: ${isPaged}`);
+  }
+});
+
+t.test('patience ends: by time, by the signal, and for who asks for a number of tries', async (t) => {
+  const short = patient(t, Number.POSITIVE_INFINITY, 30);
+  await t.rejects(short.store.get('x', 1), { code: 'UNAVAILABLE', message: /tried \d+ times/ });
+  t.ok(short.inner.calls.length >= 3);
+  const none = patient(t, Number.POSITIVE_INFINITY, 0);
+  await t.rejects(none.store.get('x', 1), { code: 'UNAVAILABLE', message: /tried 3 times/ });
+  const counted = patient(t, Number.POSITIVE_INFINITY, 60_000);
+  await t.rejects(counted.store.get('x', 1, { tries: 2 }), { message: /tried 2 times/ });
+  t.equal(counted.outages.length, 0, 'an object that one is ready to miss is no outage');
+  const controller = new AbortController();
+  const stopped = patient(t, Number.POSITIVE_INFINITY, 60_000, controller.signal);
+  const reading = stopped.store.get('x', 1);
+  setTimeout(() => controller.abort(), 20);
+  await t.rejects(reading, { code: 'ABORTED' });
+});
+
+t.test('refusals are not waited for', async (t) => {
+  const { store, inner } = patient(t, 0, 60_000);
+  for (const error of [new RefusedError('access denied'), new LazydiskError('NOT_FOUND', 'no bucket')]) {
+    inner.plan = () => ({ error });
+    await t.rejects(store.get('x', 1), error);
+  }
+  t.equal(inner.calls.length, 2);
 });
 
 t.test('who waits for the next try may be cancelled', async (t) => {

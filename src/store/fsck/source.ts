@@ -22,6 +22,9 @@ export function storeSource(store: Store): RepairSource {
   return { name: store.url, get: (id) => store.getChunk(id), manifests: store };
 }
 
+/** Tries for an object that may be one that the store cannot read. */
+const READ_TRIES = 5;
+
 /** Sources asked in turn until one has what proves itself. */
 export class Sources {
   /** The last failure of each source. */
@@ -69,18 +72,24 @@ export function isChunk(bytes: Uint8Array, id: ChunkId): boolean {
 
 /**
  * The object, or why there is none. A disk with a bad sector must not end the search for others, and a store that is
- * away must: what cannot be read is `unreadable` only if the store answers. Rejects with UNAVAILABLE, ABORTED.
+ * away must: what cannot be read, and again not, is `unreadable` only if the store answers between. For that answer it
+ * waits as long as the store's calls do. Rejects with UNAVAILABLE, ABORTED.
  */
 export async function readObject(
   objects: ObjectStore,
   key: string,
   bytesMax = SEALED_BYTES_MAX,
 ): Promise<Buffer | 'absent' | 'unreadable'> {
-  try {
-    return (await objects.get(key, bytesMax))?.bytes ?? 'absent';
-  } catch (error) {
-    const isRead = error instanceof LazydiskError && error.code === 'UNAVAILABLE';
-    if (!isRead || !(await objects.get(MARKER_KEY, 1).catch(() => undefined))) throw error;
-    return 'unreadable';
+  for (let failed = 1; ; failed++) {
+    try {
+      return (await objects.get(key, bytesMax, { tries: READ_TRIES }))?.bytes ?? 'absent';
+    } catch (error) {
+      const code = error instanceof LazydiskError ? error.code : 'INTERNAL';
+      const mayPass = ['UNAVAILABLE', 'TIMEOUT', 'OVERLOAD'].includes(code);
+      if (!mayPass || !(await objects.get(MARKER_KEY, 1).catch(() => undefined))) throw error;
+      if (failed < 2) continue;
+      if (code === 'UNAVAILABLE') return 'unreadable';
+      throw error;
+    }
   }
 }

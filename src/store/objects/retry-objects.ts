@@ -4,6 +4,9 @@
  *
  * A list is retried page by page where the store's pages can be asked for alone; else it starts over, so nothing is
  * lost and entries may come twice.
+ *
+ * Work that takes long has patience: its calls are tried for minutes, so that a server's restart does not end it. Who asks
+ * for a number of tries gets that and no more.
  */
 import { setTimeout as sleep } from 'node:timers/promises';
 import { type ErrorCode, errorText, LazydiskError } from '../../errors.ts';
@@ -29,6 +32,27 @@ export interface RetryOptions {
   readonly tries?: number;
   /** The first pause, before jitter; each next one is twice as long, up to 3 s. Default 100. */
   readonly pauseMs?: number;
+  /** Default none: `tries` and no more. */
+  readonly patience?: Patience | undefined;
+}
+
+export interface Patience {
+  /** How long a call is tried, in milliseconds from its first failure; `tries` at least. */
+  readonly forMs: number;
+  /** Ends all waits; their calls reject with ABORTED. */
+  readonly signal?: AbortSignal;
+  /** Told of each failure while no call succeeds, and with undefined when one does. */
+  onOutage?(outage: Outage | undefined): void;
+}
+
+/** A time in which every call to a store has failed; on the clock of performance.now(). */
+export interface Outage {
+  /** When the first call failed. */
+  readonly sinceMs: number;
+  /** When calls that failed first then are given up. */
+  readonly untilMs: number;
+  /** What the last one failed with. */
+  readonly reason: string;
 }
 
 export class RetryObjects implements ObjectStore {
@@ -37,13 +61,20 @@ export class RetryObjects implements ObjectStore {
   readonly #inner: ObjectStore;
   readonly #tries: number;
   readonly #pauseMs: number;
+  readonly #patience: Patience | undefined;
+  #outageSinceMs: number | undefined;
 
-  constructor(inner: ObjectStore, { tries = 5, pauseMs = 100 }: RetryOptions = {}) {
+  constructor(inner: ObjectStore, { tries = 5, pauseMs = 100, patience }: RetryOptions = {}) {
     this.#inner = inner;
     this.url = inner.url;
     this.isWritable = inner.isWritable;
     this.#tries = tries;
     this.#pauseMs = pauseMs;
+    this.#patience = patience;
+  }
+
+  get retryForMs(): number | undefined {
+    return this.#patience?.forMs;
   }
 
   get credentialExpiry(): number | undefined {
@@ -106,39 +137,72 @@ export class RetryObjects implements ObjectStore {
     first: AsyncIterable<readonly ObjectInfo[]>,
   ): AsyncGenerator<readonly ObjectInfo[]> {
     let pages = first;
-    for (let tried = 1; ; tried++) {
+    const failures = new Failures();
+    for (;;) {
       try {
         return yield* pages;
       } catch (error) {
-        await this.#pauseAfter(error, tried, options);
+        await this.#pauseAfter(error, failures, options);
         pages = this.#inner.list(prefix, options);
       }
     }
   }
 
   async #retrying<T>(options: ObjectOptions, attempt: () => Promise<T>): Promise<T> {
-    for (let tried = 1; ; tried++) {
+    const failures = new Failures();
+    for (;;) {
       try {
-        return await attempt();
+        const result = await attempt();
+        this.#answered();
+        return result;
       } catch (error) {
-        await this.#pauseAfter(error, tried, options);
+        await this.#pauseAfter(error, failures, options);
       }
     }
   }
 
   /** Before the next try; throws if there is to be none. */
-  async #pauseAfter(
-    error: unknown,
-    tried: number,
-    { tries = this.#tries, signal }: ObjectOptions,
-  ): Promise<void> {
+  async #pauseAfter(error: unknown, failures: Failures, { tries, signal }: ObjectOptions): Promise<void> {
     const code = error instanceof LazydiskError ? error.code : 'UNAVAILABLE';
-    if (tried >= tries || !WORTH_RETRYING.has(code) || error instanceof RefusedError)
+    const isWorthIt = WORTH_RETRYING.has(code) && !(error instanceof RefusedError);
+    if (!isWorthIt) this.#answered();
+    const { count: tried, ageMs } = failures.add();
+    const isPatient = tries === undefined && ageMs < (this.#patience?.forMs ?? 0);
+    if (!isWorthIt || (tried >= (tries ?? this.#tries) && !isPatient))
       throw tried === 1 ? error : afterTries(error, code, tried);
+    if (tries === undefined) this.#failed(error);
     const pauseMs = Math.min(this.#pauseMs * 2 ** (tried - 1), PAUSE_MS_MAX) * (0.5 + Math.random() / 2);
-    await sleep(pauseMs, undefined, signal && { signal }).catch((cause) => {
+    const signals = [signal, this.#patience?.signal].filter((one) => one !== undefined);
+    await sleep(pauseMs, undefined, { signal: AbortSignal.any(signals) }).catch((cause) => {
       throw new LazydiskError('ABORTED', `${errorText(error)} (cancelled after ${tried} tries)`, { cause });
     });
+  }
+
+  #failed(error: unknown): void {
+    if (!this.#patience) return;
+    this.#outageSinceMs ??= performance.now();
+    const sinceMs = this.#outageSinceMs;
+    const untilMs = sinceMs + this.#patience.forMs;
+    this.#patience.onOutage?.({ sinceMs, untilMs, reason: errorText(error) });
+  }
+
+  #answered(): void {
+    if (this.#outageSinceMs === undefined) return;
+    this.#outageSinceMs = undefined;
+    this.#patience?.onOutage?.(undefined);
+  }
+}
+
+/** Those of one call. */
+class Failures {
+  #count = 0;
+  #firstMs = 0;
+
+  /** One more: how many that makes, and how long ago the first was. */
+  add(): { count: number; ageMs: number } {
+    const nowMs = performance.now();
+    if (this.#count++ === 0) this.#firstMs = nowMs;
+    return { count: this.#count, ageMs: nowMs - this.#firstMs };
   }
 }
 
