@@ -39,6 +39,7 @@ NAPI_MODULE_INIT() {
   lazydisk::RegisterSha256(env, exports);
   lazydisk::RegisterFuseChannel(env, exports);
   lazydisk::RegisterFuseMount(env, exports);
+  lazydisk::RegisterLayerDecoder(env, exports);
   lazydisk::RegisterSocketSend(env, exports);
   lazydisk::RegisterProcess(env, exports);
   lazydisk::RegisterResidency(env, exports);

@@ -15,6 +15,7 @@ void RegisterSealChunk(napi_env env, napi_value exports);
 void RegisterSha256(napi_env env, napi_value exports);
 void RegisterFuseChannel(napi_env env, napi_value exports);
 void RegisterFuseMount(napi_env env, napi_value exports);
+void RegisterLayerDecoder(napi_env env, napi_value exports);
 void RegisterSocketSend(napi_env env, napi_value exports);
 void RegisterProcess(napi_env env, napi_value exports);
 void RegisterResidency(napi_env env, napi_value exports);

@@ -16,6 +16,12 @@ export const OPEN_WRONG_TAG = 2;
 /** Unknown codec, broken zstd, or another length than the target's. */
 export const OPEN_BAD_PAYLOAD = 3;
 
+/** What `decoderOpen` takes. */
+export const DECODER_COMPRESSIONS = { none: 0, gzip: 1, zstd: 2 } as const;
+/** What `decoderRun` gives its callback. */
+export const DECODED = 0;
+export const DECODE_CORRUPT = 1;
+
 function load(): NativeAddon {
   const path = process.env.LAZYDISK_NATIVE ?? join(import.meta.dirname, 'build', 'lazydisk.node');
   try {
@@ -32,6 +38,9 @@ export const {
   openChunk,
   sealChunk,
   sha256,
+  decoderOpen,
+  decoderRun,
+  decoderEnd,
   fuseMount,
   fuseUnmount,
   socketPair,
@@ -59,7 +68,7 @@ export const {
   nbdEnd,
   nbdCounts,
 } = addon;
-export type { FuseChannel, HitMapHandle, NbdLoop, Residency } from './native.d.ts';
+export type { FuseChannel, HitMapHandle, LayerDecoder, NbdLoop, Residency } from './native.d.ts';
 // Typed in full, as a function that never returns must be.
 export const exitNow: NativeAddon['exitNow'] = addon.exitNow;
 export const erasureEncode: NativeAddon['erasureEncode'] = addon.erasureEncode;

@@ -38,6 +38,31 @@ export interface NativeAddon {
   sha256(bytes: Uint8Array, digest: Uint8Array, callback: (isDone: number) => void): void;
 
   /**
+   * A decoder of one layer's blob: `compression` is 0 for none, 1 for gzip, 2 for zstd; the hashes, 'sha256', 'sha512' or
+   * '' for none, are of the blob's bytes and of what they decode to.
+   */
+  decoderOpen(compression: number, blobHash: string, tarHash: string): LayerDecoder;
+
+  /**
+   * Decodes and hashes in one job on libuv's thread pool, until `input` is used up or `output` (1 byte to 16 MiB) is full:
+   * how many bytes of each were moved goes to `counts`, two 32-bit numbers, lowest byte first. Output that is full means
+   * that more may come, without input, too. Without compression nothing is moved to `output`: the input is what it is.
+   * Members and frames follow one another; zeroes behind the last are padding, and all behind them is passed over. All
+   * arguments must stay untouched until `callback` gets DECODED, DECODE_CORRUPT or, where memory ran out, 2; until then
+   * another run is a TypeError.
+   */
+  decoderRun(
+    decoder: LayerDecoder,
+    input: Uint8Array,
+    output: Uint8Array,
+    counts: Uint8Array,
+    callback: (status: number) => void,
+  ): void;
+
+  /** Whether the input ended where a member or frame did, and the two digests in hexadecimal; once, at the end. */
+  decoderEnd(decoder: LayerDecoder): [boolean, string, string];
+
+  /**
    * Opens /dev/fuse and mounts `type` ("fuse.NAME") from `source` (any text) on `dir`, read-only, with the mount
    * data "fd=N," + `options`.
    * Returns the descriptor, or a negative errno. Needs CAP_SYS_ADMIN.
@@ -224,4 +249,9 @@ export interface HitMapHandle {
 /** See nbdOpen. */
 export interface NbdLoop {
   readonly __brand: 'NbdLoop';
+}
+
+/** A decoder of a layer, seen from JavaScript. */
+export interface LayerDecoder {
+  readonly __brand: 'LayerDecoder';
 }

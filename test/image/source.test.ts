@@ -42,7 +42,7 @@ async function layersOf(source: ImageSource): Promise<Buffer[]> {
   const contents: Buffer[] = [];
   for (const layer of source.layers) {
     const parts: Buffer[] = [];
-    for await (const part of layer.open()) parts.push(part as Buffer);
+    for await (const part of layer.open()) parts.push(Buffer.from(part));
     contents.push(Buffer.concat(parts));
   }
   return contents;

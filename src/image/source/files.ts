@@ -10,7 +10,7 @@ export interface SourceFiles {
   readonly description: string;
   /** Bytes of the file, or undefined if there is none of that name. */
   sizeOf(name: string): Promise<number | undefined>;
-  /** Its bytes. Throws NOT_FOUND, UNAVAILABLE when it cannot be read. */
+  /** Its bytes, each buffer valid until the next is asked for. Throws NOT_FOUND, UNAVAILABLE when it cannot be read. */
   read(name: string): AsyncGenerator<Buffer>;
   close(): Promise<void>;
 }
@@ -18,18 +18,36 @@ export interface SourceFiles {
 /** How much is read from a blob at once. */
 const READ_BYTES = 512 * 1024;
 
-/** The bytes of a range of an open file, each buffer the taker's; ends early where the file does. */
+/**
+ * The bytes of a range of an open file; ends early where the file does. Two buffers take turns: one is read into while the
+ * taker has the other, until it asks for the next.
+ */
 export async function* readRange(
   file: FileHandle,
   offset: number,
   lengthBytes: number,
 ): AsyncGenerator<Buffer> {
-  for (let done = 0; done < lengthBytes; ) {
-    const buffer = Buffer.allocUnsafeSlow(Math.min(READ_BYTES, lengthBytes - done));
-    const { bytesRead } = await file.read(buffer, 0, buffer.length, offset + done);
-    if (bytesRead === 0) return;
-    done += bytesRead;
-    yield buffer.subarray(0, bytesRead);
+  let at = offset;
+  const end = offset + lengthBytes;
+  const read = async (buffer: Buffer) => {
+    const { bytesRead } = await file.read(buffer, 0, Math.min(buffer.length, end - at), at);
+    at += bytesRead;
+    return buffer.subarray(0, bytesRead);
+  };
+  const roomBytes = Math.min(READ_BYTES, lengthBytes);
+  let free = Buffer.allocUnsafeSlow(roomBytes);
+  let taken = Buffer.allocUnsafeSlow(roomBytes);
+  let ahead = read(free);
+  try {
+    for (let bytes = await ahead; bytes.length > 0; bytes = await ahead) {
+      [free, taken] = [taken, free];
+      ahead = read(free);
+      // It is awaited later, if at all.
+      ahead.catch(() => undefined);
+      yield bytes;
+    }
+  } finally {
+    await ahead.catch(() => undefined);
   }
 }
 
@@ -48,7 +66,7 @@ export async function readWhole(
     );
   }
   const parts: Buffer[] = [];
-  for await (const part of files.read(name)) parts.push(part);
+  for await (const part of files.read(name)) parts.push(Buffer.from(part));
   return Buffer.concat(parts);
 }
 

@@ -1,17 +1,22 @@
 /**
- * A layer's blob as a stream of plain tar, proven as it flows: size and digest of the blob, digest of what it
- * unpacks to. zlib works on the thread pool while the two hashes and the reader run here, so its buffers are big
- * and a few of them may be ahead.
+ * A layer's blob as a stream of plain tar, proven as it flows: size and digest of the blob, digest of what it unpacks
+ * to. Decoding and hashing are the thread pool's work; two buffers take turns, so that one is filled while the archive in
+ * the other is read.
  */
 import { createHash, type Hash } from 'node:crypto';
-import { PassThrough, Readable, type Transform } from 'node:stream';
-import { createGunzip, createZstdDecompress } from 'node:zlib';
-import { errorText, LazydiskError } from '../../errors.ts';
+import {
+  DECODE_CORRUPT,
+  DECODED,
+  DECODER_COMPRESSIONS,
+  decoderEnd,
+  decoderOpen,
+  decoderRun,
+} from '../../../native/index.ts';
+import { LazydiskError } from '../../errors.ts';
 import type { SourceFiles } from './files.ts';
 import type { Compression } from './media-types.ts';
 
-const INFLATED_BUFFER_BYTES = 256 * 1024;
-const READ_AHEAD_BYTES = 1024 * 1024;
+const DECODED_BUFFER_BYTES = 256 * 1024;
 
 export interface BlobDescription {
   /** The blob's file among the source's. */
@@ -25,121 +30,101 @@ export interface BlobDescription {
   readonly diffId: string;
 }
 
-/** The blob's tar. The stream fails with CORRUPT naming the blob, with UNAVAILABLE, or the signal's reason. */
-export function openBlob(
-  files: SourceFiles,
-  blob: BlobDescription,
-  signal?: AbortSignal,
-  onInput?: (lengthBytes: number) => void,
-): Readable {
-  return Readable.from(inflated(files, blob, signal, onInput), {
-    objectMode: true,
-    highWaterMark: 1,
-  });
-}
-
-async function* inflated(
-  files: SourceFiles,
-  blob: BlobDescription,
-  signal?: AbortSignal,
-  onInput?: (lengthBytes: number) => void,
-): AsyncGenerator<Buffer> {
-  const raw = checkedBlob(files, blob, signal, onInput);
-  // A plain tar's two digests are of the same bytes, so one pass proves both.
-  if (blob.compression === 'none' && (blob.blobDigest ?? blob.diffId) === blob.diffId) {
-    yield* raw;
-    return;
-  }
-  const inflate = inflater(blob.compression);
-  const feeding = feed(raw, inflate);
-  // A failure comes out below; this keeps it from being unhandled when the reader stops early.
-  feeding.catch(() => {});
-  const hash = hashOf(blob.diffId);
-  try {
-    for await (const part of inflate) {
-      // Here too: a bomb inflates for long after its last byte was read.
-      signal?.throwIfAborted();
-      hash.update(part as Buffer);
-      yield part as Buffer;
-    }
-    await feeding;
-  } catch (error) {
-    if (error instanceof LazydiskError || signal?.aborted) throw error;
-    throw new LazydiskError('CORRUPT', `blob ${blob.digest}: ${errorText(error)}`, { cause: error });
-  } finally {
-    inflate.destroy();
-  }
-  checkDigest(hash, blob.diffId, `blob ${blob.digest}: what it unpacks to`);
-}
-
 /**
- * Writes the blob into `inflate`, and reads on where that has seen the end of its data: behind it lies padding, which
- * unpacks to nothing and still counts for the digest.
+ * The blob's tar, each buffer valid until the next is asked for. Throws CORRUPT naming the blob, NOT_FOUND, UNAVAILABLE,
+ * or the signal's reason.
  */
-async function feed(raw: AsyncGenerator<Buffer>, inflate: Transform): Promise<void> {
-  try {
-    for await (const bytes of raw) {
-      if (inflate.readableEnded) continue;
-      if (inflate.destroyed) return;
-      if (!inflate.write(bytes)) await roomIn(inflate);
-    }
-    if (!inflate.destroyed) inflate.end();
-  } catch (error) {
-    inflate.destroy(error as Error);
-    throw error;
-  }
-}
-
-/** Resolves when the stream takes more, or never will. */
-function roomIn(stream: Transform): Promise<void> {
-  return new Promise((resolve) => {
-    const done = () => {
-      for (const event of ['drain', 'end', 'close']) stream.off(event, done);
-      resolve();
-    };
-    for (const event of ['drain', 'end', 'close']) stream.on(event, done);
-  });
-}
-
-/** The blob's own bytes, counted and hashed. */
-async function* checkedBlob(
+export async function* openBlob(
   files: SourceFiles,
   blob: BlobDescription,
   signal?: AbortSignal,
   onInput?: (lengthBytes: number) => void,
 ): AsyncGenerator<Buffer> {
-  const expected = blob.blobDigest ?? (blob.compression === 'none' ? blob.diffId : undefined);
-  const hash = expected === undefined ? undefined : hashOf(expected);
-  let sizeBytes = 0;
   const found = await files.sizeOf(blob.name);
   if (found === undefined) {
     throw new LazydiskError('NOT_FOUND', `blob ${blob.digest} is missing in ${files.description}`);
   }
   if (found !== blob.sizeBytes) throw wrongSize(blob, found);
+  const decoder = new BlobDecoder(blob);
+  let sizeBytes = 0;
+  // What the last job gave; it is handed on when the next job is at work.
+  let ready: Buffer | undefined;
   for await (const bytes of files.read(blob.name)) {
-    signal?.throwIfAborted();
     sizeBytes += bytes.length;
     if (sizeBytes > blob.sizeBytes) break;
-    hash?.update(bytes);
     onInput?.(bytes.length);
-    yield bytes;
+    for (let used = 0, more = true; more; ) {
+      signal?.throwIfAborted();
+      const job = decoder.run(bytes.subarray(used));
+      // It is awaited later, if at all.
+      job.catch(() => undefined);
+      if (blob.compression === 'none') ready = bytes;
+      if (ready) yield ready;
+      const moved = await job;
+      used += moved.usedBytes;
+      ready = moved.tar;
+      more = used < bytes.length || moved.isFull;
+    }
   }
+  if (ready) yield ready;
   // It may have changed while it was read.
   if (sizeBytes !== blob.sizeBytes) throw wrongSize(blob, sizeBytes);
-  if (hash) checkDigest(hash, expected!, `blob ${blob.digest}`);
+  decoder.end();
 }
 
-function inflater(compression: Compression): Transform {
-  if (compression === 'none')
-    return new PassThrough({ readableObjectMode: true, writableHighWaterMark: READ_AHEAD_BYTES });
-  // In object mode a reader gets the buffers one by one; else it gets a copy of all that lie ready, joined.
-  const options = {
-    chunkSize: INFLATED_BUFFER_BYTES,
-    writableHighWaterMark: READ_AHEAD_BYTES,
-    readableObjectMode: true,
-    readableHighWaterMark: READ_AHEAD_BYTES / INFLATED_BUFFER_BYTES,
-  };
-  return compression === 'gzip' ? createGunzip(options) : createZstdDecompress(options);
+interface Moved {
+  readonly usedBytes: number;
+  /** Undefined if nothing came out, as ever without compression; valid while two more jobs are not begun. */
+  readonly tar: Buffer | undefined;
+  /** More may come out without more going in. */
+  readonly isFull: boolean;
+}
+
+class BlobDecoder {
+  readonly #blob: BlobDescription;
+  /** A plain tar's two digests are of the same bytes: where they are the same, one pass proves both. */
+  readonly #blobDigest: string | undefined;
+  readonly #native;
+  readonly #counts = Buffer.alloc(8);
+  #output = Buffer.allocUnsafeSlow(DECODED_BUFFER_BYTES);
+  #lastOutput = Buffer.allocUnsafeSlow(DECODED_BUFFER_BYTES);
+
+  constructor(blob: BlobDescription) {
+    this.#blob = blob;
+    const { compression, blobDigest, diffId } = blob;
+    this.#blobDigest = compression === 'none' && blobDigest === diffId ? undefined : blobDigest;
+    const hash = (digest: string | undefined) => digest?.slice(0, 6) ?? '';
+    this.#native = decoderOpen(DECODER_COMPRESSIONS[compression], hash(this.#blobDigest), hash(diffId));
+  }
+
+  /** Takes of `input` what there is room for. Throws CORRUPT. */
+  async run(input: Buffer): Promise<Moved> {
+    [this.#output, this.#lastOutput] = [this.#lastOutput, this.#output];
+    const output = this.#output;
+    const status = await new Promise<number>((resolve) =>
+      decoderRun(this.#native, input, output, this.#counts, resolve),
+    );
+    const { digest, compression } = this.#blob;
+    if (status === DECODE_CORRUPT)
+      throw new LazydiskError('CORRUPT', `blob ${digest} is not valid ${compression}`);
+    if (status !== DECODED) throw new LazydiskError('INTERNAL', `blob ${digest}: memory ran out`);
+    const usedBytes = this.#counts.readUInt32LE(0);
+    const lengthBytes = this.#counts.readUInt32LE(4);
+    const tar = lengthBytes > 0 ? output.subarray(0, lengthBytes) : undefined;
+    return { usedBytes, tar, isFull: lengthBytes === output.length };
+  }
+
+  /** Throws CORRUPT unless all of the blob was what its digests say. */
+  end(): void {
+    const { digest, compression, diffId } = this.#blob;
+    const [isComplete, blobHex, tarHex] = decoderEnd(this.#native);
+    const found = (expected: string, hex: string) => `${expected.slice(0, 7)}${hex}`;
+    if (this.#blobDigest) expectDigest(found(this.#blobDigest, blobHex), this.#blobDigest, `blob ${digest}`);
+    if (!isComplete) throw new LazydiskError('CORRUPT', `blob ${digest} ends within its ${compression} data`);
+    const isPlain = compression === 'none' && !this.#blobDigest;
+    const what = isPlain ? `blob ${digest}` : `blob ${digest}: what it unpacks to`;
+    expectDigest(found(diffId, tarHex), diffId, what);
+  }
 }
 
 /** `sha256:…` or `sha512:…`; the pattern also keeps a digest from being any other file's name. */
@@ -160,7 +145,10 @@ export function hashOf(digest: string): Hash {
 
 /** Throws CORRUPT. */
 export function checkDigest(hash: Hash, expected: string, what: string): void {
-  const found = `${expected.slice(0, 6)}:${hash.digest('hex')}`;
+  expectDigest(`${expected.slice(0, 6)}:${hash.digest('hex')}`, expected, what);
+}
+
+function expectDigest(found: string, expected: string, what: string): void {
   if (found !== expected) {
     throw new LazydiskError('CORRUPT', `${what} has digest ${found}, expected ${expected}`);
   }
