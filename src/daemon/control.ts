@@ -6,9 +6,9 @@
 import { once } from 'node:events';
 import { chmod } from 'node:fs/promises';
 import type { IncomingMessage, Server, ServerResponse } from 'node:http';
-import { setImmediate } from 'node:timers/promises';
 import { z } from 'zod';
 import { errorText, LazydiskError } from '../errors.ts';
+import { ownTurn } from '../slices.ts';
 import {
   type AttachRequest,
   type DaemonStatus,
@@ -218,7 +218,7 @@ async function sendList(response: ServerResponse, key: string, items: Iterable<u
     text += `${count > 0 ? ',' : ''}${JSON.stringify(item)}`;
     if (++count % SLICE_ITEMS > 0) continue;
     if (!response.write(text)) await Promise.race([once(response, 'drain'), once(response, 'close')]);
-    await setImmediate();
+    await ownTurn();
     text = '';
   }
   response.end(`${text}]}\n`);

@@ -3,8 +3,9 @@
  * Its SHA-256 is the image's digest. Garbage collection, fsck and copies between stores need no more, and so no
  * key. The table is used where it lies, as columns; one quick pass checks its order and bounds.
  */
-import { hash } from 'node:crypto';
+import { createHash } from 'node:crypto';
 import { LazydiskError } from '../errors.ts';
+import { runNow, type Steps } from '../slices.ts';
 import type { ImageDigest } from '../store/store.ts';
 import { SEALED_BYTES_MIN } from './chunk-codec.ts';
 import {
@@ -23,13 +24,17 @@ import {
   DOMAIN_BYTES,
   ENCODER_VERSION_BYTES,
   FORMAT_VERSION,
+  INDEX_BYTES,
+  LENGTH_BYTES,
   MAGIC,
   WRITER_VERSION_BYTES,
 } from './manifest-layout.ts';
 
+/** What is done between two pauses: some 0.3 ms. */
+const STEP_BYTES = 512 * 1024;
+const STEP_ENTRIES = 64 * 1024;
+
 export class ClearManifest {
-  /** SHA-256 of the clear part: the image's name by content. */
-  readonly digest: ImageDigest;
   readonly diskBytes: number;
   /** Chunks of the disk, stored or zero. */
   readonly chunkCount: number;
@@ -46,12 +51,14 @@ export class ClearManifest {
   readonly #indices: Uint32Array;
   readonly #lengths: Uint32Array;
   readonly #ids: Buffer;
+  #digest!: ImageDigest;
 
   /**
    * Reads the clear part at the start of `bytes`, which may go on with the sealed part. Throws CORRUPT for what
    * no writer makes, UNSUPPORTED for another version of the format. The ids column stays a view of `bytes`.
+   * The passes over the whole table are given to `run`.
    */
-  constructor(bytes: Buffer) {
+  constructor(bytes: Buffer, run: (passes: Steps<void>) => void = runNow) {
     if (bytes.length < CLEAR_HEADER_BYTES || !bytes.subarray(0, MAGIC.length).equals(MAGIC))
       throw corrupt('it does not start like a manifest');
     const version = bytes.readUInt32LE(CLEAR.version);
@@ -85,13 +92,26 @@ export class ClearManifest {
       throw corrupt(
         `a table of ${this.storedChunks} chunks, in ${bytes.length} bytes and a disk of ${this.chunkCount} chunks`,
       );
-    const columns = bytes.byteOffset + CLEAR_HEADER_BYTES;
-    const ids = columns + 8 * this.storedChunks;
-    this.#indices = new Uint32Array(bytes.buffer.slice(columns, columns + 4 * this.storedChunks));
-    this.#lengths = new Uint32Array(bytes.buffer.slice(columns + 4 * this.storedChunks, ids));
-    this.#ids = Buffer.from(bytes.buffer, ids, ID_BYTES * this.storedChunks);
-    this.#checkTable();
-    this.digest = `sha256:${hash('sha256', bytes.subarray(0, this.clearBytes), 'hex')}`;
+    this.#indices = new Uint32Array(this.storedChunks);
+    this.#lengths = new Uint32Array(this.storedChunks);
+    const ids = CLEAR_HEADER_BYTES + (INDEX_BYTES + LENGTH_BYTES) * this.storedChunks;
+    this.#ids = bytes.subarray(ids, ids + ID_BYTES * this.storedChunks);
+    run(this.#passes(bytes));
+  }
+
+  /** The same, a step at a time. */
+  static *read(bytes: Buffer): Steps<ClearManifest> {
+    let passes: Steps<void> | undefined;
+    const clear = new ClearManifest(bytes, (steps) => {
+      passes = steps;
+    });
+    yield* passes!;
+    return clear;
+  }
+
+  /** SHA-256 of the clear part: the image's name by content. */
+  get digest(): ImageDigest {
+    return this.#digest;
   }
 
   /** The entry that holds chunk `index` of the disk, or -1 when that chunk is all zero. */
@@ -141,17 +161,38 @@ export class ClearManifest {
     return value;
   }
 
-  #checkTable(): void {
+  *#passes(bytes: Buffer): Steps<void> {
+    yield* copyColumn(bytes, CLEAR_HEADER_BYTES, this.#indices);
+    yield* copyColumn(bytes, CLEAR_HEADER_BYTES + INDEX_BYTES * this.storedChunks, this.#lengths);
+    yield* this.#checkTable();
+    const digest = createHash('sha256');
+    for (let at = 0; at < this.clearBytes; at += STEP_BYTES) {
+      digest.update(bytes.subarray(at, Math.min(at + STEP_BYTES, this.clearBytes)));
+      yield;
+    }
+    this.#digest = `sha256:${digest.digest('hex')}`;
+  }
+
+  *#checkTable(): Steps<void> {
     let previous = -1;
-    for (const index of this.#indices) {
+    for (let entry = 0; entry < this.storedChunks; entry++) {
+      const [index, length] = [this.#indices[entry]!, this.#lengths[entry]!];
       if (index <= previous) throw corrupt('its chunks are not in order');
       previous = index;
-    }
-    if (previous >= this.chunkCount) throw corrupt(`chunk ${previous} of a disk of ${this.chunkCount}`);
-    for (const length of this.#lengths) {
       if (length < SEALED_BYTES_MIN || length > SEALED_BYTES_MAX)
         throw corrupt(`a sealed chunk of ${length} bytes`);
+      if (entry % STEP_ENTRIES === 0) yield;
     }
+    if (previous >= this.chunkCount) throw corrupt(`chunk ${previous} of a disk of ${this.chunkCount}`);
+  }
+}
+
+/** The bytes at `offset` into `column`: a copy, because they need not be aligned. */
+function* copyColumn(bytes: Buffer, offset: number, column: Uint32Array): Steps<void> {
+  const target = Buffer.from(column.buffer);
+  for (let at = 0; at < target.length; at += STEP_BYTES) {
+    bytes.copy(target, at, offset + at, offset + Math.min(at + STEP_BYTES, target.length));
+    yield;
   }
 }
 

@@ -54,7 +54,7 @@ export async function openManifest(
 async function openWith(ring: KeyRing, id: string, bytes: Buffer, digest: ImageDigest): Promise<Manifest> {
   const key = await ring.get(id);
   if (!key) throw new LazydiskError('KEY', `key ${id} is gone from this host`);
-  const manifest = Manifest.open(bytes, key);
+  const manifest = await Manifest.openInSlices(bytes, key);
   if (manifest.digest !== digest)
     throw new LazydiskError('CORRUPT', `the manifest of ${digest} is that of ${manifest.digest}`);
   return manifest;

@@ -1,0 +1,64 @@
+/** Long work in slices: all of it, in order, and one slice a turn for all works together. */
+import t from 'tap';
+import { ownTurn, runInSlices, runNow, type Steps } from '../src/slices.ts';
+
+function* counted(count: number, onStep: (n: number) => void = () => {}): Steps<number> {
+  for (let n = 0; n < count; n++) {
+    onStep(n);
+    yield;
+  }
+  return count;
+}
+
+/** Keeps the loop busy for a while. */
+function spin(milliseconds: number): void {
+  const until = performance.now() + milliseconds;
+  while (performance.now() < until);
+}
+
+t.test('both ways give what the work gives, or throw what it throws', async (t) => {
+  t.equal(runNow(counted(10)), 10);
+  t.equal(await runInSlices(counted(10)), 10);
+  const failing = () =>
+    counted(10, (n) => {
+      if (n === 5) throw new Error('five');
+    });
+  t.throws(() => runNow(failing()), { message: 'five' });
+  await t.rejects(runInSlices(failing()), { message: 'five' });
+  t.equal(await runInSlices(counted(3)), 3, 'and the next work has its turn');
+});
+
+t.test('the loop turns between slices, and of many works one has a slice in each turn', async (t) => {
+  let turn = 0;
+  let running = true;
+  const count = () => {
+    turn++;
+    if (running) setImmediate(count);
+  };
+  count();
+  const turnsOf: number[][] = Array.from({ length: 4 }, () => []);
+  const works = turnsOf.map((turns) =>
+    runInSlices(
+      counted(10, () => {
+        turns.push(turn);
+        spin(2);
+      }),
+    ),
+  );
+  await Promise.all(works);
+  running = false;
+  const all = turnsOf.flat();
+  t.equal(all.length, 40);
+  t.equal(new Set(all).size, 40, 'never two in one turn');
+});
+
+t.test('many turns come in the order in which they were asked for', async (t) => {
+  const order: number[] = [];
+  await Promise.all(
+    Array.from({ length: 10 }, async (_, n) => {
+      await ownTurn();
+      order.push(n);
+    }),
+  );
+  t.same(order, [0, 1, 2, 3, 4, 5, 6, 7, 8, 9]);
+});
