@@ -4,6 +4,8 @@
  * works at once take ten times as long and never ten slices in one turn.
  */
 
+import { noteWork } from './loop-work.ts';
+
 /** Work that may pause wherever it yields, a millisecond apart at most. */
 export type Steps<T> = Generator<void, T, void>;
 
@@ -37,10 +39,10 @@ export function runNow<T>(steps: Steps<T>): T {
 export async function runInSlices<T>(steps: Steps<T>): Promise<T> {
   for (;;) {
     await ownTurn();
-    const until = performance.now() + SLICE_MS;
-    do {
-      const step = steps.next();
-      if (step.done) return step.value;
-    } while (performance.now() < until);
+    const since = performance.now();
+    let step = steps.next();
+    while (!step.done && performance.now() - since < SLICE_MS) step = steps.next();
+    noteWork('slice', since);
+    if (step.done) return step.value;
   }
 }

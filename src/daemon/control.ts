@@ -8,6 +8,7 @@ import { chmod } from 'node:fs/promises';
 import type { IncomingMessage, Server, ServerResponse } from 'node:http';
 import { z } from 'zod';
 import { errorText, LazydiskError } from '../errors.ts';
+import { noteWork } from '../loop-work.ts';
 import { ownTurn } from '../slices.ts';
 import {
   type AttachRequest,
@@ -149,7 +150,10 @@ export class ControlServer {
       const { route, argument } = routeOf(path);
       const handler = route[method];
       if (!handler) throw new LazydiskError('UNSUPPORTED', `${method} is not done on ${path}`);
-      const reply = await handler(service, { argument, request, signal: gone.signal });
+      const since = performance.now();
+      const replying = handler(service, { argument, request, signal: gone.signal });
+      noteWork('control', since);
+      const reply = await replying;
       if ('items' in reply) await sendList(response, reply.key, reply.items);
       else sendJson(response, reply.status, reply.body);
     } catch (error) {
@@ -213,13 +217,16 @@ async function sendList(response: ServerResponse, key: string, items: Iterable<u
   response.writeHead(200, { 'content-type': 'application/json' });
   let text = `{${JSON.stringify(key)}:[`;
   let count = 0;
+  let since = performance.now();
   for (const item of items) {
     if (response.destroyed) return;
     text += `${count > 0 ? ',' : ''}${JSON.stringify(item)}`;
     if (++count % SLICE_ITEMS > 0) continue;
+    noteWork('control', since);
     if (!response.write(text)) await Promise.race([once(response, 'drain'), once(response, 'close')]);
     await ownTurn();
     text = '';
+    since = performance.now();
   }
   response.end(`${text}]}\n`);
 }

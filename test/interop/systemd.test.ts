@@ -59,6 +59,10 @@ t.test('nothing in the unit makes a private mount namespace, which would hide th
   t.match(text, /^DeviceAllow=\/dev\/fuse rw$/m, 'a device policy that still lets FUSE through');
 });
 
+t.test('systemd kills the daemon alone: its guard must outlive it to end its mount', async (t) => {
+  t.match(readFileSync(UNIT, 'utf8'), /^KillMode=process$/m);
+});
+
 t.test('systemd hears ready, watchdog and stopping', async (t) => {
   if (skipWithout(t, 'perl')) return;
   const socket = await notifySocket(t);

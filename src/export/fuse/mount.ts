@@ -17,6 +17,7 @@ import {
 import type { BlockDevice } from '../../drive/block-device.ts';
 import type { DriveRegistry } from '../../drive/registry.ts';
 import { LazydiskError } from '../../errors.ts';
+import { noteWork } from '../../loop-work.ts';
 import type { ByteBudget } from '../byte-budget.ts';
 import type { TurnBudget } from '../turn-budget.ts';
 import { attach, cleanStaleMount, detach, mountPointOf } from './attach.ts';
@@ -157,8 +158,10 @@ export class FuseMount {
   }
 
   #handle(lengthBytes: number): void {
+    const since = performance.now();
     try {
       this.#fileSystem.handle(lengthBytes);
+      noteWork('fuse', since);
     } catch {
       // The kernel does not send such bytes. What they were meant to be is not known, so nobody can be answered.
       this.#connectionLost(osConstants.errno.EPROTO);

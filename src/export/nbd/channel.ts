@@ -14,6 +14,7 @@ import {
 } from '../../../native/index.ts';
 import type { BlockDevice } from '../../drive/block-device.ts';
 import { LazydiskError } from '../../errors.ts';
+import { noteWork } from '../../loop-work.ts';
 
 /** For the news of two clients at least. */
 const NEWS_BYTES = 256 * 1024;
@@ -88,6 +89,7 @@ export class NbdChannels {
   }
 
   #tell(lengthBytes: number): void {
+    const since = performance.now();
     const news = this.#news;
     for (let at = 0; at < lengthBytes; ) {
       const id = news.readUInt32LE(at);
@@ -100,6 +102,7 @@ export class NbdChannels {
       channel?.happened(news.subarray(at, at + bytes), takenBytes, flags);
       at += (bytes + 7) & ~7;
     }
+    noteWork('nbd', since);
   }
 }
 

@@ -12,6 +12,7 @@ import net from 'node:net';
 import type { BlockDevice } from '../../drive/block-device.ts';
 import type { DriveRegistry } from '../../drive/registry.ts';
 import { LazydiskError } from '../../errors.ts';
+import { noteWork } from '../../loop-work.ts';
 import { ByteBudget } from '../byte-budget.ts';
 import { TurnBudget } from '../turn-budget.ts';
 import { NbdChannels } from './channel.ts';
@@ -199,9 +200,11 @@ export class NbdServer {
     const handshake = new Handshake(this.#registry);
     const { socket, fd } = withReadBuffer(accepted, Buffer.allocUnsafeSlow(READ_BUFFER_BYTES), (bytes) => {
       if (socket.writableEnded) return true;
+      const since = performance.now();
       const step = handshake.feed(bytes);
       if (step.headway) slow.refresh();
       this.#negotiate(client, step);
+      noteWork('nbd', since);
       return step.session === undefined;
     });
     const client: Client = { listener, socket, fd, connection: undefined };
