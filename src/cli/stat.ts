@@ -12,8 +12,8 @@ export function statCommand(): Command {
     .addHelpText(
       'after',
       `
-JSON: what \`attach\` answers, and reads, readBytes, fetchedBytes, readaheadBytes, prefetchBytes, storedChunks,
-touchedChunks, touchedShare, tiers [tier, chunks, bytes, reads, p50Ms, p99Ms, maxMs], inFlight, oldestInFlightMs,
+JSON: what \`attach\` answers, and reads, readBytes, fetchedBytes, readaheadBytes, readaheadUnusedBytes, prefetchBytes,
+storedChunks, touchedChunks, touchedShare, tiers [tier, chunks, bytes, reads, p50Ms, p99Ms, maxMs], inFlight, oldestInFlightMs,
 errors, lastError { code, text, at } or null. Drives of one image share one FUSE file: what is read through it is
 counted for the one of them that was attached last.`,
     )
@@ -30,7 +30,11 @@ function describe(drive: DriveStat): string {
     ['drive', drive.name],
     ['image', `${drive.image} (${formatSize(drive.sizeBytes)})`],
     ['read', `${formatSize(drive.readBytes)} in ${drive.reads} reads`],
-    ['fetched', `${formatSize(drive.fetchedBytes)}, of which ${formatSize(drive.readaheadBytes)} read ahead`],
+    [
+      'fetched',
+      `${formatSize(drive.fetchedBytes)}, of which ${formatSize(drive.readaheadBytes)} read ahead, ` +
+        `${formatSize(drive.readaheadUnusedBytes)} of that for nothing so far`,
+    ],
     [
       'touched',
       `${drive.touchedChunks} of ${drive.storedChunks} chunks (${formatShare(drive.touchedShare)})`,

@@ -67,6 +67,8 @@ export interface DriveStat extends DriveInfo {
   /** Sealed bytes that came from below memory for this drive, and what of them came before it was asked for. */
   readonly fetchedBytes: number;
   readonly readaheadBytes: number;
+  /** Of readaheadBytes, what the guest has not read since. */
+  readonly readaheadUnusedBytes: number;
   readonly prefetchBytes: number;
   /** Chunks that hold data, and how many of them were touched. */
   readonly storedChunks: number;

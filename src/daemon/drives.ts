@@ -176,6 +176,7 @@ export class Drives {
       ...counted,
       fetchedBytes: tiers.reduce((sum, { bytes }) => sum + bytes, 0),
       readaheadBytes: readahead.bytes,
+      readaheadUnusedBytes: readahead.unusedBytes,
       prefetchBytes: prefetch.bytes,
       tiers,
       lastError: lastError ?? null,

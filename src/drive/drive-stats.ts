@@ -24,7 +24,12 @@ export interface DriveStats {
   /** By tier; a tier that gave nothing is absent. */
   readonly tiers: Partial<Record<TierName, TierStats>>;
   /** Of the fetched chunks, those that were fetched before the guest asked. */
-  readonly readahead: { readonly chunks: number; readonly bytes: number };
+  readonly readahead: {
+    readonly chunks: number;
+    readonly bytes: number;
+    /** Of the bytes, those of chunks that the guest has not read. */
+    readonly unusedBytes: number;
+  };
   readonly prefetch: { readonly chunks: number; readonly bytes: number };
   /** Reads that failed, and the last failure; `at` is ISO 8601, UTC. */
   readonly errors: number;
@@ -58,6 +63,7 @@ export class DriveCounters {
   readonly #memoryLatency: Histogram;
   readonly #background = { readahead: { chunks: 0, bytes: 0 }, prefetch: { chunks: 0, bytes: 0 } };
   #elsewhere = { reads: 0, readBytes: 0 };
+  readonly #readaheadUsed = { chunks: 0, bytes: 0 };
   #reads = 0;
   #readBytes = 0;
   #touchedChunks = 0;
@@ -70,13 +76,19 @@ export class DriveCounters {
     this.#memoryLatency = this.#tier('memory').latency;
   }
 
-  /** A guest's read had something of `entry`. */
-  touch(entry: number): void {
+  /** A guest's read had something of `entry`. True if it is the first. */
+  touch(entry: number): boolean {
     const bit = 1 << (entry & 7);
     const byte = this.#touched[entry >> 3]!;
-    if (byte & bit) return;
+    if (byte & bit) return false;
     this.#touched[entry >> 3] = byte | bit;
     this.#touchedChunks++;
+    return true;
+  }
+
+  /** The guest read a chunk that had been read ahead. */
+  readaheadUsed(sealedBytes: number): void {
+    count(this.#readaheadUsed, sealedBytes);
   }
 
   /** A read was answered on the spot. */
@@ -124,7 +136,11 @@ export class DriveCounters {
       touchedChunks: this.#touchedChunks,
       touchedShare: this.#storedChunks === 0 ? 0 : this.#touchedChunks / this.#storedChunks,
       tiers,
-      readahead: { ...this.#background.readahead },
+      readahead: {
+        ...this.#background.readahead,
+        // One that was asked for may have come with somebody else's read: then it is used, and cost nothing.
+        unusedBytes: Math.max(0, this.#background.readahead.bytes - this.#readaheadUsed.bytes),
+      },
       prefetch: { ...this.#background.prefetch },
       errors: this.#errors,
       lastError: this.#lastError,

@@ -78,7 +78,7 @@ export class Drive implements BlockDevice {
     this.#readahead = new Readahead({
       entries: manifest.storedChunks,
       windowMax: Math.max(1, Math.min(READAHEAD_CHUNKS_MAX, options.reader.memory.slots >> 3)),
-      fetch: (entry) => void this.#fetchAhead(entry, 'readahead'),
+      fetch: (entry) => this.#fetchAhead(entry, 'readahead'),
     });
     this.#prefetches = new PrefetchQueue({ fetch: (entry) => this.#fetchAhead(entry, 'prefetch') });
   }
@@ -97,8 +97,8 @@ export class Drive implements BlockDevice {
         const chunk = this.#reader.tryGet(this.#map.ref(entry));
         if (!chunk) return undefined;
         bytes = this.#lend(index, chunk, from, to);
-        this.#counters.touch(entry);
-        this.#readahead.observe(entry, entry);
+        this.#touch(entry);
+        this.#readahead.observe(entry, entry, from === 0);
       }
     } else {
       const pieces = this.#pieces(offset, lengthBytes);
@@ -202,13 +202,22 @@ export class Drive implements BlockDevice {
   #observe(pieces: readonly Piece[]): void {
     let first = -1;
     let last = -1;
-    for (const { entry } of pieces) {
+    let fromStart = false;
+    for (const { entry, from } of pieces) {
       if (entry < 0) continue;
-      this.#counters.touch(entry);
-      if (first < 0) first = entry;
+      this.#touch(entry);
+      if (first < 0) {
+        first = entry;
+        fromStart = from === 0;
+      }
       last = entry;
     }
-    if (first >= 0) this.#readahead.observe(first, last);
+    if (first >= 0) this.#readahead.observe(first, last, fromStart);
+  }
+
+  #touch(entry: number): void {
+    if (!this.#counters.touch(entry)) return;
+    if (this.#readahead.touched(entry)) this.#counters.readaheadUsed(this.#map.ref(entry).sealedBytes);
   }
 
   async #readPieces(pieces: readonly Piece[], operation: Operation): Promise<PinnedBytes> {

@@ -2,10 +2,13 @@ import fc from 'fast-check';
 import t from 'tap';
 import { Readahead } from '../../src/drive/readahead.ts';
 
-function make(entries = 1000, windowMax = 16) {
+/** A drive that has read so much that it may bet as it likes. */
+function make(entries = 1000, windowMax = 16, touched = 1000) {
   const fetched: number[] = [];
-  const readahead = new Readahead({ entries, windowMax, fetch: (entry) => fetched.push(entry) });
-  return { readahead, fetched, read: (entry: number) => readahead.observe(entry, entry) };
+  const fetch = async (entry: number) => fetched.push(entry) > 0;
+  const readahead = new Readahead({ entries, windowMax, fetch });
+  for (let n = 0; n < touched; n++) readahead.touched(n);
+  return { readahead, fetched, read: (entry: number) => readahead.observe(entry, entry, true) };
 }
 
 t.test('the window doubles while reads go on in order, up to its bound', async (t) => {
@@ -23,6 +26,53 @@ t.test('the window doubles while reads go on in order, up to its bound', async (
   );
 });
 
+t.test('reads within a neighbouring chunk are no sequence, unless it was asked for', async (t) => {
+  const { fetched, readahead } = make();
+  for (let entry = 0; entry < 10; entry++) readahead.observe(entry, entry, false);
+  t.same(fetched, []);
+  readahead.observe(20, 20, false);
+  readahead.observe(21, 21, true);
+  t.same(fetched, [22]);
+  readahead.observe(22, 22, false);
+  t.same(fetched, [22, 23, 24], 'out of order, but where it was expected');
+  readahead.observe(29, 30, false);
+  readahead.observe(30, 31, false);
+  t.same(fetched, [22, 23, 24, 32], 'a read over the border of two chunks is one');
+});
+
+t.test('what was asked for and not read is never over 30 % of that and what was read', async (t) => {
+  const { fetched, readahead } = make(10_000, 16, 0);
+  const used = new Set<number>();
+  const use = (entry: number) => {
+    if (!used.has(entry)) readahead.touched(entry);
+    used.add(entry);
+    readahead.observe(entry, entry, true);
+  };
+  // Short sequences, which end before what they lead to is read.
+  for (let start = 0; start < 5000; start += 50)
+    for (let entry = start; entry < start + 4; entry++) use(entry);
+  const wasted = fetched.filter((entry) => !used.has(entry)).length;
+  t.equal(readahead.unused, wasted);
+  t.ok(wasted > 0 && wasted <= (wasted + used.size) * 0.3, `${wasted} beside ${used.size}`);
+  // A long one earns its window back, whatever was lost before.
+  const before = fetched.length;
+  for (let entry = 6000; entry < 6200; entry++) use(entry);
+  t.ok(fetched.length - before >= 190);
+  t.ok(Math.max(...fetched) >= 6199 + 8, 'and is well ahead in the end');
+});
+
+t.test('what is not taken is no bet lost, and what is near already none at all', async (t) => {
+  for (const answer of [undefined, Promise.resolve(false)]) {
+    const readahead = new Readahead({ entries: 100, windowMax: 16, fetch: () => answer });
+    for (let entry = 0; entry < 50; entry++) {
+      readahead.touched(entry);
+      readahead.observe(entry, entry, true);
+    }
+    await answer;
+    t.equal(readahead.unused, 0);
+  }
+});
+
 t.test('the end of the drive ends it', async (t) => {
   const { fetched, read } = make(5);
   for (let entry = 0; entry < 5; entry++) read(entry);
@@ -37,9 +87,9 @@ t.test('reading the same chunk in small pieces is one step', async (t) => {
 
 t.test('one large read is one step, not a sequence', async (t) => {
   const { fetched, readahead } = make();
-  readahead.observe(10, 40);
+  readahead.observe(10, 40, true);
   t.same(fetched, []);
-  readahead.observe(41, 60);
+  readahead.observe(41, 60, true);
   t.same(fetched, [61]);
 });
 
@@ -60,16 +110,16 @@ t.test('a jump starts anew, with no window', async (t) => {
   t.same(fetched.slice(before), [502]);
 });
 
-t.test('eight sequences are followed, the ninth displaces the oldest', async (t) => {
-  const { fetched, read } = make();
-  const starts = Array.from({ length: 8 }, (_, n) => n * 100);
+t.test('sixteen sequences are followed, the seventeenth displaces the oldest', async (t) => {
+  const { fetched, read } = make(2000);
+  const starts = Array.from({ length: 16 }, (_, n) => n * 100);
   for (const start of starts) read(start);
   for (const start of starts) read(start + 1);
   t.same(
     fetched,
     starts.map((start) => start + 2),
   );
-  read(900);
+  read(1900);
   read(2);
   t.notOk(fetched.includes(3), 'the first one was displaced');
   read(102);
@@ -77,19 +127,23 @@ t.test('eight sequences are followed, the ninth displaces the oldest', async (t)
 });
 
 t.test('property: nothing is asked for behind the end, nor more ahead than the window', async () => {
+  const read = fc.tuple(fc.nat(99), fc.nat(5), fc.boolean());
   const property = fc.property(
-    fc.array(fc.tuple(fc.nat(99), fc.nat(5)), { maxLength: 200 }),
+    fc.array(read, { maxLength: 200 }),
     fc.integer({ min: 1, max: 16 }),
     (reads, windowMax) => {
       let last = 0;
       let fine = true;
-      const fetch = (entry: number) => {
+      const fetch = async (entry: number) => {
         fine &&= entry > last && entry <= last + windowMax && entry < 100;
+        return true;
       };
       const readahead = new Readahead({ entries: 100, windowMax, fetch });
-      for (const [first, more] of reads) {
+      for (const [n, [first, more, fromStart]] of reads.entries()) {
         last = Math.min(first + more, 99);
-        readahead.observe(first, last);
+        readahead.touched(n % 100);
+        readahead.observe(first, last, fromStart);
+        fine &&= readahead.unused <= (readahead.unused + n + 1) * 0.3;
       }
       return fine;
     },
