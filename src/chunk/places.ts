@@ -9,7 +9,7 @@
 import { LazydiskError } from '../errors.ts';
 import { deadlineError } from './deadline.ts';
 import { FairQueue, ownersOf } from './fair-queue.ts';
-import type { ReadClass, ReadContext } from './tier.ts';
+import type { ReadClass, ReadContext, SealedLoan } from './tier.ts';
 
 const SHARE = 3;
 
@@ -98,6 +98,20 @@ export class Places {
     if (held === 0) this.#held.delete(place.owner);
     else this.#held.set(place.owner, held);
     this.#admit();
+  }
+
+  /** `loan`, with which `place` goes: when it is returned, or only its bytes are still needed. */
+  withPlace(place: Place, loan: SealedLoan): SealedLoan {
+    let isHeld = true;
+    const freePlace = () => {
+      if (isHeld) this.leave(place);
+      isHeld = false;
+    };
+    const release = () => {
+      loan.release();
+      freePlace();
+    };
+    return { bytes: loan.bytes, freePlace, release };
   }
 
   /** Whoever waits is refused. */

@@ -246,10 +246,6 @@ export class ChunkReader {
   /** Proves and decodes a copy. Rejects when no other copy could do better. */
   async #open(flight: Flight, tier: ChunkTier, loan: SealedLoan): Promise<TierAnswer> {
     const { ref } = flight;
-    if (loan.bytes.length !== ref.sealedBytes) {
-      const why = `${loan.bytes.length} bytes instead of ${ref.sealedBytes}`;
-      return { tier: tier.name, kind: 'bad', why };
-    }
     const slot = await this.memory.reserve(flight);
     let status: number;
     try {
@@ -258,9 +254,19 @@ export class ChunkReader {
       this.memory.cancel(slot);
       throw error;
     }
-    if (status === OPEN_OK) return { slot: this.memory.commit(flight.key, slot, flight.class), loan };
+    const { length } = loan.bytes;
+    if (status === OPEN_OK && length === ref.sealedBytes)
+      return { slot: this.memory.commit(flight.key, slot, flight.class), loan };
     this.memory.cancel(slot);
-    if (status === OPEN_WRONG_ID) return { tier: tier.name, kind: 'bad', why: 'its SHA-256 is not its id' };
+    if (status === OPEN_WRONG_ID) {
+      const why = length === ref.sealedBytes ? '' : `, ${length} bytes instead of ${ref.sealedBytes}`;
+      return { tier: tier.name, kind: 'bad', why: `its SHA-256 is not its id${why}` };
+    }
+    if (length !== ref.sealedBytes)
+      throw new LazydiskError(
+        'CORRUPT',
+        `chunk ${ref.id}: ${tier.name} has the ${length} bytes that its id names, and the manifest says ${ref.sealedBytes}`,
+      );
     // The copy is what its id names, in every tier. What is wrong is the manifest's key or the writer, and a drive
     // with a wrong key must not get good copies thrown out of a shared cache.
     throw new LazydiskError(

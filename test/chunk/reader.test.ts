@@ -198,6 +198,22 @@ t.test('a wrong key gets nothing: not from memory, not from a tier, and harms no
   t.match(await readRight(reader, image, 0), { tier: 'memory' });
 });
 
+t.test(
+  'a wrong length is the fault of the manifest: no tier is called a liar, no copy thrown out',
+  async (t) => {
+    const image = await makeImage('a');
+    const { reader, diskMap, observer } = setUp(t, image);
+    const ref = image.ref(0);
+    for (const sealedBytes of [ref.sealedBytes - 1, ref.sealedBytes + 1, 1]) {
+      const error = await failureOf(reader.get({ ...ref, sealedBytes }, demand()));
+      t.equal(error.code, 'CORRUPT');
+      t.match(error.message, /origin has the \d+ bytes that its id names, and the manifest says \d+$/);
+    }
+    t.same([diskMap.discarded, observer.verifyFailures], [[], []]);
+    await readRight(reader, image, 0);
+  },
+);
+
 t.test('herd: 200 cold readers of one chunk make one origin read', async (t) => {
   const image = await makeImage('a');
   const { reader, originMap, observer, memory } = setUp(t, image);

@@ -2,7 +2,8 @@
  * One pipelined connection to a memcached node. Requests are written in batches (all of one turn of the event
  * loop in one writev) and answered in order. Every request has a deadline; one that misses it is answered with
  * TIMEOUT at once, and its late reply is read and thrown away without touching its buffers. A server that
- * answers anything but the protocol, or nothing for long, loses the connection, and all that waited on it fails.
+ * answers anything but the protocol, or nothing for long, loses the connection, and all that waited on it fails. What
+ * was only late behind our own other requests, which it went on answering, is told apart: that is OVERLOAD.
  *
  * Reads land in one buffer that is reused for ever (`onread`), and a value is copied out of it once, into its
  * place in the chunk.
@@ -11,13 +12,23 @@ import { readFileSync } from 'node:fs';
 import net from 'node:net';
 import tls from 'node:tls';
 import { errorText, LazydiskError } from '../../errors.ts';
+import { SEALED_BYTES_MAX } from '../../format/chunk-id.ts';
 import { type MetaReply, ReplyParser, type ValueSink } from './meta-protocol.ts';
+import { SHARD_HEADER_BYTES } from './shard.ts';
 
 const READ_BUFFER_BYTES = 256 * 1024;
 /** Deadlines of one connection are looked at this often, not one timer each. */
 const TICK_MS = 5;
 /** A connection whose oldest request is overdue by this much answers nobody any more. */
 const STALL_MS = 2_000;
+/** When a look at the deadlines comes so late, this process was busy, and answers may lie in the socket unread. */
+const LATE_TICK_MS = 25;
+/** More requests before one than this make it late by themselves. */
+const AHEAD_MAX = 4;
+/** No shard is longer; a value that is would be read for nothing. */
+const VALUE_BYTES_MAX = SHARD_HEADER_BYTES + SEALED_BYTES_MAX;
+
+const nobody = () => {};
 
 export interface ConnectionOptions {
   readonly host: string;
@@ -31,9 +42,17 @@ export interface ConnectionOptions {
   readonly queuedBytesMax: number;
 }
 
+/**
+ * Once it is settled it holds nothing but its place in the order: the buffers of a chunk must not wait for a node that
+ * hangs.
+ */
 interface Pending {
   readonly deadline: number;
-  readonly sink: ValueSink | undefined;
+  readonly wantsValue: boolean;
+  /** Requests that were before it when it was sent, and replies that had come by then. */
+  readonly ahead: number;
+  readonly repliesBefore: number;
+  sink: ValueSink | undefined;
   settled: boolean;
   resolve(reply: MetaReply): void;
   reject(error: LazydiskError): void;
@@ -49,6 +68,8 @@ export class Connection {
   #outbox: Uint8Array[] = [];
   #flushing = false;
   #ticker: NodeJS.Timeout | undefined;
+  #tickedAt = 0;
+  #replies = 0;
   #dead: LazydiskError | undefined;
   readonly closed: Promise<LazydiskError>;
   #tellClosed: (error: LazydiskError) => void = () => {};
@@ -99,8 +120,9 @@ export class Connection {
 
   /**
    * Sends `parts` as one request. Resolves with its reply, a value having been copied into `sink`. Rejects with
-   * OVERLOAD when too much is in flight, TIMEOUT, ABORTED, UNAVAILABLE, CORRUPT. `parts` must stay as they are
-   * until then, and `sink` is never touched afterwards.
+   * OVERLOAD when too much is in flight or was before it, TIMEOUT, ABORTED, UNAVAILABLE, CORRUPT. `parts` must stay as
+   * they are until then, and `sink` is never touched afterwards. A value that does not fit into `sink` is thrown away;
+   * its length is in the reply.
    */
   request(
     parts: readonly Uint8Array[],
@@ -115,17 +137,15 @@ export class Connection {
     if (this.inflight >= inflightMax || this.#socket.writableLength > queuedBytesMax) {
       return Promise.reject(new LazydiskError('OVERLOAD', 'too many requests in flight'));
     }
-    return new Promise((resolve, reject) => {
-      const pending: Pending = { deadline, sink, settled: false, resolve, reject };
-      this.#waiting.push(pending);
-      signal?.addEventListener('abort', () => this.#abandon(pending), { once: true });
-      this.#outbox.push(...parts);
-      if (!this.#flushing) {
-        this.#flushing = true;
-        process.nextTick(() => this.#flush());
-      }
-      this.#ticker ??= setInterval(() => this.#tick(), TICK_MS).unref();
-    });
+    const { promise, resolve, reject } = Promise.withResolvers<MetaReply>();
+    const pending: Pending = {
+      ...{ deadline, sink, resolve, reject, settled: false, wantsValue: sink !== undefined },
+      ...{ ahead: this.inflight, repliesBefore: this.#replies },
+    };
+    this.#waiting.push(pending);
+    this.#outbox.push(...parts);
+    this.#start(pending, signal);
+    return promise;
   }
 
   /** For the socket's reader only. */
@@ -148,6 +168,18 @@ export class Connection {
       this.#settle(pending, () => pending.reject(error));
     this.#head = 0;
     this.#tellClosed(error);
+  }
+
+  /** Apart from `request`, whose arguments the functions that are made here would otherwise keep. */
+  #start(pending: Pending, signal: AbortSignal | undefined): void {
+    signal?.addEventListener('abort', () => this.#abandon(pending), { once: true });
+    if (!this.#flushing) {
+      this.#flushing = true;
+      process.nextTick(() => this.#flush());
+    }
+    if (this.#ticker) return;
+    this.#tickedAt = performance.now();
+    this.#ticker = setInterval(() => this.#tick(), TICK_MS).unref();
   }
 
   async #opened(event: 'connect' | 'secureConnect'): Promise<void> {
@@ -200,15 +232,16 @@ export class Connection {
 
   #sinkFor(valueBytes: number): ValueSink | 'discard' | undefined {
     const pending = this.#waiting[this.#head];
-    if (!pending?.sink) return undefined;
-    if (valueBytes > pending.sink.head.length + pending.sink.body.length) return undefined;
-    return pending.settled ? 'discard' : pending.sink;
+    if (!pending?.wantsValue || valueBytes > VALUE_BYTES_MAX) return undefined;
+    const { sink } = pending;
+    return sink && valueBytes <= sink.head.length + sink.body.length ? sink : 'discard';
   }
 
   #take(settle: (pending: Pending) => void): void {
     const pending = this.#waiting[this.#head];
     if (!pending) throw new LazydiskError('CORRUPT', 'memcached answered a question that nobody asked');
     this.#head++;
+    this.#replies++;
     if (this.#head === this.#waiting.length) {
       this.#waiting.length = 0;
       this.#head = 0;
@@ -223,6 +256,9 @@ export class Connection {
     if (pending.settled) return;
     pending.settled = true;
     how();
+    pending.sink = undefined;
+    pending.resolve = nobody;
+    pending.reject = nobody;
   }
 
   #abandon(pending: Pending): void {
@@ -233,23 +269,33 @@ export class Connection {
 
   #tick(): void {
     const now = performance.now();
-    const { host, port } = this.#options;
+    const isLate = now - this.#tickedAt > TICK_MS + LATE_TICK_MS;
+    this.#tickedAt = now;
+    // The next look comes when what the socket holds has been read.
+    if (isLate) return;
     for (let at = this.#head; at < this.#waiting.length; at++) {
       const pending = this.#waiting[at]!;
       if (now < pending.deadline) continue;
       if (at === this.#head) this.#parser.abandonValue();
-      this.#settle(pending, () =>
-        pending.reject(new LazydiskError('TIMEOUT', `${host}:${port}: no answer in time`)),
-      );
+      this.#settle(pending, () => pending.reject(this.#overdue(pending)));
     }
     const oldest = this.#waiting[this.#head];
     if (oldest && now > oldest.deadline + STALL_MS) {
+      const { host, port } = this.#options;
       this.destroy(new LazydiskError('TIMEOUT', `${host}:${port}: silent for ${STALL_MS} ms`));
     }
     if (!oldest) {
       clearInterval(this.#ticker);
       this.#ticker = undefined;
     }
+  }
+
+  #overdue({ ahead, repliesBefore }: Pending): LazydiskError {
+    const { host, port } = this.#options;
+    const isQueued = ahead > AHEAD_MAX && this.#replies > repliesBefore;
+    return isQueued
+      ? new LazydiskError('OVERLOAD', `${host}:${port}: ${ahead} requests of ours were before it`)
+      : new LazydiskError('TIMEOUT', `${host}:${port}: no answer in time`);
   }
 }
 

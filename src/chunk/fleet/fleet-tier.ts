@@ -10,6 +10,7 @@
 import { erasureEncode } from '../../../native/index.ts';
 import { errorText, LazydiskError } from '../../errors.ts';
 import { type ChunkId, SEALED_BYTES_MAX } from '../../format/chunk-id.ts';
+import { Places } from '../places.ts';
 import type { ChunkTier, ReadContext, SealedLoan } from '../tier.ts';
 import { type Answer, type Gathered, gather, gatherBytes, type ShardSink, shardsOf } from './gather.ts';
 import { type MetaReply, metaDelete, metaGet, metaSet } from './meta-protocol.ts';
@@ -25,7 +26,7 @@ const STALE_SECONDS = 30;
 const LEASE_WAIT_MS = 3_000;
 const POLL_MIN_MS = 4;
 const POLL_MAX_MS = 64;
-const BUFFERS_KEPT = 16;
+const GATHERS_MAX = 32;
 const CRLF = Buffer.from('\r\n', 'latin1');
 
 export interface FleetOptions {
@@ -36,6 +37,11 @@ export interface FleetOptions {
   readonly timeoutMs: number;
   /** Sealed bytes on their way into the fleet at once; more is dropped. */
   readonly fillBytesMax: number;
+  /**
+   * Reads at the fleet at once; each has a buffer of a chunk and its parity until it is decoded. Others wait in a fair
+   * queue, so that no node is called slow for what waits behind our own reads. Default 32.
+   */
+  readonly gathersMax?: number;
 }
 
 export interface FleetStats {
@@ -68,6 +74,7 @@ export class FleetTier implements ChunkTier {
   readonly #options: FleetOptions;
   readonly #bufferBytes: number;
   readonly #buffers: Buffer[] = [];
+  readonly #places: Places;
   readonly #discarded = new Set<ChunkId>();
   readonly #work = new Set<Promise<unknown>>();
   #placement: Placement<NodeAddress>;
@@ -86,6 +93,7 @@ export class FleetTier implements ChunkTier {
   constructor(options: FleetOptions) {
     checkCode(options.code);
     this.#options = options;
+    this.#places = new Places({ name: 'fleet', places: options.gathersMax ?? GATHERS_MAX });
     this.#bufferBytes = gatherBytes(SEALED_BYTES_MAX, options.code);
     this.#placement = new Placement([]);
     this.setNodes(options.nodes);
@@ -114,11 +122,16 @@ export class FleetTier implements ChunkTier {
     if (this.#closed || sealedBytes > SEALED_BYTES_MAX) return undefined;
     const giveUpAt = performance.now() + Math.min(LEASE_WAIT_MS, (ctx.deadline - performance.now()) / 2);
     for (let pollMs = POLL_MIN_MS, waited = false; ; pollMs = Math.min(POLL_MAX_MS, pollMs * 2)) {
+      const place = this.#places.tryEnter(ctx) ?? (await this.#places.enter(ctx));
       const buffer = this.#buffers.pop() ?? Buffer.allocUnsafeSlow(this.#bufferBytes);
       const holders = this.holdersOf(id);
       const gathered = await this.#gather(id, sealedBytes, holders, buffer, ctx);
-      if (gathered.complete) return this.#lend(id, sealedBytes, holders, buffer, gathered);
+      if (gathered.complete) {
+        const loan = this.#lend(id, sealedBytes, holders, buffer, gathered);
+        return this.#places.withPlace(place, loan);
+      }
       this.#recycle(buffer);
+      this.#places.leave(place);
       if (ctx.signal?.aborted) throw new LazydiskError('ABORTED', 'fleet: the read was cancelled');
       if (holders.length > 0 && gathered.present === 0 && gathered.empty.length === 0)
         throw this.#silence(holders, ctx);
@@ -313,7 +326,7 @@ export class FleetTier implements ChunkTier {
   }
 
   #recycle(buffer: Buffer): void {
-    if (this.#buffers.length < BUFFERS_KEPT) this.#buffers.push(buffer);
+    if (this.#buffers.length < GATHERS_MAX) this.#buffers.push(buffer);
   }
 }
 

@@ -71,6 +71,7 @@ export function gather(options: GatherOptions): Promise<Gathered> {
   const control = new AbortController();
   const unanswered = new Set<number>();
   const empty: number[] = [];
+  const otherLengths: number[] = [];
   let present = 0;
   let proven = 0;
   let lease: Gathered['lease'] = 'none';
@@ -92,6 +93,8 @@ export function gather(options: GatherOptions): Promise<Gathered> {
       options.signal?.removeEventListener('abort', finishIfDecided);
       control.abort();
       for (const [index, shard] of aside) shards.set(shard, index * shardBytes);
+      // k shards prove the length; until then it may as well be what was asked for that is wrong.
+      if (complete) for (const rank of otherLengths) options.onLie(rank);
       const dataMask = (1 << k) - 1;
       const reconstructed = complete && (present & dataMask) !== dataMask;
       if (reconstructed) erasureReconstruct(k, code.m, shards, present);
@@ -105,9 +108,10 @@ export function gather(options: GatherOptions): Promise<Gathered> {
         return;
       }
       const index = proveShard(sink.head, sink.body, answer.valueBytes, id, sealedBytes, code);
-      if (index === undefined) {
+      if (typeof index !== 'number') {
         empty.push(rank);
-        options.onLie(rank);
+        if (index === undefined) options.onLie(rank);
+        else otherLengths.push(rank);
         return;
       }
       if (index === rank) aside.delete(index);

@@ -55,8 +55,10 @@ export function writeShardHeader(
 }
 
 /**
- * The index of a shard that proves itself to be of this chunk, code and length, or undefined. `data` holds at
- * least the shard's data, from its first byte.
+ * What a value proves to be: the index of a shard of this chunk, code and length; `'other length'` for a shard that is
+ * sound in itself, or too long or short to tell, of a chunk that has this id and another length; undefined for anything
+ * else. Whoever says a wrong length may as well be the manifest that was read for this. `data` holds at least the
+ * shard's data, from its first byte.
  */
 export function proveShard(
   header: Buffer,
@@ -65,19 +67,19 @@ export function proveShard(
   id: ChunkId,
   sealedBytes: number,
   code: Code,
-): number | undefined {
+): number | 'other length' | undefined {
   const shardBytes = shardBytesOf(sealedBytes, code);
-  if (valueBytes !== SHARD_HEADER_BYTES + shardBytes || sealedBytes > SEALED_BYTES_MAX) return undefined;
+  if (valueBytes !== SHARD_HEADER_BYTES + shardBytes || sealedBytes > SEALED_BYTES_MAX) return 'other length';
   const index = header[6]!;
   const matches =
     header.readUInt32LE(0) === MAGIC &&
     header[4] === code.k &&
     header[5] === code.m &&
     index < code.k + code.m &&
-    header.readUInt32LE(8) === sealedBytes &&
     header.readUInt32LE(12) === shardBytes &&
     header.toString('hex', 16, 16 + ID_BYTES) === id;
   if (!matches) return undefined;
   const sum = crc32(data.subarray(0, shardBytes), crc32(header.subarray(0, CHECKED_BYTES)));
-  return sum === header.readUInt32LE(CHECKED_BYTES) ? index : undefined;
+  if (sum !== header.readUInt32LE(CHECKED_BYTES)) return undefined;
+  return header.readUInt32LE(8) === sealedBytes ? index : 'other length';
 }

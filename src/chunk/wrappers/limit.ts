@@ -38,23 +38,12 @@ export class LimitTier extends WrapperTier {
   /** Rejects with TIMEOUT or ABORTED while it waits, OVERLOAD if too many do, else as the tier does. */
   async get(id: ChunkId, sealedBytes: number, ctx: ReadContext): Promise<SealedLoan | undefined> {
     const place = this.#places.tryEnter(ctx) ?? (await this.#places.enter(ctx));
-    let isHeld = true;
-    const freePlace = () => {
-      if (isHeld) this.#places.leave(place);
-      isHeld = false;
-    };
     let loan: SealedLoan | undefined;
     try {
       loan = await this.inner.get(id, sealedBytes, ctx);
     } finally {
-      if (!loan) freePlace();
+      if (!loan) this.#places.leave(place);
     }
-    if (!loan) return undefined;
-    const given = loan;
-    const release = () => {
-      given.release();
-      freePlace();
-    };
-    return { bytes: given.bytes, freePlace, release };
+    return loan && this.#places.withPlace(place, loan);
   }
 }

@@ -22,6 +22,8 @@ function tierOn(
     node: { connectTimeoutMs: 2_000, inflightMax: 1024, queuedBytesMax: 64 << 20, ...node },
     timeoutMs: 2_000,
     fillBytesMax: 64 << 20,
+    // One drive has three quarters of them, and the suite that many loans at once.
+    gathersMax: 128,
   });
 }
 

@@ -1,5 +1,8 @@
 import { once } from 'node:events';
 import net, { type AddressInfo } from 'node:net';
+import { setImmediate as tick } from 'node:timers/promises';
+import { setFlagsFromString } from 'node:v8';
+import { runInNewContext } from 'node:vm';
 import fc from 'fast-check';
 import t, { type Test } from 'tap';
 import { Connection } from '../../../src/chunk/fleet/connection.ts';
@@ -86,7 +89,11 @@ t.test('property: garbage is refused with CORRUPT and nothing else', async (t) =
   t.pass();
 });
 
-async function badServer(t: Test, answer: (socket: net.Socket) => void): Promise<Connection> {
+async function badServer(
+  t: Test,
+  answer: (socket: net.Socket) => void,
+  inflightMax = 4,
+): Promise<Connection> {
   const server = net.createServer((socket) => {
     socket.on('error', () => {});
     socket.once('data', () => answer(socket));
@@ -98,7 +105,7 @@ async function badServer(t: Test, answer: (socket: net.Socket) => void): Promise
     host: '127.0.0.1',
     port,
     connectTimeoutMs: 2000,
-    inflightMax: 4,
+    inflightMax,
     queuedBytesMax: 1 << 20,
   });
   t.teardown(() => {
@@ -117,7 +124,13 @@ const ask = (connection: Connection, milliseconds = 5000, body = Buffer.alloc(10
 t.test(
   'a server that lies about lengths, answers too much, or something else loses its connection',
   async (t) => {
-    for (const text of ['garbage\r\n', 'VA 1000\r\n', 'VA 4\r\nabcdefgh', 'HD\r\nHD\r\nHD\r\n', 'VA x\r\n']) {
+    for (const text of [
+      'garbage\r\n',
+      'VA 600000\r\n',
+      'VA 4\r\nabcdefgh',
+      'HD\r\nHD\r\nHD\r\n',
+      'VA x\r\n',
+    ]) {
       const connection = await badServer(t, (socket) => socket.write(text));
       const outcome = await ask(connection).then(
         (reply) => reply.code,
@@ -159,6 +172,51 @@ t.test('more than its bound in flight is refused, not queued', async (t) => {
   const waiting = [1, 2, 3, 4].map(() => ask(connection, 100).catch((error) => error.code));
   await t.rejects(ask(connection), { code: 'OVERLOAD' });
   t.same(await Promise.all(waiting), ['TIMEOUT', 'TIMEOUT', 'TIMEOUT', 'TIMEOUT']);
+});
+
+t.test('a value that does not fit is thrown away, its length told, and the connection goes on', async (t) => {
+  const connection = await badServer(t, (socket) => socket.write(`VA 200\r\n${'x'.repeat(200)}\r\nHD\r\n`));
+  const body = Buffer.alloc(100);
+  const [long, next] = await Promise.all([ask(connection, 5000, body), ask(connection)]);
+  t.match(long, { code: 'VA', valueBytes: 200 });
+  t.same(body, Buffer.alloc(100));
+  t.equal(next.code, 'HD');
+});
+
+t.test('late behind requests of ours that are answered is OVERLOAD, late by itself TIMEOUT', async (t) => {
+  const server = Promise.withResolvers<net.Socket>();
+  const connection = await badServer(t, server.resolve, 16);
+  const ahead = Array.from({ length: 6 }, () => ask(connection, 60_000));
+  const queued = ask(connection, 500);
+  const socket = await server.promise;
+  socket.write('HD\r\nHD\r\n');
+  await t.rejects(queued, { code: 'OVERLOAD', message: /6 requests of ours were before it/ });
+  socket.write('HD\r\n'.repeat(5));
+  await Promise.all(ahead);
+  await t.rejects(ask(connection, 50), { code: 'TIMEOUT' });
+});
+
+t.test('a request that was given up holds no buffer while its node hangs', async (t) => {
+  setFlagsFromString('--expose-gc');
+  const collect = runInNewContext('gc') as () => void;
+  const connection = await badServer(t, () => {});
+  const control = new AbortController();
+  const held = new WeakRef(new ArrayBuffer(1 << 20));
+  const request = connection.request(
+    [metaGet('key', ['v'])],
+    performance.now() + 60_000,
+    { head: Buffer.alloc(8), body: Buffer.from(held.deref()!) },
+    control.signal,
+  );
+  control.abort();
+  await t.rejects(request, { code: 'ABORTED' });
+  // A reference that was looked at stays until the turn ends.
+  for (let n = 0; n < 50 && held.deref(); n++) {
+    await tick();
+    collect();
+  }
+  t.equal(held.deref(), undefined);
+  t.equal(connection.inflight, 1, 'its answer is waited for still');
 });
 
 t.test('an abandoned request leaves its sink alone', async (t) => {
