@@ -15,7 +15,7 @@ export function statusCommand(): Command {
       `
 ALARM: something that was put aside is being read, so an image is in use that no name means; as long as it is read it
 stays. JSON: store, policy, areas [area, state, openedAt, putAsideAt, lastReadAt, lastReadHost, heldBecause, heldUntil,
-isRead], alarm, journal [id, command, host, pid, started, updated, state, details].`,
+isRead], alarm, leases { hosts, over, strange }, journal [id, command, host, pid, started, updated, state, details].`,
     )
     .action(async (options: JsonOptions & { readonly store?: string }) => {
       const { gcStatus } = await import('../store/gc/status.ts');
@@ -26,12 +26,16 @@ isRead], alarm, journal [id, command, host, pid, started, updated, state, detail
 const AREA_COLUMNS = ['area', 'state', 'since', 'last read', 'a purge'].map((title) => ({ title }));
 const JOURNAL_COLUMNS = ['started', 'command', 'host', 'state', ''].map((title) => ({ title }));
 
-function describe({ store, policy, areas, journal }: GcStatus): string {
+function describe({ store, policy, areas, leases, journal }: GcStatus): string {
   const head = list([
     ['store', store],
     [
       'policy',
       `grace ${formatDuration(policy.graceMs)}, retention ${formatDuration(policy.retentionMs)}, build ${formatDuration(policy.buildMs)}`,
+    ],
+    [
+      'leases',
+      `${leases.hosts} hosts have said what they have attached; ${leases.over} are over, and ${leases.strange} objects are none`,
     ],
   ]);
   const alarms = areas.filter(({ isRead }) => isRead).map(alarm);

@@ -74,8 +74,8 @@ function purgeCommand(): Command {
     .addHelpText(
       'after',
       `
-What a name means again by then goes back first. JSON: purged [area], held [area, why, until, isRead], deletedObjects,
-deletedBytes, restoredObjects.`,
+What a name means again by then, or a host has attached, goes back first. JSON: purged [area], held [area, why, until, isRead], deletedObjects,
+deletedBytes, restoredObjects, carriedImages, forgottenObjects, strangeLeases { strange, examples } or null.`,
     )
     .action(async (options: GcCommandOptions) => {
       const report = await collect('purge', options, purging);
@@ -109,7 +109,7 @@ function rotateCommand(): Command {
       `
 New builds then use another salt, so that whatever became of one chunk ends with its root. Images keep their bytes and
 digests, and drives go on; new images share no chunks with old ones. \`gc purge\` deletes the old root after the
-retention. JSON: from, to, names, movedChunks, movedBytes, retired.`,
+retention. JSON: from, to, names, leasedImages, movedChunks, movedBytes, retired.`,
     )
     .action(async (options: GcCommandOptions) => {
       const report = await collect('rotate', options, rotating);
@@ -179,16 +179,23 @@ function describeSweep(report: SweepReport, dryRun: boolean): string {
       dryRun ? 'would put aside' : 'put aside',
       `${formatSize(sweptBytes)} in ${sweptChunks} chunks and ${sweptManifests} manifests${trash === null ? '' : `, in ${trash}`}`,
     ],
-    [dryRun ? 'would put back' : 'put back', `${restoredObjects} objects that are named again`],
+    [dryRun ? 'would put back' : 'put back', `${restoredObjects} objects that are needed again`],
   ]);
 }
 
 function describePurge(report: PurgeReport, dryRun: boolean): string {
-  const { purged, held, deletedObjects, deletedBytes, restoredObjects } = report;
+  const { purged, held, deletedObjects, deletedBytes, restoredObjects, carriedImages } = report;
+  const { strange, examples } = report.strangeLeases ?? { strange: 0, examples: [] };
   return list([
     [dryRun ? 'would free' : 'freed', `${formatSize(deletedBytes)} in ${deletedObjects} objects`],
     [dryRun ? 'would delete' : 'deleted', purged],
-    [dryRun ? 'would put back' : 'put back', `${restoredObjects} objects that are named again`],
+    [
+      dryRun ? 'would put back' : 'put back',
+      `${restoredObjects} objects that are needed again, ${carriedImages} images that are attached`,
+    ],
+    ...(strange > 0
+      ? [['strange', `${strange} objects among the leases that are none: ${examples.join('; ')}`] as const]
+      : []),
     [
       'held',
       held.map(({ area, why, until }) => `${area}: ${why}${until === null ? '' : `, until ${until}`}`),
@@ -197,10 +204,13 @@ function describePurge(report: PurgeReport, dryRun: boolean): string {
 }
 
 function describeRotate(report: RotateReport, dryRun: boolean): string {
-  const { from, to, names, movedChunks, movedBytes } = report;
+  const { from, to, names, leasedImages, movedChunks, movedBytes } = report;
   return list([
     [dryRun ? 'would open' : 'active', to],
-    [dryRun ? 'would move' : 'moved', `${names} names, ${formatSize(movedBytes)} in ${movedChunks} chunks`],
+    [
+      dryRun ? 'would move' : 'moved',
+      `${names} names and ${leasedImages} images that are attached, ${formatSize(movedBytes)} in ${movedChunks} chunks`,
+    ],
     [dryRun ? 'would retire' : 'retired', from],
   ]);
 }

@@ -1,7 +1,7 @@
 /** `lazydisk status`: the first thing to look at when something is wrong. */
 import { Command } from 'commander';
 import type { DaemonStatus } from '../daemon/api.ts';
-import { formatSize } from '../units.ts';
+import { formatDuration, formatSize } from '../units.ts';
 import { answer, clientOf, type JsonOptions, type RunDirOptions, withJson, withRunDir } from './context.ts';
 import { list } from './table.ts';
 
@@ -14,7 +14,8 @@ export function statusCommand(): Command {
 JSON: version, pid, startedAt, state, store, runDir, drives, fuse, fuseProblem, nbd, nbdTcp, metrics, memoryBytes,
 cacheBytes, cacheUsedBytes, cacheState, fleet { state, nodes, nodesUp } or null, origin { active, queued, rateWaits, hedgesWon,
 hedgesLost, breaker, breakerOpened }, admission { strained, starting, waiting, waited, refused },
-storeRoots { active, draining, retired, trash }, retiredReads, logLinesDropped.`,
+storeRoots { active, draining, retired, trash }, retiredReads,
+lease { state, images, unleased, expiresInMs, problem }, logLinesDropped.`,
     )
     .action(async (options: JsonOptions & RunDirOptions) =>
       answer(options, await clientOf(options).status(), describe),
@@ -36,7 +37,7 @@ function describe(status: DaemonStatus): string {
       ? []
       : ([['log', `${status.logLinesDropped} lines could not be written`]] as const)),
     ['fleet', fleet ? `${fleet.state}, ${fleet.nodesUp} of ${fleet.nodes} nodes` : 'none'],
-    ['store', status.retiredReads === 0 ? status.store : [status.store, retiredText(status.retiredReads)]],
+    ['store', [status.store, ...retiredText(status.retiredReads), ...leaseText(status.lease)]],
     ['origin', `${breaker}; ${origin.active} reads, ${origin.queued} waiting`],
     [
       'attaches',
@@ -50,6 +51,22 @@ function cacheText({ cacheState, cacheUsedBytes, cacheBytes }: DaemonStatus): st
   return cacheState === 'up' ? used : `${cacheState}: its disk fails or hangs; ${used}`;
 }
 
-function retiredText(reads: number): string {
-  return `${reads} reads of what is to be deleted: an image is used that has no name any more`;
+function retiredText(reads: number): string[] {
+  if (reads === 0) return [];
+  return [`${reads} reads of what is to be deleted: an image is used that has no name any more`];
+}
+
+function leaseText({ state, unleased, expiresInMs, problem }: DaemonStatus['lease']): string[] {
+  if (state === 'none' || state === 'held') return [];
+  const why = problem === null ? '' : `: ${problem}`;
+  if (state === 'read-only')
+    return [
+      `ALARM: only read, so it does not know what is attached, and deletes it when no name means it${why}`,
+    ];
+  const unknown = unleased > 0 ? [`does not know of ${unleased} attached images`] : [];
+  const runsOut =
+    expiresInMs === null
+      ? []
+      : [`deletes what is attached and has no name from ${formatDuration(expiresInMs)} on`];
+  return [`ALARM: cannot be told what is attached: it ${[...unknown, ...runsOut].join(', and ')}${why}`];
 }

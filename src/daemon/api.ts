@@ -19,6 +19,7 @@
 import type { TierName } from '../chunk/tier.ts';
 import type { ErrorCode } from '../errors.ts';
 import type { RunConfig } from '../format/manifest-metadata.ts';
+import type { LeaseStats } from '../store/lease-keeper.ts';
 import type { StoreStats } from '../store/store.ts';
 import type { AdmissionStats } from './admission.ts';
 import type { OriginStats } from './origin.ts';
@@ -158,6 +159,8 @@ export interface DaemonStatus {
   readonly storeRoots: StoreStats['roots'];
   /** Objects that were found only in a retired root or a trash, so that its deletion waits. */
   readonly retiredReads: number;
+  /** What the store knows of what is attached here. */
+  readonly lease: LeaseStats;
   /** Lines of the log that could not be written. */
   readonly logLinesDropped: number;
 }

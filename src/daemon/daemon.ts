@@ -16,6 +16,7 @@ import { cleanStaleMount, FuseMount } from '../export/fuse/mount.ts';
 import { NbdServer } from '../export/nbd/server.ts';
 import { TurnBudget } from '../export/turn-budget.ts';
 import { KeyRing } from '../store/key-ring.ts';
+import { LeaseKeeper, leaseHost } from '../store/lease-keeper.ts';
 import { openStore } from '../store/open.ts';
 import type { Store } from '../store/store.ts';
 import { VERSION } from '../version.ts';
@@ -37,6 +38,7 @@ import { Fleet } from './fleet.ts';
 import { describeFleet, locateInFleet } from './fleet-info.ts';
 import { describeImage, describeImages } from './image-info.ts';
 import { SharedImages } from './images.ts';
+import { leaseLog } from './lease-log.ts';
 import type { Logger } from './log.ts';
 import type { LogStream } from './log-stream.ts';
 import { type CacheFigures, DaemonMetrics, type ExportFigures } from './metrics.ts';
@@ -68,6 +70,7 @@ interface Parts {
   readonly paths: RunPaths;
   readonly keys: KeyRing;
   readonly store: Store;
+  readonly leases: LeaseKeeper;
   readonly cache: DiskCache;
   readonly diskTier: DiskTier;
   readonly fleet: Fleet | undefined;
@@ -160,7 +163,7 @@ export class Daemon implements ControlService {
 
   status(): DaemonStatus {
     const { config, paths, store, drives, places, cache, diskTier, fleet, origin } = this.#parts;
-    const { admission, logStream } = this.#parts;
+    const { admission, logStream, leases } = this.#parts;
     const disk = cache.stats();
     return {
       version: VERSION,
@@ -184,6 +187,7 @@ export class Daemon implements ControlService {
       admission: admission.stats(),
       storeRoots: store.stats().roots,
       retiredReads: store.stats().retiredReads,
+      lease: leases.stats(),
       logLinesDropped: logStream.droppedLines,
     };
   }
@@ -306,7 +310,9 @@ async function openParts(
   closers.defer(() => reader.close());
 
   const places: Places = { fuse: undefined, fuseProblem: null, nbdTcp: undefined, metrics: undefined };
-  const images = new SharedImages(store, keys, new StoreAsks(ATTACH_ASKS_MAX));
+  const leases = new LeaseKeeper(store.parts, { host: await leaseHost(paths.dir), onChange: leaseLog(log) });
+  closers.defer(() => leases.close());
+  const images = new SharedImages(store, keys, new StoreAsks(ATTACH_ASKS_MAX), leases);
   const readErrors = new ReadErrorLog(log);
   const admission = new Admission({ startsMax: config.startsMax, isStrained: () => origin.isStrained });
   closers.defer(() => admission.close());
@@ -339,6 +345,7 @@ async function openParts(
     origin: () => origin.stats(),
     admission: () => admission.stats(),
     store: () => store.stats(),
+    lease: () => leases.stats(),
     logDrops: () => logStream.droppedLines,
     cacheHealth: () => ({ ...diskTier.stats(), writable: cache.stats().writable }),
     cacheDrops: () => {
@@ -354,6 +361,7 @@ async function openParts(
       paths,
       keys,
       store,
+      leases,
       cache,
       diskTier,
       fleet,

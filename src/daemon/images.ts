@@ -7,6 +7,7 @@ import { LRUCache } from 'lru-cache';
 import { LazydiskError } from '../errors.ts';
 import { type Image, loadImage } from '../store/image.ts';
 import type { KeyRing } from '../store/key-ring.ts';
+import type { LeaseKeeper } from '../store/lease-keeper.ts';
 import { isDigest, referenceName } from '../store/reference-name.ts';
 import type { ImageDigest, Store } from '../store/store.ts';
 import type { Patience, StoreAsks } from './store-asks.ts';
@@ -14,6 +15,9 @@ import type { Patience, StoreAsks } from './store-asks.ts';
 /** What a stored chunk costs in an opened manifest: id, key, length, index, and the objects made at its first read. */
 const ENTRY_BYTES = 256;
 const IDLE_BYTES_MAX = 64 * 1024 * 1024;
+
+/** How the store is told which images are used here (LeaseKeeper). */
+export type ImageLeases = Pick<LeaseKeeper, 'add' | 'hold' | 'release'>;
 
 interface Used {
   readonly image: Image;
@@ -24,6 +28,7 @@ export class SharedImages {
   readonly #store: Store;
   readonly #keys: KeyRing;
   readonly #asks: StoreAsks;
+  readonly #leases: ImageLeases;
   readonly #used = new Map<ImageDigest, Used>();
   readonly #idle = new LRUCache<ImageDigest, Image>({
     maxSize: IDLE_BYTES_MAX,
@@ -31,8 +36,9 @@ export class SharedImages {
   });
   readonly #loading = new Map<string, Promise<Image>>();
 
-  /** `asks` bounds what is asked of the store at once. */
-  constructor(store: Store, keys: KeyRing, asks: StoreAsks) {
+  /** `asks` bounds what is asked of the store at once; `leases` tells it what is used here. */
+  constructor(store: Store, keys: KeyRing, asks: StoreAsks, leases: ImageLeases) {
+    this.#leases = leases;
     this.#store = store;
     this.#keys = keys;
     this.#asks = asks;
@@ -45,14 +51,15 @@ export class SharedImages {
 
   /**
    * The image, held until `release` is called with its digest as often. A name is looked up anew each time, so it
-   * means what the store says now; an image that is here already is had by its digest without asking. Throws what
-   * `loadImage` does; TIMEOUT or ABORTED when `patience` is over.
+   * means what the store says now; an image that drives use is had by its digest without asking. Throws what
+   * `loadImage` does; TIMEOUT or ABORTED when `patience` is over, UNAVAILABLE if the store cannot be told of an image that
+   * is asked for by its digest.
    */
   async acquire(nameOrDigest: string, patience: Patience): Promise<Image> {
     const name = isDigest(nameOrDigest) ? nameOrDigest : referenceName(nameOrDigest);
-    const here = isDigest(name) ? this.#known(name) : undefined;
-    const what = `image ${name}: ${this.#store.url} does not answer`;
-    const loaded = here ?? (await this.#asks.ask(patience, what, () => this.#find(name)));
+    const here = isDigest(name) ? this.#used.get(name)?.image : undefined;
+    if (here) this.#leases.add(here.digest);
+    const loaded = here ?? (await this.#ask(name, patience));
     // Another call may have come first while this one asked; all must hold the same object.
     const used = this.#used.get(loaded.digest) ?? { image: loaded, drives: 0 };
     used.drives++;
@@ -64,9 +71,29 @@ export class SharedImages {
   release(digest: ImageDigest): void {
     const used = this.#used.get(digest);
     if (!used) throw new LazydiskError('INTERNAL', `image ${digest} was released more often than acquired`);
+    this.#leases.release(digest);
     if (--used.drives > 0) return;
     this.#used.delete(digest);
     this.#idle.set(digest, used.image);
+  }
+
+  /** The image with its lease, which is given back when whoever asked has gone meanwhile. */
+  async #ask(name: string, patience: Patience): Promise<Image> {
+    let isGone = false;
+    let leased: ImageDigest | undefined;
+    const what = `image ${name}: ${this.#store.url} does not answer`;
+    try {
+      return await this.#asks.ask(patience, what, async () => {
+        const image = await this.#find(name);
+        if (isGone) this.#leases.release(image.digest);
+        else leased = image.digest;
+        return image;
+      });
+    } catch (error) {
+      isGone = true;
+      if (leased) this.#leases.release(leased);
+      throw error;
+    }
   }
 
   #known(digest: ImageDigest): Image | undefined {
@@ -74,8 +101,22 @@ export class SharedImages {
   }
 
   async #find(name: string): Promise<Image> {
-    const digest = isDigest(name) ? name : (await this.#store.getReference(name))?.digest;
-    return (digest && this.#known(digest)) ?? (await this.#load(name));
+    if (isDigest(name)) return this.#findDigest(name);
+    const digest = (await this.#store.getReference(name))?.digest;
+    const image = (digest && this.#known(digest)) ?? (await this.#load(name));
+    this.#leases.add(image.digest);
+    return image;
+  }
+
+  /** It may have no name, and what was loaded long ago may be garbage by now: the lease comes first. */
+  async #findDigest(digest: ImageDigest): Promise<Image> {
+    await this.#leases.hold(digest);
+    try {
+      return this.#known(digest) ?? (await this.#load(digest));
+    } catch (error) {
+      this.#leases.release(digest);
+      throw error;
+    }
   }
 
   /** By name, so that a failure says which; the digest of what comes may be newer than the one just looked up. */

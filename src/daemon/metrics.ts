@@ -12,6 +12,7 @@ import type { ChunkReaderStats } from '../chunk/reader.ts';
 import type { ReadClass, TierName } from '../chunk/tier.ts';
 import type { ListenerStats } from '../export/nbd/ops.ts';
 import { blockedBy, noteWork, watchCollector } from '../loop-work.ts';
+import type { LeaseStats } from '../store/lease-keeper.ts';
 import type { StoreStats } from '../store/store.ts';
 import type { AdmissionStats } from './admission.ts';
 import type { OriginStats } from './origin.ts';
@@ -62,6 +63,7 @@ export interface MetricSources {
   origin(): OriginStats;
   admission(): AdmissionStats;
   store(): StoreStats;
+  lease(): LeaseStats;
   logDrops(): number;
   /** Whether the disk cache is read and written, and how often it was left out. */
   cacheHealth(): { readonly up: boolean; readonly writable: boolean; readonly ejections: number };
@@ -242,6 +244,16 @@ export class DaemonMetrics {
     this.#gauge('store_credential_expiry_seconds', 'Until the credentials expire.', ['client'], (gauge) => {
       const { credentialExpiryMs } = sources.store();
       if (credentialExpiryMs !== null) gauge.set({ client: 's3' }, (credentialExpiryMs - Date.now()) / 1e3);
+    });
+    this.#gauge('store_lease_images', 'Images attached, by what the store knows.', ['state'], (gauge) => {
+      const { state, images, unleased } = sources.lease();
+      gauge.set({ state: 'leased' }, images - unleased);
+      gauge.set({ state: 'unleased' }, state === 'read-only' ? 0 : unleased);
+      gauge.set({ state: 'read_only' }, state === 'read-only' ? unleased : 0);
+    });
+    this.#gauge('store_lease_expiry_seconds', 'Until the lease runs out, if not renewed.', [], (gauge) => {
+      const { expiresInMs } = sources.lease();
+      if (expiresInMs !== null) gauge.set(expiresInMs / 1e3);
     });
     this.#counter(
       'store_retired_reads_total',

@@ -11,6 +11,7 @@ import { StoreAsks } from '../../src/daemon/store-asks.ts';
 import { CHUNK_BYTES } from '../../src/format/chunk-id.ts';
 import { loadKeyFile } from '../../src/store/key-file.ts';
 import { KeyRing } from '../../src/store/key-ring.ts';
+import { LeaseKeeper } from '../../src/store/lease-keeper.ts';
 import { openStore } from '../../src/store/open.ts';
 import { diskWorkplace } from '../support/daemon.ts';
 
@@ -23,8 +24,9 @@ async function setUp(t: Test, { tiers = [] as ChunkTier[], readTimeoutMs = 1_000
   const memory = new ChunkMemory({ capacityBytes: 16 * CHUNK_BYTES });
   const reader = new ChunkReader({ memory, tiers, observer: silentObserver });
   const admission = new Admission({ startsMax: 1_000_000, isStrained: () => false });
+  const leases = new LeaseKeeper(store.parts, { host: 'test' });
   const drives = new Drives({
-    images: new SharedImages(store, KeyRing.of(key), new StoreAsks(8)),
+    images: new SharedImages(store, KeyRing.of(key), new StoreAsks(8), leases),
     reader,
     readTimeoutMs,
     storeTimeoutMs: 10_000,
@@ -36,6 +38,7 @@ async function setUp(t: Test, { tiers = [] as ChunkTier[], readTimeoutMs = 1_000
     drives.closeAll();
     admission.close();
     await reader.close();
+    await leases.close();
     await store.close();
   });
   return { drives, digest: place.image.digest };

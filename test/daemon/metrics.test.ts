@@ -64,6 +64,7 @@ function metrics(): DaemonMetrics {
       unrecordedReads: 5,
       credentialExpiryMs: null,
     }),
+    lease: () => ({ state: 'held', images: 7, unleased: 2, expiresInMs: 9_000, problem: null }),
     logDrops: () => 6,
     cacheDrops: () => ({ dropped: 1, failed: 2 }),
   });

@@ -1,6 +1,6 @@
 /**
  * What is alive in the active root: the images that names mean; those that a name meant until lately, since drives of
- * them may still be attached; and those that have a manifest there and no name yet, or again, for somebody may be about to
+ * them may just be attached; those that hosts have leased, because drives of them are; and those that have a manifest there and no name yet, or again, for somebody may be about to
  * give them one. Their manifests say which chunks. Needs no key. It fails rather than guess: an image whose manifest cannot be
  * read could have any chunk, and then none is garbage.
  */
@@ -9,6 +9,7 @@ import { ID_BYTES } from '../../format/chunk-id.ts';
 import type { ClearManifest } from '../../format/manifest-clear.ts';
 import { firstClear, manifestKeysIn } from '../carry.ts';
 import { type AreaPath, manifestsPrefix, meaningOf } from '../layout.ts';
+import { type LeaseCount, leasedOf, leaseTermMs } from '../leases.ts';
 import type { ObjectStore } from '../objects/object-store.ts';
 import type { StoreParts } from '../parts.ts';
 import { pooled } from '../pooled.ts';
@@ -26,6 +27,8 @@ const LOOKS_MAX = 3;
 export class LiveSet {
   readonly chunks = new IdTable();
   readonly images = new Set<ImageDigest>();
+  /** What was found among the leases. */
+  leases: LeaseCount = { hosts: 0, strange: 0, examples: [] };
   /** Images that no name means, of which there are corrupt manifests alone: any chunk may be theirs. */
   readonly unknown = new Set<ImageDigest>();
 }
@@ -41,25 +44,53 @@ export interface MarkOptions {
 
 /** Throws CORRUPT or NOT_FOUND naming the name whose image cannot be known, UNAVAILABLE, ABORTED. */
 export async function mark(parts: StoreParts, view: View, options: MarkOptions): Promise<LiveSet> {
-  const { references, objects, policy } = parts;
+  const { references, policy } = parts;
   const current = await references.list(view);
   const lately = latelyNamed(await references.history(), current, options.nowMs - policy.graceMs);
-  const unnamed = await manifestsSince(objects, view.active.path, options.unnamedSinceMs);
   const marking = new Marking(parts, view, options, current);
-  await marking.addAll([...current.map(({ digest }) => digest), ...lately, ...unnamed]);
+  const there = await imagesIn(parts.objects, areasOfRoot(view, view.active));
+  const unnamed = [...there].filter(([, { rootMs }]) => rootMs >= options.unnamedSinceMs);
+  await marking.addAll([
+    ...current.map(({ digest }) => digest),
+    ...lately,
+    ...unnamed.map(([digest]) => digest),
+  ]);
+  marking.live.leases = await marking.addLeased(there, options.nowMs - leaseTermMs(policy));
   return marking.live;
+}
+
+/**
+ * Takes into `live` what was leased since `sinceMs` of the store's clock, for whoever goes by a mark of a while ago. Throws
+ * what `mark` does.
+ */
+export async function addLeased(
+  parts: StoreParts,
+  view: View,
+  live: LiveSet,
+  sinceMs: number,
+  signal?: AbortSignal,
+): Promise<void> {
+  const marking = new Marking(parts, view, signal ? { signal } : {}, [], live);
+  await marking.addLeased(await imagesIn(parts.objects, areasOfRoot(view, view.active)), sinceMs);
 }
 
 /** Fills a set of what is alive with the chunks of image after image. */
 class Marking {
-  readonly live = new LiveSet();
+  readonly live: LiveSet;
   readonly #parts: StoreParts;
   readonly #view: View;
-  readonly #options: MarkOptions;
+  readonly #options: Pick<MarkOptions, 'onProgress' | 'signal'>;
   readonly #names = new Map<ImageDigest, string[]>();
   #done = 0;
 
-  constructor(parts: StoreParts, view: View, options: MarkOptions, current: readonly Reference[]) {
+  constructor(
+    parts: StoreParts,
+    view: View,
+    options: Pick<MarkOptions, 'onProgress' | 'signal'>,
+    current: readonly Reference[],
+    live = new LiveSet(),
+  ) {
+    this.live = live;
     this.#parts = parts;
     this.#view = view;
     this.#options = options;
@@ -85,6 +116,26 @@ class Marking {
       'NOT_FOUND',
       `${this.#parts.objects.url}: ${name} means image ${lost}, which has no manifest, so what is garbage cannot be known; \`lazydisk fsck\` says more, \`lazydisk rm ${name}\` gives it up`,
     );
+  }
+
+  /**
+   * Takes in those images of `there`, what there is in the root and its trash, that hosts have leased since `sinceMs`. A lease
+   * may list anything, so nothing is looked for by it; but while a manifest moves it may be in no listing at all, so where
+   * leases list other images than these, as of retired roots, there is a second look.
+   */
+  async addLeased(there: ReadonlyMap<ImageDigest, unknown>, sinceMs: number): Promise<LeaseCount> {
+    const { objects } = this.#parts;
+    const search = { sinceMs, signal: this.#options.signal };
+    const { leased, hasOthers, count } = await leasedOf(objects, there, search);
+    if (hasOthers) {
+      const later = await this.#later();
+      const more = await imagesIn(objects, areasOfRoot(later, later.active));
+      for (const image of there.keys()) more.delete(image);
+      if (more.size > 0)
+        for (const [image, host] of (await leasedOf(objects, more, search)).leased) leased.set(image, host);
+    }
+    await this.addAll([...leased.keys()].filter((image) => !this.live.images.has(image)));
+    return count;
   }
 
   /** Gives those that have no manifest. */
@@ -142,12 +193,21 @@ export function areasOfRoot({ trash }: View, { path, root }: Area): AreaPath[] {
   return [path, ...trash.filter((area) => area.root === root).map((area) => area.path)];
 }
 
-async function manifestsSince(objects: ObjectStore, root: AreaPath, sinceMs: number): Promise<ImageDigest[]> {
-  const found: ImageDigest[] = [];
-  for await (const page of objects.list(manifestsPrefix(root))) {
-    for (const { key, modifiedMs } of page) {
-      const meaning = meaningOf(key);
-      if (meaning?.kind === 'manifest' && modifiedMs >= sinceMs) found.push(meaning.digest);
+/** The images that have a manifest in `areas`, and when the last of those in a root was written; -1 for trash alone. */
+export async function imagesIn(
+  objects: ObjectStore,
+  areas: readonly AreaPath[],
+): Promise<Map<ImageDigest, { rootMs: number }>> {
+  const found = new Map<ImageDigest, { rootMs: number }>();
+  for (const area of areas) {
+    for await (const page of objects.list(manifestsPrefix(area))) {
+      for (const { key, modifiedMs } of page) {
+        const meaning = meaningOf(key);
+        if (meaning?.kind !== 'manifest') continue;
+        const known = found.get(meaning.digest) ?? { rootMs: -1 };
+        found.set(meaning.digest, known);
+        if (area.startsWith('roots/')) known.rootMs = Math.max(known.rootMs, modifiedMs);
+      }
     }
   }
   return found;

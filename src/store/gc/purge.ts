@@ -4,14 +4,18 @@
  * what is alive by now, of which whatever is found nowhere else goes back to where it belongs, before anything is deleted.
  */
 import { LazydiskError } from '../../errors.ts';
+import type { Moment } from '../clock.ts';
 import { type LastRead, lastRead } from '../host-reads.ts';
 import { type AreaMarker, type AreaPath, readsPrefix, rootPath, STATE_PREFIX, stateKey } from '../layout.ts';
+import { forgetHosts, type LeaseCount, leaseTermMs } from '../leases.ts';
 import type { ObjectInfo, ObjectStore } from '../objects/object-store.ts';
 import type { StoreParts } from '../parts.ts';
 import type { StorePolicy } from '../policy.ts';
+import type { ImageDigest } from '../store.ts';
 import { type Area, type View, writeIndex } from '../view.ts';
+import { carryLeased } from './carry-leased.ts';
 import { type Journal, journaled } from './journal.ts';
-import { type LiveSet, mark } from './mark.ts';
+import { addLeased, type LiveSet, mark } from './mark.ts';
 import { restore } from './restore.ts';
 import type { GcOptions } from './sweep.ts';
 
@@ -44,6 +48,12 @@ export interface PurgeReport {
   readonly deletedBytes: number;
   /** Objects that were alive after all, and went back. */
   readonly restoredObjects: number;
+  /** Images that hosts have attached and no name means, brought along from a retired root. */
+  readonly carriedImages: number;
+  /** What hosts wrote and what means nothing any more: leases that are over, reads from areas that are gone. */
+  readonly forgottenObjects: number;
+  /** Objects among the leases that are none, and some of them. Null if there was no need to look at leases. */
+  readonly strangeLeases: Pick<LeaseCount, 'strange' | 'examples'> | null;
 }
 
 /** Throws what `mark` throws, UNAVAILABLE, ABORTED. */
@@ -153,12 +163,36 @@ export async function readsOf(objects: ObjectStore, view: View): Promise<Map<Are
   return reads;
 }
 
+/** As long as it is not known which chunks an image has that counts, no trash may go. */
+function heldByUnknown({ path }: Area, live: LiveSet): HeldArea | undefined {
+  const [unknown] = live.unknown;
+  if (unknown === undefined) return undefined;
+  return {
+    area: path,
+    why: `the manifest of image ${unknown} is corrupt, so any chunk may be needed: \`lazydisk fsck\` says more`,
+    until: null,
+    isRead: false,
+  };
+}
+
+/** An area as it was looked at before its deletion, with what goes along. */
+interface Look {
+  readonly area: Area;
+  readonly areas: readonly Area[];
+  readonly view: View;
+  readonly nowMs: number;
+}
+
 class Purge {
   readonly #parts: StoreParts;
   readonly #journal: Journal;
   readonly #options: GcOptions<PurgeProgress>;
   readonly #counts = { deletedObjects: 0, deletedBytes: 0, restoredObjects: 0 };
+  readonly #carried = new Set<ImageDigest>();
   #live: LiveSet | undefined;
+  /** When leases were looked at last, and the time of the store before which none is unknown. */
+  #leasesReadAt: Moment | undefined;
+  #leasesSinceMs = 0;
 
   constructor(parts: StoreParts, journal: Journal, options: GcOptions<PurgeProgress>) {
     this.#parts = parts;
@@ -168,19 +202,24 @@ class Purge {
 
   async run(): Promise<PurgeReport> {
     const { objects, views, policy } = this.#parts;
+    const dryRun = this.#options.dryRun ?? false;
     const purged: AreaPath[] = [];
     const held: HeldArea[] = [];
     const first = await views.newerThan(0);
     const reads = await readsOf(objects, first);
-    const plan = purgePlan(first, reads, policy, await this.#journal.storeNowMs());
-    for (const { area, held: heldAtFirst } of plan) {
+    const nowMs = await this.#journal.storeNowMs();
+    for (const { area, held: heldAtFirst } of purgePlan(first, reads, policy, nowMs)) {
       if (purged.includes(area.path)) continue;
       const outcome = heldAtFirst ?? (await this.#purgeArea(area.path, reads));
       if (Array.isArray(outcome)) purged.push(...outcome);
       else held.push(outcome);
     }
-    if (purged.length > 0 && !this.#options.dryRun) await writeIndex(objects);
-    return { purged, held, ...this.#counts };
+    if (purged.length > 0 && !dryRun) await writeIndex(objects);
+    const areas = new Set((await views.newerThan(0)).areas.map(({ path }) => path));
+    const forgottenObjects = await forgetHosts(objects, policy, { areas, nowMs, dryRun });
+    const carriedImages = this.#carried.size;
+    const strangeLeases = this.#live?.leases ?? null;
+    return { purged, held, ...this.#counts, carriedImages, forgottenObjects, strangeLeases };
   }
 
   /**
@@ -200,44 +239,53 @@ class Purge {
     const nowMs = await this.#journal.storeNowMs();
     const step = purgePlan(view, reads, policy, nowMs).find(({ area }) => area.path === path);
     if (step?.held) return step.held;
-    const held = path.startsWith('roots/')
-      ? await this.#purgeRoot(found, view, nowMs)
-      : await this.#purgeTrash(found, view, nowMs);
+    const look: Look = { area: found, areas, view, nowMs };
+    const held = path.startsWith('roots/') ? await this.#purgeRoot(look) : await this.#purgeTrash(look);
     return held ?? areas.map((area) => area.path);
   }
 
-  async #purgeRoot(root: Area, view: View, nowMs: number): Promise<HeldArea | undefined> {
+  /**
+   * What is attached of it goes to the active root first. Who attaches an image of it by digest writes the lease, and then
+   * looks whether the root is going: so of a lease that is not listed yet when the marker is, the second look knows.
+   */
+  async #purgeRoot(look: Look): Promise<HeldArea | undefined> {
+    const { area: root, areas } = look;
     if (!root.isDeleting) await this.#checkMoved(root);
+    this.#leasesSinceMs = look.nowMs - leaseTermMs(this.#parts.policy);
+    const stuck = await this.#readLeases(look);
+    if (stuck) return stuck;
     await this.#mark(root, 'deleting');
+    await this.#settle(2);
+    this.#leasesReadAt = undefined;
     // Its trash first: a root that is gone takes nothing along any more.
-    const areas = withTrash(root, view).reverse();
-    for (const area of areas) {
-      const held = await this.#deleteAll(area, () => this.#heldByNow(root, view, nowMs));
+    for (const area of areas.toReversed()) {
+      const held = await this.#deleteAll(area, () => this.#heldByNow(look));
       if (held) return held;
     }
-    for (const area of areas) await this.#unmark(area);
+    for (const area of areas.toReversed()) await this.#unmark(area);
     return undefined;
   }
 
-  async #purgeTrash(trash: Area, view: View, nowMs: number): Promise<HeldArea | undefined> {
-    this.#live ??= await mark(this.#parts, view, {
-      nowMs,
-      // A manifest that is still in the root must find its chunks there, or a name given to it would mean nothing.
-      unnamedSinceMs: 0,
-      ...(this.#options.signal && { signal: this.#options.signal }),
-    });
+  async #purgeTrash(look: Look): Promise<HeldArea | undefined> {
+    const { area: trash, view, nowMs } = look;
+    if (!this.#live) {
+      this.#leasesSinceMs = this.#relianceMs(nowMs);
+      this.#live = await mark(this.#parts, view, {
+        nowMs,
+        // A manifest that is still in the root must find its chunks there, or a name given to it would mean nothing.
+        unnamedSinceMs: 0,
+        ...(this.#options.signal && { signal: this.#options.signal }),
+      });
+      // A lease on what a sweep has just moved may not have been listed yet; by then it is.
+      await this.#settle(2);
+      this.#leasesReadAt = undefined;
+    }
     const live = this.#live;
-    const [unknown] = live.unknown;
-    if (unknown !== undefined)
-      return {
-        area: trash.path,
-        why: `the manifest of image ${unknown} is corrupt, so any chunk may be needed: \`lazydisk fsck\` says more`,
-        until: null,
-        isRead: false,
-      };
+    const unknown = heldByUnknown(trash, live);
+    if (unknown) return unknown;
     await this.#mark(trash, 'deleting');
     const held = await this.#deleteAll(trash, async (page) => {
-      const heldByNow = await this.#heldByNow(trash, view, nowMs);
+      const heldByNow = (await this.#heldByNow(look)) ?? heldByUnknown(trash, live);
       if (heldByNow) return heldByNow;
       const { objects } = this.#parts;
       const restored = await restore(objects, page, view.active.path, live, this.#options.dryRun);
@@ -250,15 +298,57 @@ class Purge {
     return held;
   }
 
-  /** Whether somebody has read from it since. Whatever is left of it then stays, and the next purge goes on by its time. */
-  async #heldByNow(area: Area, view: View, nowMs: number): Promise<HeldArea | undefined> {
-    const { objects, policy } = this.#parts;
+  /**
+   * Whether somebody has read from it since: whatever is left of it then stays, and the next purge goes on by its time. And
+   * who has leased what it has; looked at as often as a listing can be relied on to tell anything new.
+   */
+  async #heldByNow(look: Look): Promise<HeldArea | undefined> {
+    const { objects, policy, clock } = this.#parts;
+    const { area, areas, view, nowMs } = look;
     const reads = new Map<AreaPath, LastRead>();
-    for (const { path } of withTrash(area, view)) {
+    for (const { path } of areas) {
       const read = await lastRead(objects, path, nowMs - policy.retentionMs);
       if (read) reads.set(path, read);
     }
-    return heldByRead(area, view, reads, policy, nowMs);
+    const read = heldByRead(area, view, reads, policy, nowMs);
+    if (read) return read;
+    if (this.#leasesReadAt && clock.ageMs(this.#leasesReadAt) < policy.settleMs / 4) return undefined;
+    return this.#readLeases(look);
+  }
+
+  /**
+   * Takes note of what hosts have leased since the last look: of a trash it is alive; of a retired root it is brought along,
+   * and what cannot be holds the root.
+   */
+  async #readLeases({ area, view }: Look): Promise<HeldArea | undefined> {
+    const { signal, dryRun } = this.#options;
+    const sinceMs = this.#leasesSinceMs;
+    this.#leasesReadAt = this.#parts.clock.now();
+    this.#leasesSinceMs = this.#relianceMs(await this.#journal.storeNowMs());
+    if (!area.path.startsWith('roots/')) {
+      await addLeased(this.#parts, view, this.#live!, sinceMs, signal);
+      return undefined;
+    }
+    const { carried, stuck } = await carryLeased(this.#parts, area, { sinceMs, dryRun, signal });
+    for (const image of carried) this.#carried.add(image);
+    const [first] = stuck;
+    if (!first) return undefined;
+    return {
+      area: area.path,
+      why: `image ${first.image}, attached on ${first.host}, is damaged and cannot leave it: ${first.why}`,
+      until: null,
+      isRead: false,
+    };
+  }
+
+  /** What was written before is in a listing at `nowMs`, by times that may be whole seconds. */
+  #relianceMs(nowMs: number): number {
+    return nowMs - this.#parts.policy.settleMs - 1000;
+  }
+
+  async #settle(times: number): Promise<void> {
+    const { clock, policy } = this.#parts;
+    if (!this.#options.dryRun) await clock.sleep(times * policy.settleMs, this.#options.signal);
   }
 
   /** Every name that the root has must be known to the next one: moved, set anew or removed. */

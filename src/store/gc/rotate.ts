@@ -7,14 +7,16 @@ import { LazydiskError } from '../../errors.ts';
 import { ID_BYTES } from '../../format/chunk-id.ts';
 import { ensureIn, manifestKeysIn } from '../carry.ts';
 import { rootPath, stateKey } from '../layout.ts';
+import { leasedOf, leaseTermMs } from '../leases.ts';
 import type { StoreParts } from '../parts.ts';
 import { carryManifest } from '../place-manifest.ts';
 import type { NamedDigest } from '../references.ts';
 import type { Reference } from '../store.ts';
 import { type Area, type View, writeIndex } from '../view.ts';
+import { carryLeased } from './carry-leased.ts';
 import { IdTable } from './id-table.ts';
 import { type Journal, journaled } from './journal.ts';
-import { areasOfRoot, findClear } from './mark.ts';
+import { areasOfRoot, findClear, imagesIn } from './mark.ts';
 import type { GcOptions } from './sweep.ts';
 
 export interface RotateProgress {
@@ -29,6 +31,8 @@ export interface RotateReport {
   readonly to: string;
   /** Names and images that moved, or would. */
   readonly names: number;
+  /** Images that moved because hosts have them attached, and no name means them. */
+  readonly leasedImages: number;
   readonly movedChunks: number;
   readonly movedBytes: number;
   readonly retired: boolean;
@@ -42,7 +46,7 @@ export async function rotate(
   return journaled(parts.objects, options.dryRun ? 'rotate --dry-run' : 'rotate', async (journal) => {
     const { objects, clock, policy, views } = parts;
     let view = await views.newerThan(0);
-    if (options.dryRun) return preview(parts, view);
+    if (options.dryRun) return preview(parts, view, await journal.storeNowMs());
     if (!view.draining) view = await open(parts, view, options.signal);
     const from = view.draining!;
     const to = view.active;
@@ -54,9 +58,16 @@ export async function rotate(
       await clock.sleep(Math.min(quietMs - nowMs, 5_000), options.signal);
     }
     const moved = await move(parts, from, to, journal, options);
+    const sinceMs = (await journal.storeNowMs()) - leaseTermMs(policy);
+    const onCopied = (bytes: number) => {
+      moved.movedChunks++;
+      moved.movedBytes += bytes;
+    };
+    // What is damaged stays where it is, and the root for it.
+    const { carried } = await carryLeased(parts, from, { sinceMs, onCopied, signal: options.signal });
     await objects.put(stateKey(from.path, 'retired'), Buffer.alloc(0));
     await writeIndex(objects);
-    return { from: from.path, to: to.path, ...moved, retired: true };
+    return { from: from.path, to: to.path, ...moved, leasedImages: carried.length, retired: true };
   });
 }
 
@@ -121,9 +132,9 @@ function live(names: ReadonlyMap<string, NamedDigest>): Reference[] {
   return [...names.values()].filter((name): name is Reference => name.digest !== null);
 }
 
-/** What a rotation would move, if it began now. */
-async function preview(parts: StoreParts, view: View): Promise<RotateReport> {
-  const { objects, references } = parts;
+/** What a rotation would move, if it began now; the bytes are those of what names mean. */
+async function preview(parts: StoreParts, view: View, nowMs: number): Promise<RotateReport> {
+  const { objects, references, policy } = parts;
   const from = view.draining ?? view.active;
   const to = view.draining ? view.active.path : rootPath(view.active.root + 1);
   const there = view.draining ? await references.listIn(to) : new Map();
@@ -140,5 +151,17 @@ async function preview(parts: StoreParts, view: View): Promise<RotateReport> {
     for (let entry = 0; entry < clear.storedChunks; entry++)
       if (seen.add(clear.ids, entry * ID_BYTES)) movedBytes += clear.sealedBytesOf(entry);
   }
-  return { from: from.path, to, names: names.length, movedChunks: seen.size, movedBytes, retired: false };
+  const unnamed = await imagesIn(objects, areasOfRoot(view, from));
+  for (const { digest } of names) unnamed.delete(digest);
+  const { leased } = await leasedOf(objects, unnamed, { sinceMs: nowMs - leaseTermMs(policy) });
+  const leasedImages = leased.size;
+  return {
+    from: from.path,
+    to,
+    names: names.length,
+    leasedImages,
+    movedChunks: seen.size,
+    movedBytes,
+    retired: false,
+  };
 }

@@ -4,6 +4,7 @@
  * that change something go by the store's own.
  */
 import type { LastRead } from '../host-reads.ts';
+import { countLeases } from '../leases.ts';
 import type { StoreParts } from '../parts.ts';
 import type { StorePolicy } from '../policy.ts';
 import type { Area, View } from '../view.ts';
@@ -38,6 +39,8 @@ export interface GcStatus {
   readonly areas: readonly AreaStatus[];
   /** Whether anything that was put aside is being read. */
   readonly alarm: boolean;
+  /** Hosts that have said lately what they have attached, those that have not renewed it in time, and what is no lease. */
+  readonly leases: { readonly hosts: number; readonly over: number; readonly strange: number };
   /** Newest first. */
   readonly journal: readonly JournalEntry[];
 }
@@ -58,6 +61,7 @@ export async function gcStatus(parts: StoreParts): Promise<GcStatus> {
     policy: parts.policy,
     areas,
     alarm: areas.some(({ isRead }) => isRead),
+    leases: await countLeases(parts.objects, parts.policy, nowMs),
     journal: await lastEntries(parts.objects, JOURNAL_ENTRIES),
   };
 }

@@ -1,0 +1,25 @@
+/** What the daemon's log says of its lease (src/store/lease-keeper.ts): when it becomes an alarm, and when that is over. */
+import type { LeaseStats } from '../store/lease-keeper.ts';
+import { formatDuration } from '../units.ts';
+import type { Logger } from './log.ts';
+
+/** A function to be called when the state of the lease is another than before. */
+export function leaseLog(log: Logger): (stats: LeaseStats) => void {
+  let isAlarmed = false;
+  return ({ state, images, unleased, expiresInMs, problem }) => {
+    const figures = { images, unleased, expiresInMs, problem };
+    if (state === 'late') {
+      const left = expiresInMs === null ? '' : `, in ${formatDuration(expiresInMs)} at the earliest`;
+      log.error(
+        figures,
+        `the store cannot be told what is attached: it may be deleted when no name means it${left}`,
+      );
+    } else if (state === 'read-only')
+      log.warn(
+        figures,
+        'the store is only read, so it is not told what is attached: what no name means any more is deleted in time',
+      );
+    else if (isAlarmed && state === 'held') log.info(figures, 'the store knows what is attached again');
+    isAlarmed = state === 'late' || state === 'read-only';
+  };
+}

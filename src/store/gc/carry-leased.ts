@@ -1,0 +1,74 @@
+/**
+ * Brings along what drives need of a root that is left behind: images that no name means any more, so that no rotation
+ * moves them for their name, and that hosts have leased.
+ */
+import { errorText, LazydiskError } from '../../errors.ts';
+import { formatDuration } from '../../units.ts';
+import { ensureIn } from '../carry.ts';
+import { leasedOf } from '../leases.ts';
+import type { StoreParts } from '../parts.ts';
+import type { ImageDigest } from '../store.ts';
+import type { Area } from '../view.ts';
+import { areasOfRoot, imagesIn } from './mark.ts';
+
+/** A leased image that cannot be brought along: the root must stay for it. */
+export interface StuckImage {
+  readonly image: ImageDigest;
+  readonly host: string;
+  readonly why: string;
+}
+
+export interface CarryLeasedOptions {
+  /** Leases written since count, by the store's clock. */
+  readonly sinceMs: number;
+  readonly dryRun?: boolean | undefined;
+  onCopied?(bytes: number): void;
+  readonly signal?: AbortSignal | undefined;
+}
+
+/**
+ * Copies what hosts have leased of `root` and its trash into the active root, as far as it is not there. Gives those
+ * that were copied, or with `dryRun` would be, and those that could not be, being damaged. Throws TIMEOUT for an image that
+ * takes longer than the store allows, UNAVAILABLE, ABORTED.
+ */
+export async function carryLeased(
+  parts: StoreParts,
+  root: Area,
+  { sinceMs, dryRun, onCopied, signal }: CarryLeasedOptions,
+): Promise<{ readonly carried: ImageDigest[]; readonly stuck: StuckImage[] }> {
+  const { objects, views, policy } = parts;
+  const view = await views.newerThan(policy.viewMs / 2);
+  const left = await imagesIn(objects, areasOfRoot(view, root));
+  for (const image of (await imagesIn(objects, [view.active.path])).keys()) left.delete(image);
+  const stuck: StuckImage[] = [];
+  const carried: ImageDigest[] = [];
+  if (left.size === 0) return { carried, stuck };
+  const { leased } = await leasedOf(objects, left, { sinceMs, signal });
+  for (const [image, host] of leased) {
+    signal?.throwIfAborted();
+    try {
+      if (dryRun || (await carry(parts, image, onCopied))) carried.push(image);
+    } catch (error) {
+      const code = error instanceof LazydiskError ? error.code : 'INTERNAL';
+      if (code !== 'CORRUPT' && code !== 'NOT_FOUND') throw error;
+      stuck.push({ image, host, why: errorText(error) });
+    }
+  }
+  return { carried, stuck };
+}
+
+async function carry(
+  parts: StoreParts,
+  image: ImageDigest,
+  onCopied: CarryLeasedOptions['onCopied'],
+): Promise<boolean> {
+  const { objects, views, policy, clock } = parts;
+  const startedAt = clock.now();
+  const view = await views.newerThan(policy.viewMs / 2);
+  const checkTime = () => {
+    if (clock.ageMs(startedAt) <= policy.buildMs) return;
+    const text = `${objects.url}: image ${image} took over ${formatDuration(policy.buildMs)} to move: run it again`;
+    throw new LazydiskError('TIMEOUT', text);
+  };
+  return ensureIn(parts, view, view.active.path, image, { checkTime, ...(onCopied && { onCopied }) });
+}
