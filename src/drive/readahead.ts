@@ -13,6 +13,8 @@ const STREAMS = 16;
 const BEHIND_MAX = 4;
 /** Chunks that were asked for and not read, at most, of all that were asked for or read. */
 const UNUSED_SHARE_MAX = 0.3;
+/** So many are free, or a drive that has just been attached could not begin. */
+const UNUSED_FREE = 4;
 
 interface Stream {
   /** The entry read last. */
@@ -86,7 +88,8 @@ export class Readahead {
   }
 
   #mayBet(): boolean {
-    return this.#unused + 1 <= (this.#unused + 1 + this.#touched) * UNUSED_SHARE_MAX;
+    const unused = this.#unused + 1;
+    return unused <= UNUSED_FREE || unused <= (unused + this.#touched) * UNUSED_SHARE_MAX;
   }
 
   #bet(entry: number): void {

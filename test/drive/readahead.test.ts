@@ -40,26 +40,29 @@ t.test('reads within a neighbouring chunk are no sequence, unless it was asked f
   t.same(fetched, [22, 23, 24, 32], 'a read over the border of two chunks is one');
 });
 
-t.test('what was asked for and not read is never over 30 % of that and what was read', async (t) => {
-  const { fetched, readahead } = make(10_000, 16, 0);
-  const used = new Set<number>();
-  const use = (entry: number) => {
-    if (!used.has(entry)) readahead.touched(entry);
-    used.add(entry);
-    readahead.observe(entry, entry, true);
-  };
-  // Short sequences, which end before what they lead to is read.
-  for (let start = 0; start < 5000; start += 50)
-    for (let entry = start; entry < start + 4; entry++) use(entry);
-  const wasted = fetched.filter((entry) => !used.has(entry)).length;
-  t.equal(readahead.unused, wasted);
-  t.ok(wasted > 0 && wasted <= (wasted + used.size) * 0.3, `${wasted} beside ${used.size}`);
-  // A long one earns its window back, whatever was lost before.
-  const before = fetched.length;
-  for (let entry = 6000; entry < 6200; entry++) use(entry);
-  t.ok(fetched.length - before >= 190);
-  t.ok(Math.max(...fetched) >= 6199 + 8, 'and is well ahead in the end');
-});
+t.test(
+  'what was asked for and not read is at most 30 % of that and what was read, but for the first four',
+  async (t) => {
+    const { fetched, readahead } = make(10_000, 16, 0);
+    const used = new Set<number>();
+    const use = (entry: number) => {
+      if (!used.has(entry)) readahead.touched(entry);
+      used.add(entry);
+      readahead.observe(entry, entry, true);
+    };
+    // Short sequences, which end before what they lead to is read.
+    for (let start = 0; start < 5000; start += 50)
+      for (let entry = start; entry < start + 4; entry++) use(entry);
+    const wasted = fetched.filter((entry) => !used.has(entry)).length;
+    t.equal(readahead.unused, wasted);
+    t.ok(wasted > 0 && wasted <= (wasted + used.size) * 0.3, `${wasted} beside ${used.size}`);
+    // A long one earns its window back, whatever was lost before.
+    const before = fetched.length;
+    for (let entry = 6000; entry < 6200; entry++) use(entry);
+    t.ok(fetched.length - before >= 190);
+    t.ok(Math.max(...fetched) >= 6199 + 8, 'and is well ahead in the end');
+  },
+);
 
 t.test('what is not taken is no bet lost, and what is near already none at all', async (t) => {
   for (const answer of [undefined, Promise.resolve(false)]) {
@@ -143,7 +146,7 @@ t.test('property: nothing is asked for behind the end, nor more ahead than the w
         last = Math.min(first + more, 99);
         readahead.touched(n % 100);
         readahead.observe(first, last, fromStart);
-        fine &&= readahead.unused <= (readahead.unused + n + 1) * 0.3;
+        fine &&= readahead.unused <= Math.max(4, (readahead.unused + n + 1) * 0.3);
       }
       return fine;
     },
