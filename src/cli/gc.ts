@@ -60,7 +60,8 @@ function sweepCommand(): Command {
       'after',
       `
 What is put aside is read as before; \`gc purge\` deletes it later. JSON: chunks, keptChunks, liveImages, sweptChunks,
-sweptManifests, sweptBytes, restoredObjects, trash.`,
+sweptManifests, sweptBytes, restoredObjects, lostNames (set by a writer that was stopped until their image was deleted:
+set them again, or remove them), trash.`,
     )
     .action(async (options: GcCommandOptions) => {
       const report = await collect('sweep', options, sweeping);
@@ -180,7 +181,13 @@ function describeSweep(report: SweepReport, dryRun: boolean): string {
       `${formatSize(sweptBytes)} in ${sweptChunks} chunks and ${sweptManifests} manifests${trash === null ? '' : `, in ${trash}`}`,
     ],
     [dryRun ? 'would put back' : 'put back', `${restoredObjects} objects that are needed again`],
+    ...lostRow(report.lostNames),
   ]);
+}
+
+/** Names of images that are not there, which stopped writers left. */
+function lostRow(names: readonly string[]): [string, readonly string[]][] {
+  return names.length > 0 ? [['names of nothing', names]] : [];
 }
 
 function describePurge(report: PurgeReport, dryRun: boolean): string {
@@ -212,5 +219,6 @@ function describeRotate(report: RotateReport, dryRun: boolean): string {
       `${names} names and ${leasedImages} images that are attached, ${formatSize(movedBytes)} in ${movedChunks} chunks`,
     ],
     [dryRun ? 'would retire' : 'retired', from],
+    ...lostRow(report.lostNames),
   ]);
 }

@@ -18,6 +18,11 @@ import type { View } from './view.ts';
 const COPIES_MAX = 16;
 
 export interface CarryOptions {
+  /**
+   * Take a manifest in the root for the proof that all chunks of it are there. Its writer may have been stopped, and have
+   * put it when they were gone, so nothing is done by this that is not looked at again.
+   */
+  readonly isTrusting?: boolean;
   /** Keys of manifests that a listing may not show yet. */
   readonly knownKeys?: readonly string[];
   /**
@@ -45,7 +50,7 @@ export async function manifestKeysIn(
 }
 
 /**
- * Whether image `digest` is in root `to`, after it was copied there if it was not. False if no area of `view` has it.
+ * Whether image `digest` is in root `to`, after what was not there of it was copied. False if no area of `view` has it.
  * Throws NOT_FOUND if a chunk of it is nowhere, CORRUPT, UNAVAILABLE, what `checkTime` throws.
  */
 export async function ensureIn(
@@ -57,18 +62,21 @@ export async function ensureIn(
 ): Promise<boolean> {
   const { objects } = parts;
   const { knownKeys = [] } = options;
-  for (const keyId of knownKeys) if (await objects.head(manifestKey(to, digest, keyId))) return true;
-  if ((await manifestKeysIn(objects, to, digest)).length > 0) return true;
+  const here: { area: AreaPath; keyId: string }[] = [];
   const places: { area: AreaPath; keyId: string }[] = [];
-  for (const { path } of view.areas) {
-    if (path === to) continue;
+  for (const path of new Set([to, ...view.areas.map((area) => area.path)])) {
     const keyIds = new Set([...(await manifestKeysIn(objects, path, digest)), ...knownKeys]);
-    for (const keyId of keyIds) places.push({ area: path, keyId });
+    for (const keyId of keyIds) {
+      if (path !== to) places.push({ area: path, keyId });
+      else if (await objects.head(manifestKey(to, digest, keyId))) here.push({ area: to, keyId });
+    }
+    if (here.length > 0 && options.isTrusting) return true;
   }
-  const clear = await firstClear(objects, places, digest);
+  const clear = await firstClear(objects, [...here, ...places], digest);
   if (!clear) return false;
   const from = view.areas.map(({ path }) => path).filter((path) => path !== to);
   await copyChunks(objects, clear, from, to, digest, options);
+  if (here.length > 0) return true;
   // Where it was may be purged under our hands; then it is not here.
   let isHere = false;
   for (const keyId of new Set(places.map((place) => place.keyId))) {

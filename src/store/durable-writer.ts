@@ -49,6 +49,18 @@ export class DurableWriter {
     });
   }
 
+  /** The time that the file system gives to a file that is written now, in milliseconds since 1970. */
+  async nowMs(): Promise<number> {
+    const path = await this.#newTemporary();
+    const file = await open(path, 'wx', 0o644);
+    try {
+      return (await file.stat()).mtimeMs;
+    } finally {
+      await file.close();
+      await unlink(path);
+    }
+  }
+
   /** Waits for what was given, and takes the temporary directory away. */
   async close(): Promise<void> {
     this.#closed = true;
@@ -88,8 +100,7 @@ export class DurableWriter {
   }
 
   async #writeTemporary(bytes: Uint8Array): Promise<string> {
-    this.#ownDir ??= this.#makeOwnDir();
-    const path = join(await this.#ownDir, String(this.#serial++));
+    const path = await this.#newTemporary();
     const file = await open(path, 'wx', 0o644);
     try {
       await writeAll(file, bytes);
@@ -101,6 +112,11 @@ export class DurableWriter {
       await file.close();
     }
     return path;
+  }
+
+  async #newTemporary(): Promise<string> {
+    this.#ownDir ??= this.#makeOwnDir();
+    return join(await this.#ownDir, String(this.#serial++));
   }
 
   /** Renames into place; gives the directories that must be synced for the name to last. */

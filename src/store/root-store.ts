@@ -97,7 +97,8 @@ export class RootStore implements Store {
     const fullName = referenceName(name);
     const view = await this.parts.views.forReading();
     const { current } = await this.parts.references.find(view, fullName);
-    return current && current.digest !== null ? { ...current, digest: current.digest } : undefined;
+    if (!current || current.digest === null) return undefined;
+    return { name: current.name, digest: current.digest, updated: current.updated };
   }
 
   async listReferences(): Promise<Reference[]> {

@@ -2,12 +2,16 @@
  * Writes images into a store whose roots may turn at any moment, without a lock. Chunks and manifests go to the root that
  * was active at the start. A name goes to the active root, once the whole image is there; and then the writer looks
  * whether the next root has been opened: if not, whoever opens it later will find the name and move it; if so, it
- * may have come too late for that, and is written there, too. FORMAT.md has the argument.
+ * may have come too late for that, and is written there, too.
+ *
+ * Any process may be stopped anywhere and go on much later, and then no check before a write is worth anything. So what
+ * counts comes after it: the store's time, and if that is too late, or the chunks are not our own, whether all of the image
+ * is there now that everybody sees its name. If it is not, the name is taken back. FORMAT.md has the argument.
  */
 import { LazydiskError } from '../errors.ts';
 import type { ChunkId } from '../format/chunk-id.ts';
 import { formatDuration } from '../units.ts';
-import { type CarryOptions, ensureIn } from './carry.ts';
+import { ensureIn } from './carry.ts';
 import type { Moment } from './clock.ts';
 import {
   type AreaPath,
@@ -21,30 +25,44 @@ import {
 import type { StoreParts } from './parts.ts';
 import { boundedWrites, overwriteManifest, placeManifest } from './place-manifest.ts';
 import { isDigest, referenceName } from './reference-name.ts';
+import type { NamedDigest } from './references.ts';
 import type { ImageDigest, ManifestPlacement, ManifestProof, SetOptions, StoreWriter } from './store.ts';
 import type { View } from './view.ts';
 
 /** Times that a name is tried when others write it, or roots turn, at the same moment. */
 const TRIES_MAX = 20;
 
+/** A name as it was written, and what it meant before. */
+interface Written {
+  readonly reference: NamedDigest;
+  readonly before: ImageDigest | null;
+}
+
+/** Writes what a commit is for into the active root; `earlier`: as it did already, in a root before. */
+type Write = (view: View, earlier: Written | undefined) => Promise<Written | undefined>;
+
 export class RootWriter implements StoreWriter {
   readonly epoch: number;
   readonly #parts: StoreParts;
   readonly #root: AreaPath;
   readonly #startedAt: Moment;
+  /** The store's time when it began. */
+  readonly #begunMs: number;
   /** Manifests that we put and a listing may not show yet. */
   readonly #put = new Map<ImageDigest, string[]>();
 
-  private constructor(parts: StoreParts, view: View, startedAt: Moment) {
+  private constructor(parts: StoreParts, view: View, startedAt: Moment, begunMs: number) {
     this.#parts = parts;
     this.#root = view.active.path;
     this.epoch = view.active.root;
     this.#startedAt = startedAt;
+    this.#begunMs = begunMs;
   }
 
   static async open(parts: StoreParts): Promise<RootWriter> {
     const startedAt = parts.clock.now();
-    return new RootWriter(parts, await parts.views.newerThan(parts.policy.viewMs / 2), startedAt);
+    const begunMs = await parts.objects.nowMs();
+    return new RootWriter(parts, await parts.views.newerThan(parts.policy.viewMs / 2), startedAt, begunMs);
   }
 
   async hasChunk(id: ChunkId, sealedBytes?: number): Promise<boolean> {
@@ -95,6 +113,7 @@ export class RootWriter implements StoreWriter {
       const root = view.active.path;
       const put = { digest, keyId, bytes, opens };
       placement = await placeManifest(this.#parts.objects, root, othersIn(view, root), put);
+      return undefined;
     });
     return placement;
   }
@@ -102,9 +121,10 @@ export class RootWriter implements StoreWriter {
   async replaceManifest(digest: ImageDigest, keyId: string, bytes: Buffer): Promise<void> {
     const { objects, views } = this.#parts;
     const put = { digest, keyId, bytes };
-    await this.#commit(digest, `manifest of ${digest}`, (view) =>
-      overwriteManifest(objects, view.active.path, put, false),
-    );
+    await this.#commit(digest, `manifest of ${digest}`, async (view) => {
+      await overwriteManifest(objects, view.active.path, put, false);
+      return undefined;
+    });
     const { active, draining, areas } = await views.newerThan(0);
     if (draining) await overwriteManifest(objects, draining.path, put, true);
     const older = areas.filter((area) => area !== active && area !== draining);
@@ -119,48 +139,97 @@ export class RootWriter implements StoreWriter {
   async putReference(name: string, digest: ImageDigest, options: SetOptions = {}): Promise<void> {
     if (!isDigest(digest)) throw new LazydiskError('INTERNAL', `image digest ${JSON.stringify(digest)}`);
     const fullName = referenceName(name);
-    await this.#commit(digest, fullName, (view, isAgain) =>
-      this.#set(view, fullName, digest, options, isAgain),
+    await this.#commit(digest, fullName, (view, earlier) =>
+      this.#set(view, fullName, digest, options, earlier),
     );
   }
 
   async removeReference(name: string, options: SetOptions = {}): Promise<void> {
     const fullName = referenceName(name);
-    await this.#commit(undefined, fullName, (view, isAgain) =>
-      this.#set(view, fullName, null, options, isAgain),
+    await this.#commit(undefined, fullName, (view, earlier) =>
+      this.#set(view, fullName, null, options, earlier),
     );
   }
 
   /**
    * `write` into the active root, when all of `digest` is there; again for as long as that was no longer the active root
-   * when it was written. `isAgain` tells it that it has written already.
+   * when it was written.
    */
-  async #commit(
-    digest: ImageDigest | undefined,
-    what: string,
-    write: (view: View, isAgain: boolean) => Promise<void>,
-  ): Promise<void> {
+  async #commit(digest: ImageDigest | undefined, what: string, write: Write): Promise<void> {
     const { views, objects, clock, policy } = this.#parts;
     let view = await views.newerThan(policy.viewMs / 2);
-    let isAgain = false;
+    let isWritten = false;
+    let written: Written | undefined;
     for (let tries = 1; ; tries++) {
-      const { path, root } = view.active;
-      if (digest && !(await ensureIn(this.#parts, view, path, digest, this.#carryOptions(digest))))
-        throw new LazydiskError('NOT_FOUND', `${objects.url}: no image ${digest}`);
+      if (digest) await this.#ensure(view, digest, true);
       this.#checkTime();
       try {
-        await write(view, isAgain);
-        isAgain = true;
-        if (!(await objects.head(stateKey(rootPath(root + 1), 'opened')))) return;
+        written = await write(view, written);
+        isWritten = true;
+        const next = rootPath(view.active.root + 1);
+        const hasTurned = await objects.head(stateKey(next, 'opened'));
+        if (!hasTurned && (await this.#stands(view, digest, written))) return;
       } catch (error) {
         if (!(error instanceof ChangedError)) throw error;
       }
       if (tries === TRIES_MAX)
         throw new LazydiskError('BUSY', `${what} was written by others at each of ${tries} tries`);
       // A listing may take as long as that to show a root that is open.
-      if (isAgain) await clock.sleep(policy.settleMs / 4);
+      if (isWritten) await clock.sleep(policy.settleMs / 4);
       view = await views.newerThan(0);
     }
+  }
+
+  /**
+   * Whether what was written by `view` holds: in time, and of chunks that this writer has seen itself since it began, it
+   * does. Else all of it is looked at once more, now that whoever collects garbage can see it: what is in the root now is
+   * alive to everyone who could delete it. False if the root has been given up meanwhile. Throws NOT_FOUND or CORRUPT, and
+   * takes a name back, if the image is not whole.
+   */
+  async #stands(
+    { active }: View,
+    digest: ImageDigest | undefined,
+    written: Written | undefined,
+  ): Promise<boolean> {
+    const { objects, views, policy } = this.#parts;
+    const isLate = (await objects.nowMs()) - this.#begunMs > policy.buildMs;
+    const isProven = digest === undefined || written === undefined || this.#put.has(digest);
+    if (!isLate && isProven) return true;
+    const view = await views.newerThan(0);
+    if (view.active.path !== active.path) return false;
+    if (digest === undefined) return true;
+    try {
+      await this.#ensure(view, digest, false);
+      return true;
+    } catch (error) {
+      const isGone = error instanceof LazydiskError && ['NOT_FOUND', 'CORRUPT'].includes(error.code);
+      if (isGone && written) await this.#takeBack(active.path, written, error);
+      throw error;
+    }
+  }
+
+  /** All of the image into the active root. Throws NOT_FOUND if it is not in the store. */
+  async #ensure(view: View, digest: ImageDigest, isTrusting: boolean): Promise<void> {
+    const isThere = await ensureIn(this.#parts, view, view.active.path, digest, {
+      isTrusting,
+      knownKeys: this.#put.get(digest) ?? [],
+      // What is looked at after the name was written has all the time that there is.
+      checkTime: () => isTrusting && this.#checkTime(),
+    });
+    if (!isThere) throw new LazydiskError('NOT_FOUND', `${this.#parts.objects.url}: no image ${digest}`);
+  }
+
+  /** Without a way to compare and set, a name that others have set since could be lost: then it stays, and fails. */
+  async #takeBack(area: AreaPath, { reference, before }: Written, cause: LazydiskError): Promise<never> {
+    const { objects, references } = this.#parts;
+    const canTake = await objects.canCompareAndSet();
+    const isBack = canTake && (await references.takeBack(area, reference, before));
+    const end = canTake
+      ? isBack
+        ? `means ${before ?? 'nothing'} again`
+        : 'was set by others since'
+      : 'means an image that is not whole: set it again, or remove it';
+    throw new LazydiskError(cause.code, `${cause.message}; ${reference.name} ${end}`, { cause });
   }
 
   async #set(
@@ -168,13 +237,13 @@ export class RootWriter implements StoreWriter {
     fullName: string,
     digest: ImageDigest | null,
     { expected }: SetOptions,
-    isAgain: boolean,
-  ): Promise<void> {
+    earlier: Written | undefined,
+  ): Promise<Written> {
     const { objects, references } = this.#parts;
     const { current, ownVersion } = await references.find(view, fullName);
     const was = current?.digest ?? null;
     // The second time it may mean what we made it mean.
-    const isOurs = isAgain && was === digest;
+    const isOurs = earlier !== undefined && was === digest;
     if (digest === null && was === null && !isOurs)
       throw new LazydiskError('NOT_FOUND', `no image ${fullName} in ${objects.url}`);
     if (expected !== undefined && was !== expected && !isOurs)
@@ -184,15 +253,13 @@ export class RootWriter implements StoreWriter {
       );
     const ifVersion = (await objects.canCompareAndSet()) ? { ifVersion: ownVersion } : {};
     try {
-      await references.put(view.active.path, fullName, digest, ifVersion);
+      const options = { begunMs: this.#begunMs, ...ifVersion };
+      const reference = await references.put(view.active.path, fullName, digest, options);
+      return { reference, before: isOurs ? earlier.before : was };
     } catch (error) {
       if (error instanceof LazydiskError && error.code === 'BUSY') throw new ChangedError();
       throw error;
     }
-  }
-
-  #carryOptions(digest: ImageDigest): CarryOptions {
-    return { knownKeys: this.#put.get(digest) ?? [], checkTime: () => this.#checkTime() };
   }
 
   #checkTime(): void {

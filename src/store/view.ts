@@ -89,7 +89,14 @@ export function viewOf(markers: Iterable<ObjectInfo>): View {
 
 /** `roots`: newest first, at least one. */
 function arrange(roots: readonly Area[], trash: readonly Area[]): View {
-  const [active, ...older] = roots as [Area, ...Area[]];
+  const [active, ...before] = roots as [Area, ...Area[]];
+  // Roots follow one another when the one before is retired. One that is older and is not was opened once more, when it was
+  // gone, by a rotation that had been stopped.
+  const older = before.map((area) =>
+    area.root < active.root - 1 && area.retiredMs === undefined
+      ? { ...area, retiredMs: Math.max(area.openedMs, active.openedMs) }
+      : area,
+  );
   const isDraining = ({ root, retiredMs, isDeleting }: Area) =>
     root === active.root - 1 && retiredMs === undefined && !isDeleting;
   const draining = older.find(isDraining);

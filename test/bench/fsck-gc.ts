@@ -65,7 +65,7 @@ class RuleStore implements ObjectStore {
       const { digest } = new ClearManifest(this.#manifest(image));
       this.#images.set(digest, image);
       const [name, updated] = [`image-${image}:1`, '2026-01-01T00:00:00.000Z'];
-      const text = JSON.stringify({ version: 1, name, digest, updated });
+      const text = JSON.stringify({ version: 1, name, digest, updated, begun: updated });
       this.#small.set(referenceKey(ROOT, 'references', name), Buffer.from(text));
     }
     this.#small.set(stateKey(ROOT, 'opened'), Buffer.alloc(0));
@@ -103,6 +103,10 @@ class RuleStore implements ObjectStore {
   }
 
   async delete(): Promise<void> {}
+
+  async nowMs(): Promise<number> {
+    return Date.now();
+  }
 
   async canCompareAndSet(): Promise<boolean> {
     return false;

@@ -57,6 +57,18 @@ export function objectsSuite(t: Test, open: (t: Test) => Promise<View>): void {
     }
   });
 
+  withStore('the time that it tells is the one that it gives to objects', async (t, store, again) => {
+    for (const view of [store, await again()]) {
+      const beforeMs = await view.nowMs();
+      await view.put('s/now', Buffer.from('x'));
+      const { modifiedMs } = (await view.head('s/now'))!;
+      const afterMs = await view.nowMs();
+      t.ok(beforeMs <= modifiedMs, `${beforeMs} and then ${modifiedMs}`);
+      t.ok(modifiedMs < afterMs + 1_000, `${modifiedMs} and then ${afterMs}`);
+    }
+    t.same(await listed(store, ''), await listed(store, 's/'), 'and leaves nothing');
+  });
+
   withStore(
     'what was there is replaced, whole, for those who read meanwhile, too',
     async (t, store, again) => {

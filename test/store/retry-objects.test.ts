@@ -36,6 +36,7 @@ class FailingObjects implements ObjectStore {
   head: ObjectStore['head'] = (...words) => this.#call('head', () => this.inner.head(...words));
   copy: ObjectStore['copy'] = (...words) => this.#call('copy', () => this.inner.copy(...words));
   delete: ObjectStore['delete'] = (...words) => this.#call('delete', () => this.inner.delete(...words));
+  nowMs: ObjectStore['nowMs'] = (options) => this.#call('nowMs', () => this.inner.nowMs(options));
   canCompareAndSet = () => this.#call('canCompareAndSet', () => this.inner.canCompareAndSet());
   close = () => this.inner.close();
 

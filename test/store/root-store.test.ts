@@ -85,7 +85,7 @@ t.test('many processes may make one store at once', async (t) => {
   const dir = join(t.testdir(), 'store');
   const stores = await Promise.all(Array.from({ length: 8 }, () => openStore(dir, { create: true })));
   const writers = await Promise.all(stores.map((store) => store.writer()));
-  await writers[0]!.putManifest(digest, KEY_ID, Buffer.from('manifest'));
+  await Promise.all(writers.map((writer) => writer.putManifest(digest, KEY_ID, Buffer.from('manifest'))));
   await Promise.all(writers.map((writer, at) => writer.putReference(`name-${at}`, digest)));
   t.equal((await stores[0]!.listReferences()).length, 8);
   await Promise.all(stores.map((store) => store.close()));

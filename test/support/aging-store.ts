@@ -1,6 +1,7 @@
 /** A store in a directory and machines that use it, for whom time passes when a test says so. */
 import { randomBytes } from 'node:crypto';
-import { readdirSync, statSync, utimesSync } from 'node:fs';
+import { readdirSync } from 'node:fs';
+import { utimes } from 'node:fs/promises';
 import { join } from 'node:path';
 import type { Test } from 'tap';
 import { CHUNK_BYTES } from '../../src/format/chunk-id.ts';
@@ -8,7 +9,7 @@ import type { TenantKey } from '../../src/format/keys.ts';
 import { type Clock, type Moment, systemClock } from '../../src/store/clock.ts';
 import type { Image } from '../../src/store/image.ts';
 import { DirObjects } from '../../src/store/objects/dir-objects.ts';
-import type { ObjectStore } from '../../src/store/objects/object-store.ts';
+import type { ObjectOptions, ObjectStore, PutOptions } from '../../src/store/objects/object-store.ts';
 import { RootStore } from '../../src/store/root-store.ts';
 import { DyingObjects } from './dying-objects.ts';
 
@@ -51,28 +52,43 @@ export class TestClock implements Clock {
   }
 }
 
+/** A directory whose file system has the time of a clock that can be put forward. */
+class AheadObjects extends DirObjects {
+  readonly #clock: TestClock;
+
+  constructor(dir: string, clock: TestClock) {
+    super(dir);
+    this.#clock = clock;
+  }
+
+  override async put(key: string, bytes: Uint8Array, options?: PutOptions): Promise<void> {
+    const nowS = (Date.now() + this.#clock.aheadMs) / 1000;
+    await super.put(key, bytes, options);
+    await utimes(join(this.path, key), nowS, nowS);
+  }
+
+  override async nowMs(options?: ObjectOptions): Promise<number> {
+    return (await super.nowMs(options)) + this.#clock.aheadMs;
+  }
+}
+
 /** A store in a directory, who opens it (with `askedMax` requests to live), and what makes time pass for all of them. */
 export async function agingStore(t: Test) {
   const dir = join(t.testdir(), 'store');
   await (await RootStore.open(new DirObjects(dir), { create: true, policy: AGING_POLICY })).close();
   const clock = new TestClock();
+  const disk = () => new AheadObjects(dir, clock);
   const openOn = async (objects: ObjectStore) => {
     const store = await RootStore.open(objects, { clock });
     t.teardown(() => store.close());
     return store;
   };
-  const open = (askedMax = Number.POSITIVE_INFINITY) =>
-    openOn(new DyingObjects(new DirObjects(dir), askedMax));
-  /** Makes everything in the store older, and everybody's clock later. */
+  const open = (askedMax = Number.POSITIVE_INFINITY) => openOn(new DyingObjects(disk(), askedMax));
+  /** For the store's clock and everybody's. */
   const pass = (ms: number) => {
     clock.aheadMs += ms;
-    for (const entry of readdirSync(dir, { recursive: true, withFileTypes: true })) {
-      const path = join(entry.parentPath, entry.name);
-      const { atimeMs, mtimeMs } = statSync(path);
-      if (entry.isFile()) utimesSync(path, (atimeMs - ms) / 1000, (mtimeMs - ms) / 1000);
-    }
   };
-  return { dir, open, openOn, pass, store: await open() };
+  return { dir, disk, open, openOn, pass, store: await open() };
 }
 
 /** Whether the manifest of an image for `key` and all of its chunks can be read. */

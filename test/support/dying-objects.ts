@@ -54,6 +54,11 @@ export class DyingObjects implements ObjectStore {
     yield* this.#inner.list(prefix, options);
   }
 
+  async nowMs(options?: ObjectOptions): Promise<number> {
+    this.#ask();
+    return this.#inner.nowMs(options);
+  }
+
   canCompareAndSet(): Promise<boolean> {
     return this.#inner.canCompareAndSet();
   }

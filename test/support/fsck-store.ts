@@ -94,6 +94,7 @@ export function withCalls(objects: ObjectStore, calls: Partial<ObjectStore>): Ob
     copy: objects.copy.bind(objects),
     delete: objects.delete.bind(objects),
     list: objects.list.bind(objects),
+    nowMs: objects.nowMs.bind(objects),
     canCompareAndSet: objects.canCompareAndSet.bind(objects),
     close: objects.close.bind(objects),
     ...calls,

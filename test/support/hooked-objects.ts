@@ -57,6 +57,10 @@ export class HookedObjects implements ObjectStore {
     yield* this.#inner.list(prefix, options);
   }
 
+  nowMs(options?: ObjectOptions): Promise<number> {
+    return this.#inner.nowMs(options);
+  }
+
   canCompareAndSet(): Promise<boolean> {
     return this.#inner.canCompareAndSet();
   }

@@ -83,6 +83,10 @@ export class MapObjects implements ObjectStore {
     for (const key of known) if (key.startsWith(prefix)) yield key;
   }
 
+  async nowMs(): Promise<number> {
+    return Date.now();
+  }
+
   async canCompareAndSet(): Promise<boolean> {
     return true;
   }

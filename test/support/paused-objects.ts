@@ -1,47 +1,25 @@
 /** Any object store for a process that is stopped just before a certain request, and goes on when a test says so. */
-import type { ObjectOptions, ObjectStore, PutOptions } from '../../src/store/objects/object-store.ts';
-import { DyingObjects } from './dying-objects.ts';
+import type { ObjectStore } from '../../src/store/objects/object-store.ts';
+import { HookedObjects, type RequestHook } from './hooked-objects.ts';
 
-export type Change = 'put' | 'copy' | 'delete';
+type Request = Parameters<RequestHook>[0];
 
-export class PausedObjects extends DyingObjects {
-  readonly #isIt: (change: Change, key: string) => boolean;
-  readonly #reached = Promise.withResolvers<void>();
-  readonly #going = Promise.withResolvers<void>();
-
-  /** `isIt` is asked of what is about to be written, copied to or deleted. */
-  constructor(inner: ObjectStore, isIt: (change: Change, key: string) => boolean) {
-    super(inner, Number.POSITIVE_INFINITY);
-    this.#isIt = isIt;
-  }
-
+export class PausedObjects extends HookedObjects {
   /** Resolves when the process has been stopped. */
-  get stopped(): Promise<void> {
-    return this.#reached.promise;
-  }
+  readonly stopped: Promise<void>;
+  readonly resume: () => void;
 
-  resume(): void {
-    this.#going.resolve();
-  }
-
-  override async put(key: string, bytes: Uint8Array, options?: PutOptions): Promise<void> {
-    await this.#pause('put', [key]);
-    return super.put(key, bytes, options);
-  }
-
-  override async copy(from: string, to: string, options?: ObjectOptions): Promise<boolean> {
-    await this.#pause('copy', [to]);
-    return super.copy(from, to, options);
-  }
-
-  override async delete(keys: readonly string[], options?: ObjectOptions): Promise<void> {
-    await this.#pause('delete', keys);
-    return super.delete(keys, options);
-  }
-
-  async #pause(change: Change, keys: readonly string[]): Promise<void> {
-    if (!keys.some((key) => this.#isIt(change, key))) return;
-    this.#reached.resolve();
-    await this.#going.promise;
+  /** `isIt` is asked of each key of a request, of a copy's target alone. */
+  constructor(inner: ObjectStore, isIt: (request: Request, key: string) => boolean) {
+    const reached = Promise.withResolvers<void>();
+    const going = Promise.withResolvers<void>();
+    super(inner, async (request, keys) => {
+      const asked = request === 'copy' ? keys.slice(1) : keys;
+      if (!asked.some((key) => isIt(request, key))) return;
+      reached.resolve();
+      await going.promise;
+    });
+    this.stopped = reached.promise;
+    this.resume = going.resolve;
   }
 }

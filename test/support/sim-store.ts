@@ -1,7 +1,8 @@
 /**
  * A store and its users in simulated time: every request takes a while to arrive and to come back, a copy reads first and
  * writes later, listings lag behind writes and deletions by up to the settle time, what was given up takes effect all the
- * same, and an actor can be killed between any two steps. One seed decides everything, so a failure can be run again.
+ * same, and an actor can be stopped for any time, or killed, between any two steps. One seed decides everything, so a
+ * failure can be run again.
  */
 
 import { LazydiskError } from '../../src/errors.ts';
@@ -166,6 +167,8 @@ export interface SimTimes {
   readonly latencyMs: number;
   /** How far a listing lags, at most. */
   readonly lagMs: number;
+  /** Some changes hang, as on a network file system whose server is away: how many of all, and until when at most. */
+  readonly hung?: { readonly share: number; readonly untilMs: number };
 }
 
 /** One user's view of a simulated store. */
@@ -174,6 +177,10 @@ export class SimObjects implements ObjectStore {
   readonly isWritable = true;
   /** Nothing that the user asks comes back any more, nor does what it has not asked yet happen. */
   isDead = false;
+  #stoppedUntilMs = 0;
+  #unnoticedMs = 0;
+  #untilStop = Number.POSITIVE_INFINITY;
+  #stop: () => void = () => undefined;
   readonly #sim: Simulation;
   readonly #storage: SimStorage;
   readonly #times: SimTimes;
@@ -186,19 +193,38 @@ export class SimObjects implements ObjectStore {
     this.#canCompareAndSet = canCompareAndSet;
   }
 
+  /**
+   * Stops the user until then, as a signal does or a host that is suspended; `isNoticed`: its clock tells, which it does not
+   * where a machine goes on from a snapshot.
+   */
+  stop(untilMs: number, isNoticed: boolean): void {
+    this.#stoppedUntilMs = untilMs;
+    if (!isNoticed) this.#unnoticedMs += untilMs - this.#sim.nowMs;
+  }
+
+  /** Calls `stop` before the change that comes after so many others. */
+  beforeChange(after: number, stop: () => void): void {
+    this.#untilStop = after;
+    this.#stop = stop;
+  }
+
   /** Simulated time as the user's machine has it; a dead user sleeps for ever. */
   get clock(): Clock {
+    const machineMs = () => this.#sim.nowMs - this.#unnoticedMs;
     return {
-      now: (): Moment => ({ monotonicMs: this.#sim.nowMs, wallMs: this.#sim.nowMs }),
-      ageMs: ({ monotonicMs }) => this.#sim.nowMs - monotonicMs,
+      now: (): Moment => ({ monotonicMs: machineMs(), wallMs: machineMs() }),
+      ageMs: ({ monotonicMs }) => machineMs() - monotonicMs,
       timeout: (ms) => {
         const controller = new AbortController();
-        void this.#sim.delay(ms).then(() => controller.abort());
+        void this.#sim
+          .delay(ms)
+          .then(() => this.#awake())
+          .then(() => controller.abort());
         return controller.signal;
       },
       sleep: async (ms, signal) => {
         await Promise.race([this.#sim.delay(ms), rejectOnAbort(signal)]);
-        if (this.isDead) await never();
+        await this.#awake();
       },
     };
   }
@@ -222,25 +248,33 @@ export class SimObjects implements ObjectStore {
   async put(key: string, bytes: Uint8Array, options: PutOptions = {}): Promise<void> {
     checkKey(key);
     const copy = Buffer.from(bytes);
-    await this.#ask(() => {
-      const { ifVersion } = options;
-      const version = this.#storage.objects.get(key)?.version ?? null;
-      if (this.#canCompareAndSet && ifVersion !== undefined && ifVersion !== version)
-        throw new LazydiskError('BUSY', `${key} has changed`);
-      this.#storage.set(key, copy, this.#sim.nowMs, this.#lag());
-    }, options);
+    await this.#ask(
+      () => {
+        const { ifVersion } = options;
+        const version = this.#storage.objects.get(key)?.version ?? null;
+        if (this.#canCompareAndSet && ifVersion !== undefined && ifVersion !== version)
+          throw new LazydiskError('BUSY', `${key} has changed`);
+        this.#storage.set(key, copy, this.#sim.nowMs, this.#lag());
+      },
+      options,
+      'change',
+    );
   }
 
   async copy(from: string, to: string, options?: ObjectOptions): Promise<boolean> {
     const found = await this.#ask(() => this.#storage.objects.get(from), options);
     if (!found) return false;
-    await this.#ask(() => this.#storage.set(to, found.bytes, this.#sim.nowMs, this.#lag()), options);
+    const write = () => this.#storage.set(to, found.bytes, this.#sim.nowMs, this.#lag());
+    await this.#ask(write, options, 'change');
     return true;
   }
 
   async delete(keys: readonly string[], options?: ObjectOptions): Promise<void> {
     await Promise.all(
-      keys.map((key) => this.#ask(() => this.#storage.remove(key, this.#sim.nowMs, this.#lag()), options)),
+      keys.map((key) => {
+        const remove = () => this.#storage.remove(key, this.#sim.nowMs, this.#lag());
+        return this.#ask(remove, options, 'change');
+      }),
     );
   }
 
@@ -254,6 +288,10 @@ export class SimObjects implements ObjectStore {
     }
   }
 
+  nowMs(options?: ObjectOptions): Promise<number> {
+    return this.#ask(() => this.#sim.nowMs, options);
+  }
+
   async canCompareAndSet(): Promise<boolean> {
     return this.#canCompareAndSet;
   }
@@ -264,19 +302,40 @@ export class SimObjects implements ObjectStore {
     return this.#sim.random.next() * this.#times.lagMs;
   }
 
-  async #ask<T>(effect: () => T, options: ObjectOptions = {}): Promise<T> {
-    if (this.isDead) await never();
-    const arrives = this.#sim.delay(this.#sim.random.next() * this.#times.latencyMs);
+  async #ask<T>(
+    effect: () => T,
+    options: ObjectOptions = {},
+    kind: 'question' | 'change' = 'question',
+  ): Promise<T> {
+    if (kind === 'change' && this.#untilStop-- === 0) this.#stop();
+    await this.#awake();
+    const hangsMs = kind === 'change' ? this.#hangsMs() : 0;
+    const arrives = this.#sim.delay(hangsMs + this.#sim.random.next() * this.#times.latencyMs);
     // Once sent it happens, whether the sender lives, waits, or neither.
     const answer = arrives.then(effect);
     answer.catch(() => undefined);
-    await Promise.race([arrives, rejectOnAbort(options.signal)]);
-    await Promise.race([
-      this.#sim.delay(this.#sim.random.next() * this.#times.latencyMs),
-      rejectOnAbort(options.signal),
-    ]);
-    if (this.isDead) await never();
+    // A call of a file system that hangs cannot be given up, only its process can be killed.
+    const aborted = hangsMs > 0 ? never() : rejectOnAbort(options.signal);
+    try {
+      await Promise.race([arrives, aborted]);
+      await Promise.race([this.#sim.delay(this.#sim.random.next() * this.#times.latencyMs), aborted]);
+    } finally {
+      await this.#awake();
+    }
     return answer;
+  }
+
+  /** Not before the user is awake; never if it is dead. */
+  async #awake(): Promise<void> {
+    while (this.#sim.nowMs < this.#stoppedUntilMs)
+      await this.#sim.delay(this.#stoppedUntilMs - this.#sim.nowMs);
+    if (this.isDead) await never();
+  }
+
+  #hangsMs(): number {
+    const { hung } = this.#times;
+    if (!hung || this.#sim.random.next() >= hung.share) return 0;
+    return this.#sim.random.next() * Math.max(0, hung.untilMs - this.#sim.nowMs);
   }
 }
 

@@ -31,6 +31,8 @@ export class LiveSet {
   leases: LeaseCount = { hosts: 0, strange: 0, examples: [] };
   /** Images that no name means, of which there are corrupt manifests alone: any chunk may be theirs. */
   readonly unknown = new Set<ImageDigest>();
+  /** Names of images that are gone, given by writers that were stopped for too long: they stop nothing. */
+  readonly lostNames: string[] = [];
 }
 
 export interface MarkOptions {
@@ -109,13 +111,19 @@ class Marking {
       missing = await this.#add(await this.#later(), missing);
       missing = await this.#stillNamed(missing);
     }
-    const [lost] = missing;
-    if (lost === undefined) return;
-    const [name] = this.#names.get(lost)!;
-    throw new LazydiskError(
-      'NOT_FOUND',
-      `${this.#parts.objects.url}: ${name} means image ${lost}, which has no manifest, so what is garbage cannot be known; \`lazydisk fsck\` says more, \`lazydisk rm ${name}\` gives it up`,
-    );
+    for (const digest of missing)
+      for (const name of this.#names.get(digest)!) await this.#giveUp(name, digest);
+  }
+
+  /** Throws, unless the name was written so late that the image may have been gone by then. */
+  async #giveUp(name: string, digest: ImageDigest): Promise<void> {
+    const { objects, references, policy } = this.#parts;
+    if (!(await references.isLate(this.#view.active.path, name, policy.buildMs)))
+      throw new LazydiskError(
+        'NOT_FOUND',
+        `${objects.url}: ${name} means image ${digest}, which has no manifest, so what is garbage cannot be known; \`lazydisk fsck\` says more, \`lazydisk rm ${name}\` gives it up`,
+      );
+    this.live.lostNames.push(name);
   }
 
   /**

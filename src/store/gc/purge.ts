@@ -15,6 +15,7 @@ import type { ImageDigest } from '../store.ts';
 import { type Area, type View, writeIndex } from '../view.ts';
 import { carryLeased } from './carry-leased.ts';
 import { type Journal, journaled } from './journal.ts';
+import { litterPages } from './litter.ts';
 import { addLeased, type LiveSet, mark } from './mark.ts';
 import { restore } from './restore.ts';
 import type { GcOptions } from './sweep.ts';
@@ -215,6 +216,7 @@ class Purge {
       else held.push(outcome);
     }
     if (purged.length > 0 && !dryRun) await writeIndex(objects);
+    await this.#deleteLitter();
     const areas = new Set((await views.newerThan(0)).areas.map(({ path }) => path));
     const forgottenObjects = await forgetHosts(objects, policy, { areas, nowMs, dryRun });
     const carriedImages = this.#carried.size;
@@ -250,7 +252,7 @@ class Purge {
    */
   async #purgeRoot(look: Look): Promise<HeldArea | undefined> {
     const { area: root, areas } = look;
-    if (!root.isDeleting) await this.#checkMoved(root);
+    if (!root.isDeleting) await this.#checkMoved(root, look.view);
     this.#leasesSinceMs = look.nowMs - leaseTermMs(this.#parts.policy);
     const stuck = await this.#readLeases(look);
     if (stuck) return stuck;
@@ -351,18 +353,34 @@ class Purge {
     if (!this.#options.dryRun) await clock.sleep(times * policy.settleMs, this.#options.signal);
   }
 
-  /** Every name that the root has must be known to the next one: moved, set anew or removed. */
-  async #checkMoved(root: Area): Promise<void> {
+  async #deleteLitter(): Promise<void> {
+    const { objects, views } = this.#parts;
+    for await (const page of litterPages(this.#parts, await views.newerThan(0))) {
+      this.#options.signal?.throwIfAborted();
+      this.#counts.deletedObjects += page.length;
+      for (const { sizeBytes } of page) this.#counts.deletedBytes += sizeBytes;
+      if (!this.#options.dryRun) await objects.delete(page.map(({ key }) => key));
+    }
+  }
+
+  /**
+   * Every name that the root has must be known to a later one: moved, set anew or removed. But not one that a writer set
+   * when the next was open, and did not live to set there.
+   */
+  async #checkMoved(root: Area, view: View): Promise<void> {
     const { references, objects } = this.#parts;
     const next = rootPath(root.root + 1);
-    const there = await references.listIn(next);
-    for (const { name, digest } of (await references.listIn(root.path)).values()) {
-      if (digest === null || there.has(name)) continue;
+    const openedMs = view.areas.find(({ path }) => path === next)?.openedMs ?? 0;
+    const there = new Set<string>();
+    for (let number = root.root + 1; number <= view.active.root; number++)
+      for (const name of (await references.listIn(rootPath(number))).keys()) there.add(name);
+    for (const { name, digest, modifiedMs } of (await references.listIn(root.path)).values()) {
+      if (digest === null || there.has(name) || modifiedMs > openedMs) continue;
       // Another purge may be at it already, and its half-deleted names say nothing.
       if (await objects.head(stateKey(root.path, 'deleting'))) return;
       throw new LazydiskError(
         'CORRUPT',
-        `${objects.url}: ${root.path} has ${name}, which ${next} does not know: it stays`,
+        `${objects.url}: ${root.path} has ${name}, which ${next} does not know: it stays until ${name} is set or removed`,
       );
     }
   }

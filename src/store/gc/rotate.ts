@@ -11,7 +11,7 @@ import { leasedOf, leaseTermMs } from '../leases.ts';
 import type { StoreParts } from '../parts.ts';
 import { carryManifest } from '../place-manifest.ts';
 import type { NamedDigest } from '../references.ts';
-import type { Reference } from '../store.ts';
+import type { ImageDigest } from '../store.ts';
 import { type Area, type View, writeIndex } from '../view.ts';
 import { carryLeased } from './carry-leased.ts';
 import { IdTable } from './id-table.ts';
@@ -35,6 +35,8 @@ export interface RotateReport {
   readonly leasedImages: number;
   readonly movedChunks: number;
   readonly movedBytes: number;
+  /** Names that a stopped writer gave to what was deleted by then: they are removed. */
+  readonly lostNames: readonly string[];
   readonly retired: boolean;
 }
 
@@ -78,7 +80,10 @@ async function open(parts: StoreParts, view: View, signal: AbortSignal | undefin
   // A root that no listing shows any more once the next one is there would be forgotten with all that is in it.
   await objects.put(stateKey(view.active.path, 'opened'), Buffer.alloc(0));
   await clock.sleep(policy.settleMs, signal);
-  await objects.put(stateKey(next, 'opened'), Buffer.alloc(0));
+  await objects.put(stateKey(next, 'opened'), Buffer.alloc(0), { ifVersion: null }).catch((error) => {
+    // It stays as old as it is: names that the root before has by then have been moved.
+    if (!(error instanceof LazydiskError) || error.code !== 'BUSY') throw error;
+  });
   await clock.sleep(policy.settleMs, signal);
   await writeIndex(objects);
   const opened = await views.newerThan(0);
@@ -93,43 +98,73 @@ async function move(
   to: Area,
   journal: Journal,
   options: GcOptions<RotateProgress>,
-): Promise<{ names: number; movedChunks: number; movedBytes: number }> {
-  const { objects, references, views, clock, policy } = parts;
-  const counts = { names: 0, movedChunks: 0, movedBytes: 0 };
+): Promise<{ names: number; movedChunks: number; movedBytes: number; lostNames: string[] }> {
+  const { objects, references, views, policy } = parts;
+  const counts = { names: 0, movedChunks: 0, movedBytes: 0, lostNames: [] as string[] };
   const onCopied = (bytes: number) => {
     counts.movedChunks++;
     counts.movedBytes += bytes;
   };
   const there = await references.listIn(to.path);
   const names = live(await references.listIn(from.path));
+  const whole = new Set<ImageDigest>();
   for (const [done, reference] of names.entries()) {
     options.signal?.throwIfAborted();
     options.onProgress?.({ phase: 'move', done, total: names.length, movedBytes: counts.movedBytes });
     const { name, digest } = reference;
     if (there.has(name)) continue;
+    if (!whole.has(digest) && !(await bring(parts, from, to, reference, onCopied))) {
+      await references.inherit(to.path, { ...reference, digest: null });
+      counts.lostNames.push(name);
+      continue;
+    }
+    whole.add(digest);
     const view = await views.newerThan(policy.viewMs / 2);
-    const startedAt = clock.now();
-    const checkTime = () => {
-      if (clock.ageMs(startedAt) > policy.buildMs)
-        throw new LazydiskError('TIMEOUT', `${objects.url}: ${name} took too long to move: run it again`);
-    };
-    if (!(await ensureIn(parts, view, to.path, digest, { checkTime, onCopied })))
-      throw new LazydiskError(
-        'NOT_FOUND',
-        `${objects.url}: ${name} means image ${digest}, which has no manifest`,
-      );
     // The image may have come over before a key was added to it.
     for (const keyId of await manifestKeysIn(objects, from.path, digest))
       await carryManifest(objects, { digest, keyId }, areasOfRoot(view, from), to.path);
-    await references.inherit(to.path, reference, {});
+    await references.inherit(to.path, reference);
     counts.names++;
     await journal.write('running', { from: from.path, to: to.path, ...counts });
   }
   return counts;
 }
 
-function live(names: ReadonlyMap<string, NamedDigest>): Reference[] {
-  return [...names.values()].filter((name): name is Reference => name.digest !== null);
+/**
+ * The image of a name into the next root. False if it is not whole, and its writer was stopped for so long that it never
+ * may have been; else that is an error.
+ */
+async function bring(
+  parts: StoreParts,
+  from: Area,
+  to: Area,
+  { name, digest }: LiveName,
+  onCopied: (bytes: number) => void,
+): Promise<boolean> {
+  const { objects, references, views, clock, policy } = parts;
+  const view = await views.newerThan(policy.viewMs / 2);
+  const startedAt = clock.now();
+  const checkTime = () => {
+    if (clock.ageMs(startedAt) > policy.buildMs)
+      throw new LazydiskError('TIMEOUT', `${objects.url}: ${name} took too long to move: run it again`);
+  };
+  try {
+    if (await ensureIn(parts, view, to.path, digest, { checkTime, onCopied })) return true;
+    throw new LazydiskError(
+      'NOT_FOUND',
+      `${objects.url}: ${name} means image ${digest}, which has no manifest`,
+    );
+  } catch (error) {
+    const isLost = error instanceof LazydiskError && error.code === 'NOT_FOUND';
+    if (isLost && (await references.isLate(from.path, name, policy.buildMs))) return false;
+    throw error;
+  }
+}
+
+type LiveName = NamedDigest & { readonly digest: ImageDigest };
+
+function live(names: ReadonlyMap<string, NamedDigest>): LiveName[] {
+  return [...names.values()].filter((name): name is LiveName => name.digest !== null);
 }
 
 /** What a rotation would move, if it began now; the bytes are those of what names mean. */
@@ -162,6 +197,7 @@ async function preview(parts: StoreParts, view: View, nowMs: number): Promise<Ro
     leasedImages,
     movedChunks: seen.size,
     movedBytes,
+    lostNames: [],
     retired: false,
   };
 }

@@ -46,6 +46,8 @@ export interface SweepReport {
   readonly liveImages: number;
   /** Images that no name means and whose manifests are corrupt: as long as they count, no chunk is called garbage. */
   readonly unknownImages: number;
+  /** Names that a stopped writer gave to what was deleted by then: to be set again, or removed. */
+  readonly lostNames: readonly string[];
   /** What was put aside, or would be. */
   readonly sweptChunks: number;
   readonly sweptManifests: number;
@@ -117,6 +119,7 @@ class Sweep {
       ...this.#counts,
       liveImages: live.images.size,
       unknownImages: live.unknown.size,
+      lostNames: live.lostNames,
       trash: this.#opening ? this.#trash : null,
     };
   }

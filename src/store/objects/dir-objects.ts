@@ -115,6 +115,15 @@ export class DirObjects implements ObjectStore {
     if (keys.length > 0) yield await this.#infosOf(keys, options);
   }
 
+  /** As the file system stamps a file now. Throws NO_SPACE, UNAVAILABLE, ABORTED. */
+  async nowMs({ signal }: ObjectOptions = {}): Promise<number> {
+    let nowMs = 0;
+    await this.#writing(TMP, signal, async () => {
+      nowMs = await this.#writer.nowMs();
+    });
+    return nowMs;
+  }
+
   async canCompareAndSet(): Promise<boolean> {
     return true;
   }

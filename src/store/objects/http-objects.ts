@@ -78,6 +78,10 @@ export class HttpObjects implements ObjectStore {
     throw this.#unsupported();
   }
 
+  nowMs(): Promise<number> {
+    return Promise.reject(this.#unsupported());
+  }
+
   async canCompareAndSet(): Promise<boolean> {
     return false;
   }

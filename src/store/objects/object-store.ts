@@ -86,6 +86,11 @@ export interface ObjectStore {
    * certain order.
    */
   list(prefix: string, options?: ListOptions): AsyncIterable<readonly ObjectInfo[]>;
+  /**
+   * The time now by the clock that gives objects their times, in milliseconds since 1970. Whole seconds, rounded down, may
+   * be all that the store tells.
+   */
+  nowMs(options?: ObjectOptions): Promise<number>;
   /** Whether `ifVersion` is kept to. May ask the store, once. */
   canCompareAndSet(): Promise<boolean>;
 

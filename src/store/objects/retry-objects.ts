@@ -123,6 +123,10 @@ export class RetryObjects implements ObjectStore {
     return this.#startingOver(prefix, options, pages);
   }
 
+  nowMs(options: ObjectOptions = {}): Promise<number> {
+    return this.#retrying(options, () => this.#inner.nowMs(options));
+  }
+
   canCompareAndSet(): Promise<boolean> {
     return this.#retrying({}, () => this.#inner.canCompareAndSet());
   }

@@ -44,6 +44,8 @@ type Conditions = 'quoted' | 'bare' | 'none';
 
 const PROBE = Buffer.from('whether this store compares before it sets');
 const NOTHING = Buffer.alloc(0);
+/** A key of no object. */
+const NO_KEY = 'nothing';
 const NO_VERSION = '"00000000000000000000000000000000"';
 
 export class S3Objects implements ObjectStore {
@@ -128,6 +130,24 @@ export class S3Objects implements ObjectStore {
       checkKey(prefix, 'prefix');
       return this.#page(prefix, at, options);
     });
+  }
+
+  /** As the answer to a question is dated, whatever else it says. */
+  async nowMs({ signal }: ObjectOptions = {}): Promise<number> {
+    const what = `${this.url}: cannot ask for the time`;
+    const read = { method: 'HEAD', key: this.#pathOf(NO_KEY), bytesMax: 0, signal } as const;
+    let dateMs: number | undefined;
+    await this.#failing(
+      what,
+      'HeadObject',
+      () => this.#requests.read(read),
+      (failure) => {
+        dateMs = failure.dateMs;
+        return dateMs !== undefined;
+      },
+    );
+    if (dateMs !== undefined) return dateMs;
+    throw new LazydiskError('UNAVAILABLE', `${what}: an answer without a date`);
   }
 
   /** Tries it: there are stores that refuse conditions, and some that ignore them. */

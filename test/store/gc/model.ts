@@ -1,6 +1,7 @@
 /**
  * The model that garbage collection is checked by: builders, taggers, drives and collectors on many simulated machines,
- * all running the real code on one simulated store, killed at any moment; and a judge who sees the store as it is.
+ * all running the real code on one simulated store, stopped for any time or killed at any moment; and a judge who sees the
+ * store as it is.
  */
 import { createHash } from 'node:crypto';
 import { LazydiskError } from '../../../src/errors.ts';
@@ -11,6 +12,7 @@ import { purge } from '../../../src/store/gc/purge.ts';
 import { rotate } from '../../../src/store/gc/rotate.ts';
 import { sweep } from '../../../src/store/gc/sweep.ts';
 import { meaningOf, rootNumberOf } from '../../../src/store/layout.ts';
+import type { ObjectStore } from '../../../src/store/objects/object-store.ts';
 import type { StoreParts } from '../../../src/store/parts.ts';
 import type { StorePolicy } from '../../../src/store/policy.ts';
 import { RootStore } from '../../../src/store/root-store.ts';
@@ -31,8 +33,12 @@ const key = TenantKey.generate();
 export interface ModelOptions {
   readonly seed: number;
   readonly compareAndSet?: boolean;
+  /** Some processes are stopped, for longer than any period of the policy, and some of their changes hang as long. */
+  readonly pauses?: boolean;
   /** What collectors are given instead of the store's own parts: to see that the judge finds what is wrong. */
   readonly bend?: (parts: StoreParts) => StoreParts;
+  /** What everybody else is given instead of the store's objects, for the same. */
+  readonly bendObjects?: (objects: ObjectStore) => ObjectStore;
 }
 
 export interface ModelResult {
@@ -50,6 +56,8 @@ export class Model {
   readonly #ops: { name: string; digest: ImageDigest | null; startMs: number; endMs: number }[] = [];
   readonly #faults: string[] = [];
   readonly #done: Record<string, number> = {};
+  /** By when everybody who was stopped goes on, and what hung is done. */
+  #untilMs = 0;
 
   constructor(options: ModelOptions) {
     this.#options = options;
@@ -60,8 +68,9 @@ export class Model {
   async run(): Promise<ModelResult> {
     const first = this.#user();
     await this.#finish(RootStore.open(first, { create: true, policy: POLICY, clock: first.clock }));
-    const busyMs = 6 * POLICY.retentionMs;
+    const busyMs = (this.#options.pauses ? 9 : 6) * POLICY.retentionMs;
     const endMs = this.#sim.nowMs + busyMs;
+    this.#untilMs = endMs;
     this.#actor('build', endMs, 3, (store) => this.#build(store));
     this.#actor('tag', endMs, 2, (store) => this.#tag(store));
     this.#actor('remove', endMs, 1, (store) => this.#remove(store));
@@ -81,7 +90,13 @@ export class Model {
   }
 
   #user(): SimObjects {
-    return new SimObjects(this.#sim, this.#storage, TIMES, this.#options.compareAndSet ?? true);
+    const hung = this.#options.pauses ? { hung: { share: 0.002, untilMs: this.#untilMs } } : {};
+    return new SimObjects(
+      this.#sim,
+      this.#storage,
+      { ...TIMES, ...hung },
+      this.#options.compareAndSet ?? true,
+    );
   }
 
   #collector(store: RootStore): StoreParts {
@@ -101,13 +116,15 @@ export class Model {
       await this.#sim.delay(random.next() * pauseMs);
       while (this.#sim.nowMs < endMs) {
         const user = this.#user();
-        const process = RootStore.open(user, { clock: user.clock }).then((store) => work(store, user));
+        const objects = this.#options.bendObjects?.(user) ?? user;
+        const process = RootStore.open(objects, { clock: user.clock }).then((store) => work(store, user));
         const ended = process.then(
           (report) => this.#ended(what, report),
           (error) => this.#failed(what, error),
         );
         // One in five dies in the middle of it.
-        const lifeMs = random.next() < 0.2 ? random.next() * POLICY.buildMs : Number.POSITIVE_INFINITY;
+        let lifeMs = random.next() < 0.2 ? random.next() * POLICY.buildMs : Number.POSITIVE_INFINITY;
+        if (this.#options.pauses && random.next() < 0.2) lifeMs = await this.#stop(what, user, ended);
         if (Number.isFinite(lifeMs)) {
           await Promise.race([ended, this.#sim.delay(lifeMs)]);
           user.isDead = true;
@@ -116,6 +133,24 @@ export class Model {
       }
     };
     for (let n = 0; n < count; n++) void machine();
+  }
+
+  /** Stops a process in the middle of its work, and gives how long it lives when it has gone on. */
+  #stop(what: string, user: SimObjects, ended: Promise<void>): Promise<number> {
+    const { random } = this.#sim;
+    const { promise, resolve } = Promise.withResolvers<number>();
+    const stop = () => {
+      const untilMs = Math.min(this.#sim.nowMs + random.next() * 4 * POLICY.retentionMs, this.#untilMs);
+      // A drive that takes an old view for a new one may read of what is gone.
+      user.stop(untilMs, what === 'attach' || random.next() < 0.5);
+      this.#count('stopped');
+      const afterMs = random.next() < 0.3 ? random.next() * POLICY.settleMs : Number.POSITIVE_INFINITY;
+      resolve(untilMs - this.#sim.nowMs + afterMs);
+    };
+    // Just before something is written or taken away, where it matters most, or anywhere.
+    if (random.next() < 0.7) user.beforeChange(random.below(12), stop);
+    else void this.#sim.delay(random.next() * POLICY.buildMs).then(stop);
+    return Promise.race([ended.then(() => Number.POSITIVE_INFINITY), promise]);
   }
 
   #ended(what: string, report: unknown): void {
@@ -179,8 +214,12 @@ export class Model {
       await (digest === null ? writer.removeReference(name) : writer.putReference(name, digest));
       op.endMs = this.#sim.nowMs;
     } catch (error) {
-      // Refused before anything was written; after any other failure it may have been.
-      if (error instanceof LazydiskError && error.code === 'NOT_FOUND')
+      // Refused before anything was written, or taken back; after any other failure it may have been.
+      if (
+        error instanceof LazydiskError &&
+        error.code === 'NOT_FOUND' &&
+        !error.message.includes('set it again')
+      )
         this.#ops.splice(this.#ops.indexOf(op), 1);
       throw error;
     }
@@ -206,6 +245,7 @@ export class Model {
     const name = random.pick(NAMES);
     const reference = await store.getReference(name);
     if (!reference) return;
+    if (this.#isLate(name, reference.digest)) return;
     const endMs = this.#sim.nowMs + random.next() * POLICY.retentionMs;
     const manifest = await store.getManifest(reference.digest, key.id);
     if (!manifest && this.#sim.nowMs < endMs && !user.isDead)
@@ -258,19 +298,37 @@ export class Model {
         if (meaning.area === view.active.path) active.manifests.add(meaning.digest);
       }
     }
-    // What a writer goes by who gives an image a name: its manifest is in the root, so its chunks are.
-    for (const digest of active.manifests)
+    // Unless a writer was stopped before it put it, a manifest in the root finds its chunks there.
+    for (const digest of this.#options.pauses ? [] : active.manifests)
       for (const id of this.#chunksOf.get(digest)!)
         if (!active.chunks.has(id))
           this.#faults.push(`at ${this.#sim.nowMs}: chunk ${id.slice(0, 8)} of unnamed ${digest} is gone`);
     for (const [name, digest] of named) {
-      if (digest === null) continue;
+      if (digest === null || this.#isLate(name, digest)) continue;
       if (!there.manifests.has(digest))
         this.#faults.push(`at ${this.#sim.nowMs}: the manifest of ${name} is gone`);
       for (const id of this.#chunksOf.get(digest)!)
         if (!there.chunks.has(id))
           this.#faults.push(`at ${this.#sim.nowMs}: chunk ${id.slice(0, 8)} of ${name} is gone`);
     }
+  }
+
+  /**
+   * Whether a name was set by a writer that was stopped for too long, and has not come to its end: what it means may be
+   * gone.
+   */
+  #isLate(name: string, digest: ImageDigest): boolean {
+    const isOpen = this.#ops.some(
+      (op) => op.name === name && op.digest === digest && !Number.isFinite(op.endMs),
+    );
+    if (!isOpen) return false;
+    for (const [at, { bytes, modifiedMs }] of this.#storage.objects) {
+      const meaning = meaningOf(at);
+      if (meaning?.kind !== 'reference' || meaning.name !== name || meaning.from !== 'references') continue;
+      const { digest: found, begun } = JSON.parse(bytes.toString());
+      if (found === digest && modifiedMs - Date.parse(begun) > POLICY.buildMs) return true;
+    }
+    return false;
   }
 
   /** What each name means in the end is what the last to set it said, or one of the last who set it at the same time. */
@@ -281,6 +339,9 @@ export class Model {
         ({ endMs }) => !ops.some(({ startMs, endMs: end }) => Number.isFinite(end) && startMs > endMs),
       );
       const found = (await this.#finish(store.getReference(name)))?.digest ?? null;
+      // A rotation removes a name of nothing that a stopped writer left.
+      if (found === null && this.#options.pauses && last.some(({ endMs }) => !Number.isFinite(endMs)))
+        continue;
       if (ops.length > 0 && !last.some(({ digest }) => digest === found))
         this.#faults.push(
           `${name} means ${found}, and was last set to ${last.map(({ digest }) => digest).join(' or ')}`,

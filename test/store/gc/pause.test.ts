@@ -1,10 +1,14 @@
 /** Processes that are stopped at a bad moment, for longer than any period, and then go on as if nothing had happened. */
+import { readdirSync } from 'node:fs';
+import { basename, join } from 'node:path';
+import { setTimeout as sleep } from 'node:timers/promises';
 import t from 'tap';
 import { TenantKey } from '../../../src/format/keys.ts';
 import { purge } from '../../../src/store/gc/purge.ts';
 import { rotate } from '../../../src/store/gc/rotate.ts';
 import { sweep } from '../../../src/store/gc/sweep.ts';
-import { DirObjects } from '../../../src/store/objects/dir-objects.ts';
+import type { RootStore } from '../../../src/store/root-store.ts';
+import type { ImageDigest } from '../../../src/store/store.ts';
 import {
   AGING_POLICY,
   agingStore,
@@ -13,24 +17,22 @@ import {
   isWholeFor,
   RETENTION_MS,
 } from '../../support/aging-store.ts';
+import { withCalls } from '../../support/fsck-store.ts';
 import { PausedObjects } from '../../support/paused-objects.ts';
 import { putDisk } from '../../support/stored-disk.ts';
 
 const key = TenantKey.generate();
 
 t.test('a sweep that takes away late what has come to be needed leaves it in its trash', async (t) => {
-  const { dir, open, openOn, pass, store } = await agingStore(t);
-  const disk = diskOf();
-  await putDisk(store, key, 'first', disk);
+  const { dir, disk, open, openOn, pass, store } = await agingStore(t);
+  const content = diskOf();
+  await putDisk(store, key, 'first', content);
   await (await store.writer()).removeReference('first');
   pass(AGING_POLICY.graceMs + 1_000);
-  const objects = new PausedObjects(
-    new DirObjects(dir),
-    (change, at) => change === 'delete' && at.includes('/chunks/'),
-  );
+  const objects = new PausedObjects(disk(), (change, at) => change === 'delete' && at.includes('/chunks/'));
   const sweeping = sweep((await openOn(objects)).parts);
   await objects.stopped;
-  const image = await putDisk(await open(), key, 'second', disk);
+  const image = await putDisk(await open(), key, 'second', content);
   for (let turn = 0; turn < 3; turn++) {
     pass(RETENTION_MS);
     t.match(await purge((await open()).parts), { purged: [], held: [{ why: /^its sweep has not ended/ }] });
@@ -46,21 +48,17 @@ t.test('a sweep that takes away late what has come to be needed leaves it in its
 });
 
 t.test('a sweep that fails closes its trash, and one that was killed leaves it to its root', async (t) => {
-  const { dir, open, openOn, pass, store } = await agingStore(t);
+  const { disk, open, openOn, pass, store } = await agingStore(t);
   await putDisk(store, key, 'kept', diskOf());
   await putDisk(store, key, 'gone', diskOf());
   await (await store.writer()).removeReference('gone');
   pass(AGING_POLICY.graceMs + 1_000);
-  class Refusing extends DirObjects {
-    override async delete(): Promise<void> {
-      throw new Error('EACCES');
-    }
-  }
-  await t.rejects(sweep((await openOn(new Refusing(dir))).parts), { message: /EACCES/ });
+  const refusing = withCalls(disk(), { delete: () => Promise.reject(new Error('EACCES')) });
+  await t.rejects(sweep((await openOn(refusing)).parts), { message: /EACCES/ });
   pass(RETENTION_MS);
   t.match(await purge(store.parts), { purged: [/^trash/], held: [] });
 
-  const objects = new PausedObjects(new DirObjects(dir), (change) => change === 'delete');
+  const objects = new PausedObjects(disk(), (change) => change === 'delete');
   void sweep((await openOn(objects)).parts);
   await objects.stopped;
   pass(RETENTION_MS);
@@ -70,3 +68,144 @@ t.test('a sweep that fails closes its trash, and one that was killed leaves it t
   t.match(await purge(store.parts), { purged: ['roots/1', /^trash/], held: [] });
   t.equal((await (await open()).listReferences()).length, 1);
 });
+
+t.test('a name that a stopped writer gives to what was deleted meanwhile is taken back', async (t) => {
+  const { disk, open, openOn, pass, store } = await agingStore(t);
+  const former = await putDisk(store, key, 'app', diskOf());
+  const stoppedAt = (part: string) => new PausedObjects(disk(), (_, at) => at.includes(part));
+  const [naming, renaming] = [stoppedAt('history/new'), stoppedAt('history/app')];
+  const builds = [
+    putDisk(await openOn(naming), key, 'new', diskOf(2)),
+    putDisk(await openOn(renaming), key, 'app', diskOf(3)),
+  ];
+  await Promise.all([naming.stopped, renaming.stopped]);
+  await collect(store, pass);
+  // A machine that goes on from a snapshot does not know how long it stood still.
+  const failed = Promise.all(
+    builds.map((build) =>
+      t.rejects(build, { code: 'NOT_FOUND', message: /; (?:new|app):latest means .* again/ }),
+    ),
+  );
+  naming.resume();
+  renaming.resume();
+  await failed;
+  t.equal(await (await open()).getReference('new'), undefined);
+  t.equal((await (await open()).getReference('app'))?.digest, former.digest);
+  t.match(await sweep(store.parts), { lostNames: [] });
+});
+
+t.test('a name that was set since is not taken back', async (t) => {
+  const { disk, open, openOn, pass, store } = await agingStore(t);
+  const objects = new PausedObjects(
+    disk(),
+    (change, at) => change === 'put' && at.endsWith('/app%3Alatest.json'),
+  );
+  const late = putDisk(await openOn(objects), key, 'app', diskOf());
+  await objects.stopped;
+  await collect(store, pass);
+  const image = await putDisk(await open(), key, 'app', diskOf());
+  objects.resume();
+  await t.rejects(late);
+  t.equal((await (await open()).getReference('app'))?.digest, image.digest);
+});
+
+t.test('a writer that dies after it named what was deleted stops no collector', async (t) => {
+  const { disk, open, openOn, pass, store } = await agingStore(t);
+  await putDisk(store, key, 'kept', diskOf());
+  // What it asks after its name is written is never answered.
+  let isNamed = false;
+  const objects = new PausedObjects(disk(), (_, at) => at.includes('history/lost'));
+  const dying = withCalls(objects, {
+    put: async (at, bytes, options) => {
+      await objects.put(at, bytes, options);
+      isNamed = at.includes('/references/lost');
+      if (isNamed) await new Promise(() => {});
+    },
+  });
+  void putDisk(await openOn(dying), key, 'lost', diskOf());
+  await objects.stopped;
+  await collect(store, pass);
+  objects.resume();
+  while (!(await (await open()).getReference('lost'))) await sleep(5);
+  t.match(await sweep(store.parts), { lostNames: ['lost:latest'], liveImages: 2 });
+  t.match(await rotate(store.parts), { lostNames: ['lost:latest'], names: 1, retired: true });
+  t.match(
+    (await (await open()).listReferences()).map(({ name }) => name),
+    ['kept:latest'],
+  );
+  pass(RETENTION_MS);
+  t.match(await purge(store.parts), { purged: ['roots/1'], held: [] });
+});
+
+t.test('a manifest that a stopped writer put is no proof that its chunks are there', async (t) => {
+  const { dir, disk, open, openOn, pass, store } = await agingStore(t);
+  const objects = new PausedObjects(disk(), (request, at) => request === 'put' && at.includes('/manifests/'));
+  const late = putDisk(await openOn(objects), key, 'app', diskOf());
+  await objects.stopped;
+  await collect(store, pass);
+  objects.resume();
+  await t.rejects(late, { code: 'TIMEOUT' });
+  const [keyFile] = readdirSync(join(dir, 'roots/1/manifests'), {
+    recursive: true,
+    withFileTypes: true,
+  }).filter((entry) => entry.isFile());
+  const digest = `sha256:${basename(keyFile!.parentPath)}` as ImageDigest;
+  await t.rejects((await (await open()).writer()).putReference('tagged', digest), {
+    code: 'NOT_FOUND',
+    message: /chunk 0 .* is nowhere in the store; tagged:latest means nothing again/,
+  });
+  t.equal(await (await open()).getReference('tagged'), undefined);
+});
+
+t.test(
+  'what is written late into a root that is gone is no image, and goes with the next purge',
+  async (t) => {
+    const { dir, disk, open, openOn, pass, store } = await agingStore(t);
+    await putDisk(store, key, 'kept', diskOf());
+    const objects = new PausedObjects(disk(), (request, at) => request === 'put' && at.includes('/chunks/'));
+    const late = putDisk(await openOn(objects), key, 'late', diskOf());
+    await objects.stopped;
+    await rotate(store.parts);
+    pass(RETENTION_MS);
+    t.match(await purge(store.parts), { purged: ['roots/1'] });
+    objects.resume();
+    await t.rejects(late);
+    t.equal(filesIn(dir, 'roots/1').length, 4);
+    t.match(await purge(await (await open()).parts, { dryRun: true }), { purged: [], deletedObjects: 4 });
+    t.match(await purge((await open()).parts), { purged: [], deletedObjects: 4 });
+    t.equal(filesIn(dir, 'roots/1').length, 0);
+    t.match(
+      (await (await open()).listReferences()).map(({ name }) => name),
+      ['kept:latest'],
+    );
+  },
+);
+
+t.test('a rotation that opens a root once more when that is gone holds up nothing', async (t) => {
+  const { dir, disk, open, openOn, pass, store } = await agingStore(t);
+  await putDisk(store, key, 'kept', diskOf());
+  const objects = new PausedObjects(disk(), (_, at) => at === 'state/roots/2/opened');
+  const late = rotate((await openOn(objects)).parts);
+  await objects.stopped;
+  for (let turn = 0; turn < 3; turn++) {
+    await rotate((await open()).parts);
+    pass(RETENTION_MS);
+    await purge((await open()).parts);
+  }
+  t.same(filesIn(dir, 'state/roots/2'), []);
+  objects.resume();
+  await t.rejects(late, { code: 'BUSY' });
+  t.same(filesIn(dir, 'state/roots/2'), ['opened']);
+  pass(RETENTION_MS);
+  await rotate((await open()).parts);
+  pass(RETENTION_MS);
+  t.match(await purge((await open()).parts), { purged: ['roots/2', 'roots/4'], held: [] });
+});
+
+/** All that no name means by now goes. */
+async function collect(store: RootStore, pass: (ms: number) => void): Promise<void> {
+  pass(AGING_POLICY.graceMs + 1_000);
+  await sweep(store.parts);
+  pass(RETENTION_MS);
+  await purge(store.parts);
+}

@@ -1,0 +1,48 @@
+/**
+ * What lies in areas that are gone: a process that was stopped, or whose write hung, writes into the root or the trash that
+ * it knew, which may have been purged since. Nobody reads it there, so it is only a waste.
+ */
+import { type AreaPath, isAreaPath, meaningOf, rootNumberOf, stateKey } from '../layout.ts';
+import type { ObjectInfo } from '../objects/object-store.ts';
+import type { StoreParts } from '../parts.ts';
+import type { View } from '../view.ts';
+
+const BATCH_MAX = 1000;
+
+/** Pages of all of it. `view` must be one of now. */
+export async function* litterPages(
+  { objects }: StoreParts,
+  view: View,
+): AsyncGenerator<readonly ObjectInfo[]> {
+  for (const area of await strayAreas(objects, view))
+    for await (const page of objects.list(`${area}/`, { pageMax: BATCH_MAX })) {
+      const ours = page.filter(({ key }) => meaningOf(key));
+      if (ours.length > 0) yield ours;
+    }
+}
+
+/** Areas with objects that the store does not know: roots older than all that it has, and trash without a marker. */
+async function strayAreas(objects: StoreParts['objects'], view: View): Promise<AreaPath[]> {
+  const known = new Set(view.areas.map(({ path }) => path));
+  const oldest = Math.min(
+    view.active.root,
+    ...view.retired.map(({ root }) => root),
+    view.draining?.root ?? Number.POSITIVE_INFINITY,
+  );
+  const unknown = new Set<AreaPath>();
+  for (const folder of ['roots/', 'trash/'])
+    for await (const page of objects.list(folder, { shallow: true }))
+      for (const { key } of page) {
+        const area = key.split('/', 2).join('/');
+        if (!isAreaPath(area) || known.has(area)) continue;
+        if (folder === 'trash/' || rootNumberOf(area) < oldest) unknown.add(area);
+      }
+  const stray: AreaPath[] = [];
+  for (const area of unknown) {
+    // It may be so new that no listing shows its marker.
+    const markers = [stateKey(area, 'opened'), stateKey(area, 'deleting')];
+    const found = await Promise.all(markers.map((key) => objects.head(key)));
+    if (found.every((info) => info === undefined)) stray.push(area);
+  }
+  return stray;
+}
