@@ -30,9 +30,9 @@ import {
   WRITER_VERSION_BYTES,
 } from './manifest-layout.ts';
 
-/** What is done between two pauses: some 0.3 ms. */
-const STEP_BYTES = 512 * 1024;
-const STEP_ENTRIES = 64 * 1024;
+/** What is done between two pauses: some 0.2 ms, also before the compiler has looked at it. */
+const STEP_BYTES = 256 * 1024;
+const STEP_ENTRIES = 8 * 1024;
 
 export class ClearManifest {
   readonly diskBytes: number;
@@ -176,7 +176,8 @@ export class ClearManifest {
   *#checkTable(): Steps<void> {
     let previous = -1;
     for (let entry = 0; entry < this.storedChunks; entry++) {
-      const [index, length] = [this.#indices[entry]!, this.#lengths[entry]!];
+      const index = this.#indices[entry]!;
+      const length = this.#lengths[entry]!;
       if (index <= previous) throw corrupt('its chunks are not in order');
       previous = index;
       if (length < SEALED_BYTES_MIN || length > SEALED_BYTES_MAX)
