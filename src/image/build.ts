@@ -109,7 +109,10 @@ export async function buildImage(options: BuildOptions): Promise<BuildReport> {
       ...(options.sizeBytes !== undefined && { sizeBytes: options.sizeBytes }),
       contentDigest: source.digest,
     });
-    await layout.emit((chunk, bytes) => encoder.add(bytes, (ref) => (metadataRefs[chunk] = ref)));
+    await layout.emit(
+      (chunk, bytes) => encoder.add(bytes, (ref) => (metadataRefs[chunk] = ref)),
+      () => encoder.takeBuffer(),
+    );
     await encoder.drain();
 
     progress.enter('commit');

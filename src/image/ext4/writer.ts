@@ -6,7 +6,7 @@
 import { createHash } from 'node:crypto';
 import { isZero } from '../../format/chunk-codec.ts';
 import { CHUNK_BYTES } from '../../format/chunk-id.ts';
-import type { MergedTree } from '../tree.ts';
+import type { ChunkSink, MergedTree } from '../tree.ts';
 import {
   contentPieces,
   filePlaces,
@@ -36,8 +36,11 @@ export interface Ext4Layout {
   readonly diskBytes: number;
   /** Chunks in front of data chunk 0; what lies behind the last data chunk is free, and zeroes. */
   readonly metadataChunks: number;
-  /** Gives every metadata chunk that is not all zero to `sink`, in ascending order; `bytes` is the sink's. */
-  emit(sink: (chunkIndex: number, bytes: Buffer) => Promise<void>): Promise<void>;
+  /**
+   * Gives every metadata chunk that is not all zero to `sink`, in ascending order; `bytes` is the sink's. `takeBuffer`
+   * gives the memory of a chunk, whatever it holds; by default each is fresh.
+   */
+  emit(sink: ChunkSink, takeBuffer?: () => Buffer): Promise<void>;
 }
 
 export interface LayoutOptions {
@@ -75,7 +78,8 @@ export async function layoutExt4(tree: MergedTree, options: LayoutOptions): Prom
   return {
     diskBytes: geometry.diskBytes,
     metadataChunks,
-    emit: (sink) => emitPieces(allPieces(plan, geometry, places, identity), sink),
+    emit: (sink, takeBuffer = () => Buffer.allocUnsafeSlow(CHUNK_BYTES)) =>
+      emitPieces(allPieces(plan, geometry, places, identity), sink, takeBuffer),
   };
 }
 
@@ -162,21 +166,21 @@ function* directoriesOf(plan: Plan): Generator<number> {
   for (const { number, directory } of plan.inodes) if (directory) yield number;
 }
 
-async function emitPieces(
-  pieces: Iterable<Piece>,
-  sink: (chunkIndex: number, bytes: Buffer) => Promise<void>,
-): Promise<void> {
+async function emitPieces(pieces: Iterable<Piece>, sink: ChunkSink, takeBuffer: () => Buffer): Promise<void> {
   let open: { chunk: number; bytes: Buffer } | undefined;
-  const close = async () => {
-    if (open && !isZero(open.bytes)) await sink(open.chunk, open.bytes);
+  /** The buffer of the chunk that is done: given away, or used for the next one. */
+  const close = async (): Promise<Buffer | undefined> => {
+    if (!open || isZero(open.bytes)) return open?.bytes;
+    await sink(open.chunk, open.bytes);
+    return undefined;
   };
   for (const piece of pieces) {
     for (let n = 0; n < piece.blocks; n++) {
       const block = piece.block + n;
       const chunk = Math.floor(block / BLOCKS_PER_CHUNK);
       if (chunk !== open?.chunk) {
-        await close();
-        open = { chunk, bytes: Buffer.alloc(CHUNK_BYTES) };
+        const bytes: Buffer = (await close()) ?? takeBuffer();
+        open = { chunk, bytes: bytes.fill(0) };
       }
       const at = (block % BLOCKS_PER_CHUNK) * BLOCK_BYTES;
       piece.write(open.bytes.subarray(at, at + BLOCK_BYTES), n);
