@@ -148,6 +148,22 @@ t.test('a new connection that breaks is no reason to try again', async (t) => {
   t.equal(others.length, 1);
 });
 
+t.test('a host none of whose addresses answers says why', async (t) => {
+  const client = new HttpClient({
+    lookup: (_host, _options, callback) =>
+      callback(null, [
+        { address: '127.0.0.1', family: 4 },
+        { address: '127.0.0.2', family: 4 },
+      ]),
+  });
+  t.teardown(() => client.close());
+  const url = { protocol: 'http:', hostname: 'two.test', port: '1', path: '/x' };
+  await t.rejects(client.request({ method: 'GET', url, headers: {}, bytesMax: 1, signal: undefined }), {
+    code: 'UNAVAILABLE',
+    message: /^two\.test:1: .*REFUSED/,
+  });
+});
+
 t.test('an answer that is cut short is never taken for a whole one', async (t) => {
   const cut = [
     ['HTTP/1.1 200 OK\r\ncontent-length: 10\r\n\r\nabc', /truncated, 3 of 10 bytes/],

@@ -23,7 +23,11 @@ export class DelayProxy {
   static async start(port: number, roundTripMs: number): Promise<DelayProxy> {
     const words = [import.meta.filename, String(port), String(roundTripMs / 2)];
     const child = spawn(process.execPath, words, { stdio: ['pipe', 'pipe', 'inherit'] });
-    const [line] = await once(child.stdout!, 'data');
+    const ended = once(child, 'exit').then(() => {
+      throw new Error('the delay proxy does not start');
+    });
+    const [line] = await Promise.race([once(child.stdout!, 'data'), ended]);
+    ended.catch(() => undefined);
     return new DelayProxy(child, Number(line));
   }
 

@@ -211,11 +211,12 @@ export class HttpConnection {
 
   /** For an exchange that the end of the connection cut short. */
   #brokenError(cause?: Error): LazydiskError {
-    const why = cause ? errorText(cause) : 'the server hung up';
+    const code = (cause as NodeJS.ErrnoException | undefined)?.code;
+    // Where a host has several addresses and none answers, there is a code and no message.
+    const why = cause ? errorText(cause) || `${code}` : 'the server hung up';
     const response = this.#exchange?.response;
     if (response && response.status > 0)
       return this.#error(`answer truncated, ${response.text}${cause ? `: ${why}` : ''}`, cause);
-    const code = (cause as NodeJS.ErrnoException | undefined)?.code;
     const isClosed = cause === undefined || code === 'ECONNRESET' || code === 'EPIPE';
     if (!this.#isUsed || !isClosed || this.#filled > 0) return this.#error(why, cause);
     return new StaleConnectionError('UNAVAILABLE', `${this.#origin.host}: ${why}`, { cause });
