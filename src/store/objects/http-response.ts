@@ -15,7 +15,7 @@ const STATUS_LINE = /^HTTP\/1\.([01]) ([1-9]\d\d)(?: [\t\x20-\x7e\x80-\xff]*)?$/
 const HEADER_LINE = /^([!#$%&'*+.^_`|~0-9A-Za-z-]+):[ \t]*([\t\x20-\x7e\x80-\xff]*)$/;
 const LENGTH = /^\d{1,15}$/;
 /** With extensions, which mean nothing to us. */
-const CHUNK_SIZE = /^([0-9A-Fa-f]{1,8})[ \t]*(?:;[\t\x20-\x7e\x80-\xff]*)?$/;
+const CHUNK_SIZE = /^([0-9A-Fa-f]{1,8})(?:;[\x21-\x7e]*)?$/;
 
 /** What follows next: the end of a body is told by its length, its last chunk, or the end of the connection. */
 type Phase = 'head' | 'length' | 'close' | 'chunk-size' | 'chunk-data' | 'chunk-end' | 'trailer' | 'done';
@@ -133,8 +133,9 @@ export class HttpResponse {
     if (!match) throw new HttpSyntaxError('not a response of HTTP/1.1');
     const status = Number(match[2]);
     const headers = parseHeaders(lines);
-    if (status >= 200) this.#begin(status, headers, match[1] === '1');
-    else if (status === 101 || ++this.#interims > INTERIM_MAX)
+    const isNew = match[1] === '1';
+    if (status >= 200) this.#begin(status, headers, isNew);
+    else if (status === 101 || !isNew || ++this.#interims > INTERIM_MAX)
       throw new HttpSyntaxError(`a response of ${status}`);
     return end + 4;
   }
