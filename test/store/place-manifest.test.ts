@@ -1,4 +1,5 @@
 /** Writes that are bounded in time, and tried again while the store is waited for. */
+import { setTimeout as delay } from 'node:timers/promises';
 import t from 'tap';
 import { LazydiskError } from '../../src/errors.ts';
 import { systemClock } from '../../src/store/clock.ts';
@@ -18,8 +19,9 @@ function hanging(times: number) {
   const write = async ({ signal }: { signal?: AbortSignal }) => {
     write.calls++;
     if (write.calls > times) return;
-    await new Promise((_, reject) => {
-      signal!.addEventListener('abort', () => reject(new LazydiskError('ABORTED', 'given up')));
+    // The timer stands for the request that is in flight: the signal's own keeps no process alive.
+    await delay(60_000, undefined, { signal: signal! }).catch((cause) => {
+      throw new LazydiskError('ABORTED', 'given up', { cause });
     });
   };
   write.calls = 0;
