@@ -1,5 +1,5 @@
 /** The entry of `lazydisk`. A reader of stdout who leaves early (`lazydisk images | head`) is no error. */
-import { runCommandLine } from './cli/program.ts';
+import { VERSION } from './version.ts';
 
 for (const stream of [process.stdout, process.stderr]) {
   stream.on('error', (error: NodeJS.ErrnoException) => {
@@ -8,4 +8,11 @@ for (const stream of [process.stdout, process.stderr]) {
   });
 }
 
-process.exitCode = await runCommandLine(process.argv.slice(2));
+const words = process.argv.slice(2);
+if (words.length === 1 && (words[0] === '--version' || words[0] === '-V')) {
+  // Asked for by scripts, often: it takes nothing of the rest.
+  process.stdout.write(`${VERSION}\n`);
+} else {
+  const { runCommandLine } = await import('./cli/program.ts');
+  process.exitCode = await runCommandLine(words);
+}

@@ -24,7 +24,7 @@ JSON: name, image, digest, fuse (path, or null without FUSE), nbd (URI), nbdTcp 
 
 async function attach(image: string, options: AttachOptions): Promise<void> {
   const { name } = options;
-  const drive = await clientOf(options).attach(name === undefined ? { image } : { image, name });
+  const drive = await (await clientOf(options)).attach(name === undefined ? { image } : { image, name });
   answer(options, drive, describeDrive);
 }
 

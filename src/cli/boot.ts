@@ -57,7 +57,7 @@ timings { attachMs, userlandMs, totalMs }, the last two counted from QEMU's star
 async function boot(image: string, options: BootOptions): Promise<void> {
   const memoryMb = Math.ceil(parseSize(options.memory) / 1024 ** 2);
   const timeoutMs = parseDuration(options.timeout);
-  const client = clientOf(options);
+  const client = await clientOf(options);
   const name = `${driveNameFor(image).slice(0, 100)}-boot-${randomBytes(4).toString('hex')}`;
   const startMs = performance.now();
   const attached = await client.attach({ image, name });

@@ -5,8 +5,8 @@
  */
 import { resolve } from 'node:path';
 import { type Command, Option } from 'commander';
-import { ControlClient } from '../daemon/client.ts';
-import { defaultRunDir } from '../daemon/run-dir.ts';
+import type { ControlClient } from '../daemon/client.ts';
+import { defaultRunDir } from '../daemon/run-paths.ts';
 import { LazydiskError } from '../errors.ts';
 import type { KeyRing } from '../store/key-ring.ts';
 import type { Patience } from '../store/objects/retry-objects.ts';
@@ -69,7 +69,8 @@ export function runDirOf(options: RunDirOptions): string {
   return resolve(options.runDir ?? defaultRunDir());
 }
 
-export function clientOf(options: RunDirOptions): ControlClient {
+export async function clientOf(options: RunDirOptions): Promise<ControlClient> {
+  const { ControlClient } = await import('../daemon/client.ts');
   return new ControlClient(runDirOf(options));
 }
 

@@ -17,6 +17,6 @@ JSON: name.`,
 }
 
 async function detach(drive: string, options: JsonOptions & RunDirOptions): Promise<void> {
-  await clientOf(options).detach(drive);
+  await (await clientOf(options)).detach(drive);
   answer(options, { name: drive }, ({ name }) => `detached ${name}\n`);
 }

@@ -12,7 +12,7 @@ export function drivesCommand(): Command {
 }
 
 async function drives(options: JsonOptions & RunDirOptions): Promise<void> {
-  answer(options, await clientOf(options).drives(), (attached) => {
+  answer(options, await (await clientOf(options)).drives(), (attached) => {
     if (attached.length === 0) return 'no drives\n';
     const columns = [
       { title: 'drive' },

@@ -17,7 +17,9 @@ A node that is "out" failed too often: it is only probed, and its shards are mad
 k, m, nodes [name, zone, weight, up, connected, requests, errors, ejections, bytesRead, bytesWritten, p50Ms, p99Ms,
 lastError], reconstructions, repairs, leaseWins, leaseWaits, tooFew, fills, fillsDropped.`,
     )
-    .action(async (options: Options) => answer(options, await clientOf(options).fleet(), describeFleet));
+    .action(async (options: Options) =>
+      answer(options, await (await clientOf(options)).fleet(), describeFleet),
+    );
   const where = withJson(withRunDir(new Command('where')))
     .description('ask the nodes which of them holds which shards')
     .argument('<chunk|image>', 'a chunk id (64 hex digits), NAME[:TAG] or sha256:…')
@@ -28,7 +30,7 @@ JSON: chunks, readable, nodes [node, zone, expected, there, bytes, unreachable],
 shards [node, state, index, bytes, why].`,
     )
     .action(async (what: string, options: Options) =>
-      answer(options, await clientOf(options).fleetPlaces(what), describePlaces),
+      answer(options, await (await clientOf(options)).fleetPlaces(what), describePlaces),
     );
   return new Command('fleet').description('look at the shared cache').addCommand(status).addCommand(where);
 }

@@ -54,7 +54,7 @@ async function images(options: ImagesOptions): Promise<void> {
 }
 
 async function findImages(options: ImagesOptions): Promise<ImageInfo[]> {
-  if (!options.store) return clientOf(options).images();
+  if (!options.store) return (await clientOf(options)).images();
   const { describeImages } = await import('../daemon/image-info.ts');
   return usingKeys(options, (store, keys) => describeImages(store, keys));
 }

@@ -2,56 +2,40 @@
 import { Command, CommanderError } from 'commander';
 import { errorText } from '../errors.ts';
 import { VERSION } from '../version.ts';
-import { attachCommand } from './attach.ts';
-import { bootCommand } from './boot.ts';
-import { buildCommand } from './build.ts';
-import { copyCommand } from './copy.ts';
-import { detachCommand } from './detach.ts';
-import { drivesCommand } from './drives.ts';
 import { EXIT_CODES, exitCodeOf, exitCodesHelp } from './exit-codes.ts';
-import { exportCommand } from './export.ts';
-import { fleetCommand } from './fleet.ts';
-import { fsckCommand } from './fsck.ts';
-import { gcCommand } from './gc.ts';
-import { imagesCommand } from './images.ts';
-import { inspectCommand } from './inspect.ts';
-import { keyCommand } from './key.ts';
-import { rmCommand } from './rm.ts';
-import { serveCommand } from './serve.ts';
-import { statCommand } from './stat.ts';
-import { statusCommand } from './status.ts';
 import { printable } from './table.ts';
-import { tagCommand } from './tag.ts';
 
-const COMMANDS = [
-  keyCommand,
-  buildCommand,
-  imagesCommand,
-  inspectCommand,
-  exportCommand,
-  copyCommand,
-  tagCommand,
-  rmCommand,
-  gcCommand,
-  serveCommand,
-  attachCommand,
-  detachCommand,
-  drivesCommand,
-  statCommand,
-  statusCommand,
-  fleetCommand,
-  fsckCommand,
-  bootCommand,
-];
+/** The commands, in the order of the help, each in a file of its own that is loaded when it is called. */
+const COMMANDS: Readonly<Record<string, () => Promise<Command>>> = {
+  key: async () => (await import('./key.ts')).keyCommand(),
+  build: async () => (await import('./build.ts')).buildCommand(),
+  images: async () => (await import('./images.ts')).imagesCommand(),
+  inspect: async () => (await import('./inspect.ts')).inspectCommand(),
+  export: async () => (await import('./export.ts')).exportCommand(),
+  copy: async () => (await import('./copy.ts')).copyCommand(),
+  tag: async () => (await import('./tag.ts')).tagCommand(),
+  rm: async () => (await import('./rm.ts')).rmCommand(),
+  gc: async () => (await import('./gc.ts')).gcCommand(),
+  serve: async () => (await import('./serve.ts')).serveCommand(),
+  attach: async () => (await import('./attach.ts')).attachCommand(),
+  detach: async () => (await import('./detach.ts')).detachCommand(),
+  drives: async () => (await import('./drives.ts')).drivesCommand(),
+  stat: async () => (await import('./stat.ts')).statCommand(),
+  status: async () => (await import('./status.ts')).statusCommand(),
+  fleet: async () => (await import('./fleet.ts')).fleetCommand(),
+  fsck: async () => (await import('./fsck.ts')).fsckCommand(),
+  boot: async () => (await import('./boot.ts')).bootCommand(),
+};
 
-/** The whole command line; `stop` is called by commands that end with an exit code of their own. */
-export function createProgram(): Command {
+/** The command line as far as `argv` needs it: the command that it calls, or all of them, for help. */
+async function createProgram(argv: readonly string[]): Promise<Command> {
   const program = new Command('lazydisk')
     .description('Root drives for microVMs that load only what the guest reads.')
     .version(VERSION)
     .showHelpAfterError(false)
     .addHelpText('after', () => `\n${exitCodesHelp()}\n\nLAZYDISK_DEBUG=1 adds stack traces to errors.`);
-  for (const create of COMMANDS) program.addCommand(create());
+  const called = Object.hasOwn(COMMANDS, argv[0] ?? '') ? COMMANDS[argv[0]!] : undefined;
+  for (const create of called ? [called] : Object.values(COMMANDS)) program.addCommand(await create());
   eachCommand(program, (command) => {
     command.exitOverride();
     command.configureOutput({ outputError: () => {} });
@@ -62,7 +46,7 @@ export function createProgram(): Command {
 /** Runs `argv` (without node and script) and gives the exit code. Never rejects. */
 export async function runCommandLine(argv: readonly string[]): Promise<number> {
   try {
-    await createProgram().parseAsync(argv, { from: 'user' });
+    await (await createProgram(argv)).parseAsync(argv, { from: 'user' });
     // A command may have set one: boot passes the guest's on.
     return Number(process.exitCode ?? 0);
   } catch (error) {

@@ -1,7 +1,7 @@
 /** `lazydisk serve`: flags and file into a configuration, and the daemon run until it is told to stop. */
 import { Command } from 'commander';
 import type { RawSettings, SettingName } from '../daemon/config.ts';
-import { defaultRunDir } from '../daemon/run-dir.ts';
+import { defaultRunDir } from '../daemon/run-paths.ts';
 import { withRunDir, withStore } from './context.ts';
 
 /** Flags that are settings, as commander names them, to the names that they have in the file. */

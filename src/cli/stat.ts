@@ -21,7 +21,7 @@ counted for the one of them that was attached last.`,
 }
 
 async function stat(drive: string, options: JsonOptions & RunDirOptions): Promise<void> {
-  answer(options, await clientOf(options).stat(drive), describe);
+  answer(options, await (await clientOf(options)).stat(drive), describe);
 }
 
 function describe(drive: DriveStat): string {

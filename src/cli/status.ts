@@ -18,7 +18,7 @@ storeRoots { active, draining, retired, trash }, retiredReads,
 lease { state, images, unleased, expiresInMs, problem }, logLinesDropped.`,
     )
     .action(async (options: JsonOptions & RunDirOptions) =>
-      answer(options, await clientOf(options).status(), describe),
+      answer(options, await (await clientOf(options)).status(), describe),
     );
 }
 

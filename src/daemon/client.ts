@@ -13,7 +13,7 @@ import {
   type ImageDetail,
   type ImageInfo,
 } from './api.ts';
-import { runPaths } from './run-dir.ts';
+import { runPaths } from './run-paths.ts';
 
 const ANSWER_TIMEOUT_MS = 60_000;
 const ANSWER_BYTES_MAX = 256 * 1024 * 1024;

@@ -45,7 +45,8 @@ import { type CacheFigures, DaemonMetrics, type ExportFigures } from './metrics.
 import { MetricsServer } from './metrics-server.ts';
 import { Origin } from './origin.ts';
 import { ReadErrorLog } from './read-errors.ts';
-import { type RunPaths, takeRunDir } from './run-dir.ts';
+import { takeRunDir } from './run-dir.ts';
+import type { RunPaths } from './run-paths.ts';
 import { StoreAsks } from './store-asks.ts';
 
 /** Reads of the disk cache at once, from the queue for its threads to the end of decoding: they hold its buffers. */

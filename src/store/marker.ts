@@ -1,5 +1,4 @@
 /** The object that says that a store is one, which layout it has, and which times its users keep to. */
-import { z } from 'zod';
 import { LazydiskError } from '../errors.ts';
 import { MARKER_KEY } from './layout.ts';
 import type { ObjectStore } from './objects/object-store.ts';
@@ -8,14 +7,6 @@ import { checkPolicy, DEFAULT_POLICY, type StorePolicy } from './policy.ts';
 const KIND = 'lazydisk store';
 const VERSION = 3;
 const MARKER_BYTES_MAX = 64 * 1024;
-
-const policySchema = z.strictObject({
-  graceMs: z.number(),
-  retentionMs: z.number(),
-  buildMs: z.number(),
-  viewMs: z.number(),
-  settleMs: z.number(),
-});
 
 /** The policy of the store in `objects`, or undefined if no store is there. Throws CORRUPT, UNSUPPORTED. */
 export async function readMarker(objects: ObjectStore): Promise<StorePolicy | undefined> {
@@ -43,12 +34,23 @@ function parseMarker(url: string, bytes: Buffer): StorePolicy {
       'UNSUPPORTED',
       `the store in ${url} has layout version ${Number(fields.version)}, this program knows ${VERSION}`,
     );
-  const policy = policySchema.safeParse(fields.policy);
-  if (!policy.success) throw new LazydiskError('CORRUPT', `${where} has no proper policy`);
+  const { policy } = fields;
+  if (!isPolicy(policy)) throw new LazydiskError('CORRUPT', `${where} has no proper policy`);
   try {
-    checkPolicy(policy.data);
+    checkPolicy(policy);
   } catch (cause) {
     throw new LazydiskError('CORRUPT', `${where}: ${(cause as Error).message}`, { cause });
   }
-  return policy.data;
+  return policy;
+}
+
+/** These times and no others. By hand, because every command reads a marker, and a schema library takes long to load. */
+function isPolicy(value: unknown): value is StorePolicy {
+  if (typeof value !== 'object' || value === null) return false;
+  const names = Object.keys(DEFAULT_POLICY);
+  const times = Object.entries(value);
+  return (
+    times.length === names.length &&
+    times.every(([name, ms]) => names.includes(name) && typeof ms === 'number')
+  );
 }

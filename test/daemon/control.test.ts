@@ -8,7 +8,7 @@ import type { AttachRequest, DriveInfo } from '../../src/daemon/api.ts';
 import { ControlClient } from '../../src/daemon/client.ts';
 import { ControlServer, type ControlService } from '../../src/daemon/control.ts';
 import { createLog } from '../../src/daemon/log.ts';
-import { runPaths } from '../../src/daemon/run-dir.ts';
+import { runPaths } from '../../src/daemon/run-paths.ts';
 import { LazydiskError } from '../../src/errors.ts';
 
 const LOG = createLog('silent');

@@ -8,7 +8,7 @@ import { setTimeout as sleep } from 'node:timers/promises';
 import { promisify } from 'node:util';
 import t from 'tap';
 import type { DriveInfo, DriveStat } from '../../src/daemon/api.ts';
-import { runPaths } from '../../src/daemon/run-dir.ts';
+import { runPaths } from '../../src/daemon/run-paths.ts';
 import { diskWorkplace, TestDaemon } from '../support/daemon.ts';
 import { skipWithout } from '../support/tools.ts';
 

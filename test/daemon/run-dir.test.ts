@@ -20,7 +20,8 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import t, { type Test } from 'tap';
 import { lockDirectory } from '../../src/chunk/disk/dir-lock.ts';
-import { defaultRunDir, runPaths, takeRunDir } from '../../src/daemon/run-dir.ts';
+import { takeRunDir } from '../../src/daemon/run-dir.ts';
+import { defaultRunDir, runPaths } from '../../src/daemon/run-paths.ts';
 import type { LazydiskError } from '../../src/errors.ts';
 
 const noMount = async () => {};

@@ -5,26 +5,23 @@
  */
 import { randomBytes } from 'node:crypto';
 import { hostname } from 'node:os';
-import { z } from 'zod';
 import { LazydiskError } from '../../errors.ts';
 import { JOURNAL_PREFIX } from '../layout.ts';
 import type { ObjectStore } from '../objects/object-store.ts';
 
 const ENTRY_BYTES_MAX = 64 * 1024;
 
-const entrySchema = z.object({
-  id: z.string(),
-  command: z.string(),
-  host: z.string(),
-  pid: z.number(),
-  started: z.string(),
-  updated: z.string(),
-  state: z.enum(['running', 'done', 'failed']),
+export interface JournalEntry {
+  readonly id: string;
+  readonly command: string;
+  readonly host: string;
+  readonly pid: number;
+  readonly started: string;
+  readonly updated: string;
+  readonly state: 'running' | 'done' | 'failed';
   /** What the command counts; numbers, and short texts. */
-  details: z.record(z.string(), z.unknown()),
-});
-
-export type JournalEntry = Readonly<z.infer<typeof entrySchema>>;
+  readonly details: Readonly<Record<string, unknown>>;
+}
 
 export class Journal {
   /** Fit for a part of a key, and in the order of time. */
@@ -80,13 +77,26 @@ export async function lastEntries(objects: ObjectStore, max: number): Promise<Jo
   const entries: JournalEntry[] = [];
   for (const key of keys.sort().reverse().slice(0, max)) {
     const found = await objects.get(key, ENTRY_BYTES_MAX);
-    try {
-      if (found) entries.push(entrySchema.parse(JSON.parse(found.bytes.toString())));
-    } catch {
-      // A journal is for people: a broken entry must not hide the others.
-    }
+    // A journal is for people: a broken entry must not hide the others.
+    const entry = found && parseEntry(found.bytes.toString());
+    if (entry) entries.push(entry);
   }
   return entries;
+}
+
+function parseEntry(text: string): JournalEntry | undefined {
+  let entry: JournalEntry | null;
+  try {
+    entry = JSON.parse(text) as JournalEntry | null;
+  } catch {
+    return undefined;
+  }
+  if (typeof entry !== 'object' || entry === null) return undefined;
+  const { id, command, host, started, updated, state, details } = entry;
+  const hasTexts = [id, command, host, started, updated].every((value) => typeof value === 'string');
+  const isState = ['running', 'done', 'failed'].includes(state);
+  const hasDetails = typeof details === 'object' && details !== null;
+  return hasTexts && isState && hasDetails && typeof entry.pid === 'number' ? entry : undefined;
 }
 
 /** `work` with a journal that says how it ended. */

@@ -1,0 +1,79 @@
+/** What the command line loads: what a command does not use is not loaded, which is what makes it start at once. */
+import { spawnSync } from 'node:child_process';
+import { join } from 'node:path';
+import t from 'tap';
+import { diskWorkplace } from '../support/daemon.ts';
+
+const ROOT = join(import.meta.dirname, '../..');
+const MAIN = join(ROOT, 'src/main.ts');
+
+/** Loaded first; says in the end what was loaded after it, on a line of its own. */
+const WATCH = `
+import { registerHooks } from 'node:module';
+import { writeSync } from 'node:fs';
+const loaded = [];
+registerHooks({ load(url, context, next) { loaded.push(url); return next(url, context); } });
+process.on('exit', () => writeSync(2, '\\nloaded ' + JSON.stringify(loaded)));
+`;
+
+/** The modules that the command loads: paths in the project, and node's own as \`node:…\`. */
+function modulesOf(...words: string[]): string[] {
+  const watch = `data:text/javascript,${encodeURIComponent(WATCH)}`;
+  const { stderr } = spawnSync(process.execPath, ['--import', watch, MAIN, ...words], {
+    encoding: 'utf8',
+    env: { ...process.env, XDG_RUNTIME_DIR: '/nonexistent' },
+  });
+  const line = stderr.split('\n').find((text) => text.startsWith('loaded '));
+  if (!line) throw new Error(stderr);
+  const urls = JSON.parse(line.slice('loaded '.length)) as string[];
+  return urls.map((url) => url.replace(`file://${ROOT}/`, ''));
+}
+
+const isPackage = (name: string) => (path: string) => path.includes(`node_modules/${name}/`);
+const isCommand = (path: string) => /^src\/cli\/(?!program|context|exit-codes|progress|table)/.test(path);
+
+t.test('--version loads nothing but the version', async (t) => {
+  for (const word of ['--version', '-V']) t.same(modulesOf(word), ['src/main.ts', 'src/version.ts']);
+});
+
+t.test('a command loads its own file and what it uses', async (t) => {
+  const { store, key, dir } = await diskWorkplace(t);
+  const commands = {
+    images: [['--store', store], []],
+    tag: [['app:1', 'app:2', '--store', store], []],
+    copy: [['app:1', store, join(dir, 'copy')], []],
+    export: [['app:1', join(dir, 'disk'), '--store', store, '--key', key], []],
+    gc: [
+      ['status', '--store', store],
+      ['gc-policy', 'gc-status'],
+    ],
+  } as const;
+  for (const [command, [words, parts]] of Object.entries(commands)) {
+    const loaded = modulesOf(command, ...words);
+    t.ok(loaded.includes('src/store/root-store.ts'), `${command} works`);
+    const own = [command, ...parts].map((name) => `src/cli/${name}.ts`);
+    t.same(loaded.filter(isCommand).sort(), own.sort(), command);
+    for (const name of ['zod', 'pino', 'prom-client', 'smol-toml', '@aws-sdk', '@smithy'])
+      t.notOk(loaded.some(isPackage(name)), `${command}: ${name}`);
+    for (const part of [
+      'src/daemon/client.ts',
+      'src/daemon/daemon.ts',
+      'src/store/objects/remote.ts',
+      'node:http',
+    ])
+      t.notOk(loaded.includes(part), `${command}: ${part}`);
+  }
+});
+
+t.test('a command of the daemon loads nothing of stores and images', async (t) => {
+  for (const words of [['drives'], ['attach', 'app:1'], ['stat', 'web'], ['detach', 'web']]) {
+    const loaded = modulesOf(...words, '--run-dir', '/nonexistent');
+    t.ok(loaded.includes('src/daemon/client.ts'), `${words[0]} works`);
+    t.same(loaded.filter(isCommand), [`src/cli/${words[0]}.ts`]);
+    const others = loaded.filter((path) =>
+      /^(?:src\/(?:format|image|chunk|drive|export)\/|native\/)/.test(path),
+    );
+    t.same(others, [], words[0]!);
+    t.notOk(loaded.some(isPackage('zod')), words[0]!);
+  }
+});
