@@ -1,6 +1,7 @@
 /** `npm run bench [NAME …]`: every benchmark, or those named, one after the other, each as a table of ratios. */
 import { benchAttach } from './attach.ts';
 import { benchBuild } from './build.ts';
+import { benchBulkheads } from './bulkheads.ts';
 import { benchFuse } from './fuse.ts';
 import { benchNbd } from './nbd.ts';
 import { benchReadPath } from './read-path.ts';
@@ -10,6 +11,7 @@ const BENCHMARKS: Record<string, { title: string; run: () => Promise<Row[]> }> =
   nbd: { title: 'NBD from memory, over a Unix socket', run: benchNbd },
   fuse: { title: 'FUSE file', run: benchFuse },
   'read-path': { title: 'Reads through memory and disk cache', run: benchReadPath },
+  bulkheads: { title: 'Drives beside bad neighbours', run: benchBulkheads },
   attach: { title: 'Attaching drives', run: benchAttach },
   build: { title: 'Building an image', run: benchBuild },
 };

@@ -1,10 +1,12 @@
 /** Objects in a directory: the contract of all object stores, and what is special about files. */
-import { spawn } from 'node:child_process';
+import { execFileSync, spawn } from 'node:child_process';
 import { once } from 'node:events';
 import {
   existsSync,
   mkdirSync,
   readdirSync,
+  renameSync,
+  rmdirSync,
   statSync,
   symlinkSync,
   truncateSync,
@@ -44,6 +46,35 @@ t.test('files are keys below the directory, and nothing else stays', async (t) =
   t.same(readdirSync(store.path, { recursive: true }).sort(), ['tmp', 'x', 'x/v', 'x/y%20z']);
   t.equal(statSync(join(store.path, 'x/v')).mode & 0o777, 0o644);
   await t.rejects(store.put('x/y', Buffer.from('x')), { code: 'INTERNAL' }, 'closed is closed');
+});
+
+t.test('what is no file is no object, and takes no thread', async (t) => {
+  const store = newStore(t);
+  await store.put('x/a', Buffer.from('1'));
+  execFileSync('mkfifo', [join(store.path, 'x', 'fifo')]);
+  symlinkSync('/dev/zero', join(store.path, 'x', 'zeroes'));
+  mkdirSync(join(store.path, 'x', 'folder'));
+  for (const name of ['fifo', 'zeroes', 'folder'])
+    for (let n = 0; n < 10; n++) t.equal(await store.get(`x/${name}`, 100), undefined, name);
+  t.equal((await store.get('x/a', 100))?.bytes.toString(), '1');
+});
+
+t.test('a directory that vanishes is not an empty store', async (t) => {
+  const store = newStore(t);
+  t.equal(await store.get('x/a', 100), undefined, 'never seen: a store that is about to be made');
+  t.same(await listed(store, 'x/'), []);
+  await store.put('x/a', Buffer.from('1'));
+  t.ok(await store.get('x/a', 100));
+  t.equal(await store.get('x/b', 100), undefined);
+  renameSync(store.path, `${store.path}.away`);
+  const isGone = { code: 'UNAVAILABLE', message: /the directory is gone, or empty now/ };
+  await t.rejects(store.get('x/a', 100), isGone);
+  await t.rejects(listed(store, 'x/'), isGone);
+  mkdirSync(store.path);
+  await t.rejects(store.get('x/a', 100), isGone, 'a mount point without its file system');
+  rmdirSync(store.path);
+  renameSync(`${store.path}.away`, store.path);
+  t.ok(await store.get('x/a', 100));
 });
 
 t.test('who only reads writes nothing', async (t) => {

@@ -3,7 +3,7 @@
  * appear whole, by rename. Only `ifVersion` needs a lock, and only against others with `ifVersion` for the same key.
  */
 import { createHash } from 'node:crypto';
-import { createReadStream } from 'node:fs';
+import { constants } from 'node:fs';
 import { type FileHandle, open, opendir, stat, unlink } from 'node:fs/promises';
 import { join, resolve } from 'node:path';
 import { errorText, LazydiskError } from '../../errors.ts';
@@ -28,6 +28,9 @@ const TMP = 'tmp/';
 
 const PAGE_OBJECTS = 1000;
 
+/** A FIFO in the place of an object would otherwise be waited for, by a thread of the pool, for ever. */
+const READ_ONLY = constants.O_RDONLY | constants.O_NONBLOCK;
+
 /** Calls of the file system in flight for one `delete` or one page of `list`. */
 const LANES = 8;
 
@@ -37,6 +40,8 @@ export class DirObjects implements ObjectStore {
   readonly isWritable = true;
   readonly #writer: DurableWriter;
   readonly #lock: DirLock;
+  /** Something of the store has been seen. */
+  #wasThere = false;
 
   /** Of the directory `path`, which is made with the first object. */
   constructor(path: string) {
@@ -50,7 +55,9 @@ export class DirObjects implements ObjectStore {
   async get(key: string, bytesMax: number, options: GetOptions = {}): Promise<ObjectBytes | undefined> {
     const path = this.#pathOf(key);
     const bytes = await this.#reading(key, options.signal, () => readBounded(path, bytesMax, options));
-    return bytes && new HashedBytes(bytes);
+    if (bytes) return new HashedBytes(bytes);
+    await this.#checkThere(options.signal);
+    return undefined;
   }
 
   /** Throws UNAVAILABLE, ABORTED. */
@@ -146,7 +153,10 @@ export class DirObjects implements ObjectStore {
   async *#keysBelow(prefix: string, options: ListOptions): AsyncGenerator<string> {
     const { shallow, signal } = options;
     const folder = await this.#reading(prefix, signal, () => opendir(join(this.path, prefix)));
-    if (!folder) return;
+    if (!folder) {
+      await this.#checkThere(signal);
+      return;
+    }
     try {
       for await (const entry of folder) {
         const key = `${prefix}${entry.name}`;
@@ -183,11 +193,26 @@ export class DirObjects implements ObjectStore {
   ): Promise<T | undefined> {
     try {
       signal?.throwIfAborted();
-      return await read();
+      const found = await read();
+      if (found !== undefined) this.#wasThere = true;
+      return found;
     } catch (cause) {
       if (isMissing(cause)) return undefined;
       throw this.#failure(`cannot read ${key}`, cause, signal);
     }
+  }
+
+  /**
+   * Called when something is missing. A store of which something was seen, and whose directory is gone or empty now, is
+   * one that was moved or is not mounted any more; what it holds is not known then. Throws UNAVAILABLE, ABORTED.
+   */
+  async #checkThere(signal: AbortSignal | undefined): Promise<void> {
+    if (!this.#wasThere) return;
+    const first = await this.#reading('', signal, async () => {
+      const folder = await opendir(this.path);
+      return folder.read().finally(() => folder.close());
+    });
+    if (!first) throw new LazydiskError('UNAVAILABLE', `${this.url}: the directory is gone, or empty now`);
   }
 
   async #writing(key: string, signal: AbortSignal | undefined, write: () => Promise<void>): Promise<void> {
@@ -213,7 +238,9 @@ export class DirObjects implements ObjectStore {
 async function versionOfFile(path: string): Promise<string | null> {
   const digest = createHash('sha256');
   try {
-    for await (const bytes of createReadStream(path)) digest.update(bytes as Buffer);
+    const file = await open(path, READ_ONLY);
+    // The stream closes it.
+    for await (const bytes of file.createReadStream()) digest.update(bytes as Buffer);
   } catch (error) {
     if (isMissing(error)) return null;
     throw error;
@@ -221,11 +248,17 @@ async function versionOfFile(path: string): Promise<string | null> {
   return digest.digest('hex');
 }
 
-/** The whole file. Of one over `bytesMax` only that much and one byte more: too long for whoever checks it next. */
-async function readBounded(path: string, bytesMax: number, { into, signal }: GetOptions): Promise<Buffer> {
-  const file: FileHandle = await open(path, 'r');
+/** The whole file, undefined for what is none. Of one over `bytesMax` only that much and one byte more: too long for whoever checks it next. */
+async function readBounded(
+  path: string,
+  bytesMax: number,
+  { into, signal }: GetOptions,
+): Promise<Buffer | undefined> {
+  const file: FileHandle = await open(path, READ_ONLY);
   try {
-    const { size } = await file.stat();
+    const stats = await file.stat();
+    if (!stats.isFile()) return undefined;
+    const { size } = stats;
     const length = Math.min(size, bytesMax + 1);
     const bytes = into && into.length >= length ? into.subarray(0, length) : Buffer.allocUnsafe(length);
     let filled = 0;
