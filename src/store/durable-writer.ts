@@ -49,6 +49,21 @@ export class DurableWriter {
     });
   }
 
+  /**
+   * Makes or replaces `path` as `write` does, by way of the empty file `own`, which is renamed. Rejects with ENOENT, and
+   * changes nothing, if somebody has taken that away.
+   */
+  async writeOver(own: string, path: string, bytes: Uint8Array): Promise<void> {
+    const file = await open(own, 'r+');
+    try {
+      await writeAll(file, bytes);
+      await file.datasync();
+    } finally {
+      await file.close();
+    }
+    for (const directory of await this.#place(own, path)) await syncDirectory(directory);
+  }
+
   /** The time that the file system gives to a file that is written now, in milliseconds since 1970. */
   async nowMs(): Promise<number> {
     const path = await this.#newTemporary();

@@ -200,6 +200,38 @@ t.test('a lock of another machine counts for a minute; who waits may be cancelle
   t.notOk(existsSync(lock));
 });
 
+t.test('who was stopped while it held a lock, and lost it, writes nothing when it goes on', async (t) => {
+  const [stopped, store] = [newStore(t), newStore(t)];
+  await store.put('v', Buffer.from('0'), { ifVersion: null });
+  const { version } = (await store.get('v', 10))!;
+  const { writeOver } = DurableWriter.prototype;
+  const [reached, going] = [Promise.withResolvers<string>(), Promise.withResolvers<void>()];
+  t.teardown(() => {
+    DurableWriter.prototype.writeOver = writeOver;
+  });
+  DurableWriter.prototype.writeOver = async function (own, ...rest) {
+    DurableWriter.prototype.writeOver = writeOver;
+    reached.resolve(own);
+    await going.promise;
+    return writeOver.call(this, own, ...rest);
+  };
+  const late = stopped.put('v', Buffer.from('late'), { ifVersion: version });
+  const lock = await reached.promise;
+  const waiting = AbortSignal.timeout(200);
+  await t.rejects(store.put('v', Buffer.from('1'), { ifVersion: version, signal: waiting }), {
+    code: 'ABORTED',
+  });
+  utimesSync(lock, 1, Date.now() / 1000 - 70);
+  await store.put('v', Buffer.from('1'), { ifVersion: version });
+  going.resolve();
+  await t.rejects(late, { code: 'BUSY' });
+  t.equal(String((await store.get('v', 10))?.bytes), '1');
+  t.same(
+    readdirSync(join(store.path, 'tmp')).filter((name) => name.includes('.lock-')),
+    [],
+  );
+});
+
 t.test('processes that write one object together lose nothing', async (t) => {
   const dir = join(t.testdir(), 'store');
   const script = `

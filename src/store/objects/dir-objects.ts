@@ -2,7 +2,7 @@
  * Objects as files: a key is a path below a directory. Any number of processes may read and write it at once: files
  * appear whole, by rename. Only `ifVersion` needs a lock, and only against others with `ifVersion` for the same key.
  */
-import { createHash } from 'node:crypto';
+import { createHash, hash } from 'node:crypto';
 import { constants } from 'node:fs';
 import { type FileHandle, open, opendir, stat, unlink } from 'node:fs/promises';
 import { join, resolve } from 'node:path';
@@ -73,13 +73,18 @@ export class DirObjects implements ObjectStore {
   async put(key: string, bytes: Uint8Array, options: PutOptions = {}): Promise<void> {
     const { ifVersion, signal } = options;
     const path = this.#pathOf(key);
-    const write = () => this.#writer.write(key, bytes);
     await this.#writing(key, signal, async () => {
-      if (ifVersion === undefined) return write();
-      await this.#lock.hold(key, signal, async () => {
-        if ((await versionOfFile(path)) !== ifVersion)
-          throw new LazydiskError('BUSY', `${this.url}: ${key} has changed meanwhile`);
-        await write();
+      if (ifVersion === undefined) return this.#writer.write(key, bytes);
+      const changed = () => new LazydiskError('BUSY', `${this.url}: ${key} has changed meanwhile`);
+      await this.#lock.hold(key, signal, async (lockFile) => {
+        if ((await versionOfFile(path)) !== ifVersion) throw changed();
+        try {
+          await this.#writer.writeOver(lockFile, key, bytes);
+        } catch (error) {
+          if (!isMissing(error)) throw error;
+          // A network file system may have done it, and be asked again because its answer was lost.
+          if ((await versionOfFile(path)) !== hash('sha256', bytes, 'hex')) throw changed();
+        }
       });
     });
   }
