@@ -14,7 +14,7 @@ const BEHIND_MAX = 4;
 /** Chunks that were asked for and not read, at most, of all that were asked for or read. */
 const UNUSED_SHARE_MAX = 0.3;
 /** So many are free, or a drive that has just been attached could not begin. */
-const UNUSED_FREE = 4;
+const UNUSED_FREE = 2;
 
 interface Stream {
   /** The entry read last. */
