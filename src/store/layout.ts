@@ -14,6 +14,8 @@ export type AreaPath = `roots/${number}` | `trash/${number}-${string}`;
 
 export const MARKER_KEY = 'lazydisk-store.json';
 export const STATE_PREFIX = 'state/';
+/** One of 256 objects, with two hex digits more, on which it is tried whether a store compares before it sets. */
+export const PROBE_PREFIX = 'state/probe-';
 /** The areas, for readers who cannot list. */
 export const INDEX_KEY = 'state/index.json';
 export const HISTORY_PREFIX = 'history/';
@@ -130,12 +132,13 @@ export type KeyMeaning =
   | { readonly kind: 'marker'; readonly area: AreaPath; readonly marker: AreaMarker }
   | { readonly kind: 'lease'; readonly host: string }
   | { readonly kind: 'read'; readonly area: AreaPath; readonly host: string }
-  | { readonly kind: 'store' | 'index' | 'history' | 'journal' | 'key' };
+  | { readonly kind: 'store' | 'index' | 'probe' | 'history' | 'journal' | 'key' };
 
 /** What a key is for, or undefined for one that no lazydisk wrote. */
 export function meaningOf(key: string): KeyMeaning | undefined {
   if (key === MARKER_KEY) return { kind: 'store' };
   if (key === INDEX_KEY) return { kind: 'index' };
+  if (key.startsWith(PROBE_PREFIX) && key.length === PROBE_PREFIX.length + 2) return { kind: 'probe' };
   const parts = key.split('/');
   const [top, name = '', third, ...rest] = parts;
   if (top === 'history') return parts.length === 3 && parseHistoryKey(key) ? { kind: 'history' } : undefined;

@@ -5,6 +5,7 @@
  */
 import { hash, randomBytes } from 'node:crypto';
 import { errorText, LazydiskError } from '../../errors.ts';
+import { PROBE_PREFIX } from '../layout.ts';
 import { pooled } from '../pooled.ts';
 import type { HttpAnswer, HttpClientOptions } from './http-client.ts';
 import {
@@ -42,6 +43,8 @@ const DELETE_LANES = 8;
 /** How a store wants the version of a conditional write: as it gives it, without its quotes (RGW), or not at all. */
 type Conditions = 'quoted' | 'bare' | 'none';
 
+/** Objects that must say that a store does not compare. */
+const PROBES_MAX = 4;
 const PROBE = Buffer.from('whether this store compares before it sets');
 const NOTHING = Buffer.alloc(0);
 /** A key of no object. */
@@ -285,22 +288,28 @@ export class S3Objects implements ObjectStore {
     return this.#probing;
   }
 
+  /**
+   * On one of 256 objects that stay: whoever may not delete would else leave one each time. Others may be at the same one
+   * just then, which looks as if conditions were not understood, so only several that say so are believed.
+   */
   async #probe(): Promise<Conditions> {
-    const key = `state/probe-${randomBytes(8).toString('hex')}`;
+    for (let tried = 0; tried < PROBES_MAX; tried++) {
+      const found = await this.#probeOn(`${PROBE_PREFIX}${randomBytes(1).toString('hex')}`);
+      if (found !== 'none') return found;
+    }
+    return 'none';
+  }
+
+  async #probeOn(key: string): Promise<Conditions> {
     const accepts = (ifVersion: string | null, conditions: Conditions) =>
       this.#accepts(key, ifVersion, conditions);
-    try {
-      if (!(await accepts(null, 'quoted')) || (await accepts(null, 'quoted'))) return 'none';
-      const version = (await this.get(key, PROBE.length))?.version;
-      if (!version) return 'none';
-      for (const conditions of ['quoted', 'bare'] as const)
-        if (!(await accepts(NO_VERSION, conditions)) && (await accepts(version, conditions)))
-          return conditions;
-      return 'none';
-    } finally {
-      // Who may write and not delete has an answer, and a small object more.
-      await this.delete([key]).catch(() => undefined);
-    }
+    const versionNow = async () => (await this.get(key, PROBE.length))?.version;
+    let version = await versionNow();
+    if (!version && (await accepts(null, 'quoted'))) version = await versionNow();
+    if (!version || (await accepts(null, 'quoted'))) return 'none';
+    for (const conditions of ['quoted', 'bare'] as const)
+      if (!(await accepts(NO_VERSION, conditions)) && (await accepts(version, conditions))) return conditions;
+    return 'none';
   }
 
   /** Whether a write on this condition is done; not, if the store finds it unmet or does not know it. */
