@@ -170,12 +170,30 @@ async function listView(objects: ObjectStore): Promise<View> {
   return viewOf(markers);
 }
 
-/** Writes the areas down for readers who cannot list. */
+/** Times that the index is looked at and written when others write it, or areas change, at the same moment. */
+const INDEX_TRIES_MAX = 10;
+
+/**
+ * Writes the areas down for readers who cannot list, until the index is found to say what a listing after that says: so who
+ * has listed areas before another has changed them does not have the last word, however late it writes.
+ */
 export async function writeIndex(objects: ObjectStore): Promise<void> {
-  const { areas, draining } = await listView(objects);
+  for (let tries = 1; tries <= INDEX_TRIES_MAX; tries++) {
+    const found = await objects.get(INDEX_KEY, INDEX_BYTES_MAX);
+    const bytes = indexOf(await listView(objects));
+    if (found?.bytes.equals(bytes)) return;
+    try {
+      await objects.put(INDEX_KEY, bytes, { ifVersion: found?.version ?? null });
+    } catch (error) {
+      if (!(error instanceof LazydiskError) || error.code !== 'BUSY') throw error;
+    }
+  }
+}
+
+function indexOf({ areas, draining }: View): Buffer {
   const paths = areas.filter(({ isDeleting }) => !isDeleting).map(({ path }) => path);
   const index = { version: 1, areas: paths, draining: draining?.path ?? null };
-  await objects.put(INDEX_KEY, Buffer.from(`${JSON.stringify(index)}\n`));
+  return Buffer.from(`${JSON.stringify(index)}\n`);
 }
 
 async function readIndex(objects: ObjectStore): Promise<View> {

@@ -1,5 +1,5 @@
 /** Processes that are stopped at a bad moment, for longer than any period, and then go on as if nothing had happened. */
-import { readdirSync } from 'node:fs';
+import { readdirSync, readFileSync, unlinkSync } from 'node:fs';
 import { basename, join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
 import t from 'tap';
@@ -7,8 +7,10 @@ import { TenantKey } from '../../../src/format/keys.ts';
 import { purge } from '../../../src/store/gc/purge.ts';
 import { rotate } from '../../../src/store/gc/rotate.ts';
 import { sweep } from '../../../src/store/gc/sweep.ts';
+import { INDEX_KEY } from '../../../src/store/layout.ts';
 import type { RootStore } from '../../../src/store/root-store.ts';
 import type { ImageDigest } from '../../../src/store/store.ts';
+import { writeIndex } from '../../../src/store/view.ts';
 import {
   AGING_POLICY,
   agingStore,
@@ -200,6 +202,30 @@ t.test('a rotation that opens a root once more when that is gone holds up nothin
   await rotate((await open()).parts);
   pass(RETENTION_MS);
   t.match(await purge((await open()).parts), { purged: ['roots/2', 'roots/4'], held: [] });
+});
+
+t.test('an index that is written late does not hide a root that was opened meanwhile', async (t) => {
+  for (const canCompareAndSet of [true, false]) {
+    const { dir, disk, openOn, store } = await agingStore(t);
+    await putDisk(store, key, 'app', diskOf());
+    const plain = disk();
+    const blind = withCalls(plain, {
+      put: (at, bytes, { ifVersion: _, ...options } = {}) => plain.put(at, bytes, options),
+      canCompareAndSet: async () => false,
+    });
+    const objects = new PausedObjects(
+      canCompareAndSet ? plain : blind,
+      (request, at) => request === 'put' && at === INDEX_KEY,
+    );
+    unlinkSync(join(dir, INDEX_KEY));
+    const late = writeIndex((await openOn(objects)).parts.objects);
+    await objects.stopped;
+    await rotate(store.parts);
+    objects.resume();
+    await late;
+    const index = JSON.parse(readFileSync(join(dir, INDEX_KEY), 'utf8'));
+    t.same(index, { version: 1, areas: ['roots/2', 'roots/1'], draining: null });
+  }
 });
 
 /** All that no name means by now goes. */
