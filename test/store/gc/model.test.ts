@@ -3,10 +3,8 @@ import fc from 'fast-check';
 import t from 'tap';
 import type { ObjectOptions, ObjectStore } from '../../../src/store/objects/object-store.ts';
 import type { StoreParts } from '../../../src/store/parts.ts';
-import type { Area } from '../../../src/store/view.ts';
 import { DyingObjects } from '../../support/dying-objects.ts';
-import { withCalls } from '../../support/fsck-store.ts';
-import { Model, type ModelOptions } from './model.ts';
+import { Model } from './model.ts';
 
 /** Runs of the model; more of them with LAZYDISK_MODEL_RUNS, for a change to what it checks. */
 const RUNS = Number(process.env.LAZYDISK_MODEL_RUNS ?? 25);
@@ -49,43 +47,6 @@ class Hasty extends DyingObjects {
   override async copy(from: string, to: string, options?: ObjectOptions): Promise<boolean> {
     return to.startsWith('trash/') || super.copy(from, to, options);
   }
-}
-
-/** The same by everybody, where processes are stopped. */
-const CARELESS: Record<string, Pick<ModelOptions, 'bend' | 'bendObjects'>> = {
-  'that take a trash whose sweep has not ended for complete': { bend: closingTrash },
-  'who do not look at the time when a name is written': {
-    bendObjects: (objects) => {
-      const atStart = objects.nowMs();
-      return withCalls(objects, { nowMs: () => atStart });
-    },
-  },
-};
-
-/** As if a sweep that has not said its end were over after the time of a build. */
-function closingTrash(parts: StoreParts): StoreParts {
-  const { views, policy } = parts;
-  const close = (area: Area): Area =>
-    area.path.startsWith('trash/') && area.closedMs === undefined
-      ? { ...area, closedMs: area.openedMs + policy.buildMs }
-      : area;
-  const closing = async (ageMsMax: number) => {
-    const view = await views.newerThan(ageMsMax);
-    return { ...view, trash: view.trash.map(close), areas: view.areas.map(close) };
-  };
-  return { ...parts, views: Object.assign(Object.create(views), { newerThan: closing }) };
-}
-
-for (const [rule, bends] of Object.entries(CARELESS)) {
-  t.test(`the model finds users ${rule}`, async (t) => {
-    let seed = 1;
-    const isFound = async () => {
-      const { faults } = await new Model({ seed, pauses: true, ...bends }).run();
-      return faults.length > 0;
-    };
-    while (seed < 60 && !(await isFound())) seed++;
-    t.ok(seed < 60, `in run ${seed}`);
-  });
 }
 
 for (const [rule, bend] of Object.entries(BROKEN)) {

@@ -12,7 +12,6 @@ import { purge } from '../../../src/store/gc/purge.ts';
 import { rotate } from '../../../src/store/gc/rotate.ts';
 import { sweep } from '../../../src/store/gc/sweep.ts';
 import { meaningOf, rootNumberOf } from '../../../src/store/layout.ts';
-import type { ObjectStore } from '../../../src/store/objects/object-store.ts';
 import type { StoreParts } from '../../../src/store/parts.ts';
 import type { StorePolicy } from '../../../src/store/policy.ts';
 import { RootStore } from '../../../src/store/root-store.ts';
@@ -37,8 +36,6 @@ export interface ModelOptions {
   readonly pauses?: boolean;
   /** What collectors are given instead of the store's own parts: to see that the judge finds what is wrong. */
   readonly bend?: (parts: StoreParts) => StoreParts;
-  /** What everybody else is given instead of the store's objects, for the same. */
-  readonly bendObjects?: (objects: ObjectStore) => ObjectStore;
 }
 
 export interface ModelResult {
@@ -116,8 +113,7 @@ export class Model {
       await this.#sim.delay(random.next() * pauseMs);
       while (this.#sim.nowMs < endMs) {
         const user = this.#user();
-        const objects = this.#options.bendObjects?.(user) ?? user;
-        const process = RootStore.open(objects, { clock: user.clock }).then((store) => work(store, user));
+        const process = RootStore.open(user, { clock: user.clock }).then((store) => work(store, user));
         const ended = process.then(
           (report) => this.#ended(what, report),
           (error) => this.#failed(what, error),
