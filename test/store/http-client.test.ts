@@ -294,8 +294,8 @@ t.test('who is asked when the client is closed says so, and so does who waits', 
   await new Promise((resolve) => setTimeout(resolve, 20));
   client.close();
   client.close();
-  for (const error of await Promise.all(waiting)) t.match(error, { code: 'UNAVAILABLE' });
-  await t.rejects(request(), { code: 'UNAVAILABLE', message: /closed/ });
+  for (const error of await Promise.all(waiting)) t.match(error, { code: 'ABORTED' });
+  await t.rejects(request(), { code: 'ABORTED', message: /closed/ });
 });
 
 t.test('nothing that is no header or path goes out as one', async (t) => {

@@ -102,7 +102,7 @@ export class HttpClient {
     const host = hostOf(url);
     const head = headOf(request, host);
     if (signal?.aborted) throw new LazydiskError('ABORTED', `${host}: cancelled`);
-    if (this.#isClosed) throw new LazydiskError('UNAVAILABLE', `${host}: the client is closed`);
+    if (this.#isClosed) throw new LazydiskError('ABORTED', `${host}: the client is closed`);
     const pool = this.#poolOf(url, host);
     const connection = await pool.take(isFresh, signal);
     const response = new HttpResponse({ isHead: method === 'HEAD', bytesMax, into });

@@ -71,9 +71,9 @@ export class HttpPool {
     this.#idle.push(connection);
   }
 
-  /** Whoever waits or is waited for is told UNAVAILABLE. */
+  /** Whoever waits or is waited for is told ABORTED: nobody is to try again what the caller ended. */
   close(): void {
-    const error = new LazydiskError('UNAVAILABLE', `${this.#origin.host}: the client is closed`);
+    const error = new LazydiskError('ABORTED', `${this.#origin.host}: the client is closed`);
     for (const waiter of this.#waiting) waiter.reject(error);
     this.#waiting.clear();
     for (const connection of this.#open) connection.destroy(error);
