@@ -26,7 +26,7 @@ struct NewsHeader {
 };
 constexpr uint32_t kFlagEnded = 1;
 constexpr uint32_t kFlagClosed = 2;
-constexpr size_t kNewsBytesMin = 2 * (sizeof(NewsHeader) + NbdLoop::kInboxBytesMax);
+constexpr size_t kNewsBytesMin = 2 * (sizeof(NewsHeader) + NbdClient::kInboxBytesMax);
 
 struct Server {
   napi_env env = nullptr;
@@ -168,7 +168,7 @@ napi_value NbdServe(napi_env env, napi_callback_info info) {
   if (args.ok()) napi_typeof(env, args[2], &type);
   auto map = type == napi_external ? HandleOf<HitMap>(env, args[2]) : nullptr;
   if (!server || server->is_closed || !args.GetInt32(1, &fd) || fd < 0 || (!map && type != napi_undefined) ||
-      !args.GetBool(3, &is_structured) || !GetBytes(env, args[4], &head) || head.length > NbdLoop::kInboxBytesMax) {
+      !args.GetBool(3, &is_structured) || !GetBytes(env, args[4], &head) || head.length > NbdClient::kInboxBytesMax) {
     return ThrowUsage(env, "nbdServe(loop, fd, hitMap or undefined, structured, head: Uint8Array)");
   }
   const int own = fcntl(fd, F_DUPFD_CLOEXEC, 3);

@@ -16,23 +16,10 @@
 #include <unordered_map>
 #include <vector>
 
-#include "nbd-hits.h"
+#include "nbd-client.h"
 #include "residency.h"
 
 namespace lazydisk {
-
-// What one client has for the event loop.
-struct NbdNews {
-  uint32_t id = 0;
-  // Bytes that it sent, in order, without the requests that were answered.
-  std::vector<uint8_t> bytes;
-  // Of what Write left to be sent, how much the kernel has taken since the client was added.
-  uint64_t taken_bytes = 0;
-  // It sends nothing more.
-  bool is_ended = false;
-  // The descriptor is closed, and nothing that was given to Write is used any more.
-  bool is_closed = false;
-};
 
 class NbdLoop {
  public:
@@ -65,46 +52,31 @@ class NbdLoop {
   bool TakeNews(NbdNews* news);
 
   // Reads that were answered here, and their bytes, of all clients.
-  uint64_t hit_reads() const { return hit_reads_.load(std::memory_order_relaxed); }
-  uint64_t hit_bytes() const { return hit_bytes_.load(std::memory_order_relaxed); }
-
-  // What waits for the event loop, of one client.
-  static constexpr size_t kInboxBytesMax = 64 * 1024;
+  uint64_t hit_reads() const { return shared_.hit_reads.load(std::memory_order_relaxed); }
+  uint64_t hit_bytes() const { return shared_.hit_bytes.load(std::memory_order_relaxed); }
 
  private:
-  struct Client;
-  using ClientPtr = std::shared_ptr<Client>;
+  using ClientPtr = std::shared_ptr<NbdClient>;
 
   void Run();
   int Wait();
   void Attend();
-  void Serve(Client& client);
-  void Read(Client& client);
-  size_t Take(Client& client, const uint8_t* bytes, size_t length);
-  size_t PassOn(Client& client, const uint8_t* bytes, size_t length);
-  bool Send(Client& client, HitBatch& batch);
-  bool Flush(Client& client);
-  void Watch(Client& client);
-  void Close(Client& client);
-  ssize_t Receive(Client& client, size_t at);
-  void Tell(Client& client);
-  void Ask(Client& client);
+  void Serve(NbdClient& client);
+  void Close(NbdClient& client);
+  void Ask(const ClientPtr& client);
   ClientPtr Find(uint32_t id);
-  size_t BatchBytesMax() const;
 
   std::function<void()> wake_;
   std::thread thread_;
   int epoll_ = -1;
   int event_ = -1;
   std::atomic<bool> is_stopping_{false};
-  std::atomic<uint64_t> hit_reads_{0};
-  std::atomic<uint64_t> hit_bytes_{0};
+  NbdShared shared_;
 
   // Guards what follows; taken after a client's own lock, never before it.
   std::mutex mutex_;
   std::unordered_map<uint32_t, ClientPtr> clients_;
   uint32_t last_id_ = 0;
-  std::atomic<size_t> client_count_{0};
   // Clients with news for the event loop, and those that it wants attended to.
   std::deque<ClientPtr> with_news_;
   std::vector<ClientPtr> to_attend_;

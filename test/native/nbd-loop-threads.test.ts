@@ -9,7 +9,9 @@ const NATIVE = join(import.meta.dirname, '..', '..', 'native');
 
 t.test('slots are evicted and refilled under readers without a race', async (t) => {
   const program = join(t.testdir(), 'threads');
-  const units = ['residency.cc', 'nbd-hits.cc', 'nbd-loop.cc'].map((name) => join(NATIVE, name));
+  const units = ['residency.cc', 'nbd-hits.cc', 'nbd-client.cc', 'nbd-loop.cc'].map((name) =>
+    join(NATIVE, name),
+  );
   const source = join(import.meta.dirname, 'nbd-loop-threads.cc');
   const flags = ['-std=c++20', '-O1', '-g', '-pthread', '-fsanitize=thread'];
   await run('g++', [...flags, '-o', program, source, ...units]);
