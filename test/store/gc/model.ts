@@ -12,6 +12,7 @@ import { purge } from '../../../src/store/gc/purge.ts';
 import { rotate } from '../../../src/store/gc/rotate.ts';
 import { sweep } from '../../../src/store/gc/sweep.ts';
 import { meaningOf, rootNumberOf } from '../../../src/store/layout.ts';
+import { LeaseKeeper } from '../../../src/store/lease-keeper.ts';
 import type { StoreParts } from '../../../src/store/parts.ts';
 import type { StorePolicy } from '../../../src/store/policy.ts';
 import { RootStore } from '../../../src/store/root-store.ts';
@@ -52,6 +53,7 @@ export class Model {
   readonly #bytesOf = new Map<ChunkId, Buffer>();
   readonly #ops: { name: string; digest: ImageDigest | null; startMs: number; endMs: number }[] = [];
   readonly #faults: string[] = [];
+  #hosts = 0;
   readonly #done: Record<string, number> = {};
   /** By when everybody who was stopped goes on, and what hung is done. */
   #untilMs = 0;
@@ -235,29 +237,59 @@ export class Model {
     await this.#set(await store.writer(), this.#sim.random.pick(NAMES), null);
   }
 
-  /** A drive: what its name means when it is attached, it can read for the retention. */
+  /**
+   * A drive: what its name means when it is attached, or a digest, it can read for as long as it is attached; for the
+   * retention where daemons are stopped, which renew no lease then.
+   */
   async #attach(store: RootStore, user: SimObjects): Promise<void> {
     const { random } = this.#sim;
+    const { pauses } = this.#options;
+    const keeper = new LeaseKeeper(store.parts, { host: `host-${this.#hosts++}` });
     const name = random.pick(NAMES);
-    const reference = await store.getReference(name);
-    if (!reference) return;
-    if (this.#isLate(name, reference.digest)) return;
-    const endMs = this.#sim.nowMs + random.next() * POLICY.retentionMs;
-    const manifest = await store.getManifest(reference.digest, key.id);
-    if (!manifest && this.#sim.nowMs < endMs && !user.isDead)
-      this.#faults.push(`drive of ${name}: no manifest of ${reference.digest} at ${this.#sim.nowMs}`);
-    const ids = this.#chunksOf.get(reference.digest)!;
-    while (ids.length > 0 && this.#sim.nowMs < endMs && !user.isDead) {
+    let digest: ImageDigest | undefined;
+    if (!pauses && random.next() < 0.3) {
+      // Any image that there ever was, which may be garbage: then it is refused.
+      const digests = [...this.#chunksOf.keys()];
+      digest = digests[random.below(digests.length)];
+      if (digest) await keeper.hold(digest);
+    } else {
+      digest = (await store.getReference(name))?.digest;
+      if (digest && this.#isLate(name, digest)) return;
+      if (digest) keeper.add(digest);
+    }
+    if (!digest) return;
+    // What is attached for long reads seldom at the store: the rest comes from memory, disk or fleet.
+    const isLong = !pauses && random.next() < 0.5;
+    const lifeMs = random.next() * POLICY.retentionMs * (isLong ? 5 : 1);
+    if (lifeMs > 2 * POLICY.retentionMs + POLICY.graceMs) this.#count('drives longer than any period');
+    const endMs = Math.min(this.#sim.nowMs + lifeMs, this.#untilMs + POLICY.retentionMs);
+    const pauseMs = isLong ? 8 * POLICY.retentionMs : 150;
+    await this.#drive(store, user, digest, endMs, pauseMs).finally(() => keeper.close());
+  }
+
+  async #drive(
+    store: RootStore,
+    user: SimObjects,
+    digest: ImageDigest,
+    endMs: number,
+    pauseMs: number,
+  ): Promise<void> {
+    const { random } = this.#sim;
+    const ids = this.#chunksOf.get(digest)!;
+    const isOver = () => this.#sim.nowMs >= endMs || user.isDead;
+    while (ids.length > 0 && !isOver()) {
+      if (!(await store.getManifest(digest, key.id)) && !isOver())
+        this.#faults.push(`drive: no manifest of ${digest} at ${this.#sim.nowMs}`);
       const id = random.pick(ids);
       const askedMs = this.#sim.nowMs;
       const bytes = await store.getChunk(id);
       this.#count('chunks read');
-      const isRight = bytes?.equals(this.#bytesOf.get(id)!);
-      if (!isRight && this.#sim.nowMs < endMs)
+      if (!bytes?.equals(this.#bytesOf.get(id)!) && !isOver())
         this.#faults.push(
-          `drive of ${name}: chunk ${id.slice(0, 8)}, asked at ${askedMs}, is ${bytes ? 'wrong' : 'gone'}`,
+          `drive: chunk ${id.slice(0, 8)}, asked at ${askedMs}, is ${bytes ? 'wrong' : 'gone'}`,
         );
-      await this.#pause(store, random.next() * 150);
+      // Once more just before its end.
+      await this.#pause(store, Math.max(1, Math.min(random.next() * pauseMs, endMs - this.#sim.nowMs - 20)));
     }
   }
 
