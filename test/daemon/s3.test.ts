@@ -38,9 +38,15 @@ t.test(
       env,
     );
     t.match(again, { digest: built.digest, newChunks: 0 }, 'uploads skip what is there');
-    t.match(await lazydiskJson(['copy', 'app:1', place.store, url, '--name', 'copied']), {
+    const copied = ['copy', 'app:1', place.store, url, '--name', 'copied'];
+    const keyless = await lazydisk(copied);
+    t.equal(keyless.code, 5, 'each build sealed a manifest of its own');
+    t.match(keyless.stderr, /which one is good only --key can tell/);
+    t.match(await lazydiskJson([...copied, '--key', place.key]), {
       copiedChunks: 0,
       manifests: 1,
+      provenManifests: 1,
+      keptManifests: [],
     });
     const images = await lazydiskJson<ImageInfo[]>(['images'], env);
     t.same(
