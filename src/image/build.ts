@@ -86,7 +86,9 @@ export async function buildImage(options: BuildOptions): Promise<BuildReport> {
   const { source, store, key, signal } = options;
   const startMs = performance.now();
   const name = referenceName(options.name);
-  const writer = await store.writer();
+  const inputBytes = source.layers.reduce((sum, layer) => sum + layer.sizeBytes, 0);
+  // No fewer than that, unless many are equal: layers are larger when they are unpacked.
+  const writer = await store.writer(Math.ceil(inputBytes / CHUNK_BYTES));
   const encoder = new ChunkEncoder(writer, key.salt(writer.epoch), signal);
   const progress = new Progress(source, encoder, options.onProgress);
   try {
@@ -153,7 +155,7 @@ export async function buildImage(options: BuildOptions): Promise<BuildReport> {
       newBytes,
       reusedChunks,
       layers: source.layers.length,
-      inputBytes: source.layers.reduce((sum, layer) => sum + layer.sizeBytes, 0),
+      inputBytes,
       durationMs: performance.now() - startMs,
     };
   } catch (error) {

@@ -16,9 +16,6 @@ import { isDigest, referenceName } from './reference-name.ts';
 import { sha256Of } from './sha256.ts';
 import type { ImageDigest, Store, StoreReadOptions, StoreWriter } from './store.ts';
 
-/** A store with up to this many chunks for each of the image is listed, and in a larger one each is asked for. */
-const LISTED_PER_CHUNK = 50;
-
 export interface CopyOptions {
   readonly from: Store;
   /** Undefined, with `dryRun` alone: a store that is not there yet. */
@@ -75,7 +72,7 @@ export async function copyImage(options: CopyOptions): Promise<CopyReport> {
   const startMs = performance.now();
   const { name, digest } = await resolveNames(options);
   const { clear, keyIds, provenManifests } = await findManifests(options, digest);
-  const writer = await to?.writer();
+  const writer = await to?.writer(clear.storedChunks);
   if (!writer && !dryRun) throw new LazydiskError('INTERNAL', 'a copy to no store');
   const counts = await copyChunks(options, clear, writer);
   signal?.throwIfAborted();
@@ -189,8 +186,6 @@ async function copyChunks(
   for (const entry of entries) totalBytes += clear.sealedBytesOf(entry);
   let doneBytes = 0;
   const counts = { copiedChunks: 0, copiedBytes: 0, presentChunks: 0 };
-  // A page of a listing costs what one question costs.
-  const present = await writer?.presentChunks(entries.length * LISTED_PER_CHUNK);
   const lanes = new Lanes();
   // One buffer a lane goes round: fresh memory for each chunk costs more than all else that is done to it here.
   const spare: Buffer[] = [];
@@ -203,8 +198,7 @@ async function copyChunks(
     signal?.throwIfAborted();
     const id = clear.idOf(entry);
     const sealedBytes = clear.sealedBytesOf(entry);
-    const isPresent = present ? present.get(id) === sealedBytes : await writer?.hasChunk(id, sealedBytes);
-    if (isPresent) counts.presentChunks++;
+    if (await writer?.hasChunk(id, sealedBytes)) counts.presentChunks++;
     else {
       if (writer && !dryRun) await copyChunk(id, entry, writer);
       counts.copiedChunks++;

@@ -130,9 +130,9 @@ export class RootStore implements Store {
     }));
   }
 
-  async writer(): Promise<StoreWriter> {
+  async writer(wantedChunks = 0): Promise<StoreWriter> {
     if (!this.parts.objects.isWritable) throw new LazydiskError('UNSUPPORTED', `${this.url} is only read`);
-    return RootWriter.open(this.parts);
+    return RootWriter.open(this.parts, wantedChunks);
   }
 
   stats(): StoreStats {

@@ -12,16 +12,9 @@ import { LazydiskError } from '../errors.ts';
 import type { ChunkId } from '../format/chunk-id.ts';
 import { formatDuration } from '../units.ts';
 import { ensureIn } from './carry.ts';
+import { listChunks } from './chunk-list.ts';
 import type { Moment } from './clock.ts';
-import {
-  type AreaPath,
-  chunkKey,
-  chunksPrefix,
-  manifestKey,
-  meaningOf,
-  rootPath,
-  stateKey,
-} from './layout.ts';
+import { type AreaPath, chunkKey, manifestKey, rootPath, stateKey } from './layout.ts';
 import type { StoreParts } from './parts.ts';
 import { boundedWrites, overwriteManifest, placeManifest } from './place-manifest.ts';
 import { isDigest, referenceName } from './reference-name.ts';
@@ -48,42 +41,44 @@ export class RootWriter implements StoreWriter {
   readonly #startedAt: Moment;
   /** The store's time when it began. */
   readonly #begunMs: number;
+  /** Chunks that it was said to be about to look for, and what came of that with the first of them. */
+  readonly #wantedChunks: number;
+  #listed: Promise<Map<ChunkId, number> | undefined> | undefined;
   /** Manifests that we put and a listing may not show yet. */
   readonly #put = new Map<ImageDigest, string[]>();
 
-  private constructor(parts: StoreParts, view: View, startedAt: Moment, begunMs: number) {
+  private constructor(
+    parts: StoreParts,
+    view: View,
+    began: { readonly at: Moment; readonly storeMs: number },
+    wantedChunks: number,
+  ) {
     this.#parts = parts;
     this.#root = view.active.path;
     this.epoch = view.active.root;
-    this.#startedAt = startedAt;
-    this.#begunMs = begunMs;
+    this.#startedAt = began.at;
+    this.#begunMs = began.storeMs;
+    this.#wantedChunks = wantedChunks;
   }
 
-  static async open(parts: StoreParts): Promise<RootWriter> {
-    const startedAt = parts.clock.now();
-    const begunMs = await parts.objects.nowMs();
-    return new RootWriter(parts, await parts.views.newerThan(parts.policy.viewMs / 2), startedAt, begunMs);
+  static async open(parts: StoreParts, wantedChunks: number): Promise<RootWriter> {
+    const at = parts.clock.now();
+    const storeMs = await parts.objects.nowMs();
+    const view = await parts.views.newerThan(parts.policy.viewMs / 2);
+    return new RootWriter(parts, view, { at, storeMs }, wantedChunks);
   }
 
   async hasChunk(id: ChunkId, sealedBytes?: number): Promise<boolean> {
-    const found = await this.#parts.objects.head(chunkKey(this.#root, id));
-    return found !== undefined && (sealedBytes === undefined || found.sizeBytes === sealedBytes);
-  }
-
-  async presentChunks(max: number): Promise<ReadonlyMap<ChunkId, number> | undefined> {
-    const found = new Map<ChunkId, number>();
-    for await (const page of this.#parts.objects.list(chunksPrefix(this.#root))) {
-      for (const { key, sizeBytes } of page) {
-        const meaning = meaningOf(key);
-        if (meaning?.kind === 'chunk') found.set(meaning.id, sizeBytes);
-      }
-      if (found.size > max) return undefined;
-    }
-    return found;
+    const { objects } = this.#parts;
+    this.#listed ??= listChunks(objects, this.#root, this.#wantedChunks);
+    const listed = await this.#listed;
+    const found = listed ? listed.get(id) : (await objects.head(chunkKey(this.#root, id)))?.sizeBytes;
+    return found !== undefined && (sealedBytes === undefined || found === sealedBytes);
   }
 
   async putChunk(id: ChunkId, sealed: Uint8Array): Promise<void> {
     await this.#parts.objects.put(chunkKey(this.#root, id), sealed, { sha256: id });
+    (await this.#listed)?.set(id, sealed.length);
   }
 
   async putManifest(

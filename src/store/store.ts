@@ -77,8 +77,11 @@ export interface Store {
   /** What names were set to, oldest first; of `name` alone if it is given. */
   history(name?: string): Promise<PastReference[]>;
 
-  /** For one piece of work that ends in names: a build, a copy, a tag. Throws UNSUPPORTED for a store that is only read. */
-  writer(): Promise<StoreWriter>;
+  /**
+   * For one piece of work that ends in names: a build, a copy, a tag. `wantedChunks`: about how many chunks it will be asked
+   * for; at a great many, it lists them. Throws UNSUPPORTED for a store that is only read.
+   */
+  writer(wantedChunks?: number): Promise<StoreWriter>;
 
   stats(): StoreStats;
   close(): Promise<void>;
@@ -106,13 +109,11 @@ export interface SetOptions {
 export interface StoreWriter {
   /** Salt epoch that new images are made under: the number of the root. */
   readonly epoch: number;
-  /** Whether the chunk is there; one of another length than `sealedBytes`, if that is given, is not. */
-  hasChunk(id: ChunkId, sealedBytes?: number): Promise<boolean>;
   /**
-   * Lengths of all chunks that are there by id, or undefined if there are more than `max`: for who would otherwise ask for
-   * many of them one by one.
+   * Whether the chunk is there; one of another length than `sealedBytes`, if that is given, is not. What others have put
+   * since the first call may count as missing.
    */
-  presentChunks(max: number): Promise<ReadonlyMap<ChunkId, number> | undefined>;
+  hasChunk(id: ChunkId, sealedBytes?: number): Promise<boolean>;
   /** `sealed` must stay untouched until this resolves. Throws NO_SPACE, UNAVAILABLE, as all puts do. */
   putChunk(id: ChunkId, sealed: Uint8Array): Promise<void>;
   /**

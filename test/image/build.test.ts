@@ -89,8 +89,8 @@ function filesIn(storeDir: string, folder: string): string[] {
 
 /** `store` whose writers have some of their methods replaced; they are given the writer that they are of. */
 function withMethods(store: Store, methods: (writer: StoreWriter) => Partial<StoreWriter>): Store {
-  const writer = async (): Promise<StoreWriter> => {
-    const inner = await store.writer();
+  const writer = async (wantedChunks?: number): Promise<StoreWriter> => {
+    const inner = await store.writer(wantedChunks);
     const replaced = methods(inner);
     return new Proxy(inner, {
       get(target, name: keyof StoreWriter) {

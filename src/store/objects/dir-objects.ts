@@ -38,6 +38,7 @@ export class DirObjects implements ObjectStore {
   readonly url: string;
   readonly path: string;
   readonly isWritable = true;
+  readonly isLocal = true;
   readonly #writer: DurableWriter;
   readonly #lock: DirLock;
   /** Something of the store has been seen. */

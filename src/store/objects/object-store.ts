@@ -68,6 +68,8 @@ export interface ObjectStore {
   readonly url: string;
   /** False for a store that is only read: then it cannot be listed either. */
   readonly isWritable: boolean;
+  /** True where `head` is a call of this machine's kernel, and no round trip that a listing could save. */
+  readonly isLocal?: boolean;
   /** How long a call is tried again while the store does not answer, in milliseconds, for who gives calls up sooner. */
   readonly retryForMs?: number | undefined;
   /** When the credentials in use expire, in milliseconds since 1970; undefined if they do not, or before the first read. */
