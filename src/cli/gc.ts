@@ -76,7 +76,8 @@ function purgeCommand(): Command {
       'after',
       `
 What a name means again by then, or a host has attached, goes back first. JSON: purged [area], held [area, why, until, isRead], deletedObjects,
-deletedBytes, restoredObjects, carriedImages, forgottenObjects, strangeLeases { strange, examples } or null.`,
+deletedBytes, restoredObjects, carriedImages, lostNames (set in a root that was given up by then, by a writer that died before
+it could set them in the next), forgottenObjects, strangeLeases { strange, examples } or null.`,
     )
     .action(async (options: GcCommandOptions) => {
       const report = await collect('purge', options, purging);
@@ -185,7 +186,7 @@ function describeSweep(report: SweepReport, dryRun: boolean): string {
   ]);
 }
 
-/** Names of images that are not there, which stopped writers left. */
+/** Names of images that are not there, or in a root that was given up, which stopped writers left. */
 function lostRow(names: readonly string[]): [string, readonly string[]][] {
   return names.length > 0 ? [['names of nothing', names]] : [];
 }
@@ -203,6 +204,7 @@ function describePurge(report: PurgeReport, dryRun: boolean): string {
     ...(strange > 0
       ? [['strange', `${strange} objects among the leases that are none: ${examples.join('; ')}`] as const]
       : []),
+    ...lostRow(report.lostNames),
     [
       'held',
       held.map(({ area, why, until }) => `${area}: ${why}${until === null ? '' : `, until ${until}`}`),

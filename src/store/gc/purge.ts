@@ -3,7 +3,6 @@
  * that destroys, and so the only one that looks twice: at the time, which starts anew with each read from the area; and at
  * what is alive by now, of which whatever is found nowhere else goes back to where it belongs, before anything is deleted.
  */
-import { LazydiskError } from '../../errors.ts';
 import type { Moment } from '../clock.ts';
 import { type LastRead, lastRead } from '../host-reads.ts';
 import { type AreaMarker, type AreaPath, readsPrefix, rootPath, STATE_PREFIX, stateKey } from '../layout.ts';
@@ -51,6 +50,8 @@ export interface PurgeReport {
   readonly restoredObjects: number;
   /** Images that hosts have attached and no name means, brought along from a retired root. */
   readonly carriedImages: number;
+  /** Names that writers set in a root when that was given up, and died before they could set them in the next. */
+  readonly lostNames: readonly string[];
   /** What hosts wrote and what means nothing any more: leases that are over, reads from areas that are gone. */
   readonly forgottenObjects: number;
   /** Objects among the leases that are none, and some of them. Null if there was no need to look at leases. */
@@ -92,6 +93,22 @@ export function purgePlan(view: View, reads: Reads, policy: StorePolicy, nowMs: 
 
 function heldWith(area: Area, other: HeldArea | undefined, how: 'after' | 'with'): HeldArea | undefined {
   return other && { area: area.path, why: `goes ${how} ${other.area}`, until: other.until, isRead: false };
+}
+
+/** A root that turns out to stay keeps the trash of its sweeps, and all roots after it. */
+function heldByOthers(area: Area, held: readonly HeldArea[]): HeldArea | undefined {
+  if (area.path.startsWith('roots/'))
+    return heldWith(
+      area,
+      held.find((other) => other.area.startsWith('roots/')),
+      'after',
+    );
+  if (area.isDeleting) return undefined;
+  return heldWith(
+    area,
+    held.find((other) => other.area === rootPath(area.root)),
+    'with',
+  );
 }
 
 /** Why `area` by itself must stay, or undefined if it may go. */
@@ -190,6 +207,7 @@ class Purge {
   readonly #options: GcOptions<PurgeProgress>;
   readonly #counts = { deletedObjects: 0, deletedBytes: 0, restoredObjects: 0 };
   readonly #carried = new Set<ImageDigest>();
+  readonly #lostNames = new Set<string>();
   #live: LiveSet | undefined;
   /** When leases were looked at last, and the time of the store before which none is unknown. */
   #leasesReadAt: Moment | undefined;
@@ -211,7 +229,7 @@ class Purge {
     const nowMs = await this.#journal.storeNowMs();
     for (const { area, held: heldAtFirst } of purgePlan(first, reads, policy, nowMs)) {
       if (purged.includes(area.path)) continue;
-      const outcome = heldAtFirst ?? (await this.#purgeArea(area.path, reads));
+      const outcome = heldAtFirst ?? heldByOthers(area, held) ?? (await this.#purgeArea(area.path, reads));
       if (Array.isArray(outcome)) purged.push(...outcome);
       else held.push(outcome);
     }
@@ -221,7 +239,8 @@ class Purge {
     const forgottenObjects = await forgetHosts(objects, policy, { areas, nowMs, dryRun });
     const carriedImages = this.#carried.size;
     const strangeLeases = this.#live?.leases ?? null;
-    return { purged, held, ...this.#counts, carriedImages, forgottenObjects, strangeLeases };
+    const lostNames = [...this.#lostNames].sort();
+    return { purged, held, ...this.#counts, carriedImages, lostNames, forgottenObjects, strangeLeases };
   }
 
   /**
@@ -252,7 +271,8 @@ class Purge {
    */
   async #purgeRoot(look: Look): Promise<HeldArea | undefined> {
     const { area: root, areas } = look;
-    if (!root.isDeleting) await this.#checkMoved(root, look.view);
+    const unmoved = root.isDeleting ? undefined : await this.#heldByNames(root, look.view);
+    if (unmoved) return unmoved;
     this.#leasesSinceMs = look.nowMs - leaseTermMs(this.#parts.policy);
     const stuck = await this.#readLeases(look);
     if (stuck) return stuck;
@@ -365,24 +385,31 @@ class Purge {
 
   /**
    * Every name that the root has must be known to a later one: moved, set anew or removed. But not one that a writer set
-   * when the next was open, and did not live to set there.
+   * when the next was open, and did not live to set there: that one is lost.
    */
-  async #checkMoved(root: Area, view: View): Promise<void> {
+  async #heldByNames(root: Area, view: View): Promise<HeldArea | undefined> {
     const { references, objects } = this.#parts;
     const next = rootPath(root.root + 1);
     const openedMs = view.areas.find(({ path }) => path === next)?.openedMs ?? 0;
+    // Where nothing can be compared and set, the next root may have been opened once more since.
+    const lastMs = Math.min(openedMs, root.retiredMs!);
     const there = new Set<string>();
     for (let number = root.root + 1; number <= view.active.root; number++)
       for (const name of (await references.listIn(rootPath(number))).keys()) there.add(name);
+    const lost: string[] = [];
     for (const { name, digest, modifiedMs } of (await references.listIn(root.path)).values()) {
-      if (digest === null || there.has(name) || modifiedMs > openedMs) continue;
+      if (digest === null || there.has(name)) continue;
+      if (modifiedMs > lastMs) {
+        lost.push(name);
+        continue;
+      }
       // Another purge may be at it already, and its half-deleted names say nothing.
-      if (await objects.head(stateKey(root.path, 'deleting'))) return;
-      throw new LazydiskError(
-        'CORRUPT',
-        `${objects.url}: ${root.path} has ${name}, which ${next} does not know: it stays until ${name} is set or removed`,
-      );
+      if (await objects.head(stateKey(root.path, 'deleting'))) return undefined;
+      const why = `has ${name}, image ${digest}, which no later root knows: \`lazydisk tag ${digest} ${name}\`, then \`rm\` it if nobody needs it`;
+      return { area: root.path, why, until: null, isRead: false };
     }
+    for (const name of lost) this.#lostNames.add(name);
+    return undefined;
   }
 
   /**

@@ -6,8 +6,9 @@
 import { LazydiskError } from '../../errors.ts';
 import { ID_BYTES } from '../../format/chunk-id.ts';
 import { ensureIn, manifestKeysIn } from '../carry.ts';
-import { rootPath, stateKey } from '../layout.ts';
+import { type AreaPath, rootPath, stateKey } from '../layout.ts';
 import { leasedOf, leaseTermMs } from '../leases.ts';
+import type { ObjectStore } from '../objects/object-store.ts';
 import type { StoreParts } from '../parts.ts';
 import { carryManifest } from '../place-manifest.ts';
 import type { NamedDigest } from '../references.ts';
@@ -78,18 +79,27 @@ async function open(parts: StoreParts, view: View, signal: AbortSignal | undefin
   const { objects, clock, policy, views } = parts;
   const next = rootPath(view.active.root + 1);
   // A root that no listing shows any more once the next one is there would be forgotten with all that is in it.
-  await objects.put(stateKey(view.active.path, 'opened'), Buffer.alloc(0));
+  await markOpened(objects, view.active.path);
   await clock.sleep(policy.settleMs, signal);
-  await objects.put(stateKey(next, 'opened'), Buffer.alloc(0), { ifVersion: null }).catch((error) => {
-    // It stays as old as it is: names that the root before has by then have been moved.
-    if (!(error instanceof LazydiskError) || error.code !== 'BUSY') throw error;
-  });
+  await markOpened(objects, next);
   await clock.sleep(policy.settleMs, signal);
   await writeIndex(objects);
   const opened = await views.newerThan(0);
   if (opened.active.path !== next || opened.draining?.path !== view.active.path)
     throw new LazydiskError('BUSY', `${objects.url}: another rotation is further on; run it again to help`);
   return opened;
+}
+
+/**
+ * Unless that is done. A marker stays as old as it is: it tells which names of the root before are moved, and which a writer
+ * set there too late.
+ */
+async function markOpened(objects: ObjectStore, root: AreaPath): Promise<void> {
+  const key = stateKey(root, 'opened');
+  if (await objects.head(key)) return;
+  await objects.put(key, Buffer.alloc(0), { ifVersion: null }).catch((error) => {
+    if (!(error instanceof LazydiskError) || error.code !== 'BUSY') throw error;
+  });
 }
 
 async function move(

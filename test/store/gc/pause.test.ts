@@ -2,7 +2,7 @@
 import { readdirSync, readFileSync, unlinkSync } from 'node:fs';
 import { basename, join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
-import t from 'tap';
+import t, { type Test } from 'tap';
 import { TenantKey } from '../../../src/format/keys.ts';
 import { purge } from '../../../src/store/gc/purge.ts';
 import { rotate } from '../../../src/store/gc/rotate.ts';
@@ -139,6 +139,49 @@ t.test('a writer that dies after it named what was deleted stops no collector', 
   t.match(await purge(store.parts), { purged: ['roots/1'], held: [] });
 });
 
+t.test('a name that a dying writer left in a root that was given up goes with it, and is told', async (t) => {
+  const { open, pass, store, leaveName } = await lateStore(t);
+  await putDisk(store, key, 'kept', diskOf());
+  await rotate(store.parts);
+  await leaveName();
+  // Whenever roots turn after that.
+  await rotate((await open()).parts);
+  pass(RETENTION_MS);
+  const report = { purged: ['roots/1', 'roots/2'], held: [], lostNames: ['late:latest'] };
+  t.match(await purge((await open()).parts, { dryRun: true }), report);
+  t.match(await purge((await open()).parts), report);
+  t.match(
+    (await (await open()).listReferences()).map(({ name }) => name),
+    ['kept:latest'],
+  );
+});
+
+t.test('a name of which nobody can tell that it was late holds its root, until it is set', async (t) => {
+  const { dir, disk, open, pass, store, leaveName } = await lateStore(t);
+  await rotate(store.parts);
+  const digest = await leaveName();
+  await rotate(store.parts);
+  // A copy of the store by a program that keeps no times.
+  for (const marker of ['roots/1/retired', 'roots/2/opened'])
+    await disk().put(`state/${marker}`, Buffer.alloc(0));
+  await putDisk(await open(), key, 'gone', diskOf());
+  await (await (await open()).writer()).removeReference('gone');
+  pass(AGING_POLICY.graceMs + 1_000);
+  await sweep((await open()).parts);
+  pass(RETENTION_MS);
+  const why = `has late:latest, image ${digest}, which no later root knows: \`lazydisk tag ${digest} late:latest\`, then \`rm\` it if nobody needs it`;
+  const held = [
+    { area: 'roots/1', why },
+    { area: 'roots/2', why: 'goes after roots/1' },
+  ];
+  t.match(await purge((await open()).parts), { purged: [/^trash/], held, lostNames: [] });
+  t.equal(filesIn(dir, 'roots/1/chunks').length, 4);
+  const writer = await (await open()).writer();
+  await writer.putReference('late', digest);
+  await writer.removeReference('late');
+  t.match(await purge((await open()).parts), { purged: ['roots/1', 'roots/2'], held: [], lostNames: [] });
+});
+
 t.test('a manifest that a stopped writer put is no proof that its chunks are there', async (t) => {
   const { dir, disk, open, openOn, pass, store } = await agingStore(t);
   const objects = new PausedObjects(disk(), (request, at) => request === 'put' && at.includes('/manifests/'));
@@ -227,6 +270,33 @@ t.test('an index that is written late does not hide a root that was opened meanw
     t.same(index, { version: 1, areas: ['roots/2', 'roots/1'], draining: null });
   }
 });
+
+/** A store with a writer that is stopped in root 1 when it has put an image, sets the name when a test says so, and dies. */
+async function lateStore(t: Test) {
+  const aging = await agingStore(t);
+  const isName = (at: string) => at.includes('/references/');
+  const objects = new PausedObjects(aging.disk(), (_, at) => isName(at));
+  const named = Promise.withResolvers<void>();
+  const dying = withCalls(objects, {
+    put: async (at, bytes, options) => {
+      await objects.put(at, bytes, options);
+      if (!isName(at)) return;
+      named.resolve();
+      await new Promise(() => {});
+    },
+  });
+  void putDisk(await aging.openOn(dying), key, 'late', diskOf());
+  await objects.stopped;
+  const leaveName = async () => {
+    aging.pass(1_000);
+    objects.resume();
+    await named.promise;
+    aging.pass(1_000);
+    const file = readFileSync(join(aging.dir, 'roots/1/references/late%3Alatest.json'), 'utf8');
+    return (JSON.parse(file) as { digest: ImageDigest }).digest;
+  };
+  return { ...aging, leaveName };
+}
 
 /** All that no name means by now goes. */
 async function collect(store: RootStore, pass: (ms: number) => void): Promise<void> {
