@@ -5,7 +5,7 @@
  */
 import { onDeadline } from '../chunk/deadline.ts';
 import { LazydiskError } from '../errors.ts';
-import { FairQueue } from './fair-queue.ts';
+import { Turns } from './turns.ts';
 
 /** Reads up to this long take nothing from the budget: they are copied into a reply, or written, at once. */
 export const SHORT_READ_BYTES = 32 * 1024;
@@ -30,7 +30,7 @@ interface Waiter {
 export class ByteBudget {
   readonly capacityBytes: number;
   readonly #held = new Map<BudgetOwner, number>();
-  readonly #waiting = new FairQueue<BudgetOwner, Waiter>();
+  readonly #waiting = new Turns<BudgetOwner, Waiter>();
   #heldBytes = 0;
   #waiters = 0;
   /** Whoever has the next turn waits for room that drives together have taken: nobody may go before it. */

@@ -5,8 +5,9 @@
  */
 import type { BlockDevice, PinnedBytes } from '../../drive/block-device.ts';
 import { errorText, LazydiskError } from '../../errors.ts';
-import { type ByteBudget, type HeldBytes, SHORT_READ_BYTES } from '../byte-budget.ts';
+import type { ByteBudget } from '../byte-budget.ts';
 import type { TurnBudget } from '../turn-budget.ts';
+import { AnswerRoom } from './answer-room.ts';
 import type { ChannelOwner, NbdChannel } from './channel.ts';
 import type { Session } from './handshake.ts';
 import { type NbdLimits, shareOf } from './limits.ts';
@@ -51,6 +52,7 @@ export class NbdConnection implements ChannelOwner {
   readonly #session: Session;
   readonly #context: ConnectionContext;
   readonly #replies: ReplyWriter;
+  readonly #room: AnswerRoom;
   readonly #abort = new AbortController();
   /** The start of a request whose end has not arrived. */
   #partial: Buffer = Buffer.alloc(0);
@@ -70,11 +72,6 @@ export class NbdConnection implements ChannelOwner {
   /** Once the end is wanted: looks whether the client does its part, which `#hasMoved` says. */
   #linger: NodeJS.Timeout | undefined;
   #hasMoved = false;
-  /** Answers that hold memory of the budget, and what looks whether the client takes them. */
-  #held = 0;
-  #stallWatch: NodeJS.Timeout | undefined;
-  /** How often the kernel took something. */
-  #moves = 0;
 
   constructor(channel: NbdChannel, session: Session, context: ConnectionContext, onClosed: () => void) {
     this.#channel = channel;
@@ -82,6 +79,15 @@ export class NbdConnection implements ChannelOwner {
     this.#session = session;
     this.#context = context;
     this.#replies = new ReplyWriter(channel, session.structured, context.pool);
+    this.#room = new AnswerRoom(session.device, context.budget, {
+      signal: this.#abort.signal,
+      stallMs: context.limits.lingerTimeoutMs,
+      isOwed: () => this.#replies.unsentBytes > 0,
+      onStall: () => {
+        context.counters.errors++;
+        channel.destroy();
+      },
+    });
   }
 
   get device(): BlockDevice {
@@ -141,7 +147,7 @@ export class NbdConnection implements ChannelOwner {
   closed(): void {
     this.#isClosed = true;
     clearInterval(this.#linger);
-    clearInterval(this.#stallWatch);
+    this.#room.close();
     this.#queue.length = 0;
     this.#abort.abort();
     this.#wake();
@@ -188,7 +194,7 @@ export class NbdConnection implements ChannelOwner {
   /** The client has taken something. */
   sent(): void {
     this.#hasMoved = true;
-    this.#moves++;
+    this.#room.moved();
     const isAwaited = this.#waitingForRoom.length > 0 || this.#queue.length > 0 || this.#isPaused;
     if (!isAwaited || this.#isContinuePlanned) return;
     // Not here: this may be the middle of a pass over the queue.
@@ -276,68 +282,19 @@ export class NbdConnection implements ChannelOwner {
       this.#wait(request, this.#sendWhole(request));
       return;
     }
-    const bytes = this.#tryRead(offset, lengthBytes);
+    const bytes = this.#room.tryRead(offset, lengthBytes);
     if (bytes) this.#sendData(request, offset, lengthBytes, bytes, true);
     else this.#wait(request, this.#sendFetched(request));
-  }
-
-  /** The bytes, if they are in memory and there is room for the answer. */
-  #tryRead(offset: number, lengthBytes: number): PinnedBytes | undefined {
-    if (lengthBytes <= SHORT_READ_BYTES) return this.device.tryRead(offset, lengthBytes);
-    const held = this.#context.budget.tryTake(this.device, lengthBytes);
-    if (!held) return undefined;
-    const bytes = this.device.tryRead(offset, lengthBytes);
-    if (!bytes) held.release();
-    return bytes && this.#holding(bytes, held);
-  }
-
-  /** The bytes with room for them, which they give back when they are released. */
-  async #readWithRoom(offset: number, lengthBytes: number, deadline: number): Promise<PinnedBytes> {
-    if (lengthBytes <= SHORT_READ_BYTES) return this.#fetch(offset, lengthBytes, deadline);
-    const held = await this.#room(lengthBytes, deadline);
-    try {
-      return this.#holding(await this.#fetch(offset, lengthBytes, deadline), held);
-    } catch (error) {
-      held.release();
-      throw error;
-    }
-  }
-
-  #room(lengthBytes: number, deadline: number): Promise<HeldBytes> {
-    return this.#context.budget.take(this.device, lengthBytes, { deadline, signal: this.#abort.signal });
-  }
-
-  #holding(bytes: PinnedBytes, held: HeldBytes): PinnedBytes {
-    this.#held++;
-    this.#stallWatch ??= this.#watchForStall();
-    return {
-      parts: bytes.parts,
-      release: () => {
-        this.#held--;
-        bytes.release();
-        held.release();
-      },
-    };
-  }
-
-  /** Whoever holds memory that others wait for, and takes nothing of it, is cut off. */
-  #watchForStall(): NodeJS.Timeout {
-    let moves = -1;
-    return setInterval(() => {
-      if (this.#held === 0) {
-        clearInterval(this.#stallWatch);
-        this.#stallWatch = undefined;
-      } else if (moves === this.#moves && this.#replies.unsentBytes > 0 && this.#context.budget.waiters > 0) {
-        this.#context.counters.errors++;
-        this.#channel.destroy();
-      }
-      moves = this.#moves;
-    }, this.#context.limits.lingerTimeoutMs);
   }
 
   /** When a read that is taken up now must have its bytes, however many pieces it is read in. */
   #deadline(): number {
     return performance.now() + this.device.readTimeoutMs;
+  }
+
+  /** The bytes with room for them, which they give back when they are released. */
+  #readInRoom(offset: number, lengthBytes: number, deadline: number): Promise<PinnedBytes> {
+    return this.#room.read(lengthBytes, deadline, () => this.#fetch(offset, lengthBytes, deadline));
   }
 
   /** Bytes of the device, pinned; if the connection has gone meanwhile they are let go and it throws. */
@@ -352,7 +309,7 @@ export class NbdConnection implements ChannelOwner {
 
   async #sendFetched(request: Request): Promise<void> {
     const { offset, lengthBytes } = request;
-    const bytes = await this.#readWithRoom(offset, lengthBytes, this.#deadline());
+    const bytes = await this.#readInRoom(offset, lengthBytes, this.#deadline());
     this.#sendData(request, offset, lengthBytes, bytes, true);
   }
 
@@ -369,7 +326,7 @@ export class NbdConnection implements ChannelOwner {
       deadline += performance.now() - pausedAt;
       if (this.#isGone) throw new LazydiskError('ABORTED', 'the client has gone');
       if (!hole) {
-        const bytes = await this.#readWithRoom(offset, lengthBytes, deadline);
+        const bytes = await this.#readInRoom(offset, lengthBytes, deadline);
         this.#sendData(request, offset, lengthBytes, bytes, isLast);
         continue;
       }
@@ -382,7 +339,7 @@ export class NbdConnection implements ChannelOwner {
   async #sendWhole(request: Request): Promise<void> {
     const { offset, lengthBytes } = request;
     const deadline = this.#deadline();
-    const held = await this.#room(lengthBytes, deadline);
+    const held = await this.#room.take(lengthBytes, deadline);
     const whole = new PooledCopy(this.#context.pool, lengthBytes);
     try {
       for (let at = 0; at < lengthBytes; at += PIECE_BYTES_MAX) {
@@ -396,7 +353,7 @@ export class NbdConnection implements ChannelOwner {
       held.release();
       throw error;
     }
-    this.#sendData(request, offset, lengthBytes, this.#holding(whole, held), true);
+    this.#sendData(request, offset, lengthBytes, this.#room.holding(whole, held), true);
   }
 
   /** Resolves once that many bytes may be copied in this turn of the event loop. */

@@ -2,7 +2,7 @@
  * A queue in which owners take turns: whoever has put in a thousand items waits behind whoever has put in one. All
  * exports use it for what drives share.
  */
-export class FairQueue<Owner, Item> {
+export class Turns<Owner, Item> {
   /** In the order of their turns; an owner without items is not here. */
   readonly #owners = new Map<Owner, Set<Item>>();
 
