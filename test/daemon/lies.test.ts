@@ -45,7 +45,7 @@ const LIES: Readonly<
   truncated: {
     damage: (file) => writeFileSync(file, readFileSync(file).subarray(0, 5000)),
     code: 'CORRUPT',
-    cause: /origin: bad copy \(5000 bytes instead of \d+/,
+    cause: /origin: bad copy \(its SHA-256 is not its id, 5000 bytes instead of \d+/,
   },
   swapped: {
     damage: (file, other) => writeFileSync(file, readFileSync(other)),
