@@ -1,18 +1,15 @@
 /** Attaches and lists while the store hangs: bounded, given up in time, and in nobody else's way. */
-import { execFile } from 'node:child_process';
-import { closeSync, constants, globSync, openSync, renameSync, rmSync } from 'node:fs';
-import { type ClientRequest, request } from 'node:http';
+import { once } from 'node:events';
+import { readFile } from 'node:fs/promises';
+import { type ClientRequest, createServer, request } from 'node:http';
+import type { AddressInfo } from 'node:net';
 import { join } from 'node:path';
-import { promisify } from 'node:util';
-import t from 'tap';
+import t, { type Test } from 'tap';
 import { ControlClient } from '../../src/daemon/client.ts';
 import { StoreAsks } from '../../src/daemon/store-asks.ts';
 import type { LazydiskError } from '../../src/errors.ts';
 import { diskWorkplace, TestDaemon, type Workplace } from '../support/daemon.ts';
 import { NbdClient } from '../support/nbd-client.ts';
-import { skipWithout } from '../support/tools.ts';
-
-const run = promisify(execFile);
 
 const patient = () => ({ deadline: performance.now() + 60_000, signal: new AbortController().signal });
 const impatient = (milliseconds: number) => ({ ...patient(), deadline: performance.now() + milliseconds });
@@ -63,23 +60,35 @@ t.test('a question that fails gives its place back', async (t) => {
   }
 });
 
-/** Puts FIFOs in the place of the store's names and manifests: opening one waits for a writer. Gives what undoes it. */
-async function hang(place: Workplace): Promise<() => void> {
-  const files = globSync('**/{references,manifests}/**', { cwd: place.storeDir, withFileTypes: true })
-    .filter((entry) => entry.isFile())
-    .map((entry) => join(entry.parentPath, entry.name));
-  for (const file of files) {
-    renameSync(file, `${file}.whole`);
-    await run('mkfifo', [file]);
-  }
-  return () => {
-    for (const file of files.splice(0)) {
-      renameSync(file, `${file}.hangs`);
-      renameSync(`${file}.whole`, file);
-      // Whoever waits in the open is let go.
-      closeSync(openSync(`${file}.hangs`, constants.O_RDWR));
-      rmSync(`${file}.hangs`);
-    }
+/** The store of `place` behind a web server, which answers nothing about names and manifests after `hang`, until `mend`. */
+async function webPlace(t: Test, place: Workplace) {
+  const held: (() => void)[] = [];
+  let hangs = false;
+  const server = createServer((asked, answer) => {
+    const { pathname } = new URL(asked.url!, 'http://store');
+    const serve = () =>
+      readFile(join(place.storeDir, decodeURI(pathname))).then(
+        (bytes) => answer.writeHead(200, { 'content-length': bytes.length }).end(bytes),
+        () => answer.writeHead(404).end(),
+      );
+    if (hangs && /\/(references|inherited|manifests)\//.test(pathname)) held.push(serve);
+    else void serve();
+  });
+  server.listen(0, '127.0.0.1');
+  await once(server, 'listening');
+  t.teardown(() => {
+    server.close();
+    server.closeAllConnections();
+  });
+  return {
+    place: { ...place, store: `http://127.0.0.1:${(server.address() as AddressInfo).port}/` },
+    hang: () => {
+      hangs = true;
+    },
+    mend: () => {
+      hangs = false;
+      for (const serve of held.splice(0)) serve();
+    },
   };
 }
 
@@ -103,30 +112,29 @@ async function taken(client: ControlClient, name: string): Promise<void> {
 }
 
 t.test('a store that hangs: attaches fail in time and hold up nothing that does not need it', async (t) => {
-  if (skipWithout(t, 'mkfifo')) return;
-  const place = await diskWorkplace(t, 4);
+  const built = await diskWorkplace(t, 4);
+  const { place, hang, mend } = await webPlace(t, built);
   const daemon = await TestDaemon.start(t, place, ['--store-timeout', '3s', '--starts-max', '4']);
   const client = new ControlClient(place.runDir);
   await client.attach({ image: 'app:1', name: 'before' });
-  const mend = await hang(place);
-  t.teardown(mend);
+  hang();
   // More than may start at once, and more than are asked at once.
   const calls = Array.from({ length: 40 }, (_, n) => attachCall(place, `hung${n}`));
   const statuses = Promise.all(calls.map(({ status }) => status));
   t.match(
-    await client.attach({ image: place.image.digest, name: 'known' }),
+    await client.attach({ image: built.image.digest, name: 'known' }),
     { name: 'known' },
     'a known image',
   );
   const guest = await NbdClient.open({ path: join(place.runDir, 'nbd.sock') }, 'known');
   const { data } = await guest.request({ type: 0, offset: 0, lengthBytes: 4096 });
-  t.ok(data.equals(place.disk.subarray(0, 4096)), 'and it is read');
+  t.ok(data.equals(built.disk.subarray(0, 4096)), 'and it is read');
   guest.close();
 
   t.same(new Set(await statuses), new Set([504]));
   await t.rejects(client.attach({ image: 'app:1', name: 'hung0' }), {
     code: 'TIMEOUT',
-    message: /image app:1: file:.* does not answer/,
+    message: /image app:1: http:.* does not answer/,
   });
   await t.rejects(client.inspect('app:1'), { code: 'TIMEOUT', message: /does not answer/ });
   t.match(await client.status(), { state: 'serving', admission: { waiting: 0 } });
@@ -143,12 +151,11 @@ t.test('a store that hangs: attaches fail in time and hold up nothing that does 
 });
 
 t.test('an attach whose client goes is given up, and its name is free', async (t) => {
-  if (skipWithout(t, 'mkfifo')) return;
-  const place = await diskWorkplace(t, 4);
+  const built = await diskWorkplace(t, 4);
+  const { place, hang, mend } = await webPlace(t, built);
   const daemon = await TestDaemon.start(t, place, ['--log-level', 'debug']);
   const client = new ControlClient(place.runDir);
-  const mend = await hang(place);
-  t.teardown(mend);
+  hang();
   const { call, status } = attachCall(place, 'web');
   await taken(client, 'web');
   call.destroy();
@@ -163,11 +170,11 @@ t.test('an attach whose client goes is given up, and its name is free', async (t
 });
 
 t.test('a stop refuses the attaches that the store holds up, and ends', async (t) => {
-  if (skipWithout(t, 'mkfifo')) return;
-  const place = await diskWorkplace(t, 4);
+  const built = await diskWorkplace(t, 4);
+  const { place, hang } = await webPlace(t, built);
   const daemon = await TestDaemon.start(t, place);
   const client = new ControlClient(place.runDir);
-  t.teardown(await hang(place));
+  hang();
   const { status } = attachCall(place, 'web');
   await taken(client, 'web');
   const started = performance.now();

@@ -111,7 +111,7 @@ t.test(
         'truncated',
         () => truncateSync(path, 1000),
         'CORRUPT',
-        /origin: bad copy \(1000 bytes instead of \d+\)$/,
+        /origin: bad copy \(its SHA-256 is not its id, 1000 bytes instead of \d+\)$/,
       ],
       ['swapped', () => copyFileSync(chunkFile(1), path), 'CORRUPT', /origin: bad copy \(.*\)$/],
       ['missing', () => rmSync(path), 'NOT_FOUND', /origin: not there$/],
