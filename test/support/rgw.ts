@@ -11,7 +11,7 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { promisify } from 'node:util';
-import { CreateBucketCommand, PutObjectCommand, S3Client } from '@aws-sdk/client-s3';
+import { CreateBucketCommand, PutBucketPolicyCommand, PutObjectCommand, S3Client } from '@aws-sdk/client-s3';
 import { freePort } from './memcached.ts';
 
 export const RGW_TOOLS = ['ceph-mon', 'ceph-osd', 'radosgw', 'radosgw-admin', 'ceph', 'monmaptool'];
@@ -73,10 +73,36 @@ export class Rgw {
     client.destroy();
   }
 
-  /** Makes the owner's key the one that stores in this process find, and keeps them from asking the cloud. */
-  useInThisProcess(): void {
-    process.env.AWS_ACCESS_KEY_ID = this.key.accessKeyId;
-    process.env.AWS_SECRET_ACCESS_KEY = this.key.secretAccessKey;
+  /**
+   * Lets a stranger do in `bucket` what README says that daemons need for the store under `prefix`, and nothing else; and
+   * lets the owner read what the stranger puts there, which on RGW belongs to the stranger.
+   */
+  async allowDaemon(bucket: string, prefix: string, { accessKeyId }: Key): Promise<void> {
+    const statement = (uid: string, action: string, resource: string) => ({
+      Effect: 'Allow',
+      Principal: { AWS: [`arn:aws:iam:::user/${uid}`] },
+      Action: [action],
+      Resource: [`arn:aws:s3:::${resource}`],
+    });
+    const daemon = strangerOf(accessKeyId);
+    const Policy = JSON.stringify({
+      Version: '2012-10-17',
+      Statement: [
+        statement(daemon, 's3:ListBucket', bucket),
+        statement(daemon, 's3:GetObject', `${bucket}/${prefix}/*`),
+        statement(daemon, 's3:PutObject', `${bucket}/${prefix}/hosts/*`),
+        statement('owner', 's3:GetObject', `${bucket}/${prefix}/hosts/*`),
+      ],
+    });
+    const client = this.client();
+    await client.send(new PutBucketPolicyCommand({ Bucket: bucket, Policy }));
+    client.destroy();
+  }
+
+  /** Makes `key` the one that stores in this process and its children find, and keeps them from asking the cloud. */
+  useInThisProcess(key = this.key): void {
+    process.env.AWS_ACCESS_KEY_ID = key.accessKeyId;
+    process.env.AWS_SECRET_ACCESS_KEY = key.secretAccessKey;
     process.env.AWS_EC2_METADATA_DISABLED = 'true';
   }
 
@@ -107,7 +133,7 @@ export class Rgw {
   /** A user who may do nothing with the owner's buckets. */
   async addStranger(): Promise<Key> {
     const key = newKey();
-    await this.#addUser(`stranger-${key.accessKeyId}`, key);
+    await this.#addUser(strangerOf(key.accessKeyId), key);
     return key;
   }
 
@@ -164,6 +190,10 @@ export class Rgw {
   async #admin(...words: string[]): Promise<void> {
     await this.#run('radosgw-admin', ...words);
   }
+}
+
+function strangerOf(accessKeyId: string): string {
+  return `stranger-${accessKeyId}`;
 }
 
 function newKey(): Key {
