@@ -19,8 +19,19 @@ const ROUNDS = 3;
 const DIRECT = ['--rw=randread', '--bs=4k', '--direct=1', '--ioengine=libaio', '--iodepth=16'];
 const BUFFERED = ['--rw=randread', '--bs=4k', '--ioengine=psync', '--invalidate=0'];
 const TIMED = [`--runtime=${RUN_S}`, '--time_based'];
-/** Every fourth page of the drive, once. */
-const SPARSELY = ['--norandommap=0', `--io_size=${SIZE_BYTES / 4}`];
+
+interface ColdReads {
+  readonly name: string;
+  readonly readers: number;
+  /** The part of the drive's pages that is read, each page once. To push a chunk costs the same whatever is read of it. */
+  readonly share: number;
+}
+
+const COLD_READS: readonly ColdReads[] = [
+  { name: '4 KiB buffered random, cold page cache, every fourth page', readers: 1, share: 1 / 4 },
+  { name: 'the same, every page', readers: 1, share: 1 },
+  { name: 'the same, every fourth page, 8 readers', readers: 8, share: 1 / 4 },
+];
 
 const run = promisify(execFile);
 
@@ -47,12 +58,9 @@ export async function benchFuse(): Promise<Row[]> {
   try {
     const content = join(shared, 'content');
     await writeFile(content, contentOf(SIZE_BYTES, 1));
-    return [
-      await benchDirect(dir, content),
-      await benchReread(dir, content),
-      await benchCold(dir, content, '4 KiB buffered random, cold page cache', 1),
-      await benchCold(dir, content, 'the same, 8 readers', 8),
-    ];
+    const rows = [await benchDirect(dir, content), await benchReread(dir, content)];
+    for (const reads of COLD_READS) rows.push(await benchCold(dir, content, reads));
+    return rows;
   } finally {
     await rm(dir, { recursive: true });
     await rm(shared, { recursive: true });
@@ -102,13 +110,18 @@ async function benchReread(dir: string, content: string): Promise<Row> {
 }
 
 /** A fresh mount for each run: nothing is in the page cache, everything in the daemon's memory. */
-async function benchCold(dir: string, content: string, name: string, readers: number): Promise<Row> {
+async function benchCold(dir: string, content: string, { name, readers, share }: ColdReads): Promise<Row> {
   const mountDir = join(dir, 'cold');
   const measure = async (pushChunks: boolean) => {
     const daemon = await startDaemon({ dir: mountDir, content: { file: content }, pushChunks });
     try {
-      const jobs = [`--numjobs=${readers}`, '--group_reporting', '--thread'];
-      return await fioIops(join(mountDir, 'drive'), [...BUFFERED, ...SPARSELY, ...jobs]);
+      const reads = [
+        `--io_size=${SIZE_BYTES * share}`,
+        `--numjobs=${readers}`,
+        '--group_reporting',
+        '--thread',
+      ];
+      return await fioIops(join(mountDir, 'drive'), [...BUFFERED, '--norandommap=0', ...reads]);
     } finally {
       await daemon.stop();
     }
