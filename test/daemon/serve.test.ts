@@ -1,6 +1,6 @@
 /** The daemon from end to end, as a process, through the command line: what a user does, and what goes wrong. */
 import { execFile } from 'node:child_process';
-import { closeSync, constants, existsSync, lstatSync, openSync, readdirSync, renameSync } from 'node:fs';
+import { existsSync, lstatSync, readdirSync } from 'node:fs';
 import { open, readFile, writeFile } from 'node:fs/promises';
 import { request } from 'node:http';
 import { join } from 'node:path';
@@ -10,8 +10,8 @@ import type { DaemonStatus, DriveInfo, DriveStat, ImageInfo } from '../../src/da
 import { ControlClient } from '../../src/daemon/client.ts';
 import { CHUNK_BYTES } from '../../src/format/chunk-id.ts';
 import { buildWorkplace, diskWorkplace, lazydisk, lazydiskJson, TestDaemon } from '../support/daemon.ts';
-import { chunkFileIn } from '../support/dir-store.ts';
 import { skipWithout } from '../support/tools.ts';
+import { serveStore } from '../support/web-store.ts';
 
 const run = promisify(execFile);
 
@@ -204,17 +204,14 @@ t.test('a stop lets reads in flight end, and a warm cache serves after it', asyn
 });
 
 t.test('a read in flight when a stop comes gets its bytes', async (t) => {
-  if (skipWithout(t, 'mkfifo')) return;
   const place = await diskWorkplace(t, 8);
   const { id } = place.image.manifest.ref(1);
-  const file = chunkFileIn(place.storeDir, id);
-  const daemon = await TestDaemon.start(t, place, ['--origin-timeout', '2s']);
+  const web = await serveStore(t, place.storeDir);
+  const daemon = await TestDaemon.start(t, { ...place, store: web.url });
   const drive = await daemon.ask<DriveInfo>('attach', 'app:1');
   if (drive.fuse === null) return t.comment('no FUSE here');
 
-  // A chunk that hangs: opening a FIFO waits for its writer.
-  renameSync(file, `${file}.whole`);
-  await run('mkfifo', [file]);
+  web.hang(new RegExp(id));
   const offset = place.image.manifest.indexOf(1) * CHUNK_BYTES;
   const handle = await open(drive.fuse);
   const reading = handle.read(Buffer.alloc(4096), 0, 4096, offset);
@@ -224,26 +221,21 @@ t.test('a read in flight when a stop comes gets its bytes', async (t) => {
   daemon.child.kill('SIGTERM');
   await daemon.logged(({ msg }) => msg === 'stopping');
   await t.rejects(client.attach({ image: 'app:1', name: 'late' }), { code: 'UNAVAILABLE' });
-  renameSync(file, `${file}.hangs`);
-  renameSync(`${file}.whole`, file);
+  web.mend();
   t.ok((await reading).buffer.equals(place.disk.subarray(offset, offset + 4096)));
   // The file system is gone, and that is what a close may say.
   await handle.close().catch(() => undefined);
-
-  closeSync(openSync(`${file}.hangs`, constants.O_WRONLY | constants.O_NONBLOCK));
   t.same(await daemon.exited, { code: 0, signal: null });
 });
 
 t.test('a second signal kills a stop that waits for a store that hangs', async (t) => {
-  if (skipWithout(t, 'mkfifo', 'dd')) return;
+  if (skipWithout(t, 'dd')) return;
   const place = await diskWorkplace(t, 4);
-  const { id } = place.image.manifest.ref(0);
-  const file = chunkFileIn(place.storeDir, id);
-  const daemon = await TestDaemon.start(t, place);
+  const web = await serveStore(t, place.storeDir);
+  const daemon = await TestDaemon.start(t, { ...place, store: web.url });
   const drive = await daemon.ask<DriveInfo>('attach', 'app:1');
   if (drive.fuse === null) return t.comment('no FUSE here');
-  renameSync(file, `${file}.whole`);
-  await run('mkfifo', [file]);
+  web.hang(/\/chunks\//);
   const reading = run('dd', [`if=${drive.fuse}`, 'of=/dev/null', 'bs=4096', 'count=1']);
   const failed = t.rejects(reading, 'and its reader is not left hanging');
   while ((await daemon.ask<DriveStat>('stat', drive.name)).inFlight === 0);

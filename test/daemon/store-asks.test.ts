@@ -1,15 +1,13 @@
 /** Attaches and lists while the store hangs: bounded, given up in time, and in nobody else's way. */
-import { once } from 'node:events';
-import { readFile } from 'node:fs/promises';
-import { type ClientRequest, createServer, request } from 'node:http';
-import type { AddressInfo } from 'node:net';
+import { type ClientRequest, request } from 'node:http';
 import { join } from 'node:path';
-import t, { type Test } from 'tap';
+import t from 'tap';
 import { ControlClient } from '../../src/daemon/client.ts';
 import { StoreAsks } from '../../src/daemon/store-asks.ts';
 import type { LazydiskError } from '../../src/errors.ts';
 import { diskWorkplace, TestDaemon, type Workplace } from '../support/daemon.ts';
 import { NbdClient } from '../support/nbd-client.ts';
+import { serveStore } from '../support/web-store.ts';
 
 const patient = () => ({ deadline: performance.now() + 60_000, signal: new AbortController().signal });
 const impatient = (milliseconds: number) => ({ ...patient(), deadline: performance.now() + milliseconds });
@@ -60,37 +58,8 @@ t.test('a question that fails gives its place back', async (t) => {
   }
 });
 
-/** The store of `place` behind a web server, which answers nothing about names and manifests after `hang`, until `mend`. */
-async function webPlace(t: Test, place: Workplace) {
-  const held: (() => void)[] = [];
-  let hangs = false;
-  const server = createServer((asked, answer) => {
-    const { pathname } = new URL(asked.url!, 'http://store');
-    const serve = () =>
-      readFile(join(place.storeDir, decodeURI(pathname))).then(
-        (bytes) => answer.writeHead(200, { 'content-length': bytes.length }).end(bytes),
-        () => answer.writeHead(404).end(),
-      );
-    if (hangs && /\/(references|inherited|manifests)\//.test(pathname)) held.push(serve);
-    else void serve();
-  });
-  server.listen(0, '127.0.0.1');
-  await once(server, 'listening');
-  t.teardown(() => {
-    server.close();
-    server.closeAllConnections();
-  });
-  return {
-    place: { ...place, store: `http://127.0.0.1:${(server.address() as AddressInfo).port}/` },
-    hang: () => {
-      hangs = true;
-    },
-    mend: () => {
-      hangs = false;
-      for (const serve of held.splice(0)) serve();
-    },
-  };
-}
+/** What an attach asks of the store. */
+const NAMES = /\/(references|inherited|manifests)\//;
 
 /** An attach whose client can be made to go. */
 function attachCall(place: Workplace, name: string): { call: ClientRequest; status: Promise<number> } {
@@ -112,23 +81,28 @@ async function taken(client: ControlClient, name: string): Promise<void> {
 }
 
 t.test('a store that hangs: attaches fail in time and hold up nothing that does not need it', async (t) => {
-  const built = await diskWorkplace(t, 4);
-  const { place, hang, mend } = await webPlace(t, built);
-  const daemon = await TestDaemon.start(t, place, ['--store-timeout', '3s', '--starts-max', '4']);
+  const place = await diskWorkplace(t, 4);
+  const web = await serveStore(t, place.storeDir);
+  const daemon = await TestDaemon.start(t, { ...place, store: web.url }, [
+    '--store-timeout',
+    '3s',
+    '--starts-max',
+    '4',
+  ]);
   const client = new ControlClient(place.runDir);
   await client.attach({ image: 'app:1', name: 'before' });
-  hang();
+  web.hang(NAMES);
   // More than may start at once, and more than are asked at once.
   const calls = Array.from({ length: 40 }, (_, n) => attachCall(place, `hung${n}`));
   const statuses = Promise.all(calls.map(({ status }) => status));
   t.match(
-    await client.attach({ image: built.image.digest, name: 'known' }),
+    await client.attach({ image: place.image.digest, name: 'known' }),
     { name: 'known' },
     'a known image',
   );
   const guest = await NbdClient.open({ path: join(place.runDir, 'nbd.sock') }, 'known');
   const { data } = await guest.request({ type: 0, offset: 0, lengthBytes: 4096 });
-  t.ok(data.equals(built.disk.subarray(0, 4096)), 'and it is read');
+  t.ok(data.equals(place.disk.subarray(0, 4096)), 'and it is read');
   guest.close();
 
   t.same(new Set(await statuses), new Set([504]));
@@ -139,7 +113,7 @@ t.test('a store that hangs: attaches fail in time and hold up nothing that does 
   await t.rejects(client.inspect('app:1'), { code: 'TIMEOUT', message: /does not answer/ });
   t.match(await client.status(), { state: 'serving', admission: { waiting: 0 } });
 
-  mend();
+  web.mend();
   t.match(
     await client.attach({ image: 'app:1', name: 'hung0' }),
     { name: 'hung0' },
@@ -151,17 +125,17 @@ t.test('a store that hangs: attaches fail in time and hold up nothing that does 
 });
 
 t.test('an attach whose client goes is given up, and its name is free', async (t) => {
-  const built = await diskWorkplace(t, 4);
-  const { place, hang, mend } = await webPlace(t, built);
-  const daemon = await TestDaemon.start(t, place, ['--log-level', 'debug']);
+  const place = await diskWorkplace(t, 4);
+  const web = await serveStore(t, place.storeDir);
+  const daemon = await TestDaemon.start(t, { ...place, store: web.url }, ['--log-level', 'debug']);
   const client = new ControlClient(place.runDir);
-  hang();
+  web.hang(NAMES);
   const { call, status } = attachCall(place, 'web');
   await taken(client, 'web');
   call.destroy();
   await t.rejects(status);
   await daemon.logged(({ msg }) => /client of a control request has gone/.test(msg ?? ''));
-  mend();
+  web.mend();
   t.match(await client.attach({ image: 'app:1', name: 'web' }), { name: 'web' });
   t.same(
     daemon.log.filter(({ level }) => level === 'error'),
@@ -170,11 +144,11 @@ t.test('an attach whose client goes is given up, and its name is free', async (t
 });
 
 t.test('a stop refuses the attaches that the store holds up, and ends', async (t) => {
-  const built = await diskWorkplace(t, 4);
-  const { place, hang } = await webPlace(t, built);
-  const daemon = await TestDaemon.start(t, place);
+  const place = await diskWorkplace(t, 4);
+  const web = await serveStore(t, place.storeDir);
+  const daemon = await TestDaemon.start(t, { ...place, store: web.url });
   const client = new ControlClient(place.runDir);
-  hang();
+  web.hang(NAMES);
   const { status } = attachCall(place, 'web');
   await taken(client, 'web');
   const started = performance.now();
