@@ -1,5 +1,6 @@
 /** `lazydisk gc`: status, sweep, rotate, purge, run and policy of a store. */
 import { Command } from 'commander';
+import { clockSkewMs, skewProblem } from '../store/clock-skew.ts';
 import type { PurgeProgress, PurgeReport } from '../store/gc/purge.ts';
 import type { RotateProgress, RotateReport } from '../store/gc/rotate.ts';
 import type { GcOptions, SweepProgress, SweepReport } from '../store/gc/sweep.ts';
@@ -127,9 +128,11 @@ type Work<T> = (
 
 async function collect<T>(label: string, options: GcCommandOptions, work: Work<T>): Promise<T> {
   return longWork(label, options, ({ signal, progress, patience }) =>
-    usingStore({ ...options, patience }, (store) =>
-      work(store.parts, progress, { dryRun: options.dryRun ?? false, signal }),
-    ),
+    usingStore({ ...options, patience }, async ({ parts }) => {
+      const problem = skewProblem(await clockSkewMs(parts.objects), parts);
+      if (problem !== null) process.stderr.write(`lazydisk: warning: ${problem}\n`);
+      return work(parts, progress, { dryRun: options.dryRun ?? false, signal });
+    }),
   );
 }
 

@@ -15,7 +15,7 @@ JSON: version, pid, startedAt, state, store, runDir, drives, fuse, fuseProblem, 
 cacheBytes, cacheUsedBytes, cacheState, fleet { state, nodes, nodesUp } or null, origin { active, queued, rateWaits, hedgesWon,
 hedgesLost, breaker, breakerOpened }, admission { strained, starting, waiting, waited, refused },
 storeRoots { active, draining, retired, trash }, retiredReads,
-lease { state, images, unleased, expiresInMs, problem }, logLinesDropped.`,
+lease { state, images, unleased, expiresInMs, problem }, storeClock { skewMs, problem }, logLinesDropped.`,
     )
     .action(async (options: JsonOptions & RunDirOptions) =>
       answer(options, await (await clientOf(options)).status(), describe),
@@ -37,7 +37,7 @@ function describe(status: DaemonStatus): string {
       ? []
       : ([['log', `${status.logLinesDropped} lines could not be written`]] as const)),
     ['fleet', fleet ? `${fleet.state}, ${fleet.nodesUp} of ${fleet.nodes} nodes` : 'none'],
-    ['store', [status.store, ...retiredText(status.retiredReads), ...leaseText(status.lease)]],
+    ['store', storeText(status)],
     ['origin', `${breaker}; ${origin.active} reads, ${origin.queued} waiting`],
     [
       'attaches',
@@ -49,6 +49,11 @@ function describe(status: DaemonStatus): string {
 function cacheText({ cacheState, cacheUsedBytes, cacheBytes }: DaemonStatus): string {
   const used = `${formatSize(cacheUsedBytes)} of ${formatSize(cacheBytes)}`;
   return cacheState === 'up' ? used : `${cacheState}: its disk fails or hangs; ${used}`;
+}
+
+function storeText({ store, retiredReads, lease, storeClock }: DaemonStatus): string[] {
+  const clock = storeClock.problem === null ? [] : [storeClock.problem];
+  return [store, ...retiredText(retiredReads), ...leaseText(lease), ...clock];
 }
 
 function retiredText(reads: number): string[] {

@@ -23,6 +23,7 @@ import type { LeaseStats } from '../store/lease-keeper.ts';
 import type { StoreStats } from '../store/store.ts';
 import type { AdmissionStats } from './admission.ts';
 import type { OriginStats } from './origin.ts';
+import type { SkewStats } from './skew-watch.ts';
 
 export interface AttachRequest {
   /** Name[:tag] or sha256:… */
@@ -161,6 +162,7 @@ export interface DaemonStatus {
   readonly retiredReads: number;
   /** What the store knows of what is attached here. */
   readonly lease: LeaseStats;
+  readonly storeClock: SkewStats;
   /** Lines of the log that could not be written. */
   readonly logLinesDropped: number;
 }

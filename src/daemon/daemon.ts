@@ -47,6 +47,7 @@ import { Origin } from './origin.ts';
 import { ReadErrorLog } from './read-errors.ts';
 import { takeRunDir } from './run-dir.ts';
 import type { RunPaths } from './run-paths.ts';
+import { SkewWatch } from './skew-watch.ts';
 import { StoreAsks } from './store-asks.ts';
 
 /** Reads of the disk cache at once, from the queue for its threads to the end of decoding: they hold its buffers. */
@@ -72,6 +73,7 @@ interface Parts {
   readonly keys: KeyRing;
   readonly store: Store;
   readonly leases: LeaseKeeper;
+  readonly skew: SkewWatch;
   readonly cache: DiskCache;
   readonly diskTier: DiskTier;
   readonly fleet: Fleet | undefined;
@@ -164,7 +166,7 @@ export class Daemon implements ControlService {
 
   status(): DaemonStatus {
     const { config, paths, store, drives, places, cache, diskTier, fleet, origin } = this.#parts;
-    const { admission, logStream, leases } = this.#parts;
+    const { admission, logStream, leases, skew } = this.#parts;
     const disk = cache.stats();
     return {
       version: VERSION,
@@ -189,6 +191,7 @@ export class Daemon implements ControlService {
       storeRoots: store.stats().roots,
       retiredReads: store.stats().retiredReads,
       lease: leases.stats(),
+      storeClock: skew.stats(),
       logLinesDropped: logStream.droppedLines,
     };
   }
@@ -313,6 +316,8 @@ async function openParts(
   const places: Places = { fuse: undefined, fuseProblem: null, nbdTcp: undefined, metrics: undefined };
   const leases = new LeaseKeeper(store.parts, { host: await leaseHost(paths.dir), onChange: leaseLog(log) });
   closers.defer(() => leases.close());
+  const skew = new SkewWatch(store.parts, log);
+  closers.defer(() => skew.close());
   const images = new SharedImages(store, keys, new StoreAsks(ATTACH_ASKS_MAX), leases);
   const readErrors = new ReadErrorLog(log);
   const admission = new Admission({ startsMax: config.startsMax, isStrained: () => origin.isStrained });
@@ -363,6 +368,7 @@ async function openParts(
       keys,
       store,
       leases,
+      skew,
       cache,
       diskTier,
       fleet,

@@ -239,6 +239,25 @@ t.test('garbage is put aside, read from there with an alarm, and deleted when no
   t.equal((await json<GcStatus>('gc', 'status')).areas.length, 1);
 });
 
+t.test("gc, the daemon's log and its status say that the store's clock and the host's differ", async (t) => {
+  const { place, run } = await withStore(t);
+  const wrongClock = 'const right = Date.now; Date.now = () => right() + 600_000;';
+  const options = `--import=data:text/javascript,${encodeURIComponent(wrongClock)}`;
+  const said =
+    /the clock of file:\S+ is (?:9 min 59|10 min 0) s behind this host's, more than the settle time of 60 s/;
+  t.same((await run('gc', 'run')).stderr, '');
+  const warned = await lazydisk(['gc', 'run', '--json'], {
+    LAZYDISK_STORE: place.store,
+    NODE_OPTIONS: options,
+  });
+  t.match(warned, { code: 0, stderr: said });
+  t.ok(JSON.parse(warned.stdout).purge);
+  const daemon = await TestDaemon.start(t, place, [], ['env', `NODE_OPTIONS=${options}`]);
+  await daemon.logged((line) => line.level === 'warn' && said.test(line.msg ?? ''));
+  const status = await lazydisk(['status', '--run-dir', place.runDir]);
+  t.match(status, { code: 0, stdout: said });
+});
+
 t.test('a rotation moves what has a name, and the old root goes with the rest', async (t) => {
   const { place, run, json, digest } = await withStore(t);
   await json('gc', 'policy', ...POLICY);

@@ -1,0 +1,55 @@
+/** Looks now and then whether the store's clock and this host's agree, and logs when they no longer do, and when they do again. */
+import { clockSkewMs, skewProblem } from '../store/clock-skew.ts';
+import type { StoreParts } from '../store/parts.ts';
+import type { Logger } from './log.ts';
+
+const CHECK_MS = 10 * 60 * 1000;
+
+export interface SkewStats {
+  /** The store's clock ahead of this host's, at least; negative: behind; null: not known. */
+  readonly skewMs: number | null;
+  /** Null unless that is more than the store's settle time. */
+  readonly problem: string | null;
+}
+
+export class SkewWatch {
+  readonly #parts: StoreParts;
+  readonly #log: Logger;
+  readonly #closing = new AbortController();
+  #stats: SkewStats = { skewMs: null, problem: null };
+
+  constructor(parts: StoreParts, log: Logger) {
+    this.#parts = parts;
+    this.#log = log;
+    // A store that is only read gives no times.
+    if (parts.objects.isWritable) void this.#run();
+  }
+
+  stats(): SkewStats {
+    return this.#stats;
+  }
+
+  close(): void {
+    this.#closing.abort();
+  }
+
+  async #run(): Promise<void> {
+    const { signal } = this.#closing;
+    while (!signal.aborted) {
+      await this.#check();
+      await this.#parts.clock.sleep(CHECK_MS, signal).catch(() => undefined);
+    }
+  }
+
+  /** A store that does not answer is told of elsewhere; what was known before stays. */
+  async #check(): Promise<void> {
+    const skewMs = await clockSkewMs(this.#parts.objects).catch(() => undefined);
+    if (skewMs === undefined || this.#closing.signal.aborted) return;
+    const problem = skewProblem(skewMs, this.#parts);
+    const before = this.#stats.problem;
+    this.#stats = { skewMs, problem };
+    if (problem !== null && before === null) this.#log.warn({ skewMs }, problem);
+    else if (problem === null && before !== null)
+      this.#log.info({ skewMs }, "the store's clock and this host's agree again");
+  }
+}
