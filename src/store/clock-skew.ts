@@ -1,6 +1,6 @@
 /**
  * How far the store's clock is from this host's. Nothing in the store depends on the clocks of hosts where the store gives
- * objects their times, and all of it does where a file system leaves that to them (README, "The store"); what differs by more
+ * objects their times, and all of it does where a file system leaves that to them (systemd/README.md, "The store"); what differs by more
  * than the settle time is wrong somewhere, and people should hear of it.
  */
 import { formatDuration } from '../units.ts';

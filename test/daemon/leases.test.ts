@@ -1,5 +1,5 @@
 /**
- * What a daemon has attached outlives its name, on a real RGW with the credentials that README asks for and no others: put
+ * What a daemon has attached outlives its name, on a real RGW with the credentials that systemd/README.md asks for and no others: put
  * under `hosts/`, and reads.
  */
 import { execFile } from 'node:child_process';

@@ -74,7 +74,7 @@ export class Rgw {
   }
 
   /**
-   * Lets a stranger do in `bucket` what README says that daemons need for the store under `prefix`, and nothing else; and
+   * Lets a stranger do in `bucket` what systemd/README.md says that daemons need for the store under `prefix`, and nothing else; and
    * lets the owner read what the stranger puts there, which on RGW belongs to the stranger.
    */
   async allowDaemon(bucket: string, prefix: string, { accessKeyId }: Key): Promise<void> {
