@@ -20,18 +20,54 @@ export type ErrorCode =
   | 'ABORTED' // cancelled by the caller
   | 'INTERNAL';
 
+/** Codes of what may end otherwise when it is asked again a moment later. */
+const RETRYABLE: ReadonlySet<ErrorCode> = new Set(['UNAVAILABLE', 'TIMEOUT', 'OVERLOAD']);
+
+export interface LazydiskErrorOptions {
+  readonly cause?: unknown;
+  /** Default: as its code says. */
+  readonly retryable?: boolean;
+}
+
 /** An error with a stable code. The message names the thing, never a key or a secret. */
 export class LazydiskError extends Error {
   readonly code: ErrorCode;
+  /**
+   * Whether asking again can help. Not where the answer would be the same until somebody changes something: access
+   * denied, no such bucket, a breaker that is open.
+   */
+  readonly retryable: boolean;
 
-  constructor(code: ErrorCode, message: string, options?: { cause?: unknown }) {
+  constructor(code: ErrorCode, message: string, { retryable, ...options }: LazydiskErrorOptions = {}) {
     super(message, options);
     this.name = 'LazydiskError';
     this.code = code;
+    this.retryable = retryable ?? RETRYABLE.has(code);
   }
 }
 
 /** Whatever was thrown, as a short text for a log line or a person. */
 export function errorText(error: unknown): string {
   return error instanceof Error ? error.message : String(error);
+}
+
+/** The code of whatever was thrown; `otherwise` for what is not a LazydiskError. */
+export function codeOf(error: unknown, otherwise: ErrorCode = 'INTERNAL'): ErrorCode {
+  return error instanceof LazydiskError ? error.code : otherwise;
+}
+
+/** Whether asking again can help. What is not a LazydiskError is the system's, and may pass. */
+export function isRetryable(error: unknown): boolean {
+  return error instanceof LazydiskError ? error.retryable : true;
+}
+
+/** `error` with `where` before its text, and its code and retryability; `otherwise` as for `codeOf`. */
+export function withContext(error: unknown, where: string, otherwise?: ErrorCode): LazydiskError {
+  return withMessage(error, `${where}: ${errorText(error)}`, otherwise);
+}
+
+/** The same with a whole new text. */
+export function withMessage(error: unknown, message: string, otherwise?: ErrorCode): LazydiskError {
+  const retryable = error instanceof LazydiskError ? { retryable: error.retryable } : {};
+  return new LazydiskError(codeOf(error, otherwise), message, { cause: error, ...retryable });
 }

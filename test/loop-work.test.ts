@@ -1,8 +1,8 @@
 /** What held up the event loop is counted by name, and what did not is not. */
 import { setTimeout } from 'node:timers/promises';
 import t from 'tap';
+import { runInSlices } from '../src/async/slices.ts';
 import { blockedBy, noteWork, watchCollector } from '../src/loop-work.ts';
-import { runInSlices } from '../src/slices.ts';
 
 function spin(milliseconds: number): void {
   const until = performance.now() + milliseconds;

@@ -3,12 +3,12 @@
  * its class and deadline move up as more urgent callers join, and it goes in the turn of any drive that waits. Each caller waits under its own deadline and signal,
  * and leaves without disturbing the others; when the last one has left, the flight is cancelled.
  */
+import { deadlineError, type Ended, onDeadline } from '../async/deadline.ts';
+import { isMoreUrgent, type ReadClass, type ReadContext } from '../async/read-context.ts';
 import { LazydiskError } from '../errors.ts';
 import type { ChunkRef } from '../format/chunk-id.ts';
-import { deadlineError, type Ended, onDeadline } from './deadline.ts';
 import type { PinnedChunk, Slot } from './slab.ts';
-import type { ReadClass, ReadContext, TierName } from './tier.ts';
-import { isMoreUrgent } from './urgency.ts';
+import type { TierName } from './tier.ts';
 
 /** What a caller gets: the chunk, pinned for it alone, and where it came from. */
 export interface ChunkRead {

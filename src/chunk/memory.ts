@@ -6,12 +6,12 @@
  */
 import { hash } from 'node:crypto';
 import { LRUCache } from 'lru-cache';
+import { deadlineError } from '../async/deadline.ts';
+import type { ReadClass, ReadContext } from '../async/read-context.ts';
+import { UrgencyQueue } from '../async/urgency-queue.ts';
 import { CHUNK_BYTES, type ChunkRef } from '../format/chunk-id.ts';
-import { deadlineError } from './deadline.ts';
-import { FairQueue } from './fair-queue.ts';
 import type { HitMap } from './hit-map.ts';
 import { Slab, type Slot } from './slab.ts';
-import type { ReadClass, ReadContext } from './tier.ts';
 
 /** Native threads hold a slot while they send from it, which never waits. */
 const CLAIM_RETRY_MS = 1;
@@ -48,7 +48,7 @@ export class ChunkMemory {
   readonly #slab: Slab;
   readonly #cached: LRUCache<string, Slot>;
   /** As long as there are fills, which the reader bounds. */
-  readonly #queue = new FairQueue<Slot>(() => {});
+  readonly #queue = new UrgencyQueue<Slot>(() => {});
   readonly #crowdedSlots: number;
   readonly #prefetchFreeSlots: number;
   #filling = 0;

@@ -2,7 +2,8 @@
  * What the read path tells whoever counts (the daemon's Prometheus metrics, a drive's own statistics, a test).
  * Calls are synchronous and must be cheap: they sit on the path of every chunk, though not of every read.
  */
-import type { ReadClass, TierName } from './tier.ts';
+import type { ReadClass } from '../async/read-context.ts';
+import type { TierName } from './tier.ts';
 
 export interface ReadObserver {
   /** One tier was asked for one chunk. `sealedBytes` is 0 unless it was a hit. */

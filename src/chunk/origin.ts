@@ -6,12 +6,13 @@
  * file system lets go of it, so it keeps its place too. And an object whose read hangs is not read once more: whoever
  * wants it waits for that one.
  */
+import { withDeadline } from '../async/deadline.ts';
+import type { ReadContext } from '../async/read-context.ts';
 import { errorText, LazydiskError } from '../errors.ts';
 import { type ChunkId, SEALED_BYTES_MAX } from '../format/chunk-id.ts';
 import type { Store } from '../store/store.ts';
-import { withDeadline } from './deadline.ts';
 import { Places } from './places.ts';
-import type { ChunkTier, ReadContext, SealedLoan } from './tier.ts';
+import type { ChunkTier, SealedLoan } from './tier.ts';
 
 export interface OriginTierOptions {
   /** Of a store whose reads take a thread each: how many it may have. */

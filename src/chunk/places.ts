@@ -6,10 +6,11 @@
  * Source of the idea: Choudhury and Hahne, "Dynamic Queue Length Thresholds for Shared-Memory Packet Switches",
  * IEEE/ACM Transactions on Networking, 1998.
  */
+import { deadlineError } from '../async/deadline.ts';
+import type { ReadClass, ReadContext } from '../async/read-context.ts';
+import { ownersOf, UrgencyQueue } from '../async/urgency-queue.ts';
 import { LazydiskError } from '../errors.ts';
-import { deadlineError } from './deadline.ts';
-import { FairQueue, ownersOf } from './fair-queue.ts';
-import type { ReadClass, ReadContext, SealedLoan } from './tier.ts';
+import type { SealedLoan } from './tier.ts';
 
 const SHARE = 3;
 
@@ -42,7 +43,7 @@ export class Places {
   readonly #taken = new Set<Place>();
   /** Places by drive. */
   readonly #held = new Map<string, number>();
-  readonly #queue = new FairQueue<Place>(() => this.#admit());
+  readonly #queue = new UrgencyQueue<Place>(() => this.#admit());
 
   constructor(options: PlacesOptions) {
     const { name, places } = options;

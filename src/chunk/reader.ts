@@ -5,16 +5,17 @@
  * should have had them. Nothing that has not been proven is ever seen by a caller or kept by a tier.
  */
 import { OPEN_OK, OPEN_WRONG_ID, openChunk } from '../../native/index.ts';
+import { withDeadline } from '../async/deadline.ts';
+import { type ReadContext, withNearerDeadline } from '../async/read-context.ts';
 import { LazydiskError } from '../errors.ts';
 import type { ChunkRef } from '../format/chunk-id.ts';
-import { withDeadline, withNearerDeadline } from './deadline.ts';
 import { type ChunkRead, Flight } from './flight.ts';
 import { type ChunkMemory, memoryKey } from './memory.ts';
 import type { ReadObserver } from './observer.ts';
 import { type Place, Places } from './places.ts';
 import { failuresText, readFailure, type TierFailure } from './read-failure.ts';
 import type { PinnedChunk, Slot } from './slab.ts';
-import type { ChunkTier, ReadContext, SealedLoan } from './tier.ts';
+import type { ChunkTier, SealedLoan } from './tier.ts';
 import { WriteBack, type WriteBackTarget } from './write-back.ts';
 
 export interface ChunkReaderOptions {

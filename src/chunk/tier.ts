@@ -12,29 +12,10 @@
  * - `close` may be called twice; a wrapper closes what it wraps.
  * - after `ctx.deadline` or `ctx.signal` a pending `get` rejects (TIMEOUT, ABORTED) soon.
  */
+import type { ReadContext } from '../async/read-context.ts';
 import type { ChunkId } from '../format/chunk-id.ts';
 
 export type TierName = 'memory' | 'disk' | 'fleet' | 'origin';
-
-/** Why a chunk is being read; demand goes before readahead, readahead before prefetch. */
-export type ReadClass = 'demand' | 'readahead' | 'prefetch';
-
-/**
- * What travels with a read through all tiers. It is alive: when a more urgent caller joins a read in flight, `class`
- * and `deadline` move up, so whoever queues or waits looks at them when it matters, and keeps no copy; `drives` grows.
- */
-export interface ReadContext {
-  readonly class: ReadClass;
-  /** On the clock of `performance.now()`, milliseconds. */
-  readonly deadline: number;
-  readonly signal?: AbortSignal;
-  /** Whose read this is: for error texts, for its share of what all drives use, and for whose failure it is. */
-  readonly drive?: string;
-  /** All drives that wait for it, `drive` first; undefined where it is that one alone. */
-  readonly drives?: ReadonlySet<string>;
-  /** Has `listener` called when `class` or `drives` has changed, until the returned function is called. For who queues. */
-  onPromote?(listener: () => void): () => void;
-}
 
 /** Sealed bytes on loan: `bytes` may be a pooled buffer and is valid until `release()`, which is called once. */
 export interface SealedLoan {

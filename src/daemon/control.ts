@@ -7,9 +7,9 @@ import { once } from 'node:events';
 import { chmod } from 'node:fs/promises';
 import type { IncomingMessage, Server, ServerResponse } from 'node:http';
 import { z } from 'zod';
+import { ownTurn } from '../async/slices.ts';
 import { errorText, LazydiskError } from '../errors.ts';
 import { noteWork } from '../loop-work.ts';
-import { ownTurn } from '../slices.ts';
 import {
   type AttachRequest,
   type DaemonStatus,

@@ -5,11 +5,12 @@
  */
 import { monitorEventLoopDelay } from 'node:perf_hooks';
 import { Counter, collectDefaultMetrics, Gauge, Histogram, Registry } from 'prom-client';
+import type { ReadClass } from '../async/read-context.ts';
 import type { FleetStats } from '../chunk/fleet/fleet-tier.ts';
 import type { NodeStats } from '../chunk/fleet/node.ts';
 import type { ReadObserver } from '../chunk/observer.ts';
 import type { ChunkReaderStats } from '../chunk/reader.ts';
-import type { ReadClass, TierName } from '../chunk/tier.ts';
+import type { TierName } from '../chunk/tier.ts';
 import type { ListenerStats } from '../export/nbd/ops.ts';
 import { blockedBy, noteWork, watchCollector } from '../loop-work.ts';
 import type { LeaseStats } from '../store/lease-keeper.ts';

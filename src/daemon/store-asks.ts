@@ -4,7 +4,7 @@
  * taken back. So whoever asked is let go at a deadline, or when the client goes, while the question itself keeps its
  * place until it ends. There are few places: a store that hangs costs those, and no more of the thread pool.
  */
-import { deadlineError, withDeadline } from '../chunk/deadline.ts';
+import { deadlineError, withDeadline } from '../async/deadline.ts';
 
 /** How long somebody waits for an answer. */
 export interface Patience {

@@ -1,6 +1,7 @@
 /** What one drive counts of itself, cheap enough to count every read: how much of the image it used, and from where. */
+import type { ReadClass } from '../async/read-context.ts';
 import { Histogram, type LatencySummary } from '../chunk/histogram.ts';
-import type { ReadClass, TierName } from '../chunk/tier.ts';
+import type { TierName } from '../chunk/tier.ts';
 import type { ErrorCode, LazydiskError } from '../errors.ts';
 
 export interface TierStats {

@@ -4,11 +4,12 @@
  * holds one chunk while it waits for another. It waits for all, then pins them together in one step, and when memory
  * is too tight for that it copies them out one by one.
  */
+import type { ReadClass, ReadContext } from '../async/read-context.ts';
 import type { ChunkRead } from '../chunk/flight.ts';
 import type { HitMap } from '../chunk/hit-map.ts';
 import type { ChunkReader } from '../chunk/reader.ts';
 import type { PinnedChunk } from '../chunk/slab.ts';
-import type { ReadClass, ReadContext, TierName } from '../chunk/tier.ts';
+import type { TierName } from '../chunk/tier.ts';
 import { errorText, LazydiskError } from '../errors.ts';
 import { CHUNK_BYTES } from '../format/chunk-id.ts';
 import type { BlockDevice, BlockExtent, PinnedBytes } from './block-device.ts';

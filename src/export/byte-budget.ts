@@ -3,9 +3,9 @@
  * no room waits, drive by drive, under the deadline of its read; no drive has more than half while it is not alone in
  * need of it, so a guest that takes no answers leaves room for the others.
  */
-import { onDeadline } from '../chunk/deadline.ts';
+import { onDeadline } from '../async/deadline.ts';
+import { Turns } from '../async/turns.ts';
 import { LazydiskError } from '../errors.ts';
-import { Turns } from './turns.ts';
 
 /** Reads up to this long take nothing from the budget: they are copied into a reply, or written, at once. */
 export const SHORT_READ_BYTES = 32 * 1024;

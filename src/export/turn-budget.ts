@@ -3,7 +3,7 @@
  * so a few deep queues would hold up every other guest, the control API and the timers. What has no room waits for a
  * later turn, drive by drive. Half of each turn is for those that waited, half for what comes in.
  */
-import { Turns } from './turns.ts';
+import { Turns } from '../async/turns.ts';
 
 /** About half a millisecond of copying. */
 const TURN_BYTES = 2 * 1024 * 1024;

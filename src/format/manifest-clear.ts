@@ -4,8 +4,8 @@
  * key. The table is used where it lies, as columns; one quick pass checks its order and bounds.
  */
 import { createHash } from 'node:crypto';
+import { runNow, type Steps } from '../async/slices.ts';
 import { LazydiskError } from '../errors.ts';
-import { runNow, type Steps } from '../slices.ts';
 import type { ImageDigest } from '../store/store.ts';
 import { SEALED_BYTES_MIN } from './chunk-codec.ts';
 import {

@@ -4,8 +4,8 @@
  * key, says how to open them. One read, one decryption, no parse loop.
  */
 import { createDecipheriv, createHmac, timingSafeEqual } from 'node:crypto';
+import { runInSlices, runNow, type Steps } from '../async/slices.ts';
 import { LazydiskError } from '../errors.ts';
-import { runInSlices, runNow, type Steps } from '../slices.ts';
 import type { ImageDigest } from '../store/store.ts';
 import type { ChunkIndex, ChunkRef } from './chunk-id.ts';
 import { KEY_ID, type TenantKey, WRAPPED_KEY_BYTES } from './keys.ts';

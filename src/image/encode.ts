@@ -6,6 +6,7 @@
  */
 import { availableParallelism } from 'node:os';
 import { sealChunk } from '../../native/index.ts';
+import { Slots } from '../async/slots.ts';
 import { LazydiskError } from '../errors.ts';
 import { isZero } from '../format/chunk-codec.ts';
 import {
@@ -17,7 +18,6 @@ import {
   KEY_BYTES,
   SEALED_BYTES_MAX,
 } from '../format/chunk-id.ts';
-import { Slots } from '../slots.ts';
 import type { StoreWriter } from '../store/store.ts';
 
 /** Enough to keep every core compressing while one more chunk is made; each holds two buffers of 512 KiB. */

@@ -4,7 +4,8 @@
  */
 import { createHash, randomBytes } from 'node:crypto';
 import type { Test } from 'tap';
-import type { ChunkTier, ReadContext } from '../../src/chunk/tier.ts';
+import type { ReadContext } from '../../src/async/read-context.ts';
+import type { ChunkTier } from '../../src/chunk/tier.ts';
 import { type ChunkId, SEALED_BYTES_MAX } from '../../src/format/chunk-id.ts';
 import { contextOf, demand } from '../support/tiers.ts';
 

@@ -1,6 +1,7 @@
 import fc from 'fast-check';
 import t from 'tap';
-import type { ChunkTier, ReadClass, ReadContext, SealedLoan } from '../../src/chunk/tier.ts';
+import type { ReadClass, ReadContext } from '../../src/async/read-context.ts';
+import type { ChunkTier, SealedLoan } from '../../src/chunk/tier.ts';
 import { HedgeTier } from '../../src/chunk/wrappers/hedge.ts';
 import { LazydiskError } from '../../src/errors.ts';
 import type { ChunkId } from '../../src/format/chunk-id.ts';

@@ -1,6 +1,6 @@
 import fc from 'fast-check';
 import t from 'tap';
-import type { ReadClass, ReadContext } from '../../src/chunk/tier.ts';
+import type { ReadClass, ReadContext } from '../../src/async/read-context.ts';
 import { RateTier } from '../../src/chunk/wrappers/rate.ts';
 import type { ChunkId } from '../../src/format/chunk-id.ts';
 import { contextOf, demand, MapTier } from '../support/tiers.ts';

@@ -1,6 +1,7 @@
 import { setImmediate as tick } from 'node:timers/promises';
 import t from 'tap';
-import type { ChunkTier, ReadContext, SealedLoan } from '../../src/chunk/tier.ts';
+import type { ReadContext } from '../../src/async/read-context.ts';
+import type { ChunkTier, SealedLoan } from '../../src/chunk/tier.ts';
 import { LimitTier } from '../../src/chunk/wrappers/limit.ts';
 import { RetryTier } from '../../src/chunk/wrappers/retry.ts';
 import { type ErrorCode, LazydiskError } from '../../src/errors.ts';

@@ -4,9 +4,10 @@
  */
 import { randomBytes } from 'node:crypto';
 import { setTimeout as sleep } from 'node:timers/promises';
-import { withDeadline } from '../../src/chunk/deadline.ts';
+import { withDeadline } from '../../src/async/deadline.ts';
+import type { ReadClass, ReadContext } from '../../src/async/read-context.ts';
 import type { ReadObserver } from '../../src/chunk/observer.ts';
-import type { ChunkTier, ReadClass, ReadContext, SealedLoan, TierName } from '../../src/chunk/tier.ts';
+import type { ChunkTier, SealedLoan, TierName } from '../../src/chunk/tier.ts';
 import type { ChunkMap } from '../../src/drive/chunk-map.ts';
 import { LazydiskError } from '../../src/errors.ts';
 import { type EncodedChunk, encodeChunk } from '../../src/format/chunk-codec.ts';

@@ -3,12 +3,13 @@
  * its place until the disk lets go of it. A disk that does not answer, or only with errors, is left out as a cache node
  * is: reads pass it by at once until a probe, off their path, comes back. What is not in the cache never waits for it.
  */
+import { withDeadline } from '../../async/deadline.ts';
+import { type ReadContext, withNearerDeadline } from '../../async/read-context.ts';
 import { errorText, LazydiskError } from '../../errors.ts';
 import type { ChunkId } from '../../format/chunk-id.ts';
-import { withDeadline, withNearerDeadline } from '../deadline.ts';
 import { Health } from '../health.ts';
 import { type Place, Places } from '../places.ts';
-import type { ChunkTier, ReadContext, SealedLoan } from '../tier.ts';
+import type { ChunkTier, SealedLoan } from '../tier.ts';
 import type { DiskCache } from './disk-cache.ts';
 
 /** Threads of the pool that reads of the cache may take. */

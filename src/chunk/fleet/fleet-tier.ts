@@ -8,10 +8,11 @@
  * Source: memcached's doc/protocol.txt, "mg", flags N, W, Z and X.
  */
 import { erasureEncode } from '../../../native/index.ts';
+import type { ReadContext } from '../../async/read-context.ts';
 import { errorText, LazydiskError } from '../../errors.ts';
 import { type ChunkId, SEALED_BYTES_MAX } from '../../format/chunk-id.ts';
 import { Places } from '../places.ts';
-import type { ChunkTier, ReadContext, SealedLoan } from '../tier.ts';
+import type { ChunkTier, SealedLoan } from '../tier.ts';
 import { type Answer, type Gathered, gather, gatherBytes, type ShardSink, shardsOf } from './gather.ts';
 import { type MetaReply, metaDelete, metaGet, metaSet } from './meta-protocol.ts';
 import { FleetNode, type NodeAddress, type NodeOptions, type NodeStats } from './node.ts';

@@ -9,10 +9,11 @@
  * In an outage every drive finds that out for itself, within its share of the places.
  */
 import { LRUCache } from 'lru-cache';
+import type { ReadContext } from '../../async/read-context.ts';
 import { errorText, LazydiskError } from '../../errors.ts';
 import type { ChunkId } from '../../format/chunk-id.ts';
 import { Health, type HealthOptions } from '../health.ts';
-import type { ChunkTier, ReadContext, SealedLoan } from '../tier.ts';
+import type { ChunkTier, SealedLoan } from '../tier.ts';
 import { WrapperTier } from './wrapper.ts';
 
 /** The health of something that has no stand-in: it takes more to give up on an origin than on a cache node. */

@@ -4,10 +4,10 @@
  * load on a tier that is slow because it is loaded: at most one hedge in twenty requests.
  * Source of the idea: Dean and Barroso, "The Tail at Scale", CACM 2013.
  */
+import { type ReadContext, withSignal } from '../../async/read-context.ts';
 import type { ChunkId } from '../../format/chunk-id.ts';
-import { withSignal } from '../deadline.ts';
 import { Histogram } from '../histogram.ts';
-import type { ChunkTier, ReadContext, SealedLoan } from '../tier.ts';
+import type { ChunkTier, SealedLoan } from '../tier.ts';
 import { WrapperTier } from './wrapper.ts';
 
 export interface HedgeOptions {

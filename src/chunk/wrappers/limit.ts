@@ -3,9 +3,10 @@
  * loan is returned, or its reader says that only others still need it, so the limit also bounds the sealed bytes that
  * reads hold in memory.
  */
+import type { ReadContext } from '../../async/read-context.ts';
 import type { ChunkId } from '../../format/chunk-id.ts';
 import { Places, type PlacesOptions } from '../places.ts';
-import type { ChunkTier, ReadContext, SealedLoan } from '../tier.ts';
+import type { ChunkTier, SealedLoan } from '../tier.ts';
 import { WrapperTier } from './wrapper.ts';
 
 export interface LimitOptions extends Omit<PlacesOptions, 'name' | 'places'> {

@@ -5,11 +5,12 @@
  * the whole rate, whatever was read ahead. A bucket may go below zero by one read, and the next read waits until it
  * is paid for.
  */
+import { deadlineError } from '../../async/deadline.ts';
+import type { ReadClass, ReadContext } from '../../async/read-context.ts';
+import { UrgencyQueue } from '../../async/urgency-queue.ts';
 import { LazydiskError } from '../../errors.ts';
 import type { ChunkId } from '../../format/chunk-id.ts';
-import { deadlineError } from '../deadline.ts';
-import { FairQueue } from '../fair-queue.ts';
-import type { ChunkTier, ReadClass, ReadContext, SealedLoan } from '../tier.ts';
+import type { ChunkTier, SealedLoan } from '../tier.ts';
 import { WrapperTier } from './wrapper.ts';
 
 export interface RateOptions {
@@ -58,7 +59,7 @@ export class RateTier extends WrapperTier {
   readonly #now: () => number;
   readonly #requests: Bucket | undefined;
   readonly #bytes: Bucket | undefined;
-  readonly #queue = new FairQueue<void>(() => this.admit());
+  readonly #queue = new UrgencyQueue<void>(() => this.admit());
   #timer: NodeJS.Timeout | undefined;
   #waits = 0;
 

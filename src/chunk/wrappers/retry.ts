@@ -4,10 +4,11 @@
  * deadline. A miss is an answer and is not asked again, nor is a refusal that would only be repeated.
  */
 import { setTimeout as sleep } from 'node:timers/promises';
+import { deadlineError } from '../../async/deadline.ts';
+import { type ReadContext, withNearerDeadline } from '../../async/read-context.ts';
 import { type ErrorCode, errorText, LazydiskError } from '../../errors.ts';
 import type { ChunkId } from '../../format/chunk-id.ts';
-import { deadlineError, withNearerDeadline } from '../deadline.ts';
-import type { ChunkTier, ReadContext, SealedLoan } from '../tier.ts';
+import type { ChunkTier, SealedLoan } from '../tier.ts';
 import { BreakerOpenError } from './breaker.ts';
 import { WrapperTier } from './wrapper.ts';
 

@@ -1,6 +1,7 @@
 /** What all wrappers have in common: they are the tier that they wrap in everything but how it is read. */
+import type { ReadContext } from '../../async/read-context.ts';
 import type { ChunkId } from '../../format/chunk-id.ts';
-import type { ChunkTier, ReadContext, SealedLoan, TierName } from '../tier.ts';
+import type { ChunkTier, SealedLoan, TierName } from '../tier.ts';
 
 export abstract class WrapperTier implements ChunkTier {
   readonly name: TierName;

@@ -1,9 +1,9 @@
 /** The fleet tier against real memcached processes that are killed, stopped, restarted, slowed and lied into. */
 import { createHash, randomBytes } from 'node:crypto';
 import t, { type Test } from 'tap';
+import type { ReadContext } from '../../../src/async/read-context.ts';
 import { FleetTier } from '../../../src/chunk/fleet/fleet-tier.ts';
 import type { NodeAddress } from '../../../src/chunk/fleet/node.ts';
-import type { ReadContext } from '../../../src/chunk/tier.ts';
 import type { LazydiskError } from '../../../src/errors.ts';
 import type { ChunkId } from '../../../src/format/chunk-id.ts';
 import { Memcached, startProxy } from '../../support/memcached.ts';

@@ -1,6 +1,6 @@
 /** Long work in slices: all of it, in order, and one slice a turn for all works together. */
 import t from 'tap';
-import { ownTurn, runInSlices, runNow, type Steps } from '../src/slices.ts';
+import { ownTurn, runInSlices, runNow, type Steps } from '../../src/async/slices.ts';
 
 function* counted(count: number, onStep: (n: number) => void = () => {}): Steps<number> {
   for (let n = 0; n < count; n++) {

@@ -3,8 +3,7 @@
  * nobody waits (a command), or a slice a turn of the loop (the daemon). All of a process share the turns, so ten such
  * works at once take ten times as long and never ten slices in one turn.
  */
-
-import { noteWork } from './loop-work.ts';
+import { noteWork } from '../loop-work.ts';
 
 /** Work that may pause wherever it yields, a millisecond apart at most. */
 export type Steps<T> = Generator<void, T, void>;

@@ -1,6 +1,6 @@
 /**
- * A queue in which owners take turns: whoever has put in a thousand items waits behind whoever has put in one. All
- * exports use it for what drives share.
+ * A queue in which owners take turns: whoever has put in a thousand items waits behind whoever has put in one. What
+ * drives share is given out by it. An item may stand in the queues of several owners.
  */
 export class Turns<Owner, Item> {
   /** In the order of their turns; an owner without items is not here. */
@@ -36,7 +36,14 @@ export class Turns<Owner, Item> {
     return undefined;
   }
 
-  /** Takes `item` of `owner` out, wherever it is. */
+  /** The newest item of the owner who has most; it stays. */
+  lastOfLongest(): Item | undefined {
+    let longest: Set<Item> | undefined;
+    for (const items of this.#owners.values()) if (!longest || items.size > longest.size) longest = items;
+    return longest && [...longest].at(-1);
+  }
+
+  /** Takes `item` of `owner` out, wherever it is; one that is not there is no error. */
   remove(owner: Owner, item: Item): void {
     const items = this.#owners.get(owner);
     if (items?.delete(item) && items.size === 0) this.#owners.delete(owner);

@@ -3,32 +3,7 @@
  * caller with more time joins the flight), so when the timer fires the deadline is looked at again.
  */
 import { LazydiskError } from '../errors.ts';
-import type { ReadContext } from './tier.ts';
-
-/** `ctx`, as alive as it is, with a deadline that is never later than `deadline`. */
-export function withNearerDeadline(ctx: ReadContext, deadline: number): ReadContext {
-  return derived(ctx, deadline, ctx.signal);
-}
-
-/** `ctx`, as alive as it is, with a signal of its own. */
-export function withSignal(ctx: ReadContext, signal: AbortSignal): ReadContext {
-  return derived(ctx, Number.POSITIVE_INFINITY, signal);
-}
-
-function derived(ctx: ReadContext, deadline: number, signal: AbortSignal | undefined): ReadContext {
-  return {
-    get class() {
-      return ctx.class;
-    },
-    get deadline() {
-      return Math.min(ctx.deadline, deadline);
-    },
-    ...(signal && { signal }),
-    ...(ctx.drive !== undefined && { drive: ctx.drive }),
-    ...(ctx.drives && { drives: ctx.drives }),
-    ...(ctx.onPromote && { onPromote: (listener) => ctx.onPromote!(listener) }),
-  };
-}
+import type { ReadContext } from './read-context.ts';
 
 /** setTimeout takes no more. */
 const TIMER_MS_MAX = 2 ** 31 - 1;

@@ -6,8 +6,8 @@
  */
 import type { LazydiskError } from '../errors.ts';
 import { type Ended, onDeadline } from './deadline.ts';
-import type { ReadClass, ReadContext } from './tier.ts';
-import { BY_URGENCY } from './urgency.ts';
+import { BY_URGENCY, type ReadClass, type ReadContext } from './read-context.ts';
+import { Turns } from './turns.ts';
 
 /** Drives in whose turn one read may go; more than these only wait with it. */
 const OWNERS_MAX = 16;
@@ -36,13 +36,12 @@ export function ownersOf(ctx: ReadContext): readonly string[] {
   return owners;
 }
 
-export class FairQueue<T> {
+export class UrgencyQueue<T> {
   readonly #onMoved: () => void;
-  /** By class: by drive, in the order of their turns: in the order in which they came. */
-  readonly #lines: Record<ReadClass, Map<string, Set<Ticket<T>>>> = {
-    demand: new Map(),
-    readahead: new Map(),
-    prefetch: new Map(),
+  readonly #lines: Record<ReadClass, Turns<string, Ticket<T>>> = {
+    demand: new Turns(),
+    readahead: new Turns(),
+    prefetch: new Turns(),
   };
   readonly #filed = new Map<Ticket<T>, Filed>();
 
@@ -57,7 +56,7 @@ export class FairQueue<T> {
 
   /** The most urgent class of those that wait; undefined if nobody does. */
   get urgency(): ReadClass | undefined {
-    return BY_URGENCY.find((each) => this.#lines[each].size > 0);
+    return BY_URGENCY.find((each) => !this.#lines[each].isEmpty);
   }
 
   /** Resolves with what it is given. Rejects as it is refused, or with `late` when `ctx` is over. */
@@ -90,29 +89,19 @@ export class FairQueue<T> {
     });
   }
 
-  /** Whose turn it is, of those that may go; the turn of its drive is over with that. */
+  /** Whose turn it is, of those that may go; the turn of its drive is over with that, and it must be given or refused. */
   next(may: (readClass: ReadClass, owner: string) => boolean = () => true): Ticket<T> | undefined {
     for (const readClass of BY_URGENCY) {
-      const line = this.#lines[readClass];
-      for (const [owner, tickets] of line) {
-        if (!may(readClass, owner)) continue;
-        line.delete(owner);
-        line.set(owner, tickets);
-        const [ticket] = tickets;
-        return ticket;
-      }
+      const ticket = this.#lines[readClass].take((owner) => may(readClass, owner));
+      if (ticket) return ticket;
     }
     return undefined;
   }
 
   /** The last of the least urgent, of the drive that has most of them. */
   last(): Ticket<T> | undefined {
-    const readClass = BY_URGENCY.findLast((each) => this.#lines[each].size > 0);
-    if (!readClass) return undefined;
-    let longest: Set<Ticket<T>> | undefined;
-    for (const tickets of this.#lines[readClass].values())
-      if (!longest || tickets.size > longest.size) longest = tickets;
-    return [...longest!].at(-1);
+    const readClass = BY_URGENCY.findLast((each) => !this.#lines[each].isEmpty);
+    return readClass && this.#lines[readClass].lastOfLongest();
   }
 
   refuseAll(error: LazydiskError): void {
@@ -122,23 +111,13 @@ export class FairQueue<T> {
   #file(ticket: Ticket<T>): void {
     const filed = { readClass: ticket.ctx.class, owners: ownersOf(ticket.ctx) };
     this.#filed.set(ticket, filed);
-    const line = this.#lines[filed.readClass];
-    for (const owner of filed.owners) {
-      const tickets = line.get(owner);
-      if (tickets) tickets.add(ticket);
-      else line.set(owner, new Set([ticket]));
-    }
+    for (const owner of filed.owners) this.#lines[filed.readClass].push(owner, ticket);
   }
 
   #remove(ticket: Ticket<T>): void {
     const filed = this.#filed.get(ticket);
     if (!filed) return;
     this.#filed.delete(ticket);
-    const line = this.#lines[filed.readClass];
-    for (const owner of filed.owners) {
-      const tickets = line.get(owner)!;
-      tickets.delete(ticket);
-      if (tickets.size === 0) line.delete(owner);
-    }
+    for (const owner of filed.owners) this.#lines[filed.readClass].remove(owner, ticket);
   }
 }

@@ -2,11 +2,9 @@
 import { setImmediate as tick } from 'node:timers/promises';
 import fc from 'fast-check';
 import t from 'tap';
-import { deadlineError } from '../../src/chunk/deadline.ts';
-import { FairQueue } from '../../src/chunk/fair-queue.ts';
-import { Places } from '../../src/chunk/places.ts';
-import type { ReadClass, ReadContext } from '../../src/chunk/tier.ts';
-import { BY_URGENCY } from '../../src/chunk/urgency.ts';
+import { deadlineError } from '../../src/async/deadline.ts';
+import { BY_URGENCY, type ReadClass, type ReadContext } from '../../src/async/read-context.ts';
+import { UrgencyQueue } from '../../src/async/urgency-queue.ts';
 import { LazydiskError } from '../../src/errors.ts';
 import { contextOf } from '../support/tiers.ts';
 
@@ -39,7 +37,7 @@ class Moving implements ReadContext {
 }
 
 t.test('drives take turns, whatever each has waiting; a drive is first come, first served', async (t) => {
-  const queue = new FairQueue<void>(() => {});
+  const queue = new UrgencyQueue<void>(() => {});
   const order: string[] = [];
   const waits = ['a1', 'a2', 'a3', 'b1', 'b2', 'c1'].map((name) =>
     queue.wait(contextFor(name[0]!), late).then(() => order.push(name)),
@@ -54,7 +52,7 @@ t.test('drives take turns, whatever each has waiting; a drive is first come, fir
 });
 
 t.test('who may not go is passed over, and keeps its turn', async (t) => {
-  const queue = new FairQueue<void>(() => {});
+  const queue = new UrgencyQueue<void>(() => {});
   const waits = ['a', 'b', 'a'].map((drive) => queue.wait(contextFor(drive), late));
   t.equal(queue.next((_, drive) => drive !== 'a')?.ctx.drive, 'b');
   t.equal(
@@ -69,7 +67,7 @@ t.test('who may not go is passed over, and keeps its turn', async (t) => {
 
 t.test('one that becomes more urgent, or another drive’s too, moves and says so', async (t) => {
   let moves = 0;
-  const queue = new FairQueue<string>(() => moves++);
+  const queue = new UrgencyQueue<string>(() => moves++);
   const ctx = new Moving();
   const moving = queue.wait(ctx, late);
   const other = queue.wait(contextFor('second', 'readahead'), late);
@@ -91,7 +89,7 @@ t.test('one that becomes more urgent, or another drive’s too, moves and says s
 });
 
 t.test('waiting ends at the deadline and when cancelled', async (t) => {
-  const queue = new FairQueue<void>(() => {});
+  const queue = new UrgencyQueue<void>(() => {});
   await t.rejects(queue.wait(contextFor('a', 'demand', 10), late), { code: 'TIMEOUT' });
   const controller = new AbortController();
   const cancelled = queue.wait({ ...contextFor('a'), signal: controller.signal }, late);
@@ -109,7 +107,7 @@ t.test('property: most urgent class first, then the drive whose turn is longest 
   );
   await fc.assert(
     fc.asyncProperty(fc.array(step, { maxLength: 60 }), async (steps) => {
-      const queue = new FairQueue<void>(() => {});
+      const queue = new UrgencyQueue<void>(() => {});
       const model: { ctx: ReadContext; served: Promise<void> }[] = [];
       // By class and drive: when it had its last turn, or began to wait.
       const turns = new Map<string, number>();
@@ -145,60 +143,6 @@ t.test('property: most urgent class first, then the drive whose turn is longest 
       queue.refuseAll(new LazydiskError('ABORTED', 'over'));
       await Promise.allSettled(model.map(({ served }) => served));
       return queue.size === 0;
-    }),
-  );
-  t.pass();
-});
-
-t.test('property: places are never over the bound, and no drive keeps another out', async (t) => {
-  const drive = fc.constantFrom('a', 'b', 'c');
-  const step = fc.oneof(
-    fc.record({ kind: fc.constant('enter' as const), readClass: fc.constantFrom(...BY_URGENCY), drive }),
-    fc.record({ kind: fc.constant('leave' as const), which: fc.nat(100) }),
-  );
-  const bounds = fc.record({
-    places: fc.integer({ min: 1, max: 12 }),
-    steps: fc.array(step, { maxLength: 80 }),
-  });
-  await fc.assert(
-    fc.asyncProperty(bounds, async ({ places: count, steps }) => {
-      const places = new Places({ name: 'test', places: count });
-      const held: { readonly owner: string; readonly ctx: ReadContext }[] = [];
-      const controller = new AbortController();
-      const waits: Promise<unknown>[] = [];
-      for (const each of steps) {
-        if (each.kind === 'enter') {
-          const ctx = { ...contextFor(each.drive, each.readClass), signal: controller.signal };
-          waits.push(
-            places.enter(ctx).then(
-              (place) => held.push(place),
-              () => {},
-            ),
-          );
-        } else if (held.length > 0) places.leave(held.splice(each.which % held.length, 1)[0]!);
-        await tick();
-        const background = held.filter(({ ctx }) => ctx.class !== 'demand').length;
-        if (held.length !== places.taken || held.length > count) return false;
-        if (background > Math.max(1, Math.floor(count * 0.75))) return false;
-        // A drive that has nothing is kept out only when nothing is free.
-        if (held.length < count) {
-          const place = places.tryEnter(contextFor('newcomer'));
-          if (!place) return false;
-          places.leave(place);
-        }
-      }
-      // All that wait come in when places are given back.
-      const wanted = waits.length;
-      let served = held.length;
-      while (held.length > 0) {
-        places.leave(held.pop()!);
-        await tick();
-        served = Math.max(served, held.length);
-      }
-      await tick();
-      controller.abort();
-      await Promise.all(waits);
-      return places.taken === 0 && places.waiting === 0 && served <= wanted;
     }),
   );
   t.pass();
