@@ -13,10 +13,11 @@ import {
   imageConfig,
   parseDocument,
 } from './documents.ts';
-import { readWhole, type SourceFiles } from './files.ts';
+import { readBlob, readWhole, type SourceFiles } from './files.ts';
+import { checkedDiffIds, checkPlatform } from './image-manifest.ts';
 import { openBlob } from './layer-blob.ts';
 import type { Compression } from './media-types.ts';
-import { checkedDiffIds, checkPlatform, openOciLayout, sameName } from './oci-layout.ts';
+import { openOciLayout, sameName } from './oci-layout.ts';
 import type { Platform } from './platform.ts';
 
 /** The source closes `files` when it is closed; if this throws, the caller does. */
@@ -106,13 +107,14 @@ async function layerOf(files: SourceFiles, name: string, diffId: string): Promis
     );
   }
   const compression = await compressionOf(files, name, sizeBytes);
-  const blob = { name, digest: diffId, sizeBytes, compression, blobDigest: undefined, diffId };
+  const blob = { digest: diffId, sizeBytes, compression, blobDigest: undefined, diffId };
+  const file = { name, digest: diffId, sizeBytes };
   return {
     digest: diffId,
     mediaType: MEDIA_TYPES[compression],
     sizeBytes,
     diffId,
-    open: (signal, onInput) => openBlob(files, blob, signal, onInput),
+    open: (signal, onInput) => openBlob(readBlob(files, file), blob, signal, onInput),
   };
 }
 

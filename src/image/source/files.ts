@@ -70,6 +70,28 @@ export async function readWhole(
   return Buffer.concat(parts);
 }
 
+/** A blob that lies in a file. */
+interface BlobFile {
+  readonly name: string;
+  readonly digest: string;
+  /** That it is expected to have. */
+  readonly sizeBytes: number;
+}
+
+/** A blob's bytes, each buffer valid until the next is asked for. Throws NOT_FOUND, CORRUPT for another size, UNAVAILABLE. */
+export async function* readBlob(files: SourceFiles, blob: BlobFile): AsyncGenerator<Buffer> {
+  const found = await files.sizeOf(blob.name);
+  if (found === undefined) {
+    throw new LazydiskError('NOT_FOUND', `blob ${blob.digest} is missing in ${files.description}`);
+  }
+  if (found !== blob.sizeBytes) throw wrongSize(blob, found);
+  yield* files.read(blob.name);
+}
+
+export function wrongSize(blob: { digest: string; sizeBytes: number }, found: number): LazydiskError {
+  return new LazydiskError('CORRUPT', `blob ${blob.digest} is ${found} bytes, expected ${blob.sizeBytes}`);
+}
+
 /** A failure of the system under a source, as NOT_FOUND or UNAVAILABLE. */
 export function systemError(description: string, error: unknown): LazydiskError {
   if (error instanceof LazydiskError) return error;

@@ -13,14 +13,12 @@ import {
   decoderRun,
 } from '../../../native/index.ts';
 import { LazydiskError } from '../../errors.ts';
-import type { SourceFiles } from './files.ts';
+import { wrongSize } from './files.ts';
 import type { Compression } from './media-types.ts';
 
 const DECODED_BUFFER_BYTES = 256 * 1024;
 
 export interface BlobDescription {
-  /** The blob's file among the source's. */
-  readonly name: string;
   /** For messages. */
   readonly digest: string;
   readonly sizeBytes: number;
@@ -31,25 +29,20 @@ export interface BlobDescription {
 }
 
 /**
- * The blob's tar, each buffer valid until the next is asked for. Throws CORRUPT naming the blob, NOT_FOUND, UNAVAILABLE,
- * or the signal's reason.
+ * The tar in a blob of which `input` gives the bytes, each buffer valid until the next is asked for. Throws CORRUPT naming
+ * the blob, the signal's reason, or as `input` does.
  */
 export async function* openBlob(
-  files: SourceFiles,
+  input: AsyncIterable<Buffer>,
   blob: BlobDescription,
   signal?: AbortSignal,
   onInput?: (lengthBytes: number) => void,
 ): AsyncGenerator<Buffer> {
-  const found = await files.sizeOf(blob.name);
-  if (found === undefined) {
-    throw new LazydiskError('NOT_FOUND', `blob ${blob.digest} is missing in ${files.description}`);
-  }
-  if (found !== blob.sizeBytes) throw wrongSize(blob, found);
   const decoder = new BlobDecoder(blob);
   let sizeBytes = 0;
   // What the last job gave; it is handed on when the next job is at work.
   let ready: Buffer | undefined;
-  for await (const bytes of files.read(blob.name)) {
+  for await (const bytes of input) {
     sizeBytes += bytes.length;
     if (sizeBytes > blob.sizeBytes) break;
     onInput?.(bytes.length);
@@ -152,8 +145,4 @@ function expectDigest(found: string, expected: string, what: string): void {
   if (found !== expected) {
     throw new LazydiskError('CORRUPT', `${what} has digest ${found}, expected ${expected}`);
   }
-}
-
-function wrongSize(blob: BlobDescription, found: number): LazydiskError {
-  return new LazydiskError('CORRUPT', `blob ${blob.digest} is ${found} bytes, expected ${blob.sizeBytes}`);
 }
