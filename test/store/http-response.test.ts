@@ -88,6 +88,36 @@ t.test('a response is the same however it is framed and in whatever pieces it co
   );
 });
 
+t.test('a sink gets the same body, whatever the status, and none of it before the head', async () => {
+  fc.assert(
+    fc.property(message, pieces, fc.integer({ min: 1, max: 200 }), (sent, lengths, roomBytes) => {
+      const parts: Buffer[] = [];
+      let room = Buffer.alloc(roomBytes);
+      let statusAtHead = 0;
+      let heads = 0;
+      const response = new HttpResponse({
+        sink: {
+          room: () => room,
+          placed: (bytes) => {
+            if (statusAtHead === 0) throw new Error('a body before its head');
+            parts.push(room.subarray(0, bytes));
+            room = Buffer.alloc(roomBytes);
+          },
+        },
+        onHead: () => {
+          heads++;
+          statusAtHead = response.status;
+        },
+      });
+      const rest = feed(response, serialized(sent), lengths);
+      const ended = response.isDone || response.end();
+      const isSame = Buffer.concat(parts).equals(sent.body) && statusAtHead === sent.status && heads === 1;
+      return ended && rest.length === 0 && isSame && response.body.length === 0;
+    }),
+    { numRuns: 2000 },
+  );
+});
+
 t.test('a body goes where it was to go if it is good and fits', async (t) => {
   const into = Buffer.alloc(8, '.');
   const good = read('HTTP/1.1 200 OK\r\ncontent-length: 3\r\n\r\nabc', { into });

@@ -96,8 +96,22 @@ export class HttpProxy {
   }
 }
 
-/** A server of a test's own that speaks TLS, under a certificate that nobody knows; gives its URL. */
+/** A server of a test's own that speaks TLS, under a certificate that this process does not check; gives its URL. */
 export async function serveTls(t: Test, listener: http.RequestListener): Promise<string> {
+  const before = process.env.NODE_TLS_REJECT_UNAUTHORIZED;
+  process.env.NODE_TLS_REJECT_UNAUTHORIZED = '0';
+  t.teardown(() => {
+    if (before === undefined) delete process.env.NODE_TLS_REJECT_UNAUTHORIZED;
+    else process.env.NODE_TLS_REJECT_UNAUTHORIZED = before;
+  });
+  return (await serveOwnTls(t, listener)).url;
+}
+
+/** As `serveTls`, for clients that are given its certificate, in PEM. */
+export async function serveOwnTls(
+  t: Test,
+  listener: http.RequestListener,
+): Promise<{ url: string; cert: string }> {
   const dir = await mkdtemp(join(tmpdir(), 'lazydisk-tls-'));
   const [key, cert] = [join(dir, 'key'), join(dir, 'cert')];
   const kind = [
@@ -108,21 +122,20 @@ export async function serveTls(t: Test, listener: http.RequestListener): Promise
     '-nodes',
     '-subj',
     '/CN=127.0.0.1',
+    '-addext',
+    'subjectAltName=IP:127.0.0.1',
   ];
   await promisify(execFile)('openssl', ['req', '-x509', ...kind, '-keyout', key, '-out', cert]);
-  const server = https.createServer({ key: await readFile(key), cert: await readFile(cert) }, listener);
+  const pem = { key: await readFile(key), cert: await readFile(cert, 'latin1') };
+  const server = https.createServer(pem, listener);
   await rm(dir, { recursive: true });
   server.listen(0, '127.0.0.1');
   await once(server, 'listening');
-  const before = process.env.NODE_TLS_REJECT_UNAUTHORIZED;
-  process.env.NODE_TLS_REJECT_UNAUTHORIZED = '0';
   t.teardown(() => {
-    if (before === undefined) delete process.env.NODE_TLS_REJECT_UNAUTHORIZED;
-    else process.env.NODE_TLS_REJECT_UNAUTHORIZED = before;
     server.closeAllConnections();
     server.close();
   });
-  return `https://127.0.0.1:${(server.address() as AddressInfo).port}`;
+  return { url: `https://127.0.0.1:${(server.address() as AddressInfo).port}`, cert: pem.cert };
 }
 
 /** An error as S3 words it. */

@@ -26,6 +26,8 @@ export interface HttpOrigin {
 
 export interface HttpConnectionOptions {
   readonly lookup?: LookupFunction | undefined;
+  /** Certificates in PEM of the authorities that are trusted, instead of the system's. */
+  readonly ca?: string | undefined;
   /** Of an earlier connection to the same place, to begin faster. */
   readonly session?: Buffer | undefined;
   onSession?(session: Buffer): void;
@@ -48,6 +50,10 @@ export class HttpConnection {
   isConnected = false;
   /** Bytes of responses that came and of request bodies that the kernel took. */
   movedBytes = 0;
+  /** Whether nothing is read for now, because whoever wants the response has not taken what is there. */
+  isPaused = false;
+  /** When it was last paused no more, by performance.now(). */
+  resumedMs = Number.NEGATIVE_INFINITY;
   readonly #origin: HttpOrigin;
   readonly #socket: net.Socket;
   /** What was read and is not understood yet is at its front. */
@@ -65,7 +71,7 @@ export class HttpConnection {
   constructor(origin: HttpOrigin, options: HttpConnectionOptions) {
     this.#origin = origin;
     const { hostname: host, port, isTls } = origin;
-    const { lookup, session } = options;
+    const { lookup, session, ca } = options;
     const onread = {
       buffer: () => this.#nextBuffer(),
       callback: (bytes: number) => {
@@ -80,6 +86,7 @@ export class HttpConnection {
           ALPNProtocols: ['http/1.1'],
           ...(net.isIP(host) === 0 && { servername: host }),
           ...(session && { session }),
+          ...(ca !== undefined && { ca }),
         })
       : net.connect(target);
     this.#socket.on('session', (fresh: Buffer) => options.onSession?.(fresh));
@@ -120,6 +127,19 @@ export class HttpConnection {
       if (body && body.length > 0) this.#send(head, body);
       else this.#socket.write(head, 'latin1');
     });
+  }
+
+  /** Reads nothing more of the response until `resume`. */
+  pause(): void {
+    this.isPaused = true;
+    this.#socket.pause();
+  }
+
+  resume(): void {
+    if (!this.isPaused) return;
+    this.isPaused = false;
+    this.resumedMs = performance.now();
+    this.#socket.resume();
   }
 
   /** Waits for nobody: a process may end while it is open. */
@@ -188,6 +208,7 @@ export class HttpConnection {
   #finish(): void {
     const { response, resolve } = this.#exchange!;
     this.#exchange = undefined;
+    this.resume();
     this.#isUsed = true;
     this.#isKept &&= response.isKept;
     const seconds = /(?:^|[\s,])timeout=(\d{1,6})/i.exec(response.headers['keep-alive'] ?? '')?.[1];

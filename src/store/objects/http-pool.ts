@@ -4,6 +4,9 @@ import { HttpConnection, type HttpConnectionOptions, type HttpOrigin } from './h
 
 const CONNECTIONS_MAX = 64;
 
+/** Of all its connections. */
+export type HttpPoolOptions = Pick<HttpConnectionOptions, 'lookup' | 'ca'>;
+
 interface Waiter {
   resolve(connection: HttpConnection): void;
   reject(error: LazydiskError): void;
@@ -11,16 +14,16 @@ interface Waiter {
 
 export class HttpPool {
   readonly #origin: HttpOrigin;
-  readonly #lookup: HttpConnectionOptions['lookup'];
+  readonly #options: HttpPoolOptions;
   readonly #open = new Set<HttpConnection>();
   /** The one used last is used first: its window is open, and the others may end. */
   readonly #idle: HttpConnection[] = [];
   readonly #waiting = new Set<Waiter>();
   #session: Buffer | undefined;
 
-  constructor(origin: HttpOrigin, lookup: HttpConnectionOptions['lookup']) {
+  constructor(origin: HttpOrigin, options: HttpPoolOptions) {
     this.#origin = origin;
-    this.#lookup = lookup;
+    this.#options = options;
   }
 
   /** Nothing is open, and nobody waits. */
@@ -81,7 +84,7 @@ export class HttpPool {
 
   #connect(): HttpConnection {
     const connection = new HttpConnection(this.#origin, {
-      lookup: this.#lookup,
+      ...this.#options,
       session: this.#session,
       onSession: (session) => {
         this.#session = session;

@@ -25,13 +25,25 @@ export type HttpHeaders = Readonly<Record<string, string | undefined>>;
 /** The server does not speak HTTP as it should, or says more than it may. */
 export class HttpSyntaxError extends Error {}
 
+/** Takes a body as it comes. */
+export interface BodySink {
+  /** Where the next bytes go, one at least. */
+  room(): Buffer;
+  /** That many were put to the front of `room()`. */
+  placed(bytes: number): void;
+}
+
 export interface HttpResponseOptions {
   /** There is no body, whatever the head says. */
   readonly isHead?: boolean;
-  /** Of a good body over it, that much and one byte more is read. */
-  readonly bytesMax: number;
+  /** Of a good body over it, that much and one byte more is read. Default: no bound. */
+  readonly bytesMax?: number;
   /** Where a good body goes if it fits; else into memory of its own. */
   readonly into?: Buffer | undefined;
+  /** Takes any body instead, that of an error too; then `body` has nothing of it. */
+  readonly sink?: BodySink;
+  /** Status and headers are there; called once, before any of the body goes to the sink. */
+  onHead?(): void;
 }
 
 export class HttpResponse {
@@ -76,11 +88,14 @@ export class HttpResponse {
 
   /** Where the body that is still to come may be read into directly, then told by `placed`; undefined if `take` must see it. */
   get room(): Buffer | undefined {
-    return this.#phase === 'length' ? this.#whole?.subarray(this.#filled) : undefined;
+    if (this.#phase !== 'length') return undefined;
+    const { sink } = this.#options;
+    return sink ? sink.room().subarray(0, this.#wanted - this.#filled) : this.#whole?.subarray(this.#filled);
   }
 
   /** That many bytes were read into `room`. */
   placed(bytes: number): void {
+    this.#options.sink?.placed(bytes);
     this.#filled += bytes;
     this.received += bytes;
     this.#endIfEnough();
@@ -134,8 +149,10 @@ export class HttpResponse {
     const status = Number(match[2]);
     const headers = parseHeaders(lines);
     const isNew = match[1] === '1';
-    if (status >= 200) this.#begin(status, headers, isNew);
-    else if (status === 101 || !isNew || ++this.#interims > INTERIM_MAX)
+    if (status >= 200) {
+      this.#begin(status, headers, isNew);
+      this.#options.onHead?.();
+    } else if (status === 101 || !isNew || ++this.#interims > INTERIM_MAX)
       throw new HttpSyntaxError(`a response of ${status}`);
     return end + 4;
   }
@@ -156,7 +173,8 @@ export class HttpResponse {
       return;
     }
     const isGood = status < 300;
-    this.#wanted = (isGood ? this.#options.bytesMax : ERROR_BYTES_MAX) + 1;
+    const { sink, into, bytesMax = Number.POSITIVE_INFINITY } = this.#options;
+    this.#wanted = isGood || sink ? bytesMax + 1 : ERROR_BYTES_MAX + 1;
     if (coding !== undefined) {
       if (coding.toLowerCase() !== 'chunked') throw new HttpSyntaxError('an unknown transfer coding');
       this.#phase = 'chunk-size';
@@ -169,11 +187,7 @@ export class HttpResponse {
     }
     this.#lengthBytes = Number(length);
     this.#wanted = Math.min(this.#wanted, this.#lengthBytes);
-    const { into } = this.#options;
-    this.#whole =
-      isGood && into && into.length >= this.#wanted
-        ? into.subarray(0, this.#wanted)
-        : Buffer.allocUnsafe(this.#wanted);
+    if (!sink) this.#whole = isGood ? memoryFor(this.#wanted, into) : Buffer.allocUnsafe(this.#wanted);
     this.#phase = 'length';
     this.#endIfEnough();
   }
@@ -181,7 +195,9 @@ export class HttpResponse {
   #takeBody(bytes: Buffer): number {
     const wanted = bytes.subarray(0, this.#wanted - this.#filled);
     this.received += wanted.length;
-    if (this.#whole) wanted.copy(this.#whole, this.#filled);
+    const { sink } = this.#options;
+    if (sink) copyTo(sink, wanted);
+    else if (this.#whole) wanted.copy(this.#whole, this.#filled);
     else if (wanted.length > 0) this.#parts.push(Buffer.from(wanted));
     this.#filled += wanted.length;
     this.#endIfEnough();
@@ -222,6 +238,18 @@ export class HttpResponse {
     if (this.#filled < this.#wanted) return;
     if (this.#filled !== this.#lengthBytes) this.isKept = false;
     this.#phase = 'done';
+  }
+}
+
+function memoryFor(bytes: number, into: Buffer | undefined): Buffer {
+  return into && into.length >= bytes ? into.subarray(0, bytes) : Buffer.allocUnsafe(bytes);
+}
+
+function copyTo(sink: BodySink, bytes: Buffer): void {
+  for (let at = 0; at < bytes.length; ) {
+    const copied = bytes.copy(sink.room(), 0, at);
+    at += copied;
+    sink.placed(copied);
   }
 }
 
