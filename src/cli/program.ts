@@ -28,7 +28,7 @@ const COMMANDS: Readonly<Record<string, () => Promise<Command>>> = {
 };
 
 /** The command line as far as `argv` needs it: the command that it calls, or all of them, for help. */
-async function createProgram(argv: readonly string[]): Promise<Command> {
+export async function createProgram(argv: readonly string[]): Promise<Command> {
   const program = new Command('lazydisk')
     .description('Root drives for microVMs that load only what the guest reads.')
     .version(VERSION)
