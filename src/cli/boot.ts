@@ -3,7 +3,7 @@ import { randomBytes } from 'node:crypto';
 import { Command, Option } from 'commander';
 import type { BootResult } from '../boot/boot.ts';
 import type { DriveInfo, DriveStat } from '../daemon/api.ts';
-import { driveNameFor } from '../daemon/drive-name.ts';
+import { driveNameFor } from '../drive/drive-name.ts';
 import { LazydiskError } from '../errors.ts';
 import { formatDuration, formatShare, formatSize, parseDuration, parseSize } from '../units.ts';
 import {

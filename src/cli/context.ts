@@ -8,9 +8,9 @@ import { type Command, Option } from 'commander';
 import type { ControlClient } from '../daemon/client.ts';
 import { defaultRunDir } from '../daemon/run-paths.ts';
 import { LazydiskError } from '../errors.ts';
-import type { KeyRing } from '../store/key-ring.ts';
+import type { KeyRing } from '../keys/key-ring.ts';
 import type { Patience } from '../store/objects/retry-objects.ts';
-import type { RootStore } from '../store/root-store.ts';
+import type { RootStore } from '../store/roots/root-store.ts';
 import { parseDuration } from '../units.ts';
 import { Progress } from './progress.ts';
 
@@ -129,7 +129,7 @@ export async function usingKeysOf<T>(
 
 /** The keys that --key names. Throws USAGE, KEY. */
 export async function openKeys(specs: readonly string[], store?: RootStore): Promise<KeyRing> {
-  const { KeyRing } = await import('../store/key-ring.ts');
+  const { KeyRing } = await import('../keys/key-ring.ts');
   return KeyRing.open(specs, store && { wrappedKeys: store });
 }
 

@@ -3,7 +3,7 @@ import { Command } from 'commander';
 import { LazydiskError } from '../errors.ts';
 import type { CopyProgress, CopyReport } from '../store/copy.ts';
 import type { Patience } from '../store/objects/retry-objects.ts';
-import type { RootStore } from '../store/root-store.ts';
+import type { RootStore } from '../store/roots/root-store.ts';
 import { formatDuration, formatSize } from '../units.ts';
 import {
   answer,

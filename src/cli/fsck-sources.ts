@@ -45,7 +45,7 @@ async function fleetSource(
   { fleetTls: tls, fleetLogin: loginFile }: SourceOptions,
   closing: (() => Promise<void>)[],
 ): Promise<RepairSource> {
-  const { Fleet } = await import('../daemon/fleet.ts');
+  const { Fleet } = await import('../chunk/fleet/fleet.ts');
   const { createLog } = await import('../daemon/log.ts');
   const fleet = await Fleet.open({ url, tls, loginFile, timeoutMs: FLEET_TIMEOUT_MS }, createLog('silent'));
   closing.push(async () => {

@@ -1,6 +1,6 @@
 /** `lazydisk gc policy`: the times that all users of a store keep to, shown or set. */
 import { Command } from 'commander';
-import type { StorePolicy } from '../store/policy.ts';
+import type { StorePolicy } from '../store/roots/policy.ts';
 import { formatDuration, parseDuration } from '../units.ts';
 import { answer, type JsonOptions, storeOption, usingStore, withJson } from './context.ts';
 import { list } from './table.ts';
@@ -44,8 +44,8 @@ async function policy(options: PolicyOptions): Promise<void> {
     const changed = { ...parts.policy, ...given };
     if (!isSet) return changed;
     const { journaled } = await import('../store/gc/journal.ts');
-    const { checkPolicy } = await import('../store/policy.ts');
-    const { writeMarker } = await import('../store/marker.ts');
+    const { checkPolicy } = await import('../store/roots/policy.ts');
+    const { writeMarker } = await import('../store/roots/marker.ts');
     checkPolicy(changed);
     return journaled(parts.objects, 'policy', async () => {
       await writeMarker(parts.objects, changed);

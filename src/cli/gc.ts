@@ -1,10 +1,10 @@
 /** `lazydisk gc`: status, sweep, rotate, purge, run and policy of a store. */
 import { Command } from 'commander';
-import { clockSkewMs, skewProblem } from '../store/clock-skew.ts';
 import type { PurgeProgress, PurgeReport } from '../store/gc/purge.ts';
 import type { RotateProgress, RotateReport } from '../store/gc/rotate.ts';
 import type { GcOptions, SweepProgress, SweepReport } from '../store/gc/sweep.ts';
-import type { StoreParts } from '../store/parts.ts';
+import { clockSkewMs, skewProblem } from '../store/roots/clock-skew.ts';
+import type { StoreParts } from '../store/roots/parts.ts';
 import { formatSize } from '../units.ts';
 import {
   answer,

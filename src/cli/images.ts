@@ -55,7 +55,7 @@ async function images(options: ImagesOptions): Promise<void> {
 
 async function findImages(options: ImagesOptions): Promise<ImageInfo[]> {
   if (!options.store) return (await clientOf(options)).images();
-  const { describeImages } = await import('../daemon/image-info.ts');
+  const { describeImages } = await import('../store/image-info.ts');
   return usingKeys(options, (store, keys) => describeImages(store, keys));
 }
 

@@ -38,7 +38,7 @@ async function inspect(image: string, options: InspectOptions): Promise<void> {
 
 async function findImage(image: string, options: InspectOptions): Promise<ImageDetail> {
   if (!options.store) return (await clientOf(options)).inspect(image);
-  const { describeImage } = await import('../daemon/image-info.ts');
+  const { describeImage } = await import('../store/image-info.ts');
   return usingKeys(options, (store, keys) => describeImage(store, image, keys));
 }
 

@@ -4,7 +4,7 @@ import { LazydiskError } from '../errors.ts';
 import type { NewKeyOptions, TenantKey } from '../format/keys.ts';
 import type { WrappedKey } from '../format/wrapped-key.ts';
 import type { RewrapReport, RewrapStore } from '../store/rewrap.ts';
-import type { RootStore } from '../store/root-store.ts';
+import type { RootStore } from '../store/roots/root-store.ts';
 import {
   answer,
   type JsonOptions,
@@ -68,7 +68,7 @@ JSON: file or arn, id, domain.`,
 }
 
 async function keyNew(target: string, options: KeyNewOptions): Promise<void> {
-  const { parseKeySpec } = await import('../store/key-spec.ts');
+  const { parseKeySpec } = await import('../keys/key-spec.ts');
   const spec = parseKeySpec(target);
   if (spec.kind === 'file') {
     const { id, domain } = await newInFile(spec.path, options);
@@ -80,7 +80,7 @@ async function keyNew(target: string, options: KeyNewOptions): Promise<void> {
 }
 
 async function newInFile(path: string, options: KeyNewOptions): Promise<TenantKey> {
-  const { newKeyFile } = await import('../store/key-file.ts');
+  const { newKeyFile } = await import('../keys/key-file.ts');
   const make = async (store?: RootStore) => newKeyFile(path, await newKeyOptions(options, store));
   return options.sharing?.startsWith(WRAPPED) ? usingStore(options, make) : make();
 }
@@ -88,8 +88,8 @@ async function newInFile(path: string, options: KeyNewOptions): Promise<TenantKe
 /** A store's first key comes before its first image. */
 async function newInStore(arn: string, options: KeyNewOptions): Promise<WrappedKey> {
   const [{ newWrappedKey }, { AwsKms }] = await Promise.all([
-    import('../store/wrapped-keys.ts'),
-    import('../store/kms.ts'),
+    import('../keys/wrapped-keys.ts'),
+    import('../keys/kms.ts'),
   ]);
   const kms = new AwsKms();
   try {
@@ -132,7 +132,7 @@ function listCommand(): Command {
 }
 
 async function keyList(options: JsonOptions & StoreOption): Promise<void> {
-  const { listWrappedKeys } = await import('../store/wrapped-keys.ts');
+  const { listWrappedKeys } = await import('../keys/wrapped-keys.ts');
   const listed = await usingStore(options, (store) => listWrappedKeys(store));
   const keys = listed.map(({ id, key, problem }) => ({
     id,

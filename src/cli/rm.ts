@@ -2,7 +2,7 @@
 import { Command } from 'commander';
 import { errorText, LazydiskError } from '../errors.ts';
 import { isDigest, referenceName } from '../store/reference-name.ts';
-import type { RootStore } from '../store/root-store.ts';
+import type { RootStore } from '../store/roots/root-store.ts';
 import type { ImageDigest, Reference } from '../store/store.ts';
 import { formatDuration } from '../units.ts';
 import { answer, type JsonOptions, storeOption, usingStore, withJson } from './context.ts';

@@ -6,13 +6,13 @@ import { readFile } from 'node:fs/promises';
 import { resolve } from 'node:path';
 import { parse as parseToml } from 'smol-toml';
 import { z } from 'zod';
+import type { FleetConfig } from '../chunk/fleet/fleet.ts';
 import { parseFleetUrl } from '../chunk/fleet/node-list.ts';
 import { errorText, LazydiskError } from '../errors.ts';
 import { CHUNK_BYTES } from '../format/chunk-id.ts';
-import { keySpecText, parseKeySpec } from '../store/key-spec.ts';
+import { keySpecText, parseKeySpec } from '../keys/key-spec.ts';
 import { parseDuration, parseSize } from '../units.ts';
 import { checkBudget } from './budget.ts';
-import type { FleetConfig } from './fleet.ts';
 import { LOG_LEVELS } from './log.ts';
 
 /** A configuration file is a few lines; whatever is larger is something else. */

@@ -7,6 +7,7 @@
 import type { AddressInfo } from 'node:net';
 import { DiskCache } from '../chunk/disk/disk-cache.ts';
 import { DiskTier } from '../chunk/disk/disk-tier.ts';
+import { Fleet } from '../chunk/fleet/fleet.ts';
 import { ChunkMemory } from '../chunk/memory.ts';
 import { ChunkReader } from '../chunk/reader.ts';
 import { LimitTier } from '../chunk/wrappers/limit.ts';
@@ -15,7 +16,8 @@ import { ByteBudget } from '../export/byte-budget.ts';
 import { cleanStaleMount, FuseMount } from '../export/fuse/mount.ts';
 import { NbdServer } from '../export/nbd/server.ts';
 import { TurnBudget } from '../export/turn-budget.ts';
-import { KeyRing } from '../store/key-ring.ts';
+import { KeyRing } from '../keys/key-ring.ts';
+import { describeImage, describeImages } from '../store/image-info.ts';
 import { LeaseKeeper, leaseHost } from '../store/lease-keeper.ts';
 import { openStore } from '../store/open.ts';
 import type { Store } from '../store/store.ts';
@@ -34,9 +36,7 @@ import type {
 import type { Address, ServeConfig } from './config.ts';
 import { ControlServer, type ControlService } from './control.ts';
 import { type DrivePlaces, Drives } from './drives.ts';
-import { Fleet } from './fleet.ts';
 import { describeFleet, locateInFleet } from './fleet-info.ts';
-import { describeImage, describeImages } from './image-info.ts';
 import { SharedImages } from './images.ts';
 import { leaseLog } from './lease-log.ts';
 import type { Logger } from './log.ts';

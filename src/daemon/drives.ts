@@ -7,12 +7,12 @@ import type { ChunkReader } from '../chunk/reader.ts';
 import type { TierName } from '../chunk/tier.ts';
 import type { PinnedBytes } from '../drive/block-device.ts';
 import { Drive, type DriveOptions } from '../drive/drive.ts';
+import { driveNameFor } from '../drive/drive-name.ts';
 import { DRIVE_NAME, DriveRegistry } from '../drive/registry.ts';
 import { LazydiskError } from '../errors.ts';
 import type { ImageDigest } from '../store/store.ts';
 import type { Admission, Admitted, StartingDrive } from './admission.ts';
 import type { AttachRequest, DriveInfo, DriveStat, TierInfo } from './api.ts';
-import { driveNameFor } from './drive-name.ts';
 import type { SharedImages } from './images.ts';
 
 /** Attached and being attached, together. */

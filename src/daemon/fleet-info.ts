@@ -1,12 +1,13 @@
 /** What the control API says of the fleet: its nodes, and where chunks lie. */
+
+import type { Fleet } from '../chunk/fleet/fleet.ts';
 import type { ShardPlace } from '../chunk/fleet/fleet-tier.ts';
 import { LazydiskError } from '../errors.ts';
 import type { ChunkId } from '../format/chunk-id.ts';
+import type { KeyRing } from '../keys/key-ring.ts';
 import { loadImage } from '../store/image.ts';
-import type { KeyRing } from '../store/key-ring.ts';
 import type { Store } from '../store/store.ts';
 import type { FleetInfo, FleetPlaces } from './api.ts';
-import type { Fleet } from './fleet.ts';
 
 const CHUNK_ID = /^[0-9a-f]{64}$/;
 /** Chunks that are asked about at once. */

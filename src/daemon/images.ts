@@ -5,8 +5,8 @@
  */
 import { LRUCache } from 'lru-cache';
 import { LazydiskError } from '../errors.ts';
+import type { KeyRing } from '../keys/key-ring.ts';
 import { type Image, loadImage } from '../store/image.ts';
-import type { KeyRing } from '../store/key-ring.ts';
 import type { LeaseKeeper } from '../store/lease-keeper.ts';
 import { isDigest, referenceName } from '../store/reference-name.ts';
 import type { ImageDigest, Store } from '../store/store.ts';

@@ -4,7 +4,7 @@
  * own names and of the right kind are touched.
  */
 import { lstat, readFile, rm, writeFile } from 'node:fs/promises';
-import { lockDirectory } from '../chunk/disk/dir-lock.ts';
+import { lockDirectory } from '../directory-lock.ts';
 import { errorText, LazydiskError } from '../errors.ts';
 import { ownDirectory } from '../own-files.ts';
 import { type RunPaths, runPaths } from './run-paths.ts';

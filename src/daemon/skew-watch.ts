@@ -1,6 +1,6 @@
 /** Looks now and then whether the store's clock and this host's agree, and logs when they no longer do, and when they do again. */
-import { clockSkewMs, skewProblem } from '../store/clock-skew.ts';
-import type { StoreParts } from '../store/parts.ts';
+import { clockSkewMs, skewProblem } from '../store/roots/clock-skew.ts';
+import type { StoreParts } from '../store/roots/parts.ts';
 import type { Logger } from './log.ts';
 
 const CHECK_MS = 10 * 60 * 1000;

@@ -5,8 +5,8 @@
  */
 import { errorText, LazydiskError } from '../errors.ts';
 import type { ClearManifest } from '../format/manifest-clear.ts';
+import type { KeyRing } from '../keys/key-ring.ts';
 import { ChunkOwners } from './chunk-owners.ts';
-import type { KeyRing } from './key-ring.ts';
 import { proveClear } from './manifest-check.ts';
 import { openManifest } from './open-manifest.ts';
 import { pooled } from './pooled.ts';

@@ -1,7 +1,7 @@
 /** From an image's name or digest to its opened manifest, with each step's failure named. */
 import { LazydiskError } from '../errors.ts';
 import type { Manifest } from '../format/manifest.ts';
-import type { KeyRing } from './key-ring.ts';
+import type { KeyRing } from '../keys/key-ring.ts';
 import { openManifest } from './open-manifest.ts';
 import { isDigest, referenceName } from './reference-name.ts';
 import type { ImageDigest, Reference, Store } from './store.ts';

@@ -7,13 +7,13 @@
 import { createHash, randomUUID } from 'node:crypto';
 import { readFile, readlink } from 'node:fs/promises';
 import { errorText, LazydiskError } from '../errors.ts';
-import { manifestKeysIn } from './carry.ts';
-import type { Moment } from './clock.ts';
-import { hostName } from './host-reads.ts';
-import { leaseKey } from './layout.ts';
 import { encodeLease, leaseTermMs } from './leases.ts';
 import { RefusedError } from './objects/refused-error.ts';
-import type { StoreParts } from './parts.ts';
+import { manifestKeysIn } from './roots/carry.ts';
+import type { Moment } from './roots/clock.ts';
+import { hostName } from './roots/host-reads.ts';
+import { leaseKey } from './roots/layout.ts';
+import type { StoreParts } from './roots/parts.ts';
 import type { ImageDigest } from './store.ts';
 
 /** Leases are renewed after this share of their term, or an hour, and are late after that one. */

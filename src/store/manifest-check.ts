@@ -8,7 +8,7 @@ import type { TenantKey } from '../format/keys.ts';
 import { Manifest } from '../format/manifest.ts';
 import { ClearManifest } from '../format/manifest-clear.ts';
 import { KEY_ENTRY_BYTES, SEAL, SEAL_HEADER_BYTES, SEAL_TAG_BYTES } from '../format/manifest-layout.ts';
-import type { KeyRing } from './key-ring.ts';
+import type { KeyRing } from '../keys/key-ring.ts';
 import type { ImageDigest, ManifestProof } from './store.ts';
 
 export interface WholeManifest {

@@ -5,7 +5,7 @@
  */
 import { errorText, LazydiskError } from '../errors.ts';
 import { Manifest } from '../format/manifest.ts';
-import type { KeyRing } from './key-ring.ts';
+import type { KeyRing } from '../keys/key-ring.ts';
 import type { ImageDigest } from './store.ts';
 
 /** The part of a store that is asked. */

@@ -3,11 +3,11 @@ import { readdir } from 'node:fs/promises';
 import { resolve } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { LazydiskError } from '../errors.ts';
-import { MARKER_KEY } from './layout.ts';
 import { DirObjects } from './objects/dir-objects.ts';
 import type { ObjectStore } from './objects/object-store.ts';
 import type { Patience } from './objects/retry-objects.ts';
-import { RootStore } from './root-store.ts';
+import { MARKER_KEY } from './roots/layout.ts';
+import { RootStore } from './roots/root-store.ts';
 
 /** What a store's URL looks like, for messages. */
 export const STORE_URL_FORMS = 'file:///DIR, a path, s3://BUCKET/PREFIX or https://HOST/PATH';

@@ -14,7 +14,7 @@ import { ControlClient } from '../../src/daemon/client.ts';
 import { CHUNK_BYTES, type ChunkId, KEY_BYTES } from '../../src/format/chunk-id.ts';
 import type { TenantKey } from '../../src/format/keys.ts';
 import { sealManifest } from '../../src/format/manifest-seal.ts';
-import { newKeyFile } from '../../src/store/key-file.ts';
+import { newKeyFile } from '../../src/keys/key-file.ts';
 import { openStore } from '../../src/store/open.ts';
 import type { Store } from '../../src/store/store.ts';
 import { formatRows, type Row } from './row.ts';

@@ -20,7 +20,7 @@ import { join } from 'node:path';
 import type { Readable } from 'node:stream';
 import { pipeline } from 'node:stream/promises';
 import { createGzip } from 'node:zlib';
-import { newKeyFile } from '../../src/store/key-file.ts';
+import { newKeyFile } from '../../src/keys/key-file.ts';
 import { putIndex, putJson } from '../support/oci.ts';
 import { hasTool } from '../support/tools.ts';
 import { formatRows, type Row } from './row.ts';

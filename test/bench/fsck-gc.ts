@@ -22,10 +22,10 @@ import {
 import { fsck } from '../../src/store/fsck/fsck.ts';
 import { mark } from '../../src/store/gc/mark.ts';
 import { sweep } from '../../src/store/gc/sweep.ts';
-import { chunkKey, manifestKey, referenceKey, SHARDS, stateKey } from '../../src/store/layout.ts';
 import type { ObjectInfo, ObjectStore } from '../../src/store/objects/object-store.ts';
-import { DEFAULT_POLICY } from '../../src/store/policy.ts';
-import { RootStore } from '../../src/store/root-store.ts';
+import { chunkKey, manifestKey, referenceKey, SHARDS, stateKey } from '../../src/store/roots/layout.ts';
+import { DEFAULT_POLICY } from '../../src/store/roots/policy.ts';
+import { RootStore } from '../../src/store/roots/root-store.ts';
 import type { ImageDigest } from '../../src/store/store.ts';
 import { formatRows, type Row } from './row.ts';
 

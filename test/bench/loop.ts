@@ -13,7 +13,7 @@ import { setTimeout as sleep } from 'node:timers/promises';
 import { ControlClient } from '../../src/daemon/client.ts';
 import { CHUNK_BYTES, type ChunkId, KEY_BYTES } from '../../src/format/chunk-id.ts';
 import { sealManifest } from '../../src/format/manifest-seal.ts';
-import { loadKeyFile } from '../../src/store/key-file.ts';
+import { loadKeyFile } from '../../src/keys/key-file.ts';
 import { openStore } from '../../src/store/open.ts';
 import { diskWorkplace, type Workplace } from '../support/daemon.ts';
 import { NbdClient } from '../support/nbd-client.ts';

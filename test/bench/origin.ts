@@ -8,7 +8,7 @@ import { Agent, get } from 'node:http';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { CHUNK_BYTES, type ChunkId } from '../../src/format/chunk-id.ts';
-import { newKeyFile } from '../../src/store/key-file.ts';
+import { newKeyFile } from '../../src/keys/key-file.ts';
 import { openStore } from '../../src/store/open.ts';
 import { type Key, Rgw } from '../support/rgw.ts';
 import { putDisk } from '../support/stored-disk.ts';

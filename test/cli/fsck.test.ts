@@ -6,9 +6,9 @@ import { cpSync, existsSync, readFileSync, rmSync, writeFileSync } from 'node:fs
 import { setTimeout as sleep } from 'node:timers/promises';
 import t from 'tap';
 import { decodeChunk } from '../../src/format/chunk-codec.ts';
+import { KeyRing } from '../../src/keys/key-ring.ts';
 import type { FsckReport } from '../../src/store/fsck/report.ts';
 import { loadImage } from '../../src/store/image.ts';
-import { KeyRing } from '../../src/store/key-ring.ts';
 import { openStore } from '../../src/store/open.ts';
 import { buildWorkplace, lazydisk, lazydiskJson, type Workplace, workplace } from '../support/daemon.ts';
 import { chunkFileIn } from '../support/dir-store.ts';

@@ -50,7 +50,7 @@ t.test('a command loads its own file and what it uses', async (t) => {
   } as const;
   for (const [command, [words, parts]] of Object.entries(commands)) {
     const loaded = modulesOf(command, ...words);
-    t.ok(loaded.includes('src/store/root-store.ts'), `${command} works`);
+    t.ok(loaded.includes('src/store/roots/root-store.ts'), `${command} works`);
     const own = [command, ...parts].map((name) => `src/cli/${name}.ts`);
     t.same(loaded.filter(isCommand).sort(), own.sort(), command);
     for (const name of ['zod', 'pino', 'prom-client', 'smol-toml', '@aws-sdk', '@smithy'])

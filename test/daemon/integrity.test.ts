@@ -12,7 +12,7 @@ import t, { type Test } from 'tap';
 import type { DaemonStatus } from '../../src/daemon/api.ts';
 import { ControlClient } from '../../src/daemon/client.ts';
 import { CHUNK_BYTES } from '../../src/format/chunk-id.ts';
-import { loadKeyFile } from '../../src/store/key-file.ts';
+import { loadKeyFile } from '../../src/keys/key-file.ts';
 import { openStore } from '../../src/store/open.ts';
 import { TestDaemon, type Workplace, workplace } from '../support/daemon.ts';
 import { Memcached } from '../support/memcached.ts';

@@ -19,9 +19,9 @@ import { createServer } from 'node:net';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import t, { type Test } from 'tap';
-import { lockDirectory } from '../../src/chunk/disk/dir-lock.ts';
 import { takeRunDir } from '../../src/daemon/run-dir.ts';
 import { defaultRunDir, runPaths } from '../../src/daemon/run-paths.ts';
+import { lockDirectory } from '../../src/directory-lock.ts';
 import type { LazydiskError } from '../../src/errors.ts';
 
 const noMount = async () => {};

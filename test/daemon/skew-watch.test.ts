@@ -2,9 +2,9 @@
 import t from 'tap';
 import { createLog } from '../../src/daemon/log.ts';
 import { SkewWatch } from '../../src/daemon/skew-watch.ts';
-import type { Clock } from '../../src/store/clock.ts';
-import type { StoreParts } from '../../src/store/parts.ts';
-import { DEFAULT_POLICY } from '../../src/store/policy.ts';
+import type { Clock } from '../../src/store/roots/clock.ts';
+import type { StoreParts } from '../../src/store/roots/parts.ts';
+import { DEFAULT_POLICY } from '../../src/store/roots/policy.ts';
 import { withCalls } from '../support/fsck-store.ts';
 import { MapObjects } from '../support/map-objects.ts';
 

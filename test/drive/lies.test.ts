@@ -13,7 +13,7 @@ import { LimitTier } from '../../src/chunk/wrappers/limit.ts';
 import { RetryTier } from '../../src/chunk/wrappers/retry.ts';
 import { Drive } from '../../src/drive/drive.ts';
 import { CHUNK_BYTES } from '../../src/format/chunk-id.ts';
-import { loadKeyFile, newKeyFile } from '../../src/store/key-file.ts';
+import { loadKeyFile, newKeyFile } from '../../src/keys/key-file.ts';
 import { chunkFileIn, openDirStore } from '../support/dir-store.ts';
 import { putDisk } from '../support/stored-disk.ts';
 import { CountingObserver, demand } from '../support/tiers.ts';

@@ -4,7 +4,7 @@
  */
 import { buildImage } from '../../src/image/build.ts';
 import { openSource } from '../../src/image/source.ts';
-import { loadKeyFile } from '../../src/store/key-file.ts';
+import { loadKeyFile } from '../../src/keys/key-file.ts';
 import { openStore } from '../../src/store/open.ts';
 
 const [spec, url, keyFile, name, putsText] = process.argv.slice(2);

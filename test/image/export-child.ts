@@ -1,9 +1,9 @@
 /** `STORE KEYFILE IMAGE OUT`: exports, and says on standard error how it went; a child process of export.test.ts. */
 import { LazydiskError } from '../../src/errors.ts';
 import { exportImage } from '../../src/image/export.ts';
+import { loadKeyFile } from '../../src/keys/key-file.ts';
+import { KeyRing } from '../../src/keys/key-ring.ts';
 import { loadImage } from '../../src/store/image.ts';
-import { loadKeyFile } from '../../src/store/key-file.ts';
-import { KeyRing } from '../../src/store/key-ring.ts';
 import { openStore } from '../../src/store/open.ts';
 
 const [url, keyFile, name, out] = process.argv.slice(2);

@@ -17,7 +17,7 @@ import { join } from 'node:path';
 import t, { type Test } from 'tap';
 import { CHUNK_BYTES } from '../../src/format/chunk-id.ts';
 import { exportImage } from '../../src/image/export.ts';
-import { newKeyFile } from '../../src/store/key-file.ts';
+import { newKeyFile } from '../../src/keys/key-file.ts';
 import { chunkFileIn, openDirStore } from '../support/dir-store.ts';
 import { putDisk } from '../support/stored-disk.ts';
 import { skipWithout } from '../support/tools.ts';

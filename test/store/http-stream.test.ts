@@ -11,7 +11,7 @@ import {
   type HttpClientOptions,
   type HttpStreamRequest,
   targetOf,
-} from '../../src/store/objects/http-client.ts';
+} from '../../src/http-client/client.ts';
 import { serveOwnTls } from '../support/http-proxy.ts';
 import { skipWithout } from '../support/tools.ts';
 

@@ -4,9 +4,9 @@ import { join } from 'node:path';
 import t, { type Test } from 'tap';
 import { TenantKey } from '../../src/format/keys.ts';
 import { sealManifest } from '../../src/format/manifest-seal.ts';
+import { KeyRing } from '../../src/keys/key-ring.ts';
 import { loadImage } from '../../src/store/image.ts';
 import { listImages } from '../../src/store/image-list.ts';
-import { KeyRing } from '../../src/store/key-ring.ts';
 import { forgeMetadata, sampleMetadata, sampleParts, secretsOf } from '../format/samples.ts';
 import { openDirStore, rootDir } from '../support/dir-store.ts';
 

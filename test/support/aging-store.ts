@@ -6,11 +6,11 @@ import { join } from 'node:path';
 import type { Test } from 'tap';
 import { CHUNK_BYTES } from '../../src/format/chunk-id.ts';
 import type { TenantKey } from '../../src/format/keys.ts';
-import { type Clock, type Moment, systemClock } from '../../src/store/clock.ts';
 import type { Image } from '../../src/store/image.ts';
 import { DirObjects } from '../../src/store/objects/dir-objects.ts';
 import type { ObjectOptions, ObjectStore, PutOptions } from '../../src/store/objects/object-store.ts';
-import { RootStore } from '../../src/store/root-store.ts';
+import { type Clock, type Moment, systemClock } from '../../src/store/roots/clock.ts';
+import { RootStore } from '../../src/store/roots/root-store.ts';
 import { DyingObjects } from './dying-objects.ts';
 
 /** Hours, which pass when a test says so; only for listings to settle somebody really waits. */

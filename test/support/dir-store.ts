@@ -2,9 +2,9 @@
 import { readdirSync, utimesSync } from 'node:fs';
 import { join } from 'node:path';
 import type { ChunkId } from '../../src/format/chunk-id.ts';
-import { chunkKey, rootPath } from '../../src/store/layout.ts';
 import { DirObjects } from '../../src/store/objects/dir-objects.ts';
-import { RootStore } from '../../src/store/root-store.ts';
+import { chunkKey, rootPath } from '../../src/store/roots/layout.ts';
+import { RootStore } from '../../src/store/roots/root-store.ts';
 
 /** The store in `dir`, made if it is not there. */
 export function openDirStore(dir: string): Promise<RootStore> {

@@ -16,11 +16,11 @@ import { TenantKey } from '../../src/format/keys.ts';
 import { type FsckOptions, fsck } from '../../src/store/fsck/fsck.ts';
 import type { FsckReport } from '../../src/store/fsck/report.ts';
 import type { Image } from '../../src/store/image.ts';
-import { type AreaPath, chunkKey, manifestKey, stateKey } from '../../src/store/layout.ts';
 import { DirObjects } from '../../src/store/objects/dir-objects.ts';
 import type { ObjectStore } from '../../src/store/objects/object-store.ts';
-import type { StorePolicy } from '../../src/store/policy.ts';
-import { RootStore } from '../../src/store/root-store.ts';
+import { type AreaPath, chunkKey, manifestKey, stateKey } from '../../src/store/roots/layout.ts';
+import type { StorePolicy } from '../../src/store/roots/policy.ts';
+import { RootStore } from '../../src/store/roots/root-store.ts';
 import { putDisk } from './stored-disk.ts';
 
 /** Listings do not lag in a directory; but a write must come through in that time, on a disk that others use. */

@@ -12,7 +12,7 @@ import { setTimeout as sleep } from 'node:timers/promises';
 import type { Test } from 'tap';
 import { ControlClient } from '../../src/daemon/client.ts';
 import { CHUNK_BYTES } from '../../src/format/chunk-id.ts';
-import { loadKeyFile } from '../../src/store/key-file.ts';
+import { loadKeyFile } from '../../src/keys/key-file.ts';
 import { openStore } from '../../src/store/open.ts';
 import { TestDaemon, type Workplace, workplace } from './daemon.ts';
 import { NbdClient } from './nbd-client.ts';

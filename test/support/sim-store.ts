@@ -6,7 +6,6 @@
  */
 
 import { LazydiskError } from '../../src/errors.ts';
-import type { Clock, Moment } from '../../src/store/clock.ts';
 import {
   checkKey,
   type ListOptions,
@@ -16,6 +15,7 @@ import {
   type ObjectStore,
   type PutOptions,
 } from '../../src/store/objects/object-store.ts';
+import type { Clock, Moment } from '../../src/store/roots/clock.ts';
 
 /** Numbers from a seed (mulberry32). */
 export class Random {

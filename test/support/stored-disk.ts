@@ -3,8 +3,8 @@ import { ENCODER_VERSION, encodeChunk, isZero } from '../../src/format/chunk-cod
 import { CHUNK_BYTES } from '../../src/format/chunk-id.ts';
 import type { TenantKey } from '../../src/format/keys.ts';
 import { type ManifestEntry, sealManifest } from '../../src/format/manifest-seal.ts';
+import { KeyRing } from '../../src/keys/key-ring.ts';
 import { type Image, loadImage } from '../../src/store/image.ts';
-import { KeyRing } from '../../src/store/key-ring.ts';
 import type { Store } from '../../src/store/store.ts';
 
 /** Stores `disk` (a multiple of CHUNK_BYTES) as image `name`. */

@@ -10,11 +10,11 @@ import { type FileHandle, rm } from 'node:fs/promises';
 import { join } from 'node:path';
 import { promisify } from 'node:util';
 import { Slots } from '../../async/slots.ts';
+import { lockDirectory } from '../../directory-lock.ts';
 import { errorText, LazydiskError } from '../../errors.ts';
 import { type ChunkId, SEALED_BYTES_MAX } from '../../format/chunk-id.ts';
 import { openOwnFile, ownDirectory } from '../../own-files.ts';
 import type { ChunkTier, SealedLoan } from '../tier.ts';
-import { lockDirectory } from './dir-lock.ts';
 import {
   CAP_BYTES_MIN,
   dataFileBytes,

@@ -4,11 +4,11 @@
  * it begins where that of the seed before ends, so that a hundred runs of 1 % have read all.
  */
 import { type ChunkId, SEALED_BYTES_MAX } from '../../format/chunk-id.ts';
-import { type AreaPath, chunkKey, chunksPrefix, meaningOf, SHARDS } from '../layout.ts';
 import type { ObjectInfo } from '../objects/object-store.ts';
-import type { StoreParts } from '../parts.ts';
 import { pooled } from '../pooled.ts';
-import type { Area, View } from '../view.ts';
+import { type AreaPath, chunkKey, chunksPrefix, meaningOf, SHARDS } from '../roots/layout.ts';
+import type { StoreParts } from '../roots/parts.ts';
+import type { Area, View } from '../roots/view.ts';
 import {
   isNeeded,
   LATE,

@@ -4,10 +4,10 @@
  * pass over the manifests, in rounds of a bounded number of chunks; without damage there is none.
  */
 import { type ChunkId, chunkIdOf, ID_BYTES, SEALED_BYTES_MAX } from '../../format/chunk-id.ts';
-import { type AreaPath, chunkKey } from '../layout.ts';
-import type { StoreParts } from '../parts.ts';
 import { pooled } from '../pooled.ts';
-import type { Area, View } from '../view.ts';
+import { type AreaPath, chunkKey } from '../roots/layout.ts';
+import type { StoreParts } from '../roots/parts.ts';
+import type { Area, View } from '../roots/view.ts';
 import type { KnownImage } from './images.ts';
 import {
   DAMAGED,

@@ -5,9 +5,9 @@
 import { errorText, LazydiskError } from '../../errors.ts';
 import { type ChunkId, ID_BYTES, SEALED_BYTES_MAX } from '../../format/chunk-id.ts';
 import type { Manifest } from '../../format/manifest.ts';
-import { chunkKey } from '../layout.ts';
-import type { StoreParts } from '../parts.ts';
 import { pooled } from '../pooled.ts';
+import { chunkKey } from '../roots/layout.ts';
+import type { StoreParts } from '../roots/parts.ts';
 import type { KnownImage } from './images.ts';
 import { DAMAGED, type LiveChunks } from './live-chunks.ts';
 import type { Damage, HitImage } from './report.ts';

@@ -5,8 +5,8 @@
 import { hash } from 'node:crypto';
 import { errorText, LazydiskError } from '../../errors.ts';
 import { type ChunkId, SEALED_BYTES_MAX } from '../../format/chunk-id.ts';
-import { MARKER_KEY } from '../layout.ts';
 import type { ObjectStore } from '../objects/object-store.ts';
+import { MARKER_KEY } from '../roots/layout.ts';
 import type { Store } from '../store.ts';
 
 export interface RepairSource {

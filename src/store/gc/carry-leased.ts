@@ -4,11 +4,11 @@
  */
 import { errorText, LazydiskError } from '../../errors.ts';
 import { formatDuration } from '../../units.ts';
-import { ensureIn } from '../carry.ts';
 import { leasedOf } from '../leases.ts';
-import type { StoreParts } from '../parts.ts';
+import { ensureIn } from '../roots/carry.ts';
+import type { StoreParts } from '../roots/parts.ts';
+import type { Area } from '../roots/view.ts';
 import type { ImageDigest } from '../store.ts';
-import type { Area } from '../view.ts';
 import { areasOfRoot, imagesIn } from './mark.ts';
 
 /** A leased image that cannot be brought along: the root must stay for it. */

@@ -6,8 +6,8 @@
 import { randomBytes } from 'node:crypto';
 import { hostname } from 'node:os';
 import { LazydiskError } from '../../errors.ts';
-import { JOURNAL_PREFIX } from '../layout.ts';
 import type { ObjectStore } from '../objects/object-store.ts';
+import { JOURNAL_PREFIX } from '../roots/layout.ts';
 
 const ENTRY_BYTES_MAX = 64 * 1024;
 

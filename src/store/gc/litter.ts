@@ -2,10 +2,11 @@
  * What lies in areas that are gone: a process that was stopped, or whose write hung, writes into the root or the trash that
  * it knew, which may have been purged since. Nobody reads it there, so it is only a waste.
  */
-import { type AreaPath, isAreaPath, meaningOf, rootNumberOf, stateKey } from '../layout.ts';
+
 import type { ObjectInfo } from '../objects/object-store.ts';
-import type { StoreParts } from '../parts.ts';
-import type { View } from '../view.ts';
+import { type AreaPath, isAreaPath, meaningOf, rootNumberOf, stateKey } from '../roots/layout.ts';
+import type { StoreParts } from '../roots/parts.ts';
+import type { View } from '../roots/view.ts';
 
 const BATCH_MAX = 1000;
 

@@ -7,15 +7,15 @@
 import { errorText, LazydiskError } from '../../errors.ts';
 import { ID_BYTES } from '../../format/chunk-id.ts';
 import type { ClearManifest } from '../../format/manifest-clear.ts';
-import { firstClear, manifestKeysIn } from '../carry.ts';
-import { type AreaPath, manifestsPrefix, meaningOf } from '../layout.ts';
 import { type LeaseCount, leasedOf, leaseTermMs } from '../leases.ts';
 import type { ObjectStore } from '../objects/object-store.ts';
-import type { StoreParts } from '../parts.ts';
 import { pooled } from '../pooled.ts';
-import type { DatedRecord } from '../references.ts';
+import { firstClear, manifestKeysIn } from '../roots/carry.ts';
+import { type AreaPath, manifestsPrefix, meaningOf } from '../roots/layout.ts';
+import type { StoreParts } from '../roots/parts.ts';
+import type { DatedRecord } from '../roots/references.ts';
+import type { Area, View } from '../roots/view.ts';
 import type { ImageDigest, Reference } from '../store.ts';
-import type { Area, View } from '../view.ts';
 import { IdTable } from './id-table.ts';
 
 const MANIFESTS_MAX = 8;

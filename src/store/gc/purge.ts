@@ -3,15 +3,23 @@
  * that destroys, and so the only one that looks twice: at the time, which starts anew with each read from the area; and at
  * what is alive by now, of which whatever is found nowhere else goes back to where it belongs, before anything is deleted.
  */
-import type { Moment } from '../clock.ts';
-import { type LastRead, lastRead } from '../host-reads.ts';
-import { type AreaMarker, type AreaPath, readsPrefix, rootPath, STATE_PREFIX, stateKey } from '../layout.ts';
+
 import { forgetHosts, type LeaseCount, leaseTermMs } from '../leases.ts';
 import type { ObjectInfo, ObjectStore } from '../objects/object-store.ts';
-import type { StoreParts } from '../parts.ts';
-import type { StorePolicy } from '../policy.ts';
+import type { Moment } from '../roots/clock.ts';
+import { type LastRead, lastRead } from '../roots/host-reads.ts';
+import {
+  type AreaMarker,
+  type AreaPath,
+  readsPrefix,
+  rootPath,
+  STATE_PREFIX,
+  stateKey,
+} from '../roots/layout.ts';
+import type { StoreParts } from '../roots/parts.ts';
+import type { StorePolicy } from '../roots/policy.ts';
+import { type Area, type View, writeIndex } from '../roots/view.ts';
 import type { ImageDigest } from '../store.ts';
-import { type Area, type View, writeIndex } from '../view.ts';
 import { carryLeased } from './carry-leased.ts';
 import { type Journal, journaled } from './journal.ts';
 import { litterPages } from './litter.ts';

@@ -1,9 +1,9 @@
 /** Puts back what was swept and is alive by now: a writer relied on it while the sweep did not know of that yet. */
 import { LazydiskError } from '../../errors.ts';
-import { type AreaPath, chunkKey, manifestKey, meaningOf } from '../layout.ts';
 import type { ObjectInfo, ObjectStore } from '../objects/object-store.ts';
-import { carryManifest } from '../place-manifest.ts';
 import { pooled } from '../pooled.ts';
+import { type AreaPath, chunkKey, manifestKey, meaningOf } from '../roots/layout.ts';
+import { carryManifest } from '../roots/place-manifest.ts';
 import type { LiveSet } from './mark.ts';
 
 const COPIES_MAX = 16;

@@ -5,15 +5,15 @@
  */
 import { LazydiskError } from '../../errors.ts';
 import { ID_BYTES } from '../../format/chunk-id.ts';
-import { ensureIn, manifestKeysIn } from '../carry.ts';
-import { type AreaPath, rootPath, stateKey } from '../layout.ts';
 import { leasedOf, leaseTermMs } from '../leases.ts';
 import type { ObjectStore } from '../objects/object-store.ts';
-import type { StoreParts } from '../parts.ts';
-import { carryManifest } from '../place-manifest.ts';
-import type { NamedDigest } from '../references.ts';
+import { ensureIn, manifestKeysIn } from '../roots/carry.ts';
+import { type AreaPath, rootPath, stateKey } from '../roots/layout.ts';
+import type { StoreParts } from '../roots/parts.ts';
+import { carryManifest } from '../roots/place-manifest.ts';
+import type { NamedDigest } from '../roots/references.ts';
+import { type Area, type View, writeIndex } from '../roots/view.ts';
 import type { ImageDigest } from '../store.ts';
-import { type Area, type View, writeIndex } from '../view.ts';
 import { carryLeased } from './carry-leased.ts';
 import { IdTable } from './id-table.ts';
 import { type Journal, journaled } from './journal.ts';

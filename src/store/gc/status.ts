@@ -3,11 +3,12 @@
  * reads what was put aside, and what the commands did last. Only reads, so ages are by this machine's clock; the commands
  * that change something go by the store's own.
  */
-import type { LastRead } from '../host-reads.ts';
+
 import { countLeases } from '../leases.ts';
-import type { StoreParts } from '../parts.ts';
-import type { StorePolicy } from '../policy.ts';
-import type { Area, View } from '../view.ts';
+import type { LastRead } from '../roots/host-reads.ts';
+import type { StoreParts } from '../roots/parts.ts';
+import type { StorePolicy } from '../roots/policy.ts';
+import type { Area, View } from '../roots/view.ts';
 import { type JournalEntry, lastEntries } from './journal.ts';
 import { type HeldArea, purgePlan, readsOf } from './purge.ts';
 

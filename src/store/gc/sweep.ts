@@ -7,12 +7,19 @@
  * somebody has come to need it, is in that trash and perhaps nowhere else.
  */
 import { LazydiskError } from '../../errors.ts';
-import { type AreaPath, chunksPrefix, manifestsPrefix, meaningOf, SHARDS, stateKey } from '../layout.ts';
 import type { ObjectInfo } from '../objects/object-store.ts';
-import type { StoreParts } from '../parts.ts';
 import { pooled } from '../pooled.ts';
-import type { DatedRecord } from '../references.ts';
-import { type View, writeIndex } from '../view.ts';
+import {
+  type AreaPath,
+  chunksPrefix,
+  manifestsPrefix,
+  meaningOf,
+  SHARDS,
+  stateKey,
+} from '../roots/layout.ts';
+import type { StoreParts } from '../roots/parts.ts';
+import type { DatedRecord } from '../roots/references.ts';
+import { type View, writeIndex } from '../roots/view.ts';
 import { type Journal, journaled } from './journal.ts';
 import { type LiveSet, mark } from './mark.ts';
 import { inArea, restore } from './restore.ts';

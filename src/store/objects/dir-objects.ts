@@ -7,9 +7,8 @@ import { constants } from 'node:fs';
 import { type FileHandle, open, opendir, stat, unlink } from 'node:fs/promises';
 import { join, resolve } from 'node:path';
 import { errorText, LazydiskError } from '../../errors.ts';
-import { DurableWriter } from '../durable-writer.ts';
 import { pooled } from '../pooled.ts';
-import { DirLock } from './dir-lock.ts';
+import { DurableWriter } from './durable-writer.ts';
 import { HashedBytes } from './hashed-bytes.ts';
 import {
   checkKey,
@@ -22,6 +21,7 @@ import {
   type ObjectStore,
   type PutOptions,
 } from './object-store.ts';
+import { WriteLock } from './write-lock.ts';
 
 /** The writer's folder: no keys in there. */
 const TMP = 'tmp/';
@@ -40,7 +40,7 @@ export class DirObjects implements ObjectStore {
   readonly isWritable = true;
   readonly isLocal = true;
   readonly #writer: DurableWriter;
-  readonly #lock: DirLock;
+  readonly #lock: WriteLock;
   /** Something of the store has been seen. */
   #wasThere = false;
 
@@ -49,7 +49,7 @@ export class DirObjects implements ObjectStore {
     this.path = resolve(path);
     this.url = `file://${this.path}`;
     this.#writer = new DurableWriter(this.path);
-    this.#lock = new DirLock(join(this.path, TMP));
+    this.#lock = new WriteLock(join(this.path, TMP));
   }
 
   /** Throws UNAVAILABLE, ABORTED. */

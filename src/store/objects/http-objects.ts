@@ -3,14 +3,14 @@
  * and nothing that the server says is trusted more than the length of what it sends.
  */
 import { errorText, LazydiskError } from '../../errors.ts';
-import { HashedBytes } from './hashed-bytes.ts';
 import {
   type HttpAnswer,
   HttpClient,
   type HttpClientOptions,
   type HttpRequest,
   targetOf,
-} from './http-client.ts';
+} from '../../http-client/client.ts';
+import { HashedBytes } from './hashed-bytes.ts';
 import {
   checkKey,
   type GetOptions,

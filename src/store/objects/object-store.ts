@@ -1,6 +1,6 @@
 /**
  * The one small interface under every image store: bytes by key, as S3, a directory or a web server have them. What
- * the keys mean is layout.ts's; retries and faults are wrappers. The conformance suite (test/store/objects-suite.ts)
+ * the keys mean is layout.ts's; retries and faults are wrappers. The conformance suite (test/store/objects/objects-suite.ts)
  * runs against each implementation and each wrapper.
  *
  * Contract:

@@ -2,7 +2,7 @@
  * Requests to S3: signed, sent over kept connections, and made again where an answer only asks for other credentials,
  * another host, another region or the right time of day, each once or twice, for that must not be anybody's error.
  */
-import { sha256Of } from '../sha256.ts';
+
 import {
   type HttpAnswer,
   HttpClient,
@@ -11,7 +11,8 @@ import {
   type HttpTarget,
   hostOf,
   targetOf,
-} from './http-client.ts';
+} from '../../http-client/client.ts';
+import { sha256Of } from '../sha256.ts';
 import { S3CredentialSource } from './s3-credentials.ts';
 import { bucketUrl } from './s3-endpoint.ts';
 import { failureOfAnswer, isStaleCredentials, type S3Failure, S3FailureError } from './s3-errors.ts';

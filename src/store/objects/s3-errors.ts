@@ -4,7 +4,7 @@
  * quote requests, which hold access keys and signatures.
  */
 import { LazydiskError } from '../../errors.ts';
-import type { HttpAnswer } from './http-client.ts';
+import type { HttpAnswer } from '../../http-client/client.ts';
 import { RefusedError } from './refused-error.ts';
 
 /** An answer that is an error. */

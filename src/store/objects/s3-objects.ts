@@ -5,9 +5,9 @@
  */
 import { hash, randomBytes } from 'node:crypto';
 import { errorText, LazydiskError } from '../../errors.ts';
-import { PROBE_PREFIX } from '../layout.ts';
+import type { HttpAnswer, HttpClientOptions } from '../../http-client/client.ts';
 import { pooled } from '../pooled.ts';
-import type { HttpAnswer, HttpClientOptions } from './http-client.ts';
+import { PROBE_PREFIX } from '../roots/layout.ts';
 import {
   checkKey,
   type GetOptions,

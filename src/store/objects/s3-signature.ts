@@ -3,7 +3,7 @@
  * The signing key is that of a day and a region and is kept for it: then a signature is two hashes.
  */
 import { createHmac, hash } from 'node:crypto';
-import { type HttpTarget, hostOf } from './http-client.ts';
+import { type HttpTarget, hostOf } from '../../http-client/client.ts';
 import type { S3Credentials } from './s3-credentials.ts';
 
 /** What is signed besides the method and where it goes. */

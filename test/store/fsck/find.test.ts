@@ -14,11 +14,11 @@ import { LazydiskError } from '../../../src/errors.ts';
 import { TenantKey } from '../../../src/format/keys.ts';
 import { ClearManifest } from '../../../src/format/manifest-clear.ts';
 import { rewrapManifest } from '../../../src/format/manifest-rewrap.ts';
+import { KeyRing } from '../../../src/keys/key-ring.ts';
 import { fsck } from '../../../src/store/fsck/fsck.ts';
 import { rotate } from '../../../src/store/gc/rotate.ts';
 import { sweep } from '../../../src/store/gc/sweep.ts';
-import { KeyRing } from '../../../src/store/key-ring.ts';
-import { manifestKey } from '../../../src/store/layout.ts';
+import { manifestKey } from '../../../src/store/roots/layout.ts';
 import { copyTo, DAMAGES, damage, FsckStore, idsOf, withCalls } from '../../support/fsck-store.ts';
 
 async function newStore(t: Test) {

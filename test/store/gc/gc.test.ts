@@ -4,16 +4,16 @@ import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
 import t from 'tap';
 import { TenantKey } from '../../../src/format/keys.ts';
+import { KeyRing } from '../../../src/keys/key-ring.ts';
 import { lastEntries } from '../../../src/store/gc/journal.ts';
 import { purge } from '../../../src/store/gc/purge.ts';
 import { rotate } from '../../../src/store/gc/rotate.ts';
 import { sweep } from '../../../src/store/gc/sweep.ts';
 import { type Image, loadImage } from '../../../src/store/image.ts';
-import { KeyRing } from '../../../src/store/key-ring.ts';
-import { manifestKey, stateKey } from '../../../src/store/layout.ts';
 import { DirObjects } from '../../../src/store/objects/dir-objects.ts';
-import { checkPolicy, DEFAULT_POLICY } from '../../../src/store/policy.ts';
-import { RootStore } from '../../../src/store/root-store.ts';
+import { manifestKey, stateKey } from '../../../src/store/roots/layout.ts';
+import { checkPolicy, DEFAULT_POLICY } from '../../../src/store/roots/policy.ts';
+import { RootStore } from '../../../src/store/roots/root-store.ts';
 import type { ImageDigest } from '../../../src/store/store.ts';
 import {
   agingStore,

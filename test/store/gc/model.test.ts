@@ -7,7 +7,7 @@ import type {
   ObjectOptions,
   ObjectStore,
 } from '../../../src/store/objects/object-store.ts';
-import type { StoreParts } from '../../../src/store/parts.ts';
+import type { StoreParts } from '../../../src/store/roots/parts.ts';
 import { DyingObjects } from '../../support/dying-objects.ts';
 import { Model } from './model.ts';
 

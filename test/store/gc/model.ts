@@ -11,13 +11,13 @@ import { sealManifest } from '../../../src/format/manifest-seal.ts';
 import { purge } from '../../../src/store/gc/purge.ts';
 import { rotate } from '../../../src/store/gc/rotate.ts';
 import { sweep } from '../../../src/store/gc/sweep.ts';
-import { meaningOf, rootNumberOf } from '../../../src/store/layout.ts';
 import { LeaseKeeper } from '../../../src/store/lease-keeper.ts';
-import type { StoreParts } from '../../../src/store/parts.ts';
-import type { StorePolicy } from '../../../src/store/policy.ts';
-import { RootStore } from '../../../src/store/root-store.ts';
+import { meaningOf, rootNumberOf } from '../../../src/store/roots/layout.ts';
+import type { StoreParts } from '../../../src/store/roots/parts.ts';
+import type { StorePolicy } from '../../../src/store/roots/policy.ts';
+import { RootStore } from '../../../src/store/roots/root-store.ts';
+import { viewOf } from '../../../src/store/roots/view.ts';
 import type { ImageDigest, StoreWriter } from '../../../src/store/store.ts';
-import { viewOf } from '../../../src/store/view.ts';
 import { SimObjects, SimStorage, Simulation } from '../../support/sim-store.ts';
 
 /** Times in simulated milliseconds; as long to each other as the policy must have them, and no longer. */

@@ -7,10 +7,10 @@ import { TenantKey } from '../../../src/format/keys.ts';
 import { purge } from '../../../src/store/gc/purge.ts';
 import { rotate } from '../../../src/store/gc/rotate.ts';
 import { sweep } from '../../../src/store/gc/sweep.ts';
-import { INDEX_KEY } from '../../../src/store/layout.ts';
-import type { RootStore } from '../../../src/store/root-store.ts';
+import { INDEX_KEY } from '../../../src/store/roots/layout.ts';
+import type { RootStore } from '../../../src/store/roots/root-store.ts';
+import { writeIndex } from '../../../src/store/roots/view.ts';
 import type { ImageDigest } from '../../../src/store/store.ts';
-import { writeIndex } from '../../../src/store/view.ts';
 import {
   AGING_POLICY,
   agingStore,

@@ -12,7 +12,9 @@ import { purge, purgePlan } from '../../../src/store/gc/purge.ts';
 import { rotate } from '../../../src/store/gc/rotate.ts';
 import { gcStatus } from '../../../src/store/gc/status.ts';
 import { sweep } from '../../../src/store/gc/sweep.ts';
-import { type LastRead, recordRead } from '../../../src/store/host-reads.ts';
+import { DirObjects } from '../../../src/store/objects/dir-objects.ts';
+import type { ObjectInfo } from '../../../src/store/objects/object-store.ts';
+import { type LastRead, recordRead } from '../../../src/store/roots/host-reads.ts';
 import {
   type AreaMarker,
   type AreaPath,
@@ -20,14 +22,12 @@ import {
   JOURNAL_PREFIX,
   manifestKey,
   stateKey,
-} from '../../../src/store/layout.ts';
-import { DirObjects } from '../../../src/store/objects/dir-objects.ts';
-import type { ObjectInfo } from '../../../src/store/objects/object-store.ts';
-import type { StoreParts } from '../../../src/store/parts.ts';
-import { DEFAULT_POLICY } from '../../../src/store/policy.ts';
-import { References } from '../../../src/store/references.ts';
-import { RootStore } from '../../../src/store/root-store.ts';
-import { viewOf } from '../../../src/store/view.ts';
+} from '../../../src/store/roots/layout.ts';
+import type { StoreParts } from '../../../src/store/roots/parts.ts';
+import { DEFAULT_POLICY } from '../../../src/store/roots/policy.ts';
+import { References } from '../../../src/store/roots/references.ts';
+import { RootStore } from '../../../src/store/roots/root-store.ts';
+import { viewOf } from '../../../src/store/roots/view.ts';
 import { sampleEntries, sampleParts } from '../../format/samples.ts';
 import { age } from '../../support/dir-store.ts';
 import { HookedObjects, type RequestHook } from '../../support/hooked-objects.ts';

@@ -7,14 +7,14 @@ import { setTimeout as sleep } from 'node:timers/promises';
 import { errorText, LazydiskError } from '../../../src/errors.ts';
 import { CHUNK_BYTES, type ChunkId } from '../../../src/format/chunk-id.ts';
 import { sealManifest } from '../../../src/format/manifest-seal.ts';
+import { loadKeyFile } from '../../../src/keys/key-file.ts';
+import { KeyRing } from '../../../src/keys/key-ring.ts';
 import { purge } from '../../../src/store/gc/purge.ts';
 import { rotate } from '../../../src/store/gc/rotate.ts';
 import { sweep } from '../../../src/store/gc/sweep.ts';
-import { loadKeyFile } from '../../../src/store/key-file.ts';
-import { KeyRing } from '../../../src/store/key-ring.ts';
 import { openStore } from '../../../src/store/open.ts';
 import { openManifest } from '../../../src/store/open-manifest.ts';
-import type { RootStore } from '../../../src/store/root-store.ts';
+import type { RootStore } from '../../../src/store/roots/root-store.ts';
 
 const NAMES = ['a', 'b', 'c', 'd'];
 const CONTENTS = 30;

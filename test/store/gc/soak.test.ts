@@ -9,14 +9,14 @@ import { join } from 'node:path';
 import { createInterface } from 'node:readline';
 import { setTimeout as sleep } from 'node:timers/promises';
 import t from 'tap';
+import { newKeyFile } from '../../../src/keys/key-file.ts';
+import { KeyRing } from '../../../src/keys/key-ring.ts';
 import { purge } from '../../../src/store/gc/purge.ts';
 import { rotate } from '../../../src/store/gc/rotate.ts';
-import { newKeyFile } from '../../../src/store/key-file.ts';
-import { KeyRing } from '../../../src/store/key-ring.ts';
-import { meaningOf } from '../../../src/store/layout.ts';
-import { writeMarker } from '../../../src/store/marker.ts';
 import { openStore } from '../../../src/store/open.ts';
 import { openManifest } from '../../../src/store/open-manifest.ts';
+import { meaningOf } from '../../../src/store/roots/layout.ts';
+import { writeMarker } from '../../../src/store/roots/marker.ts';
 import { RGW_TOOLS, Rgw } from '../../support/rgw.ts';
 import { skipWithout } from '../../support/tools.ts';
 

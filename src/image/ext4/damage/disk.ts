@@ -1,0 +1,109 @@
+/**
+ * A disk of which some chunks are damaged: what can be read of it, in pieces that never cross a chunk's border, so
+ * that a damaged chunk takes nothing with it but itself; and whether blocks lie in a damaged chunk, by binary search.
+ */
+import { LazydiskError } from '../../../errors.ts';
+import { CHUNK_BYTES } from '../../../format/chunk-id.ts';
+import { SUPERBLOCK_BYTES, SUPERBLOCK_OFFSET } from '../superblock.ts';
+import { type DiskShape, parseShape } from './shape.ts';
+
+/**
+ * Reads `lengthBytes` at `offset` of the disk, never across a chunk's border; undefined where the disk cannot be read
+ * (a damaged chunk). The bytes must stay as they are for as long as anyone holds them.
+ */
+export type DiskRead = (offset: number, lengthBytes: number) => Promise<Buffer | undefined>;
+
+/** Some consecutive blocks of one chunk. */
+export interface BlockPiece {
+  readonly block: number;
+  readonly blocks: number;
+}
+
+export class DamagedDisk {
+  readonly shape: DiskShape;
+  /** Metadata lies in a damaged chunk, or could not be read. */
+  metadataHit = false;
+  readonly #read: DiskRead;
+  /** The damaged chunks, ascending. */
+  readonly #damaged: Float64Array;
+  readonly #signal: AbortSignal | undefined;
+  readonly #blocksPerChunk: number;
+
+  private constructor(
+    read: DiskRead,
+    shape: DiskShape,
+    chunks: ReadonlySet<number>,
+    signal: AbortSignal | undefined,
+  ) {
+    this.#read = read;
+    this.shape = shape;
+    this.#damaged = Float64Array.from(chunks).sort();
+    this.#signal = signal;
+    this.#blocksPerChunk = CHUNK_BYTES / shape.blockBytes;
+  }
+
+  /** Undefined if the superblock cannot be read. Rejects with UNSUPPORTED or CORRUPT, see parseShape. */
+  static async open(
+    read: DiskRead,
+    diskBytes: number,
+    chunks: ReadonlySet<number>,
+    signal: AbortSignal | undefined,
+  ): Promise<DamagedDisk | undefined> {
+    if (diskBytes < SUPERBLOCK_OFFSET + SUPERBLOCK_BYTES) {
+      throw new LazydiskError('UNSUPPORTED', `a disk of ${diskBytes} bytes`);
+    }
+    const superblock = await read(SUPERBLOCK_OFFSET, SUPERBLOCK_BYTES);
+    if (!superblock) return undefined;
+    const disk = new DamagedDisk(read, parseShape(superblock, diskBytes), chunks, signal);
+    disk.noteMetadata(disk.shape.firstBlock, 1);
+    return disk;
+  }
+
+  /** Whether a file's blocks may lie there. */
+  holds(block: number, blocks: number): boolean {
+    return block > this.shape.firstBlock && block + blocks <= this.shape.blocks;
+  }
+
+  isHit(block: number, blocks: number): boolean {
+    const first = Math.floor(block / this.#blocksPerChunk);
+    const last = Math.floor((block + blocks - 1) / this.#blocksPerChunk);
+    let low = 0;
+    let high = this.#damaged.length;
+    while (low < high) {
+      const middle = (low + high) >> 1;
+      if (this.#damaged[middle]! < first) low = middle + 1;
+      else high = middle;
+    }
+    return low < this.#damaged.length && this.#damaged[low]! <= last;
+  }
+
+  /** Remembers it if these blocks, which hold metadata, lie in a damaged chunk. */
+  noteMetadata(block: number, blocks: number): void {
+    this.metadataHit ||= this.isHit(block, blocks);
+  }
+
+  /** The blocks from `block` on, cut at the borders of chunks. */
+  *pieces(block: number, blocks: number): Generator<BlockPiece> {
+    const end = block + blocks;
+    for (let at = block; at < end; ) {
+      const border = (Math.floor(at / this.#blocksPerChunk) + 1) * this.#blocksPerChunk;
+      const next = Math.min(end, border);
+      yield { block: at, blocks: next - at };
+      at = next;
+    }
+  }
+
+  /** A piece of metadata; undefined where it cannot be read, which is remembered. Rejects with ABORTED. */
+  async readMetadata({ block, blocks }: BlockPiece): Promise<Buffer | undefined> {
+    if (this.#signal?.aborted) {
+      throw new LazydiskError('ABORTED', 'reading the ext4 disk was cancelled', {
+        cause: this.#signal.reason,
+      });
+    }
+    this.noteMetadata(block, blocks);
+    const { blockBytes } = this.shape;
+    const bytes = await this.#read(block * blockBytes, blocks * blockBytes);
+    if (!bytes) this.metadataHit = true;
+    return bytes;
+  }
+}

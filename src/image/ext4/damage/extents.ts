@@ -1,0 +1,84 @@
+/**
+ * Walks extent trees that may be broken: every block of a tree is visited once and by one inode only, and keys must
+ * rise, so a tree that leads back into itself or into another's ends there. What is left of a tree is walked to its end.
+ */
+import { type BlockRun, ENTRY_BYTES, EXTENT_MAGIC, HEADER_BYTES, RUN_BLOCKS_MAX } from '../extents.ts';
+import type { DamagedDisk } from './disk.ts';
+import { PagedMarks } from './marks.ts';
+
+const DEPTH_MAX = 5;
+const LOGICAL_END = 2 ** 32;
+
+export interface ExtentVisitor {
+  /** A block of the tree itself. */
+  node?(block: number): void;
+  /** Blocks of the file that hold data; all lie inside of the disk. */
+  run(run: BlockRun): Promise<void> | void;
+}
+
+export class ExtentTrees {
+  readonly #disk: DamagedDisk;
+  readonly #visited = new PagedMarks();
+
+  /** Each inode's tree can be walked once. */
+  constructor(disk: DamagedDisk) {
+    this.#disk = disk;
+  }
+
+  /** Walks the tree below an inode's 60 bytes. False if any of it is broken or cannot be read. */
+  walk(root: Buffer, visitor: ExtentVisitor): Promise<boolean> {
+    return this.#walkNode(root, Math.min(root.readUInt16LE(6), DEPTH_MAX), 0, LOGICAL_END, visitor);
+  }
+
+  /** A node at `depth` (0: its entries are extents) for the file's blocks [from, to). */
+  async #walkNode(
+    node: Buffer,
+    depth: number,
+    from: number,
+    to: number,
+    visitor: ExtentVisitor,
+  ): Promise<boolean> {
+    const entries = node.readUInt16LE(2);
+    const isNode = node.readUInt16LE(0) === EXTENT_MAGIC && node.readUInt16LE(6) === depth;
+    if (!isNode || HEADER_BYTES + entries * ENTRY_BYTES > node.length) return false;
+    let isWhole = true;
+    let least = from;
+    for (let n = 0; n < entries; n++) {
+      const at = HEADER_BYTES + n * ENTRY_BYTES;
+      const logical = node.readUInt32LE(at);
+      if (logical < least) return false;
+      if (depth === 0) {
+        const length = node.readUInt16LE(at + 4);
+        // Longer ones are set aside but unwritten: they read as zeroes, whatever lies there.
+        const isWritten = length <= RUN_BLOCKS_MAX;
+        const blocks = isWritten ? length : length - RUN_BLOCKS_MAX;
+        const physical = node.readUInt16LE(at + 6) * 2 ** 32 + node.readUInt32LE(at + 8);
+        least = logical + blocks;
+        if (blocks === 0 || least > to || !this.#disk.holds(physical, blocks)) return false;
+        const visit = isWritten ? visitor.run({ logical, physical, blocks }) : undefined;
+        if (visit) await visit;
+      } else {
+        least = n + 1 < entries ? node.readUInt32LE(at + ENTRY_BYTES) : to;
+        if (least <= logical || least > to) return false;
+        const block = node.readUInt16LE(at + 8) * 2 ** 32 + node.readUInt32LE(at + 4);
+        const isChildWhole = await this.#walkChild(block, depth - 1, logical, least, visitor);
+        isWhole &&= isChildWhole;
+      }
+    }
+    return isWhole;
+  }
+
+  async #walkChild(
+    block: number,
+    depth: number,
+    from: number,
+    to: number,
+    visitor: ExtentVisitor,
+  ): Promise<boolean> {
+    if (!this.#disk.holds(block, 1) || this.#visited.get(block) !== 0) return false;
+    this.#visited.add(block, 1);
+    visitor.node?.(block);
+    const node = await this.#disk.readMetadata({ block, blocks: 1 });
+    return node ? this.#walkNode(node, depth, from, to, visitor) : false;
+  }
+}

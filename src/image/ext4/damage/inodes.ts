@@ -1,0 +1,184 @@
+/**
+ * The inodes of a damaged disk, all in one pass through their tables in the order of the disk: of each, a byte says
+ * what it is and whether it is hit, and nothing else is kept, so a million of them are a megabyte.
+ */
+
+import { ROOT_INODE } from '../geometry.ts';
+import { CONTENT_BYTES, CONTENT_OFFSET, FLAG_EXTENTS, TYPE_BITS } from '../inode.ts';
+import { FAST_SYMLINK_BYTES } from '../plan.ts';
+import { GROUP_BLOCK_UNINIT, GROUP_INODE_UNINIT } from '../superblock.ts';
+import type { DamagedDisk } from './disk.ts';
+import { ExtentTrees } from './extents.ts';
+import { PagedMarks } from './marks.ts';
+
+/** In use. */
+export const USED = 1;
+export const DIRECTORY = 2;
+/** It, or any block of it, lies in a damaged chunk. */
+export const HIT = 4;
+/** It, or any part of its extent tree, cannot be read. */
+export const UNREADABLE = 8;
+
+const TYPE_MASK = 0o170000;
+/** Kinds whose 60 bytes say where blocks are. */
+const KINDS_WITH_BLOCKS = [TYPE_BITS.file, TYPE_BITS.directory, TYPE_BITS.symlink];
+
+/** Where a group's inodes are. */
+interface InodeTable {
+  readonly group: number;
+  readonly block: number;
+  /** Inodes of the group that may be in use: the first so many. */
+  readonly inodes: number;
+}
+
+export class DamagedInodes {
+  readonly #disk: DamagedDisk;
+  readonly #marks = new PagedMarks();
+  /** By group; groups whose descriptor cannot be read, or leads nowhere, have none. */
+  readonly #tables = new Map<number, InodeTable>();
+
+  private constructor(disk: DamagedDisk) {
+    this.#disk = disk;
+  }
+
+  /** Reads all descriptors and all inodes. */
+  static async read(disk: DamagedDisk): Promise<DamagedInodes> {
+    const inodes = new DamagedInodes(disk);
+    await inodes.#readDescriptors();
+    await inodes.#readTables();
+    return inodes;
+  }
+
+  /** The marks of an inode; `number` is at least 1 and at most the shape's count. */
+  marks(number: number): number {
+    const isLost = !this.#tables.has(this.#groupOf(number));
+    return this.#marks.get(number) | (isLost ? HIT | UNREADABLE : 0);
+  }
+
+  /** Adds marks of the caller's own, above those named here. */
+  add(number: number, marks: number): void {
+    this.#marks.add(number, marks);
+  }
+
+  /** An inode's 60 bytes of content, again; undefined if it cannot be read. */
+  async content(number: number): Promise<Buffer | undefined> {
+    const { inodesPerBlock, inodesPerGroup, inodeBytes } = this.#disk.shape;
+    const table = this.#tables.get(this.#groupOf(number));
+    if (!table) return undefined;
+    const index = (number - 1) % inodesPerGroup;
+    const block = table.block + Math.floor(index / inodesPerBlock);
+    const bytes = await this.#disk.readMetadata({ block, blocks: 1 });
+    return bytes && contentOf(bytes.subarray((index % inodesPerBlock) * inodeBytes));
+  }
+
+  #groupOf(number: number): number {
+    return Math.floor((number - 1) / this.#disk.shape.inodesPerGroup);
+  }
+
+  async #readDescriptors(): Promise<void> {
+    const { firstBlock, groups, descriptorBytes, blockBytes } = this.#disk.shape;
+    const perBlock = blockBytes / descriptorBytes;
+    const from = firstBlock + 1;
+    for (const piece of this.#disk.pieces(from, Math.ceil(groups / perBlock))) {
+      if (piece.block + piece.blocks > this.#disk.shape.blocks) return;
+      const bytes = await this.#disk.readMetadata(piece);
+      if (!bytes) continue;
+      const first = (piece.block - from) * perBlock;
+      const end = Math.min(groups, first + piece.blocks * perBlock);
+      for (let group = first; group < end; group++) {
+        this.#readDescriptor(group, bytes.subarray((group - first) * descriptorBytes));
+      }
+    }
+  }
+
+  #readDescriptor(group: number, descriptor: Buffer): void {
+    const { descriptorBytes, hasGroupFlags, inodesPerGroup, tableBlocks } = this.#disk.shape;
+    const wide = descriptorBytes >= 64;
+    const blockAt = (low: number) =>
+      descriptor.readUInt32LE(low) + (wide ? descriptor.readUInt32LE(low + 32) * 2 ** 32 : 0);
+    const flags = hasGroupFlags ? descriptor.readUInt16LE(18) : 0;
+    const unused = descriptor.readUInt16LE(28) + (wide ? descriptor.readUInt16LE(50) * 2 ** 16 : 0);
+    const hasNone = (flags & GROUP_INODE_UNINIT) !== 0;
+    if (!(flags & GROUP_BLOCK_UNINIT)) this.#disk.noteMetadata(blockAt(0), 1);
+    if (!hasNone) this.#disk.noteMetadata(blockAt(4), 1);
+    const block = blockAt(8);
+    if (!this.#disk.holds(block, tableBlocks)) return;
+    const isSaid = hasGroupFlags && unused <= inodesPerGroup;
+    const inodes = hasNone ? 0 : inodesPerGroup - (isSaid ? unused : 0);
+    this.#tables.set(group, { group, block, inodes });
+  }
+
+  async #readTables(): Promise<void> {
+    const { tableBlocks } = this.#disk.shape;
+    const trees = new ExtentTrees(this.#disk);
+    let free = 0;
+    for (const table of [...this.#tables.values()].sort((a, b) => a.block - b.block)) {
+      // Two groups cannot have the same blocks.
+      if (table.block < free) this.#tables.delete(table.group);
+      else {
+        free = table.block + tableBlocks;
+        await this.#readTable(table, trees);
+      }
+    }
+  }
+
+  async #readTable({ group, block, inodes }: InodeTable, trees: ExtentTrees): Promise<void> {
+    const { inodesPerBlock, inodesPerGroup, inodeBytes } = this.#disk.shape;
+    for (const piece of this.#disk.pieces(block, Math.ceil(inodes / inodesPerBlock))) {
+      const bytes = await this.#disk.readMetadata(piece);
+      const isHit = this.#disk.isHit(piece.block, piece.blocks);
+      const skipped = (piece.block - block) * inodesPerBlock;
+      const first = group * inodesPerGroup + 1 + skipped;
+      const count = Math.min(inodes - skipped, piece.blocks * inodesPerBlock);
+      for (let n = 0; n < count; n++) {
+        if (!bytes) this.#marks.add(first + n, HIT | UNREADABLE);
+        else {
+          const inode = bytes.subarray(n * inodeBytes, (n + 1) * inodeBytes);
+          if (isUsed(inode)) await this.#readInode(first + n, inode, isHit, trees);
+        }
+      }
+    }
+  }
+
+  async #readInode(number: number, inode: Buffer, isHit: boolean, trees: ExtentTrees): Promise<void> {
+    let marks = USED | (isHit ? HIT : 0);
+    const hit = (block: number, blocks: number) => {
+      if (this.#disk.isHit(block, blocks)) marks |= HIT;
+    };
+    const kind = inode.readUInt16LE(0) & TYPE_MASK;
+    if (kind === TYPE_BITS.directory) marks |= DIRECTORY;
+    const xattrBlock = inode.readUInt32LE(104) + inode.readUInt16LE(118) * 2 ** 32;
+    if (xattrBlock !== 0) {
+      if (this.#disk.holds(xattrBlock, 1)) hit(xattrBlock, 1);
+      else marks |= UNREADABLE;
+    }
+    if (KINDS_WITH_BLOCKS.includes(kind) && !isFastSymlink(inode, kind)) {
+      const content = contentOf(inode);
+      const isWhole =
+        inode.readUInt32LE(32) & FLAG_EXTENTS
+          ? await trees.walk(content, {
+              node: (block) => hit(block, 1),
+              run: ({ physical, blocks }) => hit(physical, blocks),
+            })
+          : content.every((byte) => byte === 0);
+      if (!isWhole) marks |= UNREADABLE;
+    }
+    if (number >= this.#disk.shape.firstInode || number === ROOT_INODE) this.#marks.add(number, marks);
+    // The journal and its like have no name, and are metadata as a whole.
+    else if (marks & HIT) this.#disk.metadataHit = true;
+  }
+}
+
+function contentOf(inode: Buffer): Buffer {
+  return inode.subarray(CONTENT_OFFSET, CONTENT_OFFSET + CONTENT_BYTES);
+}
+
+/** It has a kind and a name. */
+function isUsed(inode: Buffer): boolean {
+  return inode.readUInt16LE(0) !== 0 && inode.readUInt16LE(26) !== 0;
+}
+
+function isFastSymlink(inode: Buffer, kind: number): boolean {
+  const isExtents = (inode.readUInt32LE(32) & FLAG_EXTENTS) !== 0;
+  return kind === TYPE_BITS.symlink && !isExtents && inode.readUInt32LE(4) < FAST_SYMLINK_BYTES;
+}

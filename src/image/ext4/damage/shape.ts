@@ -1,0 +1,118 @@
+/**
+ * What a superblock says of its disk, for the reader: other writers' block and inode sizes too, and nothing believed
+ * that the disk's size rules out, so that whoever counts by these numbers counts no further than the disk goes.
+ * Source: the kernel's Documentation/filesystems/ext4/super.rst.
+ */
+import { LazydiskError } from '../../../errors.ts';
+import { INCOMPAT, RO_COMPAT, SUPERBLOCK_MAGIC } from '../superblock.ts';
+
+/** Features that change nothing of where a file's blocks are found. */
+const HARMLESS = { recover: 0x4, mmp: 0x100, csumSeed: 0x2000, largeDir: 0x4000, casefold: 0x20000 };
+const READABLE = Object.values({ ...INCOMPAT, ...HARMLESS }).reduce((all, bit) => all | bit, 0);
+/** Blocks are allocated in clusters, and groups are larger. */
+const RO_BIGALLOC = 0x200;
+/** Either of these gives group descriptors their flags and their count of inodes never used. */
+const RO_GROUP_SUMS = 0x10 | RO_COMPAT.metadataCsum;
+/** 4 KiB, the most that Linux mounts on most machines. */
+const LOG_BLOCK_KIB_MAX = 2;
+const DESCRIPTOR_BYTES_MAX = 1024;
+/** Inodes of the old revision, which says no size. */
+const OLD_INODE_BYTES = 128;
+const OLD_FIRST_INODE = 11;
+/** Marks are kept of every inode in use, a byte each; no disk of ours has a quarter of so many. */
+const INODES_MAX = 2 ** 28;
+
+export interface DiskShape {
+  readonly blockBytes: number;
+  readonly blocks: number;
+  /** The block that holds the superblock; descriptors follow behind it, and no file has a block before them. */
+  readonly firstBlock: number;
+  readonly groups: number;
+  readonly descriptorBytes: number;
+  /** Descriptors say which inodes were never used. */
+  readonly hasGroupFlags: boolean;
+  readonly inodes: number;
+  readonly inodesPerGroup: number;
+  readonly inodeBytes: number;
+  readonly inodesPerBlock: number;
+  /** Blocks of one group's inode table. */
+  readonly tableBlocks: number;
+  /** Those below, except for the root, belong to the file system. */
+  readonly firstInode: number;
+}
+
+/**
+ * The shape of a disk of `diskBytes` by its superblock. Throws UNSUPPORTED for what is not ext4 or has features that
+ * move a file's blocks elsewhere, CORRUPT for numbers that cannot be.
+ */
+export function parseShape(superblock: Buffer, diskBytes: number): DiskShape {
+  const u16 = (at: number) => superblock.readUInt16LE(at);
+  const u32 = (at: number) => superblock.readUInt32LE(at);
+  if (u16(56) !== SUPERBLOCK_MAGIC) throw new LazydiskError('UNSUPPORTED', 'not an ext4 disk');
+  const incompat = u32(96);
+  const roCompat = u32(100);
+  const unknown = incompat & ~READABLE;
+  if (unknown !== 0 || !(incompat & INCOMPAT.extents) || !(incompat & INCOMPAT.filetype)) {
+    throw new LazydiskError(
+      'UNSUPPORTED',
+      `an ext4 disk of incompatible features 0x${incompat.toString(16)}`,
+    );
+  }
+  if (roCompat & RO_BIGALLOC) throw new LazydiskError('UNSUPPORTED', 'an ext4 disk of block clusters');
+  const wide = (incompat & INCOMPAT.bits64) !== 0;
+  const isOld = u32(76) === 0;
+  if (u32(24) > LOG_BLOCK_KIB_MAX) {
+    throw new LazydiskError('UNSUPPORTED', `an ext4 disk with blocks of 2^${u32(24)} KiB`);
+  }
+  const blockBytes = 1024 << u32(24);
+  const blocks = u32(4) + (wide ? u32(336) * 2 ** 32 : 0);
+  demand(
+    blocks * blockBytes <= diskBytes,
+    `${blocks} blocks of ${blockBytes} on a disk of ${diskBytes} bytes`,
+  );
+  const firstBlock = u32(20);
+  demand(
+    firstBlock === (blockBytes === 1024 ? 1 : 0) && firstBlock < blocks,
+    `data from block ${firstBlock}`,
+  );
+  // As many as a bitmap of one block has bits, unless whoever made the disk asked for less.
+  if (u32(32) !== blockBytes * 8) {
+    throw new LazydiskError('UNSUPPORTED', `an ext4 disk with groups of ${u32(32)} blocks`);
+  }
+  const groups = Math.ceil((blocks - firstBlock) / (blockBytes * 8));
+  const descriptorBytes = wide ? u16(254) : 32;
+  const fits = descriptorBytes >= (wide ? 64 : 32) && descriptorBytes <= DESCRIPTOR_BYTES_MAX;
+  demand(fits && isPowerOf2(descriptorBytes), `group descriptors of ${descriptorBytes} bytes`);
+  const inodeBytes = isOld ? OLD_INODE_BYTES : u16(88);
+  const isSize = inodeBytes >= OLD_INODE_BYTES && inodeBytes <= blockBytes && isPowerOf2(inodeBytes);
+  demand(isSize, `inodes of ${inodeBytes} bytes`);
+  const inodesPerGroup = u32(40);
+  const inodesPerBlock = blockBytes / inodeBytes;
+  const isTable = inodesPerGroup > 0 && inodesPerGroup <= blockBytes * 8;
+  demand(isTable && inodesPerGroup % inodesPerBlock === 0, `groups of ${inodesPerGroup} inodes`);
+  const inodes = u32(0);
+  demand(inodes === groups * inodesPerGroup, `${inodes} inodes in ${groups} groups of ${inodesPerGroup}`);
+  if (inodes > INODES_MAX) throw new LazydiskError('UNSUPPORTED', `an ext4 disk of ${inodes} inodes`);
+  return {
+    blockBytes,
+    blocks,
+    firstBlock,
+    groups,
+    descriptorBytes,
+    hasGroupFlags: (roCompat & RO_GROUP_SUMS) !== 0,
+    inodes,
+    inodesPerGroup,
+    inodeBytes,
+    inodesPerBlock,
+    tableBlocks: inodesPerGroup / inodesPerBlock,
+    firstInode: isOld ? OLD_FIRST_INODE : u32(84),
+  };
+}
+
+function demand(holds: boolean, claim: string): void {
+  if (!holds) throw new LazydiskError('CORRUPT', `the ext4 superblock says: ${claim}`);
+}
+
+function isPowerOf2(value: number): boolean {
+  return (value & (value - 1)) === 0;
+}

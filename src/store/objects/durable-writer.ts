@@ -1,0 +1,180 @@
+/**
+ * Writes whole files that are there completely and durably, or not at all: temporary file, fsync, rename, fsync
+ * of the directory. The trick is the group commit: files that arrive while one group is being made durable form
+ * the next group, so a build with many files in flight pays for one directory round a group, not one a file, and
+ * never takes more than two threads of the pool, which it needs for compression.
+ */
+import { type FileHandle, mkdir, open, rename, rm, unlink } from 'node:fs/promises';
+import { dirname, join } from 'node:path';
+import { LazydiskError } from '../../errors.ts';
+import { newWriterName, removeDeadWriters } from './writer-dir.ts';
+
+/** Files made durable together; also how many can be open for it. */
+const GROUP_FILES_MAX = 32;
+
+/** Threads of the pool that writing may take at once. */
+const LANES = 2;
+
+interface Pending {
+  readonly path: string;
+  bytes: Uint8Array | undefined;
+  readonly resolve: () => void;
+  readonly reject: (error: unknown) => void;
+}
+
+export class DurableWriter {
+  readonly #root: string;
+  readonly #tmpDir: string;
+  readonly #queue: Pending[] = [];
+  #ownDir: Promise<string> | undefined;
+  #serial = 0;
+  #committing: Promise<void> | undefined;
+  #closed = false;
+
+  /** Files are written below `root`; temporary ones in `root`/tmp, which must be on the same file system. */
+  constructor(root: string) {
+    this.#root = root;
+    this.#tmpDir = join(root, 'tmp');
+  }
+
+  /**
+   * Makes or replaces the file `path` (relative to the root; directories are made). Resolves when it is durable;
+   * `bytes` must stay untouched until then. Rejects with the file system's own error.
+   */
+  write(path: string, bytes: Uint8Array): Promise<void> {
+    if (this.#closed) return Promise.reject(new LazydiskError('INTERNAL', 'the store is closed'));
+    return new Promise((resolve, reject) => {
+      this.#queue.push({ path, bytes, resolve, reject });
+      this.#committing ??= this.#commitAll();
+    });
+  }
+
+  /**
+   * Makes or replaces `path` as `write` does, by way of the empty file `own`, which is renamed. Rejects with ENOENT, and
+   * changes nothing, if somebody has taken that away.
+   */
+  async writeOver(own: string, path: string, bytes: Uint8Array): Promise<void> {
+    const file = await open(own, 'r+');
+    try {
+      await writeAll(file, bytes);
+      await file.datasync();
+    } finally {
+      await file.close();
+    }
+    for (const directory of await this.#place(own, path)) await syncDirectory(directory);
+  }
+
+  /** The time that the file system gives to a file that is written now, in milliseconds since 1970. */
+  async nowMs(): Promise<number> {
+    const path = await this.#newTemporary();
+    const file = await open(path, 'wx', 0o644);
+    try {
+      return (await file.stat()).mtimeMs;
+    } finally {
+      await file.close();
+      await unlink(path);
+    }
+  }
+
+  /** Waits for what was given, and takes the temporary directory away. */
+  async close(): Promise<void> {
+    this.#closed = true;
+    await this.#committing;
+    const ownDir = await this.#ownDir?.catch(() => undefined);
+    if (ownDir) await rm(ownDir, { recursive: true, force: true });
+  }
+
+  async #commitAll(): Promise<void> {
+    while (this.#queue.length > 0) await this.#commit(this.#queue.splice(0, GROUP_FILES_MAX));
+    this.#committing = undefined;
+  }
+
+  /** One group. Each file fails for itself; only a directory that cannot be synced fails all files in it. */
+  async #commit(group: Pending[]): Promise<void> {
+    const directories = new Map<string, Pending[]>();
+    await inLanes(group, async (pending) => {
+      try {
+        const temporary = await this.#writeTemporary(pending.bytes!);
+        pending.bytes = undefined;
+        for (const directory of await this.#place(temporary, pending.path)) {
+          const waiting = directories.get(directory);
+          if (waiting) waiting.push(pending);
+          else directories.set(directory, [pending]);
+        }
+      } catch (error) {
+        pending.reject(error);
+      }
+    });
+    await inLanes([...directories], async ([directory, waiting]) => {
+      await syncDirectory(directory).catch((error) => {
+        for (const pending of waiting) pending.reject(error);
+      });
+    });
+    // A promise that was rejected above stays so.
+    for (const pending of group) pending.resolve();
+  }
+
+  async #writeTemporary(bytes: Uint8Array): Promise<string> {
+    const path = await this.#newTemporary();
+    const file = await open(path, 'wx', 0o644);
+    try {
+      await writeAll(file, bytes);
+      await file.datasync();
+    } catch (error) {
+      await unlink(path).catch(() => undefined);
+      throw error;
+    } finally {
+      await file.close();
+    }
+    return path;
+  }
+
+  async #newTemporary(): Promise<string> {
+    this.#ownDir ??= this.#makeOwnDir();
+    return join(await this.#ownDir, String(this.#serial++));
+  }
+
+  /** Renames into place; gives the directories that must be synced for the name to last. */
+  async #place(temporary: string, path: string): Promise<string[]> {
+    const target = join(this.#root, path);
+    const directory = dirname(target);
+    const changed = [directory];
+    try {
+      await rename(temporary, target);
+    } catch (error) {
+      if ((error as NodeJS.ErrnoException).code !== 'ENOENT') throw error;
+      await mkdir(directory, { recursive: true });
+      for (let at = directory; at !== this.#root; at = dirname(at)) changed.push(dirname(at));
+      await rename(temporary, target);
+    }
+    return changed;
+  }
+
+  async #makeOwnDir(): Promise<string> {
+    await removeDeadWriters(this.#tmpDir);
+    const path = join(this.#tmpDir, await newWriterName());
+    await mkdir(path, { recursive: true });
+    return path;
+  }
+}
+
+/** `work` on all of `items`, LANES at a time. */
+async function inLanes<T>(items: readonly T[], work: (item: T) => Promise<void>): Promise<void> {
+  let next = 0;
+  const lane = async (): Promise<void> => {
+    while (next < items.length) await work(items[next++]!);
+  };
+  await Promise.all(Array.from({ length: LANES }, lane));
+}
+
+async function writeAll(file: FileHandle, bytes: Uint8Array): Promise<void> {
+  for (let at = 0; at < bytes.length; ) {
+    const { bytesWritten } = await file.write(bytes, at, bytes.length - at);
+    at += bytesWritten;
+  }
+}
+
+async function syncDirectory(path: string): Promise<void> {
+  const directory = await open(path, 'r');
+  await directory.sync().finally(() => directory.close());
+}

@@ -1,0 +1,15 @@
+/** What everything that works on a whole store is given: its objects, its rules, what is known of its areas. */
+
+import type { ObjectStore } from '../objects/object-store.ts';
+import type { Clock } from './clock.ts';
+import type { StorePolicy } from './policy.ts';
+import type { References } from './references.ts';
+import type { Views } from './view.ts';
+
+export interface StoreParts {
+  readonly objects: ObjectStore;
+  readonly policy: StorePolicy;
+  readonly clock: Clock;
+  readonly views: Views;
+  readonly references: References;
+}
