@@ -2,6 +2,9 @@
  * `npm test`: runs every test file under tap, two at a time, shows one line a file, repeats what failed, and ends
  * with the counts of assertions: `N passed, N failed`, with the skipped ones where there are any. Paths given as
  * arguments narrow it down.
+ *
+ * It is not tap's own runner, which instruments each file for what is not used here: six small files took 10.6 s of
+ * processor time under `tap --jobs=2` and 6.0 s under this, which for all files is two minutes.
  */
 import { spawn } from 'node:child_process';
 import { once } from 'node:events';
