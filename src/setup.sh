@@ -1,7 +1,7 @@
 #!/bin/sh
 # Everything that a fresh checkout needs before it can run: Debian packages, npm packages, the native addon.
 # Does nothing, in well under a second, where nothing is missing. Without root it says what to install.
-# Usage: sh src/setup.sh [demo|test|bench]
+# Usage: sh src/setup.sh [demo|test|bench|soak]
 set -eu
 cd "$(dirname "$0")/.."
 
@@ -13,7 +13,7 @@ program() { command -v "$2" >/dev/null 2>&1 || [ -x "/usr/sbin/$2" ] || missing=
 program g++ g++
 program fuse3 fusermount3
 case "${1:-demo}" in
-demo | test | bench)
+demo | test | bench | soak)
   program qemu-system-x86 qemu-system-x86_64
   program busybox-static busybox
   program debootstrap debootstrap
@@ -23,7 +23,7 @@ demo | test | bench)
   ;;
 esac
 case "${1:-demo}" in
-test | bench)
+test | bench | soak)
   program qemu-utils qemu-img
   program qemu-system-common qemu-storage-daemon
   program nbdkit nbdkit
@@ -52,6 +52,7 @@ test | bench)
   want libasan6 "$(g++ -print-file-name=libasan.so 2>/dev/null || echo /nonexistent)"
   ;;
 esac
+[ "${1:-demo}" != soak ] || program stress-ng stress-ng
 
 if [ -n "$missing" ]; then
   if [ "$(id -u)" != 0 ]; then
