@@ -8,11 +8,14 @@
  */
 import { withDeadline } from '../async/deadline.ts';
 import type { ReadContext } from '../async/read-context.ts';
-import { errorText, LazydiskError } from '../errors.ts';
+import { LazydiskError, withContext } from '../errors.ts';
 import { type ChunkId, SEALED_BYTES_MAX } from '../format/chunk-id.ts';
 import type { Store } from '../store/store.ts';
 import { Places } from './places.ts';
 import type { ChunkTier, SealedLoan } from './tier.ts';
+
+/** What the tier uses of a store. */
+export type ChunkSource = Pick<Store, 'url' | 'getChunkOnce'>;
 
 export interface OriginTierOptions {
   /** Of a store whose reads take a thread each: how many it may have. */
@@ -24,13 +27,13 @@ const SPARE_MAX = 16;
 
 export class OriginTier implements ChunkTier {
   readonly name = 'origin';
-  readonly #store: Store;
+  readonly #store: ChunkSource;
   readonly #threads: Places | undefined;
   readonly #inThreads = new Map<ChunkId, Promise<Buffer | undefined>>();
   readonly #spare: Buffer[] = [];
 
   /** The store is lent: `close` leaves it open. */
-  constructor(store: Store, { threads }: OriginTierOptions = {}) {
+  constructor(store: ChunkSource, { threads }: OriginTierOptions = {}) {
     this.#store = store;
     if (threads !== undefined) this.#threads = new Places({ name: `${store.url}: threads`, places: threads });
   }
@@ -44,8 +47,7 @@ export class OriginTier implements ChunkTier {
       return bytes && { bytes, release() {} };
     } catch (error) {
       if (error instanceof LazydiskError) throw error;
-      const text = `${this.#store.url}: ${errorText(error)}`;
-      throw new LazydiskError('UNAVAILABLE', text, { cause: error });
+      throw withContext(error, this.#store.url, 'UNAVAILABLE');
     }
   }
 
@@ -63,8 +65,8 @@ export class OriginTier implements ChunkTier {
     const release = (): void => {
       if (this.#spare.length < SPARE_MAX) this.#spare.push(into);
     };
-    // Who tries again, and when, is decided above (daemon/origin.ts).
-    const asked = this.#store.getChunk(id, { signal: controller.signal, tries: 1, into });
+    // Whether to try again, and when, is decided above (daemon/origin.ts).
+    const asked = this.#store.getChunkOnce(id, { signal: controller.signal, into });
     try {
       const bytes = await withDeadline(asked, ctx, `${this.#store.url}: no answer`);
       if (!bytes) release();
@@ -89,7 +91,7 @@ export class OriginTier implements ChunkTier {
       if (place) threads.leave(place);
       return { bytes: known };
     }
-    const bytes = this.#store.getChunk(id, { tries: 1 });
+    const bytes = this.#store.getChunkOnce(id);
     this.#inThreads.set(id, bytes);
     const ended = () => {
       this.#inThreads.delete(id);

@@ -2,7 +2,7 @@
  * What the tiers gave for one chunk, tier by tier, and the one error that it makes when none gave the chunk: its
  * text names every tier and its cause, its code says what a person can do about it.
  */
-import { type ErrorCode, errorText, LazydiskError } from '../errors.ts';
+import { errorText, LazydiskError, withMessage } from '../errors.ts';
 import type { ChunkId } from '../format/chunk-id.ts';
 import type { TierName } from './tier.ts';
 
@@ -25,17 +25,14 @@ function failureText(failure: TierFailure): string {
 }
 
 /**
- * The error of a chunk that no tier gave. Only the last tier is bound to have it, so if that one could not tell,
- * its code stands; else CORRUPT if there were bad copies; else NOT_FOUND.
+ * The error of a chunk that no tier gave. Only the last tier is bound to have it, so if that one could not tell, its code
+ * stands, and whether asking again can help; else CORRUPT if there were bad copies; else NOT_FOUND.
  */
 export function readFailure(id: ChunkId, failures: readonly TierFailure[]): LazydiskError {
-  const cause = failures.findLast((failure) => failure.kind === 'error')?.error;
   const text = `chunk ${id}: ${failuresText(failures)}`;
-  return new LazydiskError(codeOf(failures), text, cause === undefined ? undefined : { cause });
-}
-
-function codeOf(failures: readonly TierFailure[]): ErrorCode {
   const last = failures.at(-1);
-  if (last?.kind === 'error') return last.error instanceof LazydiskError ? last.error.code : 'UNAVAILABLE';
-  return failures.some((failure) => failure.kind === 'bad') ? 'CORRUPT' : 'NOT_FOUND';
+  if (last?.kind === 'error') return withMessage(last.error, text, 'UNAVAILABLE');
+  const cause = failures.findLast((failure) => failure.kind === 'error')?.error;
+  const code = failures.some((failure) => failure.kind === 'bad') ? 'CORRUPT' : 'NOT_FOUND';
+  return new LazydiskError(code, text, cause === undefined ? undefined : { cause });
 }

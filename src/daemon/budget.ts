@@ -3,11 +3,9 @@
  * I/O error in the guest, and the guest's file system then turns that into a dead machine; so each layer's budget
  * must fit into the next one's, and a daemon whose settings do not is not started.
  */
+import { pausesTotalMs } from '../async/backoff.ts';
+import { RETRY_PAUSES } from '../chunk/wrappers/retry.ts';
 import { LazydiskError } from '../errors.ts';
-
-/** Pauses between tries at the origin: the first, before it doubles, and the longest (RetryTier's). */
-const PAUSE_MS = 50;
-const PAUSE_MS_MAX = 2_000;
 
 export interface TimeoutBudget {
   /** One try at the origin. */
@@ -25,8 +23,7 @@ export interface TimeoutBudget {
 /** Throws USAGE, with the sum, unless caches + origin timeout × tries + pauses < read timeout < guest timeout. */
 export function checkBudget(budget: TimeoutBudget): void {
   const { originTimeoutMs, originTries, caches, cacheTimeoutMs, readTimeoutMs, guestTimeoutMs } = budget;
-  let pausesMs = 0;
-  for (let n = 0; n < originTries - 1; n++) pausesMs += Math.min(PAUSE_MS * 2 ** n, PAUSE_MS_MAX);
+  const pausesMs = pausesTotalMs(originTries, RETRY_PAUSES);
   const tiersMs = caches * cacheTimeoutMs + originTimeoutMs * originTries + pausesMs;
   if (tiersMs >= readTimeoutMs) {
     throw new LazydiskError(

@@ -5,14 +5,13 @@
  * object at a time. What the breaker refuses is not tried again. A hedge lives in its try's time, so none of this takes longer
  * than tries × timeout and the pauses, which the daemon checks at start (budget.ts).
  */
-import { OriginTier } from '../chunk/origin.ts';
+import { type ChunkSource, OriginTier } from '../chunk/origin.ts';
 import type { ChunkTier } from '../chunk/tier.ts';
 import { BreakerTier } from '../chunk/wrappers/breaker.ts';
 import { HedgeTier } from '../chunk/wrappers/hedge.ts';
 import { LimitTier } from '../chunk/wrappers/limit.ts';
 import { RateTier } from '../chunk/wrappers/rate.ts';
 import { RetryTier } from '../chunk/wrappers/retry.ts';
-import type { Store } from '../store/store.ts';
 
 /** Threads of the pool that reads of chunks may take where the store is a directory. */
 export const STORE_READ_THREADS = 8;
@@ -46,7 +45,7 @@ export class Origin {
   readonly #hedge: HedgeTier;
   readonly #breaker: BreakerTier;
 
-  constructor(store: Store, config: OriginConfig) {
+  constructor(store: ChunkSource, config: OriginConfig) {
     const { originRate, originBandwidth, originTries, originTimeoutMs, originConcurrency } = config;
     const threads = store.url.startsWith('file:') ? { threads: STORE_READ_THREADS } : {};
     this.#breaker = new BreakerTier(new OriginTier(store, threads), {});

@@ -10,7 +10,7 @@ import type { HitMap } from '../chunk/hit-map.ts';
 import type { ChunkReader } from '../chunk/reader.ts';
 import type { PinnedChunk } from '../chunk/slab.ts';
 import type { TierName } from '../chunk/tier.ts';
-import { errorText, LazydiskError } from '../errors.ts';
+import { codeOf, LazydiskError, withContext } from '../errors.ts';
 import { CHUNK_BYTES } from '../format/chunk-id.ts';
 import type { BlockDevice, BlockExtent, PinnedBytes } from './block-device.ts';
 import { type ChunkMap, entryFrom, extentsOf } from './chunk-map.ts';
@@ -135,10 +135,7 @@ export class Drive implements BlockDevice {
       this.#counters.readDone(lengthBytes, operation.tier, performance.now() - startedAt);
       return bytes;
     } catch (error) {
-      const failure =
-        error instanceof LazydiskError
-          ? error
-          : new LazydiskError('INTERNAL', `drive ${this.name}: ${errorText(error)}`, { cause: error });
+      const failure = error instanceof LazydiskError ? error : withContext(error, `drive ${this.name}`);
       // Cancelled by who asked for it: that is no fault of the drive.
       if (failure.code !== 'ABORTED') this.#counters.failed(failure);
       throw failure;
@@ -310,9 +307,7 @@ export class Drive implements BlockDevice {
     try {
       read = await this.#reader.get(this.#map.ref(entry), ctx);
     } catch (error) {
-      const code = error instanceof LazydiskError ? error.code : 'INTERNAL';
-      const text = `drive ${this.name}, chunk index ${index}: ${errorText(error)}`;
-      throw new LazydiskError(code, text, { cause: error });
+      throw withContext(error, `drive ${this.name}, chunk index ${index}`);
     }
     this.#counters.fetched(read.tier, 'demand', read.fetchedBytes);
     operation.tier = fartherTier(operation.tier, read.tier);
@@ -332,7 +327,7 @@ export class Drive implements BlockDevice {
         return true;
       },
       // Nobody asked for it yet; whoever does gets the error of a read of its own.
-      (error) => !(error instanceof LazydiskError && error.code === 'OVERLOAD'),
+      (error) => codeOf(error) !== 'OVERLOAD',
     );
   }
 }

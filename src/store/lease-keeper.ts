@@ -6,9 +6,9 @@
  */
 import { createHash, randomUUID } from 'node:crypto';
 import { readFile, readlink } from 'node:fs/promises';
-import { errorText, LazydiskError } from '../errors.ts';
+import { type Pauses, pauseAfterMs } from '../async/backoff.ts';
+import { codeOf, errorText, isRetryable, LazydiskError, withContext } from '../errors.ts';
 import { encodeLease, leaseTermMs } from './leases.ts';
-import { RefusedError } from './objects/refused-error.ts';
 import { manifestKeysIn } from './roots/carry.ts';
 import type { Moment } from './roots/clock.ts';
 import { hostName } from './roots/host-reads.ts';
@@ -20,13 +20,10 @@ import type { ImageDigest } from './store.ts';
 const RENEW_SHARE = 1 / 8;
 const RENEW_MS_MAX = 60 * 60 * 1000;
 const LATE_SHARE = 1 / 4;
-/** Between tries at a store that fails: doubling, from and to. */
-const PAUSE_MS_MIN = 500;
-const PAUSE_MS_MAX = 60_000;
+/** Between tries at a store that fails. */
+const PAUSES: Pauses = { firstMs: 500, longestMs: 60_000 };
 /** How long a daemon that stops waits for its last word. */
 const CLOSE_MS_MAX = 2_000;
-
-const READ_ONLY = new Set(['EROFS', 'EACCES', 'EPERM']);
 
 export interface LeaseStats {
   /**
@@ -139,14 +136,15 @@ export class LeaseKeeper {
     for (const waiter of this.#waiters) waiter.reject(new LazydiskError('ABORTED', 'the daemon is stopping'));
     const { objects, clock } = this.#parts;
     if (!this.#written || this.#written.images.size === 0 || this.#isReadOnly) return;
+    // What is not said in time runs out by itself.
+    const done = new AbortController();
+    const signal = AbortSignal.any([done.signal, clock.timeout(CLOSE_MS_MAX)]);
     const lastWord = (async () => {
       await this.#running;
-      await objects.put(leaseKey(this.#options.host), encodeLease([]), { tries: 1 });
+      await objects.put(leaseKey(this.#options.host), encodeLease([]), { signal });
     })();
-    // What is not said runs out by itself.
-    const patience = new AbortController();
-    const said = lastWord.catch(() => undefined).finally(() => patience.abort());
-    await Promise.race([said, clock.sleep(CLOSE_MS_MAX, patience.signal).catch(() => undefined)]);
+    const said = lastWord.catch(() => undefined).finally(() => done.abort());
+    await Promise.race([said, clock.sleep(CLOSE_MS_MAX, done.signal).catch(() => undefined)]);
   }
 
   #poke(): void {
@@ -176,7 +174,7 @@ export class LeaseKeeper {
     const { clock, policy } = this.#parts;
     const written = this.#written;
     if (this.#failedAt && this.#failures > 0) {
-      const pauseMs = Math.min(PAUSE_MS_MIN * 2 ** (this.#failures - 1), PAUSE_MS_MAX, this.#renewMs);
+      const pauseMs = Math.min(pauseAfterMs(this.#failures, PAUSES), this.#renewMs);
       return pauseMs - clock.ageMs(this.#failedAt);
     }
     for (const image of this.#held.keys()) if (!written?.images.has(image)) return 0;
@@ -236,9 +234,7 @@ export class LeaseKeeper {
     try {
       await promise;
     } catch (cause) {
-      const code = cause instanceof LazydiskError ? cause.code : 'UNAVAILABLE';
-      const text = `the store cannot be told that image ${image} is attached: ${errorText(cause)}`;
-      throw new LazydiskError(code, text, { cause });
+      throw withContext(cause, `the store cannot be told that image ${image} is attached`, 'UNAVAILABLE');
     } finally {
       this.#waiters.delete(waiter);
     }
@@ -287,10 +283,7 @@ export class LeaseKeeper {
 
 /** Nobody but a person can change it. */
 function isRefusal(error: unknown): boolean {
-  for (let cause = error; cause instanceof Error; cause = cause.cause)
-    if (cause instanceof RefusedError || READ_ONLY.has((cause as NodeJS.ErrnoException).code ?? ''))
-      return true;
-  return false;
+  return codeOf(error) === 'UNAVAILABLE' && !isRetryable(error);
 }
 
 /**

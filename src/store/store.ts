@@ -29,8 +29,6 @@ export interface PastReference {
 
 export interface StoreReadOptions {
   readonly signal?: AbortSignal;
-  /** Tries at the store, the first included; default several. */
-  readonly tries?: number;
   /**
    * Memory that the bytes may lie in if they fit; else they have their own. It must not be used for anything else until
    * the call has settled, after which the store does not touch it.
@@ -61,6 +59,8 @@ export interface Store {
 
   /** The sealed bytes, unproven, or undefined if there is no such chunk. Throws UNAVAILABLE, ABORTED. */
   getChunk(id: ChunkId, options?: StoreReadOptions): Promise<Buffer | undefined>;
+  /** The same, asked once: for whoever decides themselves when to ask again. */
+  getChunkOnce(id: ChunkId, options?: StoreReadOptions): Promise<Buffer | undefined>;
   /** The manifest of `digest` whose data key is wrapped by the key named `keyId`, unproven. */
   getManifest(digest: ImageDigest, keyId: string): Promise<Buffer | undefined>;
   /** The keys that there are manifests of `digest` for, sorted. Throws UNSUPPORTED where the store cannot be listed. */

@@ -17,6 +17,11 @@ export interface TierUnderTest {
   readonly keeps?: boolean;
   /** Makes the reads that come now hang, if the tier can be made to. */
   readonly stall?: () => void;
+  /**
+   * Makes the reads that come now fail with an error that is not retryable, if the tier can be made to. Gives how often
+   * what lies under the tier was asked since.
+   */
+  readonly refuse?: () => () => number;
 }
 
 type Make = (t: Test) => Promise<TierUnderTest>;
@@ -133,6 +138,19 @@ export function tierSuite(t: Test, make: Make): void {
     const cancelled = tier.get(id, sealed.length, demand(20_000, controller.signal));
     setImmediate(() => controller.abort());
     await t.rejects(cancelled, { code: 'ABORTED' });
+  });
+
+  t.test('an error that asking again cannot help is asked once, and says so', async (t) => {
+    const { tier, chunks, refuse } = await seeded(t, [60_000]);
+    const [{ id, sealed }] = chunks as [(typeof chunks)[0]];
+    if (!refuse) {
+      t.comment('this tier cannot be made to refuse');
+      return;
+    }
+    const asked = refuse();
+    const error = await tier.get(id, sealed.length, demand()).catch((error) => error);
+    t.match(error, { code: 'UNAVAILABLE', retryable: false });
+    t.equal(asked(), 1);
   });
 
   t.test('close may be called twice', async (t) => {

@@ -4,12 +4,26 @@ import { join } from 'node:path';
 import t from 'tap';
 import { DiskCache } from '../../src/chunk/disk/disk-cache.ts';
 import { OriginTier } from '../../src/chunk/origin.ts';
+import { BreakerTier } from '../../src/chunk/wrappers/breaker.ts';
+import { HedgeTier } from '../../src/chunk/wrappers/hedge.ts';
 import { LimitTier } from '../../src/chunk/wrappers/limit.ts';
 import { RetryTier } from '../../src/chunk/wrappers/retry.ts';
-import type { Store } from '../../src/store/store.ts';
+import { LazydiskError } from '../../src/errors.ts';
 import { openDirStore } from '../support/dir-store.ts';
 import { FaultTier, MapTier } from '../support/tiers.ts';
 import { tierSuite } from './tier-suite.ts';
+
+/** Reads fail from now on, with what asking again cannot help. Gives how many there were since. */
+function refuse(tier: FaultTier): () => number {
+  let asked = 0;
+  tier.fault = () => {
+    asked++;
+    return { kind: 'error', error: refusal };
+  };
+  return () => asked;
+}
+
+const refusal = new LazydiskError('UNAVAILABLE', 'access denied', { retryable: false });
 
 function hang(tier: FaultTier): void {
   tier.fault = { kind: 'slow', delayMs: 60_000 };
@@ -22,7 +36,7 @@ t.test('MapTier, the double', async (t) => {
 t.test('FaultTier without a fault', async (t) => {
   tierSuite(t, async () => {
     const tier = new FaultTier(new MapTier('disk'));
-    return { tier, stall: () => hang(tier) };
+    return { tier, stall: () => hang(tier), refuse: () => refuse(tier) };
   });
 });
 
@@ -56,40 +70,52 @@ t.test('OriginTier over a store that hangs and heeds no signal', async (t) => {
   tierSuite(t, async () => {
     const chunks = new Map<string, Buffer>();
     let hangs = false;
+    let asked = 0;
+    let isRefused = false;
     const store = {
       url: 'test://store',
-      getChunk: (id: string) => (hangs ? new Promise(() => {}) : Promise.resolve(chunks.get(id))),
-    } as unknown as Store;
+      getChunkOnce: async (id: string) => {
+        asked++;
+        if (isRefused) throw refusal;
+        return hangs ? new Promise<undefined>(() => {}) : chunks.get(id);
+      },
+    };
     const stall = () => {
       hangs = true;
     };
     const seed = async (id: string, sealed: Buffer) => void chunks.set(id, sealed);
-    return { tier: new OriginTier(store), seed, keeps: false, stall };
+    const refuseAll = () => {
+      asked = 0;
+      isRefused = true;
+      return () => asked;
+    };
+    return { tier: new OriginTier(store), seed, keeps: false, stall, refuse: refuseAll };
   });
 });
 
 t.test('RetryTier', async (t) => {
   tierSuite(t, async () => {
     const inner = new FaultTier(new MapTier('origin'));
-    const stall = () => hang(inner);
-    return { tier: new RetryTier(inner, { tries: 3, tryTimeoutMs: 10_000 }), stall };
+    const faults = { stall: () => hang(inner), refuse: () => refuse(inner) };
+    return { tier: new RetryTier(inner, { tries: 3, tryTimeoutMs: 10_000 }), ...faults };
   });
 });
 
 t.test('LimitTier, narrower than what is asked of it', async (t) => {
   tierSuite(t, async () => {
     const inner = new FaultTier(new MapTier('origin'));
-    const stall = () => hang(inner);
+    const faults = { stall: () => hang(inner), refuse: () => refuse(inner) };
     // One drive has three quarters: as many as the suite has loans at once. They are given back with the loan.
-    return { tier: new LimitTier(inner, { concurrency: 120 }), stall };
+    return { tier: new LimitTier(inner, { concurrency: 120 }), ...faults };
   });
 });
 
 t.test('all of them together, as the daemon has them', async (t) => {
   tierSuite(t, async () => {
     const inner = new FaultTier(new MapTier('origin'));
-    const retry = new RetryTier(inner, { tries: 2, tryTimeoutMs: 10_000 });
-    const stall = () => hang(inner);
-    return { tier: new LimitTier(retry, { concurrency: 120 }), stall };
+    const hedge = new HedgeTier(new BreakerTier(inner));
+    const retry = new RetryTier(hedge, { tries: 3, tryTimeoutMs: 10_000 });
+    const faults = { stall: () => hang(inner), refuse: () => refuse(inner) };
+    return { tier: new LimitTier(retry, { concurrency: 120 }), ...faults };
   });
 });

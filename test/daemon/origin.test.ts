@@ -5,12 +5,13 @@ import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { promisify } from 'node:util';
 import t from 'tap';
+import type { ChunkSource } from '../../src/chunk/origin.ts';
 import type { DaemonStatus, DriveInfo } from '../../src/daemon/api.ts';
 import { ControlClient } from '../../src/daemon/client.ts';
 import { Origin } from '../../src/daemon/origin.ts';
 import { LazydiskError } from '../../src/errors.ts';
 import type { ChunkId } from '../../src/format/chunk-id.ts';
-import type { Store, StoreReadOptions } from '../../src/store/store.ts';
+import type { Store } from '../../src/store/store.ts';
 import { diskWorkplace, lazydisk, TestDaemon } from '../support/daemon.ts';
 import { rootDir } from '../support/dir-store.ts';
 import { contextOf, demand } from '../support/tiers.ts';
@@ -26,8 +27,8 @@ const CONFIG = {
 const idOf = (n: number) => n.toString(16).padStart(64, '0') as ChunkId;
 
 /** A store of which only chunks are read, as the test says. */
-function storeOf(getChunk: (id: ChunkId, options: StoreReadOptions) => Promise<Buffer | undefined>): Store {
-  return { url: 'test://store', getChunk } as unknown as Store;
+function storeOf(getChunkOnce: Store['getChunkOnce']): ChunkSource {
+  return { url: 'test://store', getChunkOnce };
 }
 
 t.test('a store that fails is asked no more, refuses at once, and is probed back', async (t) => {

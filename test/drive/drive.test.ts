@@ -36,7 +36,11 @@ function setUp(
   const origin = new FaultTier(originMap);
   const observer = new CountingObserver();
   const memory = new ChunkMemory({ capacityBytes: slots * CHUNK_BYTES });
-  const retry = new RetryTier(origin, { tries: 2, tryTimeoutMs: 10_000, pauseMs: 1 });
+  const retry = new RetryTier(origin, {
+    tries: 2,
+    tryTimeoutMs: 10_000,
+    pauses: { firstMs: 1, longestMs: 1 },
+  });
   const reader = new ChunkReader({ memory, tiers: [disk, retry], observer, cacheTimeoutMs: 20 });
   const drive = new Drive({
     name: 'vm-1',

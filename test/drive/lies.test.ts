@@ -39,7 +39,11 @@ async function setUp(t: Test) {
   await cache.recovered();
   const memory = new ChunkMemory({ capacityBytes: 16 * CHUNK_BYTES });
   const observer = new CountingObserver();
-  const origin = new RetryTier(new OriginTier(store), { tries: 2, tryTimeoutMs: 10_000, pauseMs: 1 });
+  const origin = new RetryTier(new OriginTier(store), {
+    tries: 2,
+    tryTimeoutMs: 10_000,
+    pauses: { firstMs: 1, longestMs: 1 },
+  });
   const tiers = [new LimitTier(cache, { concurrency: 8 }), new LimitTier(origin, { concurrency: 8 })];
   const reader = new ChunkReader({ memory, tiers, observer });
   const drive = new Drive({ name: 'vm-1', image, reader, readTimeoutMs: 25_000 });

@@ -7,7 +7,6 @@ import { TenantKey } from '../../src/format/keys.ts';
 import { sealManifest } from '../../src/format/manifest-seal.ts';
 import { LeaseKeeper, type LeaseStats, leaseHost } from '../../src/store/lease-keeper.ts';
 import { encodeLease, LEASED_IMAGES_MAX, parseLease } from '../../src/store/leases.ts';
-import { RefusedError } from '../../src/store/objects/refused-error.ts';
 import { leaseKey, stateKey } from '../../src/store/roots/layout.ts';
 import { RootStore } from '../../src/store/roots/root-store.ts';
 import type { ImageDigest } from '../../src/store/store.ts';
@@ -186,7 +185,7 @@ t.test('a store that is only read is said to be so, and asked no more than now a
   const { keeper, pass, states, finish } = await newKeeper((request) => {
     if (request !== 'put') return;
     puts++;
-    if (isRefused) throw new RefusedError('access denied to PutObject');
+    if (isRefused) throw new LazydiskError('UNAVAILABLE', 'access denied to PutObject', { retryable: false });
   });
   await finish(keeper.hold(a));
   t.match(states.at(-1), { state: 'read-only', images: 1, unleased: 1, problem: /access denied/ });

@@ -10,7 +10,7 @@
  */
 import { LRUCache } from 'lru-cache';
 import type { ReadContext } from '../../async/read-context.ts';
-import { errorText, LazydiskError } from '../../errors.ts';
+import { codeOf, errorText, LazydiskError } from '../../errors.ts';
 import type { ChunkId } from '../../format/chunk-id.ts';
 import { Health, type HealthOptions } from '../health.ts';
 import type { ChunkTier, SealedLoan } from '../tier.ts';
@@ -31,13 +31,6 @@ const FAIR_MS = 250;
 /** Drives with failures that are remembered, and bad objects of each. */
 const RECORDS_MAX = 1024;
 const BAD_MAX = 64;
-
-/** The tier was not asked: UNAVAILABLE at once, and no use to try again before somebody has probed it. */
-export class BreakerOpenError extends LazydiskError {
-  constructor(message: string) {
-    super('UNAVAILABLE', message);
-  }
-}
 
 export interface BreakerStats {
   /** `open` while some drive is refused and no read of another has succeeded since that began. */
@@ -85,7 +78,7 @@ export class BreakerTier extends WrapperTier {
     this.#random = random;
   }
 
-  /** Rejects with BreakerOpenError while open for the drive, else as the tier does. */
+  /** While open for the drive, rejects with UNAVAILABLE, not retryable before somebody has probed it; else as the tier does. */
   async get(id: ChunkId, sealedBytes: number, ctx: ReadContext): Promise<SealedLoan | undefined> {
     const drive = ctx.drive ?? '';
     const known = this.#records.get(drive);
@@ -127,7 +120,7 @@ export class BreakerTier extends WrapperTier {
 
   /** `hadMs`: the time that the read had left when it was sent. */
   #failed(drive: string, id: ChunkId, error: unknown, hadMs: number): void {
-    const code = error instanceof LazydiskError ? error.code : 'UNAVAILABLE';
+    const code = codeOf(error, 'UNAVAILABLE');
     // An answer, whatever it answers.
     if (code === 'NOT_FOUND') {
       this.#answered(drive, id);
@@ -168,8 +161,9 @@ export class BreakerTier extends WrapperTier {
     return failedAt !== undefined && this.#now() - failedAt < this.#options.probeMaxMs;
   }
 
-  #refusal({ openedAt, cause }: DriveRecord): BreakerOpenError {
+  #refusal({ openedAt, cause }: DriveRecord): LazydiskError {
     this.#refused++;
-    return new BreakerOpenError(`${this.name}: not asked, it has failed since ${openedAt} (${cause})`);
+    const text = `${this.name}: not asked, it has failed since ${openedAt} (${cause})`;
+    return new LazydiskError('UNAVAILABLE', text, { retryable: false });
   }
 }

@@ -3,7 +3,8 @@
  * is proven by whoever asked, so a source may lie; one that fails is passed over, and what it said is kept.
  */
 import { hash } from 'node:crypto';
-import { errorText, LazydiskError } from '../../errors.ts';
+import { type Pauses, retrying } from '../../async/backoff.ts';
+import { codeOf, errorText, isRetryable } from '../../errors.ts';
 import { type ChunkId, SEALED_BYTES_MAX } from '../../format/chunk-id.ts';
 import type { ObjectStore } from '../objects/object-store.ts';
 import { MARKER_KEY } from '../roots/layout.ts';
@@ -24,6 +25,7 @@ export function storeSource(store: Store): RepairSource {
 
 /** Tries for an object that may be one that the store cannot read. */
 const READ_TRIES = 5;
+const READ_PAUSES: Pauses = { firstMs: 100, longestMs: 1_000 };
 
 /** Sources asked in turn until one has what proves itself. */
 export class Sources {
@@ -80,15 +82,20 @@ export async function readObject(
   key: string,
   bytesMax = SEALED_BYTES_MAX,
 ): Promise<Buffer | 'absent' | 'unreadable'> {
+  // Its own tries: an object that cannot be read is not waited for as long as a store that is away.
+  const once = objects.withoutRetries;
+  const read = once
+    ? () => retrying({ tries: READ_TRIES, pauses: READ_PAUSES }, () => once.get(key, bytesMax))
+    : () => objects.get(key, bytesMax);
   for (let failed = 1; ; failed++) {
     try {
-      return (await objects.get(key, bytesMax, { tries: READ_TRIES }))?.bytes ?? 'absent';
+      return (await read())?.bytes ?? 'absent';
     } catch (error) {
-      const code = error instanceof LazydiskError ? error.code : 'INTERNAL';
-      const mayPass = ['UNAVAILABLE', 'TIMEOUT', 'OVERLOAD'].includes(code);
-      if (!mayPass || !(await objects.get(MARKER_KEY, 1).catch(() => undefined))) throw error;
-      if (failed < 2) continue;
-      if (code === 'UNAVAILABLE') return 'unreadable';
+      const isUnavailable = codeOf(error) === 'UNAVAILABLE';
+      if (!isUnavailable && !isRetryable(error)) throw error;
+      if (!(await objects.get(MARKER_KEY, 1).catch(() => undefined))) throw error;
+      if (failed < 2 && isRetryable(error)) continue;
+      if (isUnavailable) return 'unreadable';
       throw error;
     }
   }

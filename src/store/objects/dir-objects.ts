@@ -34,6 +34,10 @@ const READ_ONLY = constants.O_RDONLY | constants.O_NONBLOCK;
 /** Calls of the file system in flight for one `delete` or one page of `list`. */
 const LANES = 8;
 
+const FULL: ReadonlySet<string> = new Set(['ENOSPC', 'EDQUOT']);
+/** The same until a person changes something. */
+const REFUSED: ReadonlySet<string> = new Set(['EACCES', 'EPERM', 'EROFS', 'ELOOP', 'ENAMETOOLONG']);
+
 export class DirObjects implements ObjectStore {
   readonly url: string;
   readonly path: string;
@@ -235,8 +239,8 @@ export class DirObjects implements ObjectStore {
     const text = `${this.url}: ${what}: ${errorText(cause)}`;
     if (signal?.aborted) return new LazydiskError('ABORTED', text, { cause });
     const { code } = cause as NodeJS.ErrnoException;
-    const isFull = code === 'ENOSPC' || code === 'EDQUOT';
-    return new LazydiskError(isFull ? 'NO_SPACE' : 'UNAVAILABLE', text, { cause });
+    if (FULL.has(code ?? '')) return new LazydiskError('NO_SPACE', text, { cause });
+    return new LazydiskError('UNAVAILABLE', text, { cause, retryable: !REFUSED.has(code ?? '') });
   }
 }
 

@@ -2,7 +2,7 @@
  * Objects on a web server: a store that somebody copied there, read with plain GETs. Nothing can be written or listed,
  * and nothing that the server says is trusted more than the length of what it sends.
  */
-import { errorText, LazydiskError } from '../../errors.ts';
+import { LazydiskError, withContext } from '../../errors.ts';
 import {
   type HttpAnswer,
   HttpClient,
@@ -19,7 +19,6 @@ import {
   type ObjectOptions,
   type ObjectStore,
 } from './object-store.ts';
-import { RefusedError } from './refused-error.ts';
 
 const REDIRECTS_MAX = 5;
 const REDIRECT_STATUSES: ReadonlySet<number> = new Set([301, 302, 303, 307, 308]);
@@ -110,7 +109,7 @@ export class HttpObjects implements ObjectStore {
       if (status === 200) {
         const encoding = headers['content-encoding'] ?? 'identity';
         if (encoding === 'identity') return answer;
-        throw new RefusedError(`${this.#what(key)}: it comes encoded as ${JSON.stringify(encoding)}`);
+        throw this.#refused(key, `it comes encoded as ${JSON.stringify(encoding)}`);
       }
       if (!REDIRECT_STATUSES.has(status)) throw this.#failureOfStatus(key, status);
       const next = this.#redirection(key, url, headers.location, hops);
@@ -127,14 +126,13 @@ export class HttpObjects implements ObjectStore {
     try {
       return await this.#http.request({ ...request, url: targetOf(url), headers });
     } catch (cause) {
-      const code = cause instanceof LazydiskError ? cause.code : 'UNAVAILABLE';
-      throw new LazydiskError(code, `${this.#what(key)}: ${errorText(cause)}`, { cause });
+      throw withContext(cause, this.#what(key), 'UNAVAILABLE');
     }
   }
 
   #redirection(key: string, from: URL, location: string | undefined, hops: number): URL {
     const next = URL.canParse(location ?? '', from) ? new URL(location ?? '', from) : undefined;
-    const refused = (why: string) => new RefusedError(`${this.#what(key)}: ${why}`);
+    const refused = (why: string) => this.#refused(key, why);
     if (!location || !next || !/^https?:$/.test(next.protocol)) throw refused('a redirect to nowhere');
     if (from.protocol === 'https:' && next.protocol === 'http:')
       throw refused('a redirect from https to http');
@@ -146,7 +144,11 @@ export class HttpObjects implements ObjectStore {
     const text = `${this.#what(key)}: the server answers ${status}`;
     if (status === 429 || status === 503) return new LazydiskError('OVERLOAD', text);
     const isFinal = status >= 400 && status < 500 && status !== 408 && status !== 425;
-    return isFinal ? new RefusedError(text) : new LazydiskError('UNAVAILABLE', text);
+    return new LazydiskError('UNAVAILABLE', text, { retryable: !isFinal });
+  }
+
+  #refused(key: string, why: string): LazydiskError {
+    return new LazydiskError('UNAVAILABLE', `${this.#what(key)}: ${why}`, { retryable: false });
   }
 
   #failure(key: string, why: string): LazydiskError {

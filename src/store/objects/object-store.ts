@@ -7,7 +7,8 @@
  * - `put` is atomic (readers see nothing, or all of it, or all of what was there before), durable when it resolves, and
  *   visible to every `get` and `head` that starts after that. A `list` may lag behind writes by the store's settle time.
  * - what is not there is undefined, or nothing to delete; a call rejects only when the store could not tell:
- *   UNAVAILABLE, TIMEOUT, ABORTED (by `signal`), NO_SPACE for writes, and OVERLOAD when the store asks for less.
+ *   UNAVAILABLE, TIMEOUT, ABORTED (by `signal`), NO_SPACE for writes, and OVERLOAD when the store asks for less. What
+ *   only a person can change (access denied, no such bucket) is UNAVAILABLE and not retryable.
  * - keys are 1 to 512 characters of `A-Z a-z 0-9 . _ % - /`, in parts between slashes that are not empty, `.` or `..`;
  *   anything else is INTERNAL, since no key comes from outside as it is.
  * - `close` may be called twice; a wrapper closes what it wraps.
@@ -31,8 +32,6 @@ export interface ObjectBytes {
 
 export interface ObjectOptions {
   readonly signal?: AbortSignal;
-  /** Tries that the retry wrapper may make, the first one included; 1 for who retries themselves. */
-  readonly tries?: number;
 }
 
 export interface GetOptions extends ObjectOptions {
@@ -72,6 +71,8 @@ export interface ObjectStore {
   readonly isLocal?: boolean;
   /** How long a call is tried again while the store does not answer, in milliseconds, for who gives calls up sooner. */
   readonly retryForMs?: number | undefined;
+  /** The same store, where calls are tried again here: for whoever decides themselves when to ask again. */
+  readonly withoutRetries?: ObjectStore;
   /** When the credentials in use expire, in milliseconds since 1970; undefined if they do not, or before the first read. */
   readonly credentialExpiry?: number | undefined;
 

@@ -1,15 +1,15 @@
 /**
- * Asks a store again when it could not tell: pauses that double and are jittered, for a thousand workers must not come
- * back in step. An answer is not asked again, nor is a refusal that would only be repeated.
+ * Asks a store again when it could not tell (async/backoff.ts). An answer is not asked again, nor is a refusal that would
+ * only be repeated.
  *
  * A list is retried page by page where the store's pages can be asked for alone; else it starts over, so nothing is
  * lost and entries may come twice.
  *
- * Work that takes long has patience: its calls are tried for minutes, so that a server's restart does not end it. Who asks
- * for a number of tries gets that and no more.
+ * Work that takes long has patience: its calls are tried for minutes, so that a server's restart does not end it. Whoever
+ * asks again themselves reads `withoutRetries`.
  */
-import { setTimeout as sleep } from 'node:timers/promises';
-import { type ErrorCode, errorText, LazydiskError } from '../../errors.ts';
+import { Backoff, type Pauses } from '../../async/backoff.ts';
+import { codeOf, errorText, isRetryable } from '../../errors.ts';
 import type {
   GetOptions,
   ListOptions,
@@ -20,18 +20,14 @@ import type {
   PutOptions,
 } from './object-store.ts';
 import { PagedList } from './paged-list.ts';
-import { RefusedError } from './refused-error.ts';
 
-/** What may be different the next time. Everything that is not a LazydiskError counts as UNAVAILABLE. */
-const WORTH_RETRYING: ReadonlySet<ErrorCode> = new Set(['UNAVAILABLE', 'TIMEOUT', 'OVERLOAD']);
-
-const PAUSE_MS_MAX = 3_000;
+const PAUSES: Pauses = { firstMs: 100, longestMs: 3_000 };
 
 export interface RetryOptions {
   /** Tries together, the first one included. Default 5. */
   readonly tries?: number;
-  /** The first pause, before jitter; each next one is twice as long, up to 3 s. Default 100. */
-  readonly pauseMs?: number;
+  /** Default from 100 ms to 3 s. */
+  readonly pauses?: Pauses;
   /** Default none: `tries` and no more. */
   readonly patience?: Patience | undefined;
 }
@@ -60,21 +56,25 @@ export class RetryObjects implements ObjectStore {
   readonly isWritable: boolean;
   readonly #inner: ObjectStore;
   readonly #tries: number;
-  readonly #pauseMs: number;
+  readonly #pauses: Pauses;
   readonly #patience: Patience | undefined;
   #outageSinceMs: number | undefined;
 
-  constructor(inner: ObjectStore, { tries = 5, pauseMs = 100, patience }: RetryOptions = {}) {
+  constructor(inner: ObjectStore, { tries = 5, pauses = PAUSES, patience }: RetryOptions = {}) {
     this.#inner = inner;
     this.url = inner.url;
     this.isWritable = inner.isWritable;
     this.#tries = tries;
-    this.#pauseMs = pauseMs;
+    this.#pauses = pauses;
     this.#patience = patience;
   }
 
   get retryForMs(): number | undefined {
     return this.#patience?.forMs;
+  }
+
+  get withoutRetries(): ObjectStore {
+    return this.#inner;
   }
 
   get credentialExpiry(): number | undefined {
@@ -102,8 +102,7 @@ export class RetryObjects implements ObjectStore {
         return this.#inner.put(key, bytes, options);
       });
     } catch (error) {
-      const isBusy = error instanceof LazydiskError && error.code === 'BUSY';
-      if (!isBusy || tries === 1 || options.ifVersion === undefined) throw error;
+      if (codeOf(error) !== 'BUSY' || tries === 1 || options.ifVersion === undefined) throw error;
       if (!(await this.get(key, bytes.length, options))?.bytes.equals(bytes)) throw error;
     }
   }
@@ -141,45 +140,47 @@ export class RetryObjects implements ObjectStore {
     first: AsyncIterable<readonly ObjectInfo[]>,
   ): AsyncGenerator<readonly ObjectInfo[]> {
     let pages = first;
-    const failures = new Failures();
+    let backoff: Backoff | undefined;
     for (;;) {
       try {
         return yield* pages;
       } catch (error) {
-        await this.#pauseAfter(error, failures, options);
+        backoff ??= this.#backoff(options);
+        await this.#pauseAfter(error, backoff);
         pages = this.#inner.list(prefix, options);
       }
     }
   }
 
   async #retrying<T>(options: ObjectOptions, attempt: () => Promise<T>): Promise<T> {
-    const failures = new Failures();
+    let backoff: Backoff | undefined;
     for (;;) {
       try {
         const result = await attempt();
         this.#answered();
         return result;
       } catch (error) {
-        await this.#pauseAfter(error, failures, options);
+        backoff ??= this.#backoff(options);
+        await this.#pauseAfter(error, backoff);
       }
     }
   }
 
-  /** Before the next try; throws if there is to be none. */
-  async #pauseAfter(error: unknown, failures: Failures, { tries, signal }: ObjectOptions): Promise<void> {
-    const code = error instanceof LazydiskError ? error.code : 'UNAVAILABLE';
-    const isWorthIt = WORTH_RETRYING.has(code) && !(error instanceof RefusedError);
-    if (!isWorthIt) this.#answered();
-    const { count: tried, ageMs } = failures.add();
-    const isPatient = tries === undefined && ageMs < (this.#patience?.forMs ?? 0);
-    if (!isWorthIt || (tried >= (tries ?? this.#tries) && !isPatient))
-      throw tried === 1 ? error : afterTries(error, code, tried);
-    if (tries === undefined) this.#failed(error);
-    const pauseMs = Math.min(this.#pauseMs * 2 ** (tried - 1), PAUSE_MS_MAX) * (0.5 + Math.random() / 2);
+  /** For the failures of one call. */
+  #backoff({ signal }: ObjectOptions): Backoff {
     const signals = [signal, this.#patience?.signal].filter((one) => one !== undefined);
-    await sleep(pauseMs, undefined, { signal: AbortSignal.any(signals) }).catch((cause) => {
-      throw new LazydiskError('ABORTED', `${errorText(error)} (cancelled after ${tried} tries)`, { cause });
+    return new Backoff({
+      tries: this.#tries,
+      pauses: this.#pauses,
+      patienceMs: this.#patience?.forMs,
+      signal: AbortSignal.any(signals),
     });
+  }
+
+  /** Before the next try; throws if there is to be none. */
+  #pauseAfter(error: unknown, backoff: Backoff): Promise<void> {
+    if (!isRetryable(error)) this.#answered();
+    return backoff.failed(error, () => this.#failed(error));
   }
 
   #failed(error: unknown): void {
@@ -195,24 +196,4 @@ export class RetryObjects implements ObjectStore {
     this.#outageSinceMs = undefined;
     this.#patience?.onOutage?.(undefined);
   }
-}
-
-/** Those of one call. */
-class Failures {
-  #count = 0;
-  #firstMs = 0;
-
-  /** One more: how many that makes, and how long ago the first was. */
-  add(): { count: number; ageMs: number } {
-    const nowMs = performance.now();
-    if (this.#count++ === 0) this.#firstMs = nowMs;
-    return { count: this.#count, ageMs: nowMs - this.#firstMs };
-  }
-}
-
-function afterTries(error: unknown, code: ErrorCode, tries: number): LazydiskError {
-  const text = `${errorText(error)} (tried ${tries} times)`;
-  return error instanceof RefusedError
-    ? new RefusedError(text, { cause: error })
-    : new LazydiskError(code, text, { cause: error });
 }

@@ -5,7 +5,6 @@
  */
 import { LazydiskError } from '../../errors.ts';
 import type { HttpAnswer } from '../../http-client/client.ts';
-import { RefusedError } from './refused-error.ts';
 
 /** An answer that is an error. */
 export interface S3Failure {
@@ -115,7 +114,8 @@ export function errorOfFailure(what: string, operation: string, failure: S3Failu
   const answer = `${status}${code && ` ${code}`}`;
   const error = (kind: 'OVERLOAD' | 'NO_SPACE' | 'BUSY' | 'UNAVAILABLE', why: string) =>
     new LazydiskError(kind, `${what}: ${why} (${answer})`);
-  const refused = (why: string) => new RefusedError(`${what}: ${why} (${answer})`);
+  const refused = (why: string) =>
+    new LazydiskError('UNAVAILABLE', `${what}: ${why} (${answer})`, { retryable: false });
 
   if (FULL.has(code) || status === 507) return error('NO_SPACE', 'the store is full');
   if (ASKS_FOR_LESS.has(code) || status === 429 || status === 503)

@@ -4,7 +4,7 @@
  * wants; conditional writes are tried once before anybody may count on them.
  */
 import { hash, randomBytes } from 'node:crypto';
-import { errorText, LazydiskError } from '../../errors.ts';
+import { LazydiskError, withContext } from '../../errors.ts';
 import type { HttpAnswer, HttpClientOptions } from '../../http-client/client.ts';
 import { pooled } from '../pooled.ts';
 import { PROBE_PREFIX } from '../roots/layout.ts';
@@ -20,7 +20,6 @@ import {
   type PutOptions,
 } from './object-store.ts';
 import { type ListPage, PagedList } from './paged-list.ts';
-import { RefusedError } from './refused-error.ts';
 import { type S3Call, S3Requests } from './s3-client.ts';
 import { deletionOf, isCopied, parseListPage, parseUndeleted } from './s3-documents.ts';
 import {
@@ -216,7 +215,8 @@ export class S3Objects implements ObjectStore {
       region: undefined,
       dateMs: undefined,
     };
-    if (first.code === 'AccessDenied') throw new RefusedError(`${text}: access denied to DeleteObject`);
+    if (first.code === 'AccessDenied')
+      throw new LazydiskError('UNAVAILABLE', `${text}: access denied to DeleteObject`, { retryable: false });
     throw errorOfFailure(text, 'DeleteObject', failure);
   }
 
@@ -338,8 +338,7 @@ export class S3Objects implements ObjectStore {
         if (await isNothing(error.failure)) return undefined;
         throw errorOfFailure(what, operation, error.failure);
       }
-      const code = error instanceof LazydiskError ? error.code : 'UNAVAILABLE';
-      throw new LazydiskError(code, `${what}: ${errorText(error)}`, { cause: error });
+      throw withContext(error, what, 'UNAVAILABLE');
     }
   }
 

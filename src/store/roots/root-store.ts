@@ -78,11 +78,17 @@ export class RootStore implements Store {
   }
 
   getChunk(id: ChunkId, options: StoreReadOptions = {}): Promise<Buffer | undefined> {
-    return this.#find(({ path }) => chunkKey(path, id), SEALED_BYTES_MAX, options);
+    return this.#find(this.parts.objects, ({ path }) => chunkKey(path, id), SEALED_BYTES_MAX, options);
+  }
+
+  getChunkOnce(id: ChunkId, options: StoreReadOptions = {}): Promise<Buffer | undefined> {
+    const objects = this.parts.objects.withoutRetries ?? this.parts.objects;
+    return this.#find(objects, ({ path }) => chunkKey(path, id), SEALED_BYTES_MAX, options);
   }
 
   getManifest(digest: ImageDigest, keyId: string): Promise<Buffer | undefined> {
-    return this.#find(({ path }) => manifestKey(path, digest, keyId), MANIFEST_BYTES_MAX, {});
+    const { objects } = this.parts;
+    return this.#find(objects, ({ path }) => manifestKey(path, digest, keyId), MANIFEST_BYTES_MAX, {});
   }
 
   async manifestKeys(digest: ImageDigest): Promise<string[]> {
@@ -156,28 +162,30 @@ export class RootStore implements Store {
 
   /** From the first area that has it; once more through all of them if they are others by now, or more than one. */
   async #find(
+    objects: ObjectStore,
     keyIn: (area: Area) => string,
     bytesMax: number,
     options: GetOptions,
   ): Promise<Buffer | undefined> {
     const { views } = this.parts;
     const view = await views.forReading();
-    const found = await this.#findIn(view.areas, keyIn, bytesMax, options);
+    const found = await this.#findIn(objects, view.areas, keyIn, bytesMax, options);
     if (found) return found.bytes;
     const fresh = await views.newerThan(MISS_VIEW_MS);
     // While we went from area to area the object may have moved from one ahead to one behind us.
     if (fresh === view && view.areas.length === 1) return undefined;
-    return (await this.#findIn(fresh.areas, keyIn, bytesMax, options))?.bytes;
+    return (await this.#findIn(objects, fresh.areas, keyIn, bytesMax, options))?.bytes;
   }
 
   async #findIn(
+    objects: ObjectStore,
     areas: readonly Area[],
     keyIn: (area: Area) => string,
     bytesMax: number,
     options: GetOptions,
   ): Promise<ObjectBytes | undefined> {
     for (const area of areas) {
-      const found = await this.parts.objects.get(keyIn(area), bytesMax, options);
+      const found = await objects.get(keyIn(area), bytesMax, options);
       if (!found) continue;
       const isKept = area.path.startsWith('roots/') && area.retiredMs === undefined;
       if (!isKept) this.#recordRead(area);

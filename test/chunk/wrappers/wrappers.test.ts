@@ -37,7 +37,11 @@ function failing(times: number, code: ErrorCode = 'UNAVAILABLE') {
 
 t.test('retry: an error is asked again, a miss is an answer', async (t) => {
   const state = failing(2);
-  const tier = new RetryTier(state.tier, { tries: 3, tryTimeoutMs: 1000, pauseMs: 1 });
+  const tier = new RetryTier(state.tier, {
+    tries: 3,
+    tryTimeoutMs: 1000,
+    pauses: { firstMs: 1, longestMs: 1 },
+  });
   t.equal(await tier.get(ID, 100, demand()), undefined);
   t.equal(state.calls, 3);
   await tier.get(ID, 100, demand());
@@ -46,7 +50,11 @@ t.test('retry: an error is asked again, a miss is an answer', async (t) => {
 
 t.test('retry: after the last try the error stands, with how many there were', async (t) => {
   const state = failing(100);
-  const tier = new RetryTier(state.tier, { tries: 3, tryTimeoutMs: 1000, pauseMs: 1 });
+  const tier = new RetryTier(state.tier, {
+    tries: 3,
+    tryTimeoutMs: 1000,
+    pauses: { firstMs: 1, longestMs: 1 },
+  });
   await t.rejects(tier.get(ID, 100, demand()), {
     code: 'UNAVAILABLE',
     message: 'made to fail (tried 3 times)',
@@ -57,7 +65,11 @@ t.test('retry: after the last try the error stands, with how many there were', a
 t.test('retry: what would only be repeated is not', async (t) => {
   for (const code of ['CORRUPT', 'KEY', 'USAGE', 'NOT_FOUND'] as const) {
     const state = failing(100, code);
-    const tier = new RetryTier(state.tier, { tries: 3, tryTimeoutMs: 1000, pauseMs: 1 });
+    const tier = new RetryTier(state.tier, {
+      tries: 3,
+      tryTimeoutMs: 1000,
+      pauses: { firstMs: 1, longestMs: 1 },
+    });
     await t.rejects(tier.get(ID, 100, demand()), { code, message: 'made to fail' });
     t.equal(state.calls, 1);
   }
@@ -67,14 +79,18 @@ t.test('retry: a try that hangs is given up for the next one', async (t) => {
   const tier = new FaultTier(new MapTier('origin'));
   let calls = 0;
   tier.fault = () => (calls++ === 0 ? { kind: 'slow', delayMs: 60_000 } : undefined);
-  const retry = new RetryTier(tier, { tries: 2, tryTimeoutMs: 20, pauseMs: 1 });
+  const retry = new RetryTier(tier, { tries: 2, tryTimeoutMs: 20, pauses: { firstMs: 1, longestMs: 1 } });
   t.equal(await retry.get(ID, 100, demand()), undefined);
   t.equal(calls, 2);
 });
 
 t.test('retry: no pause goes past the deadline of the read, and a cancelled one ends it', async (t) => {
   const state = failing(100);
-  const tier = new RetryTier(state.tier, { tries: 100, tryTimeoutMs: 1000, pauseMs: 60_000 });
+  const tier = new RetryTier(state.tier, {
+    tries: 100,
+    tryTimeoutMs: 1000,
+    pauses: { firstMs: 60_000, longestMs: 60_000 },
+  });
   await t.rejects(tier.get(ID, 100, demand(500)), { code: 'UNAVAILABLE', message: 'made to fail' });
   t.equal(state.calls, 1, 'a pause longer than what is left is not begun');
   const controller = new AbortController();

@@ -20,13 +20,24 @@ import { DirObjects } from '../../../src/store/objects/dir-objects.ts';
 import { DurableWriter } from '../../../src/store/objects/durable-writer.ts';
 import { WriteLock } from '../../../src/store/objects/write-lock.ts';
 import { newWriterName } from '../../../src/store/objects/writer-dir.ts';
-import { listed, objectsSuite, wordsOf } from './objects-suite.ts';
+import { listed, objectsSuite, refusalSuite, wordsOf } from './objects-suite.ts';
 
 t.test('contract', (t) => {
   objectsSuite(t, async (t) => {
     const dir = join(t.testdir(), 'store');
     return async () => new DirObjects(dir);
   });
+  t.end();
+});
+
+t.test('contract of refusals: a folder that cannot be entered', (t) => {
+  const make = async (t: Test) => {
+    const store = newStore(t);
+    mkdirSync(store.path);
+    symlinkSync('loop', join(store.path, 'loop'));
+    return store;
+  };
+  refusalSuite(t, make, 'loop/');
   t.end();
 });
 

@@ -7,11 +7,10 @@ import type { AddressInfo } from 'node:net';
 import { dirname, join } from 'node:path';
 import t, { type Test } from 'tap';
 import { HttpObjects } from '../../../src/store/objects/http-objects.ts';
-import { RefusedError } from '../../../src/store/objects/refused-error.ts';
 import { HttpProxy, reset, serveTls, silent, trickling, truncated } from '../../support/http-proxy.ts';
 import { Nginx } from '../../support/nginx.ts';
 import { skipWithout } from '../../support/tools.ts';
-import { listed, readingObjects, readingSuite } from './objects-suite.ts';
+import { listed, readingObjects, readingSuite, refusalSuite } from './objects-suite.ts';
 
 function open(t: Test, url: string, options?: ConstructorParameters<typeof HttpObjects>[1]): HttpObjects {
   const store = new HttpObjects(url, options);
@@ -59,6 +58,11 @@ t.test('on nginx', async (t) => {
     t.end();
   });
 
+  t.test('contract of refusals', (t) => {
+    refusalSuite(t, async (t) => open(t, `${origin}/members/store`));
+    t.end();
+  });
+
   t.test('a redirect is followed, within bounds', async (t) => {
     t.ok((await open(t, `${origin}/moved`).get('top', 10))?.bytes.equals(readingObjects[0]![1]));
     t.match(await open(t, `${origin}/moved`).head('top'), { sizeBytes: 5 });
@@ -79,7 +83,7 @@ t.test('on nginx', async (t) => {
       .get('x', 10)
       .catch((error) => error);
     t.match(broken, { code: 'UNAVAILABLE', message: /500/ });
-    t.notOk(broken instanceof RefusedError, 'and may pass');
+    t.ok(broken.retryable, 'and may pass');
   });
 
   t.test('a user and password go in, and never out again', async (t) => {
@@ -90,14 +94,11 @@ t.test('on nginx', async (t) => {
     const error = await open(t, url.replace('word', 'wrong-secret'))
       .get('top', 10)
       .catch((error) => error);
-    t.ok(error instanceof RefusedError && error.code === 'UNAVAILABLE');
+    t.match(error, { code: 'UNAVAILABLE', retryable: false });
     t.match(error.message, /401/);
     t.notMatch(error.message + error.stack, /secret|pass/);
-    t.ok(
-      await open(t, `${origin}/members/store`)
-        .get('top', 10)
-        .catch((error) => error instanceof RefusedError),
-    );
+    const nobody = open(t, `${origin}/members/store`);
+    t.match(await nobody.get('top', 10).catch((error) => error), { code: 'UNAVAILABLE', retryable: false });
   });
 
   t.test('what is compressed on the way is refused', async (t) => {

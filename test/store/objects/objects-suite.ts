@@ -6,6 +6,8 @@
 import { randomBytes } from 'node:crypto';
 import type { Test } from 'tap';
 import type { ObjectBytes, ObjectInfo, ObjectStore } from '../../../src/store/objects/object-store.ts';
+import { PagedList } from '../../../src/store/objects/paged-list.ts';
+import { RetryObjects } from '../../../src/store/objects/retry-objects.ts';
 
 type View = () => Promise<ObjectStore>;
 
@@ -331,4 +333,52 @@ export async function listed(
   options?: Parameters<ObjectStore['list']>[1],
 ): Promise<ObjectInfo[]> {
   return (await Array.fromAsync(store.list(prefix, options))).flat();
+}
+
+/**
+ * What only a person can change. Every call of the store that `open` gives must fail that way, and the retry wrapper
+ * must ask for nothing twice. `folder`: where the refused keys are.
+ */
+export function refusalSuite(t: Test, open: (t: Test) => Promise<ObjectStore>, folder = ''): void {
+  const key = `${folder}x`;
+  const calls: [string, (store: ObjectStore) => Promise<unknown>][] = [
+    ['get', (store) => store.get(key, 1)],
+    ['head', (store) => store.head(key)],
+    ['put', (store) => store.put(key, Buffer.from('x'))],
+    ['copy', (store) => store.copy(key, `${folder}y`)],
+    ['delete', (store) => store.delete([key])],
+    ['list', (store) => listed(store, folder)],
+  ];
+  for (const [name, call] of calls) {
+    t.test(`what is refused for good is asked once: ${name}`, async (t) => {
+      const store = await open(t);
+      if (!store.isWritable && name !== 'get' && name !== 'head') return;
+      const asked: string[] = [];
+      const retrying = new RetryObjects(counting(store, asked), { patience: { forMs: 60_000 } });
+      const error = await call(retrying).catch((error) => error);
+      t.match(error, { code: 'UNAVAILABLE', retryable: false });
+      t.equal(asked.length, 1, asked.join());
+    });
+  }
+}
+
+/** `store`, noting what is asked of it; a list is asked for when its pages are. */
+function counting(store: ObjectStore, asked: string[]): ObjectStore {
+  return new Proxy(store, {
+    get(target, name: keyof ObjectStore) {
+      const value: unknown = Reflect.get(target, name);
+      if (typeof value !== 'function') return value;
+      return (...words: unknown[]) => {
+        const result: unknown = value.apply(target, words);
+        if (!(result instanceof PagedList)) {
+          asked.push(name);
+          return result;
+        }
+        return new PagedList((at) => {
+          asked.push(name);
+          return result.page(at);
+        });
+      };
+    },
+  });
 }

@@ -10,9 +10,8 @@ import type {
   PutOptions,
 } from '../../../src/store/objects/object-store.ts';
 import { PagedList } from '../../../src/store/objects/paged-list.ts';
-import { RefusedError } from '../../../src/store/objects/refused-error.ts';
 import { type Outage, RetryObjects } from '../../../src/store/objects/retry-objects.ts';
-import { addWords, listed, objectsSuite, wordsOf } from './objects-suite.ts';
+import { addWords, listed, objectsSuite, refusalSuite, wordsOf } from './objects-suite.ts';
 
 /** Whether and how a call fails, before or after it is done. */
 type Plan = (call: string) => { error: Error; isDone?: boolean } | undefined;
@@ -76,7 +75,7 @@ class FailingObjects implements ObjectStore {
 const unavailable = () => new LazydiskError('UNAVAILABLE', 'the store is away');
 
 /** Of many calls at once, every second one that fails may always be the same. */
-const OFTEN = { tries: 100, pauseMs: 0 };
+const OFTEN = { tries: 100, pauses: { firstMs: 0, longestMs: 0 } };
 
 /** Every second call fails, in turn before and after it is done. */
 function everySecond(): Plan {
@@ -100,9 +99,26 @@ t.test('contract, over a store where every second call fails', (t) => {
   t.end();
 });
 
+t.test('contract of refusals', (t) => {
+  const denied = new LazydiskError('UNAVAILABLE', 'access denied', { retryable: false });
+  for (const isPaged of [true, false])
+    refusalSuite(
+      t,
+      async (t) => {
+        const store = new FailingObjects(new DirObjects(t.testdir({ f: { a: '' } })), () => ({
+          error: denied,
+        }));
+        store.isPaged = isPaged;
+        return store;
+      },
+      'f/',
+    );
+  t.end();
+});
+
 function failing(t: Test, plan: Plan, tries = 5): { store: RetryObjects; inner: FailingObjects } {
   const inner = new FailingObjects(new DirObjects(join(t.testdir(), 'store')), plan);
-  const store = new RetryObjects(inner, { pauseMs: 1, tries });
+  const store = new RetryObjects(inner, { pauses: { firstMs: 1, longestMs: 1 }, tries });
   t.teardown(() => store.close());
   return { store, inner };
 }
@@ -112,9 +128,8 @@ t.test('what may pass is tried again, up to the bound, and the error says how of
     const { store, inner } = failing(t, () => ({ error: new LazydiskError(code, 'away') }));
     await t.rejects(store.get('x', 1), { code, message: 'away (tried 5 times)' });
     t.equal(inner.calls.length, 5);
-    await t.rejects(store.head('x', { tries: 2 }), { code, message: 'away (tried 2 times)' });
-    await t.rejects(store.head('x', { tries: 1 }), { code, message: 'away' });
-    t.equal(inner.calls.length, 8);
+    await t.rejects(store.withoutRetries.head('x'), { code, message: 'away' });
+    t.equal(inner.calls.length, 6);
     let left = 4;
     inner.plan = () => (left-- > 0 ? { error: new LazydiskError(code, 'away') } : undefined);
     t.equal(await store.get('x', 1), undefined);
@@ -123,7 +138,7 @@ t.test('what may pass is tried again, up to the bound, and the error says how of
 
 t.test('answers and refusals are not asked for again', async (t) => {
   const errors = [
-    new RefusedError('access denied'),
+    new LazydiskError('UNAVAILABLE', 'access denied', { retryable: false }),
     ...(['BUSY', 'NO_SPACE', 'ABORTED', 'INTERNAL', 'UNSUPPORTED', 'CORRUPT'] as ErrorCode[]).map(
       (code) => new LazydiskError(code, code),
     ),
@@ -142,7 +157,7 @@ function patient(t: Test, failures: number, forMs: number, signal?: AbortSignal)
   );
   const outages: (Outage | undefined)[] = [];
   const patience = { forMs, ...(signal && { signal }), onOutage: (outage?: Outage) => outages.push(outage) };
-  const store = new RetryObjects(inner, { pauseMs: 1, tries: 3, patience });
+  const store = new RetryObjects(inner, { pauses: { firstMs: 1, longestMs: 1 }, tries: 3, patience });
   t.teardown(() => store.close());
   return { store, inner, outages };
 }
@@ -168,14 +183,14 @@ t.test('who has patience waits for a store that is away, and is told of it', asy
   }
 });
 
-t.test('patience ends: by time, by the signal, and for who asks for a number of tries', async (t) => {
+t.test('patience ends: by time, by the signal, and for whoever asks without retries', async (t) => {
   const short = patient(t, Number.POSITIVE_INFINITY, 30);
   await t.rejects(short.store.get('x', 1), { code: 'UNAVAILABLE', message: /tried \d+ times/ });
   t.ok(short.inner.calls.length >= 3);
   const none = patient(t, Number.POSITIVE_INFINITY, 0);
   await t.rejects(none.store.get('x', 1), { code: 'UNAVAILABLE', message: /tried 3 times/ });
   const counted = patient(t, Number.POSITIVE_INFINITY, 60_000);
-  await t.rejects(counted.store.get('x', 1, { tries: 2 }), { message: /tried 2 times/ });
+  await t.rejects(counted.store.withoutRetries.get('x', 1), { message: 'the store is away' });
   t.equal(counted.outages.length, 0, 'an object that one is ready to miss is no outage');
   const controller = new AbortController();
   const stopped = patient(t, Number.POSITIVE_INFINITY, 60_000, controller.signal);
@@ -186,7 +201,10 @@ t.test('patience ends: by time, by the signal, and for who asks for a number of 
 
 t.test('refusals are not waited for', async (t) => {
   const { store, inner } = patient(t, 0, 60_000);
-  for (const error of [new RefusedError('access denied'), new LazydiskError('NOT_FOUND', 'no bucket')]) {
+  for (const error of [
+    new LazydiskError('UNAVAILABLE', 'access denied', { retryable: false }),
+    new LazydiskError('NOT_FOUND', 'no bucket'),
+  ]) {
     inner.plan = () => ({ error });
     await t.rejects(store.get('x', 1), error);
   }
@@ -195,7 +213,7 @@ t.test('refusals are not waited for', async (t) => {
 
 t.test('who waits for the next try may be cancelled', async (t) => {
   const inner = new FailingObjects(new DirObjects(t.testdir()), () => ({ error: unavailable() }));
-  const store = new RetryObjects(inner, { pauseMs: 60_000 });
+  const store = new RetryObjects(inner, { pauses: { firstMs: 60_000, longestMs: 60_000 } });
   const started = performance.now();
   await t.rejects(store.get('x', 1, { signal: AbortSignal.timeout(50) }), { code: 'ABORTED' });
   t.ok(performance.now() - started < 2_000);

@@ -3,11 +3,13 @@ import { execFile } from 'node:child_process';
 import { randomBytes } from 'node:crypto';
 import { inspect, promisify } from 'node:util';
 import t, { type Test } from 'tap';
+import { Origin } from '../../../src/daemon/origin.ts';
+import type { ChunkId } from '../../../src/format/chunk-id.ts';
 import type { ObjectStore } from '../../../src/store/objects/object-store.ts';
-import { RefusedError } from '../../../src/store/objects/refused-error.ts';
 import { RetryObjects } from '../../../src/store/objects/retry-objects.ts';
 import { S3Objects } from '../../../src/store/objects/s3-objects.ts';
 import { parseS3Url } from '../../../src/store/objects/s3-url.ts';
+import { RootStore } from '../../../src/store/roots/root-store.ts';
 import {
   type Fault,
   HttpProxy,
@@ -19,8 +21,9 @@ import {
   truncated,
 } from '../../support/http-proxy.ts';
 import { RGW_TOOLS, Rgw } from '../../support/rgw.ts';
+import { demand } from '../../support/tiers.ts';
 import { skipWithout } from '../../support/tools.ts';
-import { listed } from './objects-suite.ts';
+import { listed, refusalSuite } from './objects-suite.ts';
 
 const run = promisify(execFile);
 
@@ -44,7 +47,7 @@ async function all(): Promise<void> {
     });
     await store.put('x', bytes);
     for (let n = 0; n < 10; n++) await store.put(`f/${n}`, Buffer.from(String(n)));
-    return { proxy, store, retrying: new RetryObjects(store, { pauseMs: 5 }) };
+    return { proxy, store, retrying: new RetryObjects(store, { pauses: { firstMs: 5, longestMs: 5 } }) };
   }
 
   /** Every call there is, each with what it must come to. */
@@ -180,7 +183,7 @@ async function all(): Promise<void> {
     await t.rejects(store.delete(['f/1', 'f/2']), { code: 'OVERLOAD' });
     proxy.next(1, answer('AccessDenied'));
     const denied = await store.delete(['f/1', 'f/2']).catch((error) => error);
-    t.ok(denied instanceof RefusedError);
+    t.match(denied, { code: 'UNAVAILABLE', retryable: false });
     proxy.next(1, answer('NoSuchKey'));
     await store.delete(['f/1', 'f/2']);
   });
@@ -287,7 +290,7 @@ async function all(): Promise<void> {
     process.env.AWS_SECRET_ACCESS_KEY = stranger.secretAccessKey;
     const denied = new S3Objects(parseS3Url(store.url));
     t.teardown(() => denied.close());
-    const retrying = new RetryObjects(denied, { pauseMs: 5 });
+    const retrying = new RetryObjects(denied, { pauses: { firstMs: 5, longestMs: 5 } });
     const calls: [string, () => Promise<unknown>][] = [
       ['GetObject', () => retrying.get('x', 1)],
       ['HeadObject', () => retrying.head('x')],
@@ -299,7 +302,7 @@ async function all(): Promise<void> {
     for (const [operation, call] of calls) {
       proxy.seen.length = 0;
       const error = (await call().catch((error) => error)) as Error;
-      t.ok(error instanceof RefusedError, operation);
+      t.match(error, { code: 'UNAVAILABLE', retryable: false }, operation);
       t.match(error.message, new RegExp(`access denied to ${operation} \\(403 AccessDenied\\)`));
       t.ok(proxy.seen.length <= 2, 'not tried again');
       const text = inspect(error, { depth: 9, showHidden: true });
@@ -313,6 +316,35 @@ async function all(): Promise<void> {
       t.match(error, { code: 'UNAVAILABLE', message: /credentials were refused .*SignatureDoesNotMatch/ });
       t.notMatch(inspect(error, { depth: 9, showHidden: true }), /another-secret|AK[0-9A-F]{18}/);
     }
+  });
+
+  t.test('contract of refusals', (t) => {
+    const denied = async (t: Test) => {
+      const { proxy, store } = await open(t);
+      proxy.fault = () => s3Error(403, 'AccessDenied');
+      return store;
+    };
+    refusalSuite(t, denied);
+    t.end();
+  });
+
+  t.test('a chunk that is denied is asked for once through the tiers of a daemon, too', async (t) => {
+    const { proxy, store } = await open(t);
+    const images = await RootStore.open(new RetryObjects(store), { create: true });
+    const { tier } = new Origin(images, {
+      ...{ originTimeoutMs: 10_000, originTries: 3, originConcurrency: 4 },
+      ...{ originRate: undefined, originBandwidth: undefined },
+    });
+    t.teardown(() => tier.close());
+    const id = 'ab'.repeat(32) as ChunkId;
+    t.equal(await tier.get(id, 100, demand()), undefined);
+    proxy.fault = () => s3Error(403, 'AccessDenied');
+    proxy.seen.length = 0;
+    await t.rejects(images.getChunkOnce(id), { code: 'UNAVAILABLE' });
+    const once = proxy.seen.length;
+    const error = await tier.get(id, 100, demand()).catch((error) => error);
+    t.match(error, { code: 'UNAVAILABLE', retryable: false, message: /access denied to GetObject/ });
+    t.equal(proxy.seen.length, 2 * once);
   });
 
   t.test('a store that is not there is UNAVAILABLE', async (t) => {
