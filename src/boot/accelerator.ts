@@ -1,6 +1,6 @@
 /**
- * Whether KVM runs a guest here, found out by booting one: a device node that opens says little, since some hosts
- * have it and refuse an ordinary kernel. The answer is kept until the machine boots again.
+ * Finds out whether KVM runs a guest here by booting one. A device node that opens proves little: some hosts have it
+ * and still refuse an ordinary kernel. The answer is kept until the machine reboots.
  */
 import { randomBytes } from 'node:crypto';
 import { access, constants, mkdtemp, readFile, rm, writeFile } from 'node:fs/promises';
@@ -10,7 +10,7 @@ import { buildProbe } from './initramfs.ts';
 import { cacheDirectory } from './kernel.ts';
 import { type Accelerator, runQemu } from './qemu.ts';
 
-/** A guest that KVM runs says so within a second or two. */
+/** Under KVM the guest prints its token within a second or two. */
 const PROBE_TIMEOUT_MS = 8_000;
 
 /** KVM if a probe with `kernel` boots, else TCG, QEMU's emulation. */
@@ -26,7 +26,7 @@ export async function findAccelerator(kernel: string): Promise<Accelerator> {
   const known = await readFile(memory, 'utf8').catch(() => '');
   if (known.startsWith(key)) return known.slice(key.length) === 'kvm' ? 'kvm' : 'tcg';
   const found = (await boots(kernel)) ? 'kvm' : 'tcg';
-  // Only a saving of time: a cache that cannot be written is no error.
+  // The cache only saves time, so it is not an error if it cannot be written.
   await writeFile(memory, key + found).catch(() => {});
   return found;
 }

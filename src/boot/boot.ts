@@ -1,4 +1,4 @@
-/** Boots a microVM whose root drive is one of ours, runs a command in it and says what came of it, and when. */
+/** Boots a microVM from one of our drives, runs a command in it, and reports the result and the times. */
 import { randomBytes } from 'node:crypto';
 import { mkdtemp, rm, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
@@ -9,7 +9,7 @@ import { buildInitramfs, EXIT_MARK, FAILED_MARK, USERLAND_MARK } from './initram
 import { debianKernel } from './kernel.ts';
 import { type Accelerator, runQemu } from './qemu.ts';
 
-/** Says that it is the image's own userland that runs. */
+/** Shows that the image's own userland is running. */
 const DEFAULT_COMMAND = 'cat /etc/os-release; uname -a; df -h /';
 const CONSOLE_BYTES_MAX = 16 * 1024 * 1024;
 const COMMAND_BYTES_MAX = 128 * 1024;
@@ -20,18 +20,18 @@ export interface BootOptions {
   readonly drive: string;
   /** A kernel with ext4, virtio-blk and overlayfs built in; default: Debian's cloud kernel. */
   readonly kernel?: string;
-  /** For the image's `sh -c`. */
+  /** Passed to the image's `sh -c`. */
   readonly command?: string;
   readonly memoryMb?: number;
   readonly timeoutMs?: number;
   readonly accel?: 'auto' | Accelerator;
   readonly signal?: AbortSignal;
-  /** Told what the command prints, as it comes. */
+  /** Called with what the command prints, as it arrives. */
   readonly onConsole?: (text: string) => void;
 }
 
 export interface BootResult {
-  /** Of the command in the guest. */
+  /** The exit code of the command in the guest. */
   readonly exitCode: number;
   /** What the command printed, standard output and error together. */
   readonly console: string;
@@ -44,7 +44,7 @@ export interface BootResult {
   };
 }
 
-/** Throws TIMEOUT, ABORTED, UNAVAILABLE (a missing program, or a guest that does not come up: with its last words). */
+/** Throws TIMEOUT, ABORTED, UNAVAILABLE (a missing program, or a guest that does not come up; the text has its last output). */
 export async function bootMicroVm(options: BootOptions): Promise<BootResult> {
   const command = options.command ?? DEFAULT_COMMAND;
   if (command.length > COMMAND_BYTES_MAX)
@@ -106,7 +106,7 @@ async function watchGuest(
   }
   return {
     exitCode,
-    // Init ends the command's last line for it.
+    // Init adds the line end that the command's last line may lack.
     console: output.endsWith('\n\n') ? output.slice(0, -1) : output,
     accel: machine.accel,
     timings: { userlandMs, totalMs: performance.now() - startedMs },

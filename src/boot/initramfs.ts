@@ -1,7 +1,7 @@
 /**
- * The small first root of the guest: busybox, a few modules and an init script, packed as a cpio archive in memory.
+ * The guest's initial root file system: busybox, a few modules and an init script, packed as a cpio archive in memory.
  * Its init mounts the drive read-only with a writable tmpfs over it, runs the command in it with the image's own
- * shell, and says on the console what came of it, in lines that carry a token which no image can know.
+ * shell, and reports the result on the console, in lines that carry a token which no image can know.
  * Source of the format: the kernel's Documentation/driver-api/early-userspace/buffer-format.rst ("newc").
  */
 import { readFile } from 'node:fs/promises';
@@ -35,15 +35,15 @@ function padded(bytes: Buffer): Buffer {
   return Buffer.concat([bytes, Buffer.alloc((4 - (bytes.length & 3)) & 3)]);
 }
 
-/** What init runs in the guest, and how its lines are told from all others. */
+/** What init runs in the guest, and what marks its lines. */
 export interface GuestTask {
-  /** For `sh -c` in the image. */
+  /** Passed to `sh -c` in the image. */
   readonly command: string;
-  /** Unguessable; lines that start with it are init's. */
+  /** Cannot be guessed; a line that starts with it comes from init. */
   readonly token: string;
 }
 
-/** The lines that init prints, behind the token. */
+/** What init prints after the token. */
 export const USERLAND_MARK = 'userland';
 export const EXIT_MARK = 'exit';
 export const FAILED_MARK = 'failed';
@@ -107,7 +107,7 @@ leave "${EXIT_MARK} $?"
 `;
 }
 
-/** A root that only says the token: for finding out whether a kernel boots at all. */
+/** A root that only prints the token, to find out whether a kernel boots at all. */
 export async function buildProbe(token: string): Promise<Buffer> {
   const script = `#!/bin/busybox sh\necho "${token} ${EXIT_MARK} 0"\n/bin/busybox sleep 30\n/bin/busybox reboot -f\n`;
   return packCpio([

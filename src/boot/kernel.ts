@@ -1,6 +1,6 @@
 /**
- * The guest's kernel: Debian's cloud kernel, out of its package, unpacked into a cache without being installed. It
- * is asked of apt once; afterwards neither apt nor the network is needed.
+ * The guest's kernel: Debian's cloud kernel, unpacked from its package into a cache and not installed. apt downloads
+ * it once; afterwards neither apt nor the network is needed.
  */
 import { execFile } from 'node:child_process';
 import { mkdir, mkdtemp, readdir, rename, rm } from 'node:fs/promises';
@@ -12,13 +12,13 @@ import { errorText, LazydiskError } from '../errors.ts';
 const run = promisify(execFile);
 const DOWNLOAD_TIMEOUT_MS = 300_000;
 
-/** Debian's name for each architecture that the guest can have, which is this machine's own. */
+/** Debian's name for each architecture that a guest can have, which is always this machine's. */
 const DEBIAN_ARCH: Partial<Record<NodeJS.Architecture, string>> = { x64: 'amd64' };
 
 export interface GuestKernel {
   /** File for QEMU's -kernel. */
   readonly image: string;
-  /** Directory below which the kernel's modules lie; undefined for a kernel that must have all built in. */
+  /** Directory below which the kernel's modules lie; undefined for a kernel that must have everything built in. */
   readonly modules: string | undefined;
 }
 
@@ -29,7 +29,7 @@ export function cacheDirectory(): string {
 
 /**
  * Debian's cloud kernel, from the cache or, the first time, from apt. Throws UNSUPPORTED on an architecture without
- * one, UNAVAILABLE if apt cannot give it.
+ * one, UNAVAILABLE if apt cannot download it.
  */
 export async function debianKernel(cache: string = cacheDirectory()): Promise<GuestKernel> {
   const arch = DEBIAN_ARCH[process.arch];
@@ -45,16 +45,16 @@ export async function debianKernel(cache: string = cacheDirectory()): Promise<Gu
     const meta = `linux-image-cloud-${arch}`;
     const { stdout } = await run('apt-cache', ['depends', '--important', meta], options);
     const name = /Depends: (linux-image-\S+)/.exec(stdout)?.[1];
-    if (!name) throw new Error(`apt knows no ${meta}: run apt-get update`);
+    if (!name) throw new Error(`apt does not know ${meta}: run apt-get update`);
     // As root, apt warns that its own user cannot write here, and downloads all the same.
     await run('apt-get', ['download', name], options);
     const [deb] = (await readdir(temporary)).filter((file) => file.endsWith('.deb'));
     if (!deb) throw new Error(`apt-get download ${name} left no package`);
     await run('dpkg-deb', ['-x', deb, 'root'], options);
-    // Whoever is first wins; both have the same.
+    // The first process wins; the content is the same.
     await rename(join(temporary, 'root'), place).catch(() => {});
   } catch (error) {
-    throw new LazydiskError('UNAVAILABLE', `Debian's cloud kernel cannot be had: ${errorText(error)}`, {
+    throw new LazydiskError('UNAVAILABLE', `cannot get Debian's cloud kernel: ${errorText(error)}`, {
       cause: error,
     });
   } finally {

@@ -1,6 +1,6 @@
 /**
- * The few kernel modules that a guest needs to see its drive, in the order in which they must be loaded. A package
- * that was never installed has no modules.dep, so what a module needs is read from the module itself.
+ * The few kernel modules that a guest needs to see its drive, in load order. A package that was never installed has no
+ * modules.dep, so each module's dependencies are read from the module itself.
  */
 import { readdir, readFile } from 'node:fs/promises';
 import { basename, join } from 'node:path';
@@ -10,7 +10,7 @@ export interface KernelModule {
   readonly bytes: Buffer;
 }
 
-/** `wanted` and all that they need, those that others need first. What is not there is built in, or left out. */
+/** `wanted` and their dependencies, dependencies first. A module that has no file is built in, or left out. */
 export async function loadModules(directory: string, wanted: readonly string[]): Promise<KernelModule[]> {
   const files = new Map<string, string>();
   for (const file of await readdir(directory, { recursive: true })) {

@@ -1,6 +1,6 @@
 /**
- * One QEMU microVM from start to end: `-M microvm`, virtio-blk, a serial console on its standard output. It ends
- * when the guest says so, when its time is over or when the caller aborts; the process never outlives the call.
+ * Runs one QEMU microVM: `-M microvm`, virtio-blk, a serial console on its standard output. It ends when the guest
+ * reports its result, at the timeout, or when the caller aborts. The process never outlives the call.
  */
 import { spawn } from 'node:child_process';
 import { once } from 'node:events';
@@ -28,13 +28,13 @@ const PROGRAMS: Partial<Record<NodeJS.Architecture, string>> = { x64: 'qemu-syst
 /** A console line longer than this is cut. */
 const LINE_BYTES_MAX = 64 * 1024;
 const STDERR_BYTES_MAX = 8192;
-/** Where the system does not say; only the guest's sense of time depends on it. */
+/** Used where the system does not tell; only the guest's sense of time depends on it. */
 const DEFAULT_MHZ = 2000;
 const KERNEL_COMMAND_LINE = 'console=ttyS0 quiet loglevel=0 reboot=t panic=-1 random.trust_cpu=on';
 
 /**
  * Runs the guest. Resolves when it is done. Rejects with TIMEOUT, ABORTED, or UNAVAILABLE (QEMU is missing, or
- * ended by itself; then with what it said).
+ * exited by itself; the text has its error output).
  */
 export async function runQemu(options: QemuOptions): Promise<void> {
   const program = PROGRAMS[process.arch];
@@ -50,7 +50,7 @@ export async function runQemu(options: QemuOptions): Promise<void> {
   try {
     await new Promise<void>((resolve, reject) => {
       const late = setTimeout(() => {
-        reject(new LazydiskError('TIMEOUT', `the guest was not done after ${options.timeoutMs} ms`));
+        reject(new LazydiskError('TIMEOUT', `the guest did not finish within ${options.timeoutMs} ms`));
       }, options.timeoutMs);
       const aborted = () => reject(new LazydiskError('ABORTED', 'the guest was stopped'));
       options.signal?.addEventListener('abort', aborted, { once: true });
@@ -68,14 +68,14 @@ export async function runQemu(options: QemuOptions): Promise<void> {
         reject(
           new LazydiskError(
             'UNAVAILABLE',
-            `${program} ended (${code}): ${errorOutput.trim() || 'no message'}`,
+            `${program} exited (${code}): ${errorOutput.trim() || 'no message'}`,
           ),
         );
       });
     });
   } finally {
     child.kill('SIGKILL');
-    // A program that could not be started has no end to wait for.
+    // A program that did not start has no exit to wait for.
     if (child.pid !== undefined) await ended;
   }
 }
@@ -104,8 +104,8 @@ async function qemuArguments({ accel, kernel, initramfs, drive, memoryMb }: Qemu
 }
 
 /**
- * The host's clock rate, which an emulated guest counts by. Left to itself the guest measures it against an emulated
- * timer, which on a busy host fails, and then waits for ever for a tick that does not come.
+ * The host's clock rate, which an emulated guest needs. Otherwise the guest calibrates it against an emulated timer;
+ * on a busy host that fails, and the guest then waits forever for a tick that never comes.
  */
 async function tscKhz(): Promise<number> {
   const text = await readFile('/proc/cpuinfo', 'utf8').catch(() => '');

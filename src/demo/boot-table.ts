@@ -1,4 +1,4 @@
-/** The demo's result: what each boot read, what of that had to be fetched and from where, and how long it took. */
+/** The demo's result: what each boot read, how much of it was fetched and from where, and how long it took. */
 
 import type { BootResult } from '../boot/boot.ts';
 import { table } from '../cli/table.ts';
@@ -46,7 +46,7 @@ export function bootTable(built: BuildReport, runs: readonly Run[]): string {
   const accel =
     runs[0]?.booted.accel === 'kvm'
       ? 'KVM'
-      : 'TCG, which emulates the processor (no KVM here: times are its own)';
+      : 'TCG, which emulates the processor (no KVM here, so boot times are long)';
   return `${table(columns, rows)}
 The image: ${formatSize(built.inputBytes)} in ${built.layers} layers; as a disk ${formatSize(built.diskBytes)}; stored ${formatSize(built.sealedBytes)} in ${built.storedChunks} chunks.
 Cold: this host never saw the image. Warm: it did, and the daemon was started anew.

@@ -1,4 +1,4 @@
-/** lazydisk as its user starts it: src/lazydisk with the words that the demo also prints. */
+/** Runs lazydisk as a user would: src/lazydisk, with the arguments that the demo also prints. */
 import { type ChildProcess, spawn } from 'node:child_process';
 import { once } from 'node:events';
 import { createInterface } from 'node:readline';
@@ -7,7 +7,7 @@ import type { Steps } from './steps.ts';
 const LAZYDISK = 'src/lazydisk';
 const START_TIMEOUT_MS = 30_000;
 
-/** Runs a command with --json and gives what it answered; a guest's exit code is no failure of ours. */
+/** Runs a command with --json and returns its output; a guest's exit code does not count as a failure. */
 export function lazydiskJson<T>(steps: Steps, words: readonly string[]): Promise<T> {
   return steps.run(asTyped(words), async () => {
     const child = spawn(LAZYDISK, [...words, '--json'], { stdio: ['ignore', 'pipe', 'pipe'] });
@@ -16,7 +16,8 @@ export function lazydiskJson<T>(steps: Steps, words: readonly string[]): Promise
     child.stdout.setEncoding('utf8').on('data', (text: string) => (output += text));
     child.stderr.setEncoding('utf8').on('data', (text: string) => (complaint += text));
     const [code, signal] = (await once(child, 'close')) as [number | null, NodeJS.Signals | null];
-    if (output === '') throw new Error(`lazydisk ${words[0]} ended (${code ?? signal}): ${complaint.trim()}`);
+    if (output === '')
+      throw new Error(`lazydisk ${words[0]} exited (${code ?? signal}): ${complaint.trim()}`);
     return JSON.parse(output) as T;
   });
 }
@@ -31,7 +32,7 @@ export class ServedDaemon {
     this.#ended = once(child, 'close');
   }
 
-  /** Resolves when it serves. Rejects with what it said if it cannot. */
+  /** Resolves when it serves. Rejects with its error output if it cannot. */
   static start(steps: Steps, flags: readonly string[]): Promise<ServedDaemon> {
     const words = ['serve', ...flags];
     return steps.run(`${asTyped(words)} &`, async () => {
@@ -43,7 +44,7 @@ export class ServedDaemon {
         said += `${line}\n`;
         if (!line.includes('"msg":"serving"')) continue;
         clearTimeout(late);
-        // What it says from now on is not shown, and must not fill the pipe.
+        // Later output is not shown, but must not fill the pipe.
         child.stderr!.resume();
         return daemon;
       }

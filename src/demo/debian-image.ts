@@ -1,6 +1,6 @@
 /**
- * A real container image out of Debian's packages, as an OCI layout of two layers: the base system that debootstrap
- * makes, and Python installed on top of it. Root does it in a chroot, anybody else under fakechroot.
+ * Makes a real container image from Debian's packages, as an OCI layout of two layers: the base system that
+ * debootstrap makes, and Python installed on top of it. Root uses a chroot, other users fakechroot.
  */
 import { createHash } from 'node:crypto';
 import { createWriteStream } from 'node:fs';
@@ -12,7 +12,7 @@ import { createGzip } from 'node:zlib';
 import { runProgram, startProgram } from './run-program.ts';
 
 const PACKAGES = ['python3'];
-/** For a machine whose apt knows no Debian of its own. */
+/** For a machine whose apt has no Debian mirror. */
 const DEFAULT_MIRROR = { uri: 'http://deb.debian.org/debian', suite: 'bookworm' };
 
 const TAR = [
@@ -22,7 +22,7 @@ const TAR = [
   '--xattrs',
   '--sort=name',
 ];
-/** What is this machine's and not the image's, and what apt downloads anew. */
+/** Files that belong to this machine and not to the image, and files that apt downloads again. */
 const LEFT_OUT = [
   ...['dev', 'proc', 'sys/*', 'run/*', 'tmp/*', 'etc/hostname', 'etc/resolv.conf'],
   ...['var/cache/apt/*', 'var/lib/apt/lists/*', 'var/log/*'],
@@ -42,13 +42,13 @@ interface Layer {
   readonly diffId: string;
 }
 
-/** How commands run that have to be root, or to believe it. */
+/** How to run commands that must be root, or believe that they are. */
 interface Host {
   readonly variant: string;
   command(words: readonly string[]): { program: string; args: string[] };
 }
 
-/** Makes the layout in `directory`, unless it is there; `onLine` is told what happens meanwhile. */
+/** Makes the layout in `directory` unless it is there; `onLine` is called with lines of progress. */
 export async function makeDebianImage(directory: string, onLine: OnLine): Promise<void> {
   if (await isThere(join(directory, 'index.json'))) return;
   const work = `${directory}.work`;
@@ -68,7 +68,7 @@ export async function makeDebianImage(directory: string, onLine: OnLine): Promis
   onLine('packing the base system');
   const base = await packLayer(layout, host, root, ['.']);
 
-  // Files that change from here on are the second layer. File systems stamp them with a clock that ticks.
+  // Files that change from here on make the second layer. File systems stamp them with a coarse clock.
   const since = join(work, 'since');
   await writeFile(since, '');
   await new Promise((done) => setTimeout(done, 50));
@@ -89,7 +89,7 @@ const asRoot: Host = {
   command: ([program, ...args]) => ({ program: program!, args }),
 };
 
-/** Owners and device nodes live in `owners` from one command to the next. */
+/** `owners` keeps owners and device nodes from one command to the next. */
 function asAnybody(owners: string): Host {
   return {
     variant: 'fakechroot',
@@ -100,7 +100,7 @@ function asAnybody(owners: string): Host {
   };
 }
 
-/** Where this machine's own Debian comes from. */
+/** The mirror that this machine's own Debian comes from. */
 async function findMirror(): Promise<{ uri: string; suite: string }> {
   const format = ['--format', '$(REPO_URI) $(CODENAME) $(ORIGIN)', 'Created-By: Packages'];
   const targets = await runProgram('apt-get', ['indextargets', ...format]).catch(() => '');
@@ -111,7 +111,7 @@ async function findMirror(): Promise<{ uri: string; suite: string }> {
   return DEFAULT_MIRROR;
 }
 
-/** `files` of `root`, as tar sees them from within, as a blob of the layout. */
+/** `files` of `root`, as tar sees them from inside, as a blob of the layout. */
 async function packLayer(layout: string, host: Host, root: string, files: readonly string[]): Promise<Layer> {
   const leaveOut = LEFT_OUT.map((path) => `--exclude=./${path}`);
   const { program, args } = host.command([

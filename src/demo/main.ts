@@ -1,7 +1,7 @@
 /**
- * `npm run demo`: the whole way once, with what a user would type. A container image made of Debian's packages is
- * built into a store, a daemon serves it, a microVM boots from it over FUSE and over NBD, cold and warm, and a table
- * says what that took. All but the boots is kept in .demo, so that a second run is quick.
+ * `npm run demo`: the whole way once, with the commands that a user would type. A container image made of Debian's
+ * packages is built into a store, a daemon serves it, a microVM boots from it over FUSE and NBD, cold and warm, and a
+ * table shows what that took. Everything but the boots is kept in .demo, so a second run is quick.
  */
 import { mkdir, mkdtemp, rm, stat } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
@@ -22,10 +22,10 @@ const COMMAND = 'head -n 1 /etc/os-release; python3 --version';
 
 async function main(): Promise<void> {
   process.chdir(join(import.meta.dirname, '../..'));
-  // debootstrap and chroot are here, which users often leave out.
+  // debootstrap and chroot are in these, which a user's PATH often lacks.
   process.env.PATH += ':/usr/sbin:/sbin';
   await mkdir(KEPT, { recursive: true });
-  // Socket paths must be short, and the checkout may lie deep.
+  // Socket paths must be short, and the checkout may be deep.
   const scratch = await mkdtemp(join(tmpdir(), 'lazydisk-demo-'));
   const steps = new Steps(process.stderr);
   try {
@@ -70,10 +70,10 @@ async function main(): Promise<void> {
   }
 }
 
-/** Where a user may not mount, the demo goes on without. */
+/** Where the user may not mount, the demo goes on without FUSE. */
 async function hasFuse(steps: Steps, runDir: string): Promise<boolean> {
   const { fuse, fuseProblem } = await new ControlClient(runDir).status();
-  if (fuse === null) steps.note(`no FUSE here, so over NBD alone: ${fuseProblem}`);
+  if (fuse === null) steps.note(`no FUSE here, so NBD only: ${fuseProblem}`);
   return fuse !== null;
 }
 

@@ -1,4 +1,4 @@
-/** Other programs, run for the demo: their last line is what a person sees meanwhile, their last lines why they failed. */
+/** Runs other programs for the demo: their latest line is shown as progress, their last lines explain a failure. */
 import { type ChildProcess, spawn } from 'node:child_process';
 import { once } from 'node:events';
 import type { Readable } from 'node:stream';
@@ -13,13 +13,13 @@ export interface RunningProgram {
   readonly ended: Promise<void>;
 }
 
-/** Starts `program`; whoever does so must read its output. `onLine` is told its last line whenever it says something. */
+/** Starts `program`; the caller must read its output. `onLine` is called with its latest line whenever it prints. */
 export function startProgram(
   program: string,
   args: readonly string[],
   onLine?: (line: string) => void,
 ): RunningProgram {
-  // Debian's tools are to ask nothing.
+  // Debian's tools must not ask questions.
   const env = { ...process.env, DEBIAN_FRONTEND: 'noninteractive' };
   const child = spawn(program, args, { stdio: ['ignore', 'pipe', 'pipe'], env });
   let tail = '';
@@ -34,7 +34,7 @@ export function startProgram(
     if (code !== 0)
       throw new Error(`${program} ${args[0] ?? ''} failed (${code ?? signal}):\n${tail.trimEnd()}`);
   });
-  // Whoever waits for the output first must not find that this has been rejected unheard.
+  // A caller may await the output first: until then a rejection must not count as unhandled.
   ended.catch(() => {});
   return { child, output: child.stdout, ended };
 }

@@ -1,8 +1,8 @@
-/** What the demo does now, a line each, with its time when it is done; on a terminal, with what it says meanwhile. */
+/** Shows the demo's steps, one line each, with its duration when it is done and, on a terminal, its progress. */
 import { printable } from '../cli/table.ts';
 import { formatDuration } from '../units.ts';
 
-/** A line appears below a step only after this long. */
+/** Progress appears only after this long. */
 const QUIET_MS = 300;
 
 export interface StepsOutput {
@@ -18,7 +18,7 @@ export class Steps {
     this.#output = output;
   }
 
-  /** Runs `work`, which may tell what it is at. */
+  /** Runs `work`, which may report progress. */
   async run<T>(title: string, work: (tell: (line: string) => void) => Promise<T>): Promise<T> {
     const startMs = performance.now();
     const clear = this.#output.isTTY ? '\r\x1b[K' : '';
@@ -34,7 +34,7 @@ export class Steps {
     return result;
   }
 
-  /** A line about the step that is done. */
+  /** A line about the step that has just ended. */
   note(text: string): void {
     this.#output.write(`    ${text}\n`);
   }
