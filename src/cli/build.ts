@@ -56,7 +56,7 @@ async function build(spec: string, options: BuildCommandOptions): Promise<void> 
   const entries = options.maxEntries === undefined ? undefined : parseCount(options.maxEntries);
   requireKeys(options.key);
   const [{ openSource }, { buildImage }, { imageLimits }] = await Promise.all([
-    import('../image/source.ts'),
+    import('../image/source/open-source.ts'),
     import('../image/build.ts'),
     import('../image/limits.ts'),
   ]);

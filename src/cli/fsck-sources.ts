@@ -46,8 +46,11 @@ async function fleetSource(
   closing: (() => Promise<void>)[],
 ): Promise<RepairSource> {
   const { Fleet } = await import('../chunk/fleet/fleet.ts');
-  const { createLog } = await import('../daemon/log.ts');
-  const fleet = await Fleet.open({ url, tls, loginFile, timeoutMs: FLEET_TIMEOUT_MS }, createLog('silent'));
+  const { pino } = await import('pino');
+  const fleet = await Fleet.open(
+    { url, tls, loginFile, timeoutMs: FLEET_TIMEOUT_MS },
+    pino({ level: 'silent' }),
+  );
   closing.push(async () => {
     fleet.close();
     await fleet.tier.close();

@@ -34,23 +34,16 @@ most the old build time). JSON: graceMs, retentionMs, buildMs, viewMs, settleMs.
 }
 
 async function policy(options: PolicyOptions): Promise<void> {
-  const given: Record<string, number> = {};
+  const given: { -readonly [Time in keyof StorePolicy]?: number } = {};
   for (const time of TIMES) {
     const text = options[time];
     if (text !== undefined) given[`${time}Ms`] = parseDuration(text);
   }
   const isSet = Object.keys(given).length > 0;
   const result = await usingStore(options, async ({ parts }): Promise<StorePolicy> => {
-    const changed = { ...parts.policy, ...given };
-    if (!isSet) return changed;
-    const { journaled } = await import('../store/gc/journal.ts');
-    const { checkPolicy } = await import('../store/roots/policy.ts');
-    const { writeMarker } = await import('../store/roots/marker.ts');
-    checkPolicy(changed);
-    return journaled(parts.objects, 'policy', async () => {
-      await writeMarker(parts.objects, changed);
-      return changed;
-    });
+    if (!isSet) return parts.policy;
+    const { setPolicy } = await import('../store/gc/set-policy.ts');
+    return setPolicy(parts, given);
   });
   answer(options, result, () => list(TIMES.map((time) => [time, formatDuration(result[`${time}Ms`])])));
 }

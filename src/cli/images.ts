@@ -1,7 +1,7 @@
 /** `lazydisk images` */
 import { Command } from 'commander';
-import type { ImageInfo } from '../daemon/api.ts';
 import { LazydiskError } from '../errors.ts';
+import type { ImageInfo } from '../store/image-info.ts';
 import type { PastReference } from '../store/store.ts';
 import { formatDuration, formatSize } from '../units.ts';
 import {

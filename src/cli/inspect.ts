@@ -1,6 +1,6 @@
 /** `lazydisk inspect IMAGE` */
 import { Command } from 'commander';
-import type { ImageDetail } from '../daemon/api.ts';
+import type { ImageDetail } from '../store/image-info.ts';
 import { formatSize } from '../units.ts';
 import {
   answer,

@@ -1,9 +1,9 @@
 /** `lazydisk rm NAME…` */
 import { Command } from 'commander';
-import { errorText, LazydiskError } from '../errors.ts';
-import { isDigest, referenceName } from '../store/reference-name.ts';
-import type { RootStore } from '../store/roots/root-store.ts';
-import type { ImageDigest, Reference } from '../store/store.ts';
+import { codeOf, errorText, LazydiskError } from '../errors.ts';
+import { isDigest } from '../format/image-digest.ts';
+import { referenceName } from '../store/reference-name.ts';
+import type { RemoveReport } from '../store/remove.ts';
 import { formatDuration } from '../units.ts';
 import { answer, type JsonOptions, storeOption, usingStore, withJson } from './context.ts';
 
@@ -11,13 +11,6 @@ interface RmOptions extends JsonOptions {
   readonly store?: string;
   readonly expected?: string;
   readonly dryRun?: boolean;
-}
-
-interface Removal {
-  readonly removed: readonly { readonly name: string; readonly digest: string }[];
-  /** Images that lost their last name. */
-  readonly unnamed: readonly { readonly digest: string; readonly garbageAfter: string }[];
-  readonly failures: readonly { readonly name: string; readonly code: string; readonly message: string }[];
 }
 
 export function rmCommand(): Command {
@@ -43,62 +36,30 @@ async function rm(names: string[], options: RmOptions): Promise<void> {
   const fullNames = [...new Set(names.map(referenceName))];
   if (expected !== undefined && !isDigest(expected))
     throw new LazydiskError('USAGE', `--expected ${JSON.stringify(expected)}: want sha256:…`);
-  const { removal, graceMs, failure } = await usingStore(options, (store) =>
-    remove(store, fullNames, expected, dryRun),
-  );
-  answer(options, removal, () => describe(removal, graceMs, dryRun));
-  if (failure) throw failure;
-}
-
-async function remove(
-  store: RootStore,
-  names: readonly string[],
-  expected: ImageDigest | undefined,
-  dryRun: boolean,
-): Promise<{ removal: Removal; graceMs: number; failure: unknown }> {
-  const writer = await store.writer();
-  const { graceMs } = store.parts.policy;
-  // Looked at before, since a listing may lag behind what is taken away now.
-  const named = await store.listReferences();
-  const removed: Reference[] = [];
-  const failures: { name: string; error: unknown }[] = [];
-  for (const name of names) {
-    try {
-      const reference = await store.getReference(name);
-      if (!reference) throw new LazydiskError('NOT_FOUND', `no image ${name} in ${store.url}`);
-      const { digest } = reference;
-      if (expected !== undefined && expected !== digest)
-        throw new LazydiskError('BUSY', `${name} is ${digest} and not ${expected}: it stays`);
-      // What we say that it meant is what it means when it goes.
-      if (!dryRun) await writer.removeReference(name, { expected: digest });
-      removed.push(reference);
-    } catch (error) {
-      failures.push({ name, error });
-    }
-  }
-  const gone = new Set(removed.map(({ name }) => name));
-  const kept = new Set(named.filter(({ name }) => !gone.has(name)).map(({ digest }) => digest));
-  const unnamed = new Set(removed.map(({ digest }) => digest).filter((digest) => !kept.has(digest)));
-  const garbageAfter = new Date(Date.now() + graceMs).toISOString();
-  const removal = {
-    removed: removed.map(({ name, digest }) => ({ name, digest })),
-    unnamed: [...unnamed].map((digest) => ({ digest, garbageAfter })),
-    failures: failures.map(({ name, error }) => ({
+  const { removeNames } = await import('../store/remove.ts');
+  const report = await usingStore(options, (store) => removeNames(store, fullNames, { expected, dryRun }));
+  const garbageAfter = new Date(Date.now() + report.graceMs).toISOString();
+  const answered = {
+    removed: report.removed.map(({ name, digest }) => ({ name, digest })),
+    unnamed: report.unnamed.map((digest) => ({ digest, garbageAfter })),
+    failures: report.failures.map(({ name, error }) => ({
       name,
-      code: error instanceof LazydiskError ? error.code : 'INTERNAL',
+      code: codeOf(error),
       message: errorText(error),
     })),
   };
-  return { removal, graceMs, failure: failures[0]?.error };
+  answer(options, answered, () => describe(report, garbageAfter, dryRun));
+  if (report.failures[0]) throw report.failures[0].error;
 }
 
-function describe({ removed, unnamed, failures }: Removal, graceMs: number, dryRun: boolean): string {
+function describe(report: RemoveReport, garbageAfter: string, dryRun: boolean): string {
+  const { removed, unnamed, graceMs, failures } = report;
   const lines = removed.map(
     ({ name, digest }) => `${name} ${dryRun ? 'would go' : 'is gone'}; it was ${digest}`,
   );
-  for (const { digest, garbageAfter } of unnamed)
+  for (const digest of unnamed)
     lines.push(`no name is left for ${digest}: garbage in ${formatDuration(graceMs)}, after ${garbageAfter}`);
   // The first is the command's own failure, and said as that.
-  for (const { message } of failures.slice(1)) lines.push(`failed: ${message}`);
+  for (const { error } of failures.slice(1)) lines.push(`failed: ${errorText(error)}`);
   return lines.map((line) => `${line}\n`).join('');
 }

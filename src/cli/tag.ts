@@ -1,8 +1,10 @@
 /** `lazydisk tag IMAGE NAME` */
 import { Command } from 'commander';
 import { LazydiskError } from '../errors.ts';
-import { isDigest, referenceName } from '../store/reference-name.ts';
-import type { ImageDigest, Store } from '../store/store.ts';
+import type { ImageDigest } from '../format/image-digest.ts';
+import { isDigest } from '../format/image-digest.ts';
+import { referenceName } from '../store/reference-name.ts';
+import type { Store } from '../store/store.ts';
 import { answer, type JsonOptions, storeOption, usingStore, withJson } from './context.ts';
 
 interface TagOptions extends JsonOptions {

@@ -18,7 +18,6 @@
  */
 import type { TierName } from '../chunk/tier.ts';
 import type { ErrorCode } from '../errors.ts';
-import type { RunConfig } from '../format/manifest-metadata.ts';
 import type { LeaseStats } from '../store/lease-keeper.ts';
 import type { StoreStats } from '../store/store.ts';
 import type { AdmissionStats } from './admission.ts';
@@ -84,53 +83,6 @@ export interface DriveStat extends DriveInfo {
   /** Reads that failed, and the last failure, whose text names drive, chunk, tier and cause. */
   readonly errors: number;
   readonly lastError: { readonly code: ErrorCode; readonly text: string; readonly at: string } | null;
-}
-
-export interface ImageInfo {
-  /** NAME:TAG */
-  readonly name: string;
-  readonly digest: string;
-  readonly updated: string;
-  /** Size of the disk, its chunks that hold data, their sealed bytes; null where no manifest proves itself. */
-  readonly sizeBytes: number | null;
-  readonly storedChunks: number | null;
-  readonly storedBytes: number | null;
-  /** Sealed bytes of its chunks that no other image of the list has. */
-  readonly uniqueBytes: number | null;
-  /** Ids of the keys that it is sealed for. */
-  readonly keys: readonly string[];
-  /** Why it does not open with the keys at hand (without keys: why its size is not known), or null. */
-  readonly problem: string | null;
-}
-
-export interface ImageDetail {
-  /** NAME:TAG, or the digest where it was asked for by that. */
-  readonly name: string;
-  readonly digest: string;
-  readonly updated: string | null;
-  /** All that a manifest says; null where there is no key to find and open it with. */
-  readonly content: ImageContent | null;
-}
-
-export interface ImageContent {
-  readonly sizeBytes: number;
-  readonly storedChunks: number;
-  readonly storedBytes: number;
-  /** Versions of what laid out the disk and of what encoded its chunks. */
-  readonly writer: string;
-  readonly encoder: string;
-  readonly domain: string;
-  readonly saltEpoch: number;
-  /** Digest of the image that was flattened. */
-  readonly source: string;
-  readonly architecture: string;
-  readonly os: string;
-  readonly layers: readonly {
-    readonly digest: string;
-    readonly sizeBytes: number;
-    readonly chunks: number;
-  }[];
-  readonly config: RunConfig;
 }
 
 export interface DaemonStatus {

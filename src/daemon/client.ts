@@ -1,6 +1,7 @@
 /** The control API's client: what the command line talks to a daemon through. Errors keep their code. */
 import { request as httpRequest } from 'node:http';
 import { type ErrorCode, errorText, LazydiskError } from '../errors.ts';
+import type { ImageDetail, ImageInfo } from '../store/image-info.ts';
 import {
   type AttachRequest,
   type DaemonStatus,
@@ -10,8 +11,6 @@ import {
   type FleetInfo,
   type FleetPlaces,
   HTTP_STATUS,
-  type ImageDetail,
-  type ImageInfo,
 } from './api.ts';
 import { runPaths } from './run-paths.ts';
 

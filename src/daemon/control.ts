@@ -10,6 +10,7 @@ import { z } from 'zod';
 import { ownTurn } from '../async/slices.ts';
 import { errorText, LazydiskError } from '../errors.ts';
 import { noteWork } from '../loop-work.ts';
+import type { ImageDetail, ImageInfo } from '../store/image-info.ts';
 import {
   type AttachRequest,
   type DaemonStatus,
@@ -19,8 +20,6 @@ import {
   type FleetInfo,
   type FleetPlaces,
   HTTP_STATUS,
-  type ImageDetail,
-  type ImageInfo,
 } from './api.ts';
 import { issuesText } from './config.ts';
 import { createBoundedServer } from './http-connections.ts';

@@ -17,22 +17,14 @@ import { cleanStaleMount, FuseMount } from '../export/fuse/mount.ts';
 import { NbdServer } from '../export/nbd/server.ts';
 import { TurnBudget } from '../export/turn-budget.ts';
 import { KeyRing } from '../keys/key-ring.ts';
+import type { ImageDetail, ImageInfo } from '../store/image-info.ts';
 import { describeImage, describeImages } from '../store/image-info.ts';
 import { LeaseKeeper, leaseHost } from '../store/lease-keeper.ts';
 import { openStore } from '../store/open.ts';
 import type { Store } from '../store/store.ts';
 import { VERSION } from '../version.ts';
 import { Admission } from './admission.ts';
-import type {
-  AttachRequest,
-  DaemonStatus,
-  DriveInfo,
-  DriveStat,
-  FleetInfo,
-  FleetPlaces,
-  ImageDetail,
-  ImageInfo,
-} from './api.ts';
+import type { AttachRequest, DaemonStatus, DriveInfo, DriveStat, FleetInfo, FleetPlaces } from './api.ts';
 import type { Address, ServeConfig } from './config.ts';
 import { ControlServer, type ControlService } from './control.ts';
 import { type DrivePlaces, Drives } from './drives.ts';

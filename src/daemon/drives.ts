@@ -10,7 +10,7 @@ import { Drive, type DriveOptions } from '../drive/drive.ts';
 import { driveNameFor } from '../drive/drive-name.ts';
 import { DRIVE_NAME, DriveRegistry } from '../drive/registry.ts';
 import { LazydiskError } from '../errors.ts';
-import type { ImageDigest } from '../store/store.ts';
+import type { ImageDigest } from '../format/image-digest.ts';
 import type { Admission, Admitted, StartingDrive } from './admission.ts';
 import type { AttachRequest, DriveInfo, DriveStat, TierInfo } from './api.ts';
 import type { SharedImages } from './images.ts';

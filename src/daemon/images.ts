@@ -5,11 +5,13 @@
  */
 import { LRUCache } from 'lru-cache';
 import { LazydiskError } from '../errors.ts';
+import type { ImageDigest } from '../format/image-digest.ts';
+import { isDigest } from '../format/image-digest.ts';
 import type { KeyRing } from '../keys/key-ring.ts';
 import { type Image, loadImage } from '../store/image.ts';
 import type { LeaseKeeper } from '../store/lease-keeper.ts';
-import { isDigest, referenceName } from '../store/reference-name.ts';
-import type { ImageDigest, Store } from '../store/store.ts';
+import { referenceName } from '../store/reference-name.ts';
+import type { Store } from '../store/store.ts';
 import type { Patience, StoreAsks } from './store-asks.ts';
 
 /** What a stored chunk costs in an opened manifest: id, key, length, index, and the objects made at its first read. */

@@ -16,9 +16,6 @@ export const SEALED_BYTES_MAX = 1 + CHUNK_BYTES + 16;
 /** SHA-256 of the sealed bytes: 64 lower-case hex digits. */
 export type ChunkId = string & { readonly __brand: 'ChunkId' };
 
-/** Which 512 KiB of a disk: byte offset / CHUNK_BYTES. */
-export type ChunkIndex = number & { readonly __brand: 'ChunkIndex' };
-
 /** Everything needed to get and open one stored chunk. `key` is secret: it must never be logged. */
 export interface ChunkRef {
   readonly id: ChunkId;

@@ -6,16 +6,9 @@
 import { createHash } from 'node:crypto';
 import { runNow, type Steps } from '../async/slices.ts';
 import { LazydiskError } from '../errors.ts';
-import type { ImageDigest } from '../store/store.ts';
 import { SEALED_BYTES_MIN } from './chunk-codec.ts';
-import {
-  CHUNK_BYTES,
-  type ChunkId,
-  type ChunkIndex,
-  chunkIdOf,
-  ID_BYTES,
-  SEALED_BYTES_MAX,
-} from './chunk-id.ts';
+import { CHUNK_BYTES, type ChunkId, chunkIdOf, ID_BYTES, SEALED_BYTES_MAX } from './chunk-id.ts';
+import type { ImageDigest } from './image-digest.ts';
 import {
   CLEAR,
   CLEAR_HEADER_BYTES,
@@ -130,8 +123,8 @@ export class ClearManifest {
   }
 
   /** Which chunk of the disk `entry` (0 to storedChunks - 1) holds. Entries are in the order of the disk. */
-  indexOf(entry: number): ChunkIndex {
-    return this.#at(this.#indices, entry) as ChunkIndex;
+  indexOf(entry: number): number {
+    return this.#at(this.#indices, entry);
   }
 
   idOf(entry: number): ChunkId {

@@ -21,6 +21,7 @@ export interface RunConfig {
 export interface LayerRange {
   /** Of the layer's blob, as its image's manifest names it. */
   readonly digest: string;
+  /** Bytes of the blob, compressed as it came. */
   readonly sizeBytes: number;
   /** Disk chunk index; meaningless when `chunks` is 0. */
   readonly firstChunk: number;

@@ -5,8 +5,9 @@
  * forges, nothing of the new manifest.
  */
 import { LazydiskError } from '../errors.ts';
+import { digestBytes } from './image-digest.ts';
 import type { TenantKey } from './keys.ts';
-import { digestBytes, Manifest } from './manifest.ts';
+import { Manifest } from './manifest.ts';
 import type { ClearManifest } from './manifest-clear.ts';
 import { SEAL } from './manifest-layout.ts';
 import { sealedPart } from './manifest-seal.ts';

@@ -4,10 +4,11 @@
  */
 import { createCipheriv, createHmac, randomBytes } from 'node:crypto';
 import { LazydiskError } from '../errors.ts';
-import type { ImageDigest } from '../store/store.ts';
 import { CHUNK_BYTES, type ChunkRef, ID_BYTES, KEY_BYTES } from './chunk-id.ts';
+import type { ImageDigest } from './image-digest.ts';
+import { digestBytes } from './image-digest.ts';
 import type { TenantKey } from './keys.ts';
-import { BODY_NONCE, digestBytes } from './manifest.ts';
+import { BODY_NONCE } from './manifest.ts';
 import { ClearManifest } from './manifest-clear.ts';
 import {
   CLEAR,

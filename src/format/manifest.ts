@@ -6,8 +6,8 @@
 import { createDecipheriv, createHmac, timingSafeEqual } from 'node:crypto';
 import { runInSlices, runNow, type Steps } from '../async/slices.ts';
 import { LazydiskError } from '../errors.ts';
-import type { ImageDigest } from '../store/store.ts';
-import type { ChunkIndex, ChunkRef } from './chunk-id.ts';
+import type { ChunkRef } from './chunk-id.ts';
+import { digestBytes, type ImageDigest } from './image-digest.ts';
 import { KEY_ID, type TenantKey, WRAPPED_KEY_BYTES } from './keys.ts';
 import { ClearManifest } from './manifest-clear.ts';
 import {
@@ -101,7 +101,7 @@ export class Manifest {
   }
 
   /** Which chunk of the disk `entry` holds. */
-  indexOf(entry: number): ChunkIndex {
+  indexOf(entry: number): number {
     return this.clear.indexOf(entry);
   }
 
@@ -174,11 +174,6 @@ function checkMetadata(clear: ClearManifest, metadata: Buffer, key: TenantKey): 
   const mac = createHmac('sha256', key.salt(clear.saltEpoch)).update(metadata).digest();
   if (!timingSafeEqual(mac, clear.metadataMac))
     throw corrupt(`its metadata is not what its digest binds, by the secret of key ${key.id}'s domain`);
-}
-
-/** A digest as the sealed part is bound to it. */
-export function digestBytes(digest: ImageDigest): Buffer {
-  return Buffer.from(digest.slice('sha256:'.length), 'hex');
 }
 
 function corrupt(why: string): LazydiskError {

@@ -9,7 +9,7 @@
 import type { LookupFunction } from 'node:net';
 import type { Readable } from 'node:stream';
 import { LazydiskError } from '../errors.ts';
-import { HttpBody } from '../store/objects/http-body.ts';
+import { HttpBody } from './body.ts';
 import { type HttpConnection, type HttpOrigin, StaleConnectionError } from './connection.ts';
 import { HttpPool, type HttpPoolOptions } from './pool.ts';
 import { type HttpHeaders, HttpResponse } from './response.ts';

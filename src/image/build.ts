@@ -6,16 +6,17 @@
  */
 import { ENCODER_VERSION } from '../format/chunk-codec.ts';
 import { CHUNK_BYTES, type ChunkRef } from '../format/chunk-id.ts';
+import type { ImageDigest } from '../format/image-digest.ts';
 import type { TenantKey } from '../format/keys.ts';
 import { type ManifestEntry, sealManifest } from '../format/manifest-seal.ts';
 import { opensWith } from '../store/manifest-check.ts';
 import { referenceName } from '../store/reference-name.ts';
-import type { ImageDigest, Store } from '../store/store.ts';
+import type { Store } from '../store/store.ts';
 import { ChunkEncoder } from './encode.ts';
 import { type Ext4Layout, layoutExt4 } from './ext4/writer.ts';
 import { type FlattenedImage, type FlattenProgress, flatten } from './flatten.ts';
 import type { ImageLimits } from './limits.ts';
-import type { ImageSource } from './source.ts';
+import type { ImageSource } from './source/image-source.ts';
 
 /**
  * Version of all that decides a disk's bytes: the layer merge, the placement of data, the ext4 writer. It goes up

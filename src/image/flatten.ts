@@ -4,23 +4,15 @@
  */
 import { LazydiskError } from '../errors.ts';
 import { CHUNK_BYTES } from '../format/chunk-id.ts';
+import type { LayerRange } from '../format/manifest-metadata.ts';
 import { type ImageLimits, imageLimits } from './limits.ts';
 import { isWhiteout, TreeMerge } from './merge.ts';
 import { Placement } from './placement.ts';
 import { quote } from './quote.ts';
-import type { ImageSource, LayerBlob } from './source.ts';
+import type { ImageSource, LayerBlob } from './source/image-source.ts';
 import { StreamInput } from './tar/input.ts';
 import { readTar, type TarEntry } from './tar/reader.ts';
 import type { ChunkSink, DataExtent, MergedTree, TreeInode } from './tree.ts';
-
-/** Where a layer's data lies among the data chunks: [firstChunk, firstChunk + chunks). */
-export interface LayerMapEntry {
-  readonly digest: string;
-  /** Bytes of the layer's blob, as compressed as it came. */
-  readonly sizeBytes: number;
-  readonly firstChunk: number;
-  readonly chunks: number;
-}
 
 export interface FlattenProgress {
   /** Which layer is being read, from 1. */
@@ -49,7 +41,7 @@ export interface FlattenOptions {
 }
 
 export interface FlattenedImage extends MergedTree {
-  readonly layerMap: LayerMapEntry[];
+  readonly layerMap: LayerRange[];
 }
 
 /**
@@ -77,7 +69,7 @@ export async function flatten(
     limits.inputBytes,
   );
   const meter = new Meter(source, limits, options.onProgress);
-  const layerMap: LayerMapEntry[] = [];
+  const layerMap: LayerRange[] = [];
   const layers = source.layers.length;
   for (const [index, layer] of source.layers.entries()) {
     const firstChunk = placement.chunks;

@@ -6,15 +6,17 @@
  */
 import { errorText, LazydiskError } from '../errors.ts';
 import { type ChunkId, SEALED_BYTES_MAX } from '../format/chunk-id.ts';
+import type { ImageDigest } from '../format/image-digest.ts';
+import { isDigest } from '../format/image-digest.ts';
 import type { ClearManifest } from '../format/manifest-clear.ts';
 import type { KeyRing } from '../keys/key-ring.ts';
 import { Lanes } from './lanes.ts';
 import { checkManifest, manifestProof } from './manifest-check.ts';
 import { pooled } from './pooled.ts';
-import { isDigest, referenceName } from './reference-name.ts';
+import { referenceName } from './reference-name.ts';
 import { placementOver } from './roots/place-manifest.ts';
 import { sha256Of } from './sha256.ts';
-import type { ImageDigest, Store, StoreReadOptions, StoreWriter } from './store.ts';
+import type { Store, StoreReadOptions, StoreWriter } from './store.ts';
 
 export interface CopyOptions {
   readonly from: Store;

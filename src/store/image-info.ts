@@ -1,13 +1,56 @@
-/** What people are told of images: from the store's references and manifests to the API's words. */
-
-import type { ImageContent, ImageDetail, ImageInfo } from '../daemon/api.ts';
+/** What people are told of images, from the store's references and manifests. */
 import { LazydiskError } from '../errors.ts';
+import { isDigest } from '../format/image-digest.ts';
 import type { Manifest } from '../format/manifest.ts';
+import type { LayerRange, RunConfig } from '../format/manifest-metadata.ts';
 import type { KeyRing } from '../keys/key-ring.ts';
 import { loadImage } from './image.ts';
 import { listImages } from './image-list.ts';
-import { isDigest, referenceName } from './reference-name.ts';
+import { referenceName } from './reference-name.ts';
 import type { Store } from './store.ts';
+
+export interface ImageInfo {
+  /** NAME:TAG */
+  readonly name: string;
+  readonly digest: string;
+  readonly updated: string;
+  /** Size of the disk, its chunks that hold data, their sealed bytes; null where no manifest proves itself. */
+  readonly sizeBytes: number | null;
+  readonly storedChunks: number | null;
+  readonly storedBytes: number | null;
+  /** Sealed bytes of its chunks that no other image of the list has. */
+  readonly uniqueBytes: number | null;
+  /** Ids of the keys that it is sealed for. */
+  readonly keys: readonly string[];
+  /** Why it does not open with the keys at hand (without keys: why its size is not known), or null. */
+  readonly problem: string | null;
+}
+
+export interface ImageDetail {
+  /** NAME:TAG, or the digest where it was asked for by that. */
+  readonly name: string;
+  readonly digest: string;
+  readonly updated: string | null;
+  /** All that a manifest says; null where there is no key to find and open it with. */
+  readonly content: ImageContent | null;
+}
+
+export interface ImageContent {
+  readonly sizeBytes: number;
+  readonly storedChunks: number;
+  readonly storedBytes: number;
+  /** Versions of what laid out the disk and of what encoded its chunks. */
+  readonly writer: string;
+  readonly encoder: string;
+  readonly domain: string;
+  readonly saltEpoch: number;
+  /** Digest of the image that was flattened. */
+  readonly source: string;
+  readonly architecture: string;
+  readonly os: string;
+  readonly layers: readonly Pick<LayerRange, 'digest' | 'sizeBytes' | 'chunks'>[];
+  readonly config: RunConfig;
+}
 
 /** All names in `store`; with keys, also whether each image opens with them. */
 export async function describeImages(store: Store, keys: KeyRing | undefined): Promise<ImageInfo[]> {

@@ -4,13 +4,14 @@
  * thousands of images takes the memory of a few.
  */
 import { errorText, LazydiskError } from '../errors.ts';
+import type { ImageDigest } from '../format/image-digest.ts';
 import type { ClearManifest } from '../format/manifest-clear.ts';
 import type { KeyRing } from '../keys/key-ring.ts';
 import { ChunkOwners } from './chunk-owners.ts';
 import { proveClear } from './manifest-check.ts';
 import { openManifest } from './open-manifest.ts';
 import { pooled } from './pooled.ts';
-import type { ImageDigest, Reference, Store } from './store.ts';
+import type { Reference, Store } from './store.ts';
 
 /** Manifests in memory at once. */
 const MANIFESTS_MAX = 8;

@@ -1,10 +1,12 @@
 /** From an image's name or digest to its opened manifest, with each step's failure named. */
 import { LazydiskError } from '../errors.ts';
+import type { ImageDigest } from '../format/image-digest.ts';
+import { isDigest } from '../format/image-digest.ts';
 import type { Manifest } from '../format/manifest.ts';
 import type { KeyRing } from '../keys/key-ring.ts';
 import { openManifest } from './open-manifest.ts';
-import { isDigest, referenceName } from './reference-name.ts';
-import type { ImageDigest, Reference, Store } from './store.ts';
+import { referenceName } from './reference-name.ts';
+import type { Reference, Store } from './store.ts';
 
 export interface Image {
   /** As in `references`, `name:tag`, or the digest when it was asked for by that. */

@@ -8,13 +8,13 @@ import { createHash, randomUUID } from 'node:crypto';
 import { readFile, readlink } from 'node:fs/promises';
 import { type Pauses, pauseAfterMs } from '../async/backoff.ts';
 import { codeOf, errorText, isRetryable, LazydiskError, withContext } from '../errors.ts';
+import type { ImageDigest } from '../format/image-digest.ts';
 import { encodeLease, leaseTermMs } from './leases.ts';
 import { manifestKeysIn } from './roots/carry.ts';
 import type { Moment } from './roots/clock.ts';
 import { hostName } from './roots/host-reads.ts';
 import { leaseKey } from './roots/layout.ts';
 import type { StoreParts } from './roots/parts.ts';
-import type { ImageDigest } from './store.ts';
 
 /** Leases are renewed after this share of their term, or an hour, and are late after that one. */
 const RENEW_SHARE = 1 / 8;

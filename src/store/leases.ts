@@ -5,12 +5,12 @@
  * credentials can write here, so nothing that is found is trusted to be small, few or of any form.
  */
 import { errorText, LazydiskError } from '../errors.ts';
+import type { ImageDigest } from '../format/image-digest.ts';
+import { isDigest } from '../format/image-digest.ts';
 import type { ObjectInfo, ObjectStore } from './objects/object-store.ts';
 import { pooled } from './pooled.ts';
-import { isDigest } from './reference-name.ts';
 import { HOSTS_PREFIX, LEASES_PREFIX, meaningOf } from './roots/layout.ts';
 import type { StorePolicy } from './roots/policy.ts';
-import type { ImageDigest } from './store.ts';
 
 /** Images in one lease; a daemon attaches no more drives than that. */
 export const LEASED_IMAGES_MAX = 16_384;

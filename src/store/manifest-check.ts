@@ -4,12 +4,13 @@
  * parts and those of another key's copy, which differ in 76 bytes only: then the key must open the result.
  */
 import { errorText, LazydiskError } from '../errors.ts';
+import type { ImageDigest } from '../format/image-digest.ts';
 import type { TenantKey } from '../format/keys.ts';
 import { Manifest } from '../format/manifest.ts';
 import { ClearManifest } from '../format/manifest-clear.ts';
 import { KEY_ENTRY_BYTES, SEAL, SEAL_HEADER_BYTES, SEAL_TAG_BYTES } from '../format/manifest-layout.ts';
 import type { KeyRing } from '../keys/key-ring.ts';
-import type { ImageDigest, ManifestProof } from './store.ts';
+import type { ManifestProof } from './store.ts';
 
 export interface WholeManifest {
   readonly bytes: Buffer;

@@ -4,9 +4,9 @@
  * whose the image is and what this host has.
  */
 import { errorText, LazydiskError } from '../errors.ts';
+import type { ImageDigest } from '../format/image-digest.ts';
 import { Manifest } from '../format/manifest.ts';
 import type { KeyRing } from '../keys/key-ring.ts';
-import type { ImageDigest } from './store.ts';
 
 /** The part of a store that is asked. */
 export interface ManifestSource {

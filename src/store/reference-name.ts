@@ -3,11 +3,9 @@
  * are kept under. Whatever passes here is short and plain enough for a path, a URL and an object key.
  */
 import { LazydiskError } from '../errors.ts';
-import type { ImageDigest } from './store.ts';
 
 const NAME = /^[A-Za-z0-9][A-Za-z0-9._-]*(?:\/[A-Za-z0-9][A-Za-z0-9._-]*){0,7}$/;
 const TAG = /^[A-Za-z0-9_][A-Za-z0-9._-]{0,63}$/;
-const DIGEST = /^sha256:[0-9a-f]{64}$/;
 
 /** Encoded, a name of this length with seven slashes and a tag still is a file name of at most 255 bytes. */
 const NAME_LENGTH_MAX = 128;
@@ -26,11 +24,6 @@ export function referenceName(text: string): string {
     );
   }
   return `${name}:${tag}`;
-}
-
-/** Whether `text` is an image digest. */
-export function isDigest(text: string): text is ImageDigest {
-  return DIGEST.test(text);
 }
 
 /** The file name of a full name's reference. */

@@ -6,13 +6,15 @@
  * only after its successor was read back from the store and opened.
  */
 import { errorText, LazydiskError } from '../errors.ts';
+import type { ImageDigest } from '../format/image-digest.ts';
+import { isDigest } from '../format/image-digest.ts';
 import type { TenantKey } from '../format/keys.ts';
 import { Manifest } from '../format/manifest.ts';
 import { resealManifest, rewrapManifest, shareDataKey } from '../format/manifest-rewrap.ts';
 import { opensWith } from './manifest-check.ts';
 import { pooled } from './pooled.ts';
-import { isDigest, referenceName } from './reference-name.ts';
-import type { ImageDigest, ManifestProof, Reference } from './store.ts';
+import { referenceName } from './reference-name.ts';
+import type { ManifestProof, Reference } from './store.ts';
 
 /** Images that are worked on at once. */
 const IMAGES_MAX = 4;

@@ -8,9 +8,8 @@
  * caller bounds how many.
  */
 import type { ChunkId } from '../format/chunk-id.ts';
-
-/** `sha256:` and 64 hex digits: SHA-256 of a manifest's clear part. */
-export type ImageDigest = `sha256:${string}`;
+import type { ImageDigest } from '../format/image-digest.ts';
+import type { WrappedKeyStore } from '../keys/wrapped-keys.ts';
 
 /** What a name points to. */
 export interface Reference {
@@ -53,7 +52,7 @@ export interface StoreStats {
   readonly credentialExpiryMs: number | null;
 }
 
-export interface Store {
+export interface Store extends WrappedKeyStore {
   /** As the user wrote it, without secrets; for messages. */
   readonly url: string;
 
@@ -69,10 +68,6 @@ export interface Store {
   getReference(name: string): Promise<Reference | undefined>;
   /** Sorted by name. Throws UNSUPPORTED where the store cannot be listed. */
   listReferences(): Promise<Reference[]>;
-  /** A tenant's key that KMS has wrapped, as FORMAT.md has it, and the ids of all of them. */
-  getKey(id: string): Promise<Buffer | undefined>;
-  listKeys(): Promise<string[]>;
-  putKey(id: string, bytes: Uint8Array): Promise<void>;
 
   /** What names were set to, oldest first; of `name` alone if it is given. */
   history(name?: string): Promise<PastReference[]>;

@@ -8,6 +8,7 @@ import { createHash, randomFillSync } from 'node:crypto';
 import { readFileSync } from 'node:fs';
 import { fileURLToPath } from 'node:url';
 import { CHUNK_BYTES, type ChunkId } from '../../src/format/chunk-id.ts';
+import type { ImageDigest } from '../../src/format/image-digest.ts';
 import { ClearManifest } from '../../src/format/manifest-clear.ts';
 import {
   CLEAR,
@@ -26,7 +27,6 @@ import type { ObjectInfo, ObjectStore } from '../../src/store/objects/object-sto
 import { chunkKey, manifestKey, referenceKey, SHARDS, stateKey } from '../../src/store/roots/layout.ts';
 import { DEFAULT_POLICY } from '../../src/store/roots/policy.ts';
 import { RootStore } from '../../src/store/roots/root-store.ts';
-import type { ImageDigest } from '../../src/store/store.ts';
 import { formatRows, type Row } from './row.ts';
 
 const CHUNKS_AN_IMAGE = 20_000;

@@ -4,7 +4,7 @@ import { once } from 'node:events';
 import { chmodSync, existsSync, readdirSync, readFileSync, statSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import t from 'tap';
-import type { ImageDetail, ImageInfo } from '../../src/daemon/api.ts';
+import type { ImageDetail, ImageInfo } from '../../src/store/image-info.ts';
 import { buildWorkplace, lazydisk, lazydiskJson, tempDir } from '../support/daemon.ts';
 import { rootDir } from '../support/dir-store.ts';
 

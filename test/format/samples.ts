@@ -1,8 +1,9 @@
 /** A small manifest and its parts, for tests of the format and the store. */
 import { createCipheriv } from 'node:crypto';
 import { CHUNK_BYTES, type ChunkId, KEY_BYTES } from '../../src/format/chunk-id.ts';
+import { digestBytes } from '../../src/format/image-digest.ts';
 import { type NewKeyOptions, TenantKey } from '../../src/format/keys.ts';
-import { BODY_NONCE, digestBytes, Manifest } from '../../src/format/manifest.ts';
+import { BODY_NONCE, Manifest } from '../../src/format/manifest.ts';
 import { KEY_ENTRY_BYTES, SEAL, SEAL_HEADER_BYTES } from '../../src/format/manifest-layout.ts';
 import { encodeMetadata, type ImageMetadata } from '../../src/format/manifest-metadata.ts';
 import { type ManifestEntry, type ManifestParts, sealManifest } from '../../src/format/manifest-seal.ts';

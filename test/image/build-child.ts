@@ -3,7 +3,7 @@
  * standard output, so that build.test.ts can kill it there.
  */
 import { buildImage } from '../../src/image/build.ts';
-import { openSource } from '../../src/image/source.ts';
+import { openSource } from '../../src/image/source/open-source.ts';
 import { loadKeyFile } from '../../src/keys/key-file.ts';
 import { openStore } from '../../src/store/open.ts';
 

@@ -16,7 +16,7 @@ import { type BuildOptions, type BuildProgress, buildImage } from '../../src/ima
 import { exportImage } from '../../src/image/export.ts';
 import { layoutExt4 } from '../../src/image/ext4/writer.ts';
 import { flatten } from '../../src/image/flatten.ts';
-import { openSource } from '../../src/image/source.ts';
+import { openSource } from '../../src/image/source/open-source.ts';
 import { newKeyFile } from '../../src/keys/key-file.ts';
 import { KeyRing } from '../../src/keys/key-ring.ts';
 import { loadImage } from '../../src/store/image.ts';

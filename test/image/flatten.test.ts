@@ -6,7 +6,7 @@ import t from 'tap';
 import { LazydiskError } from '../../src/errors.ts';
 import { CHUNK_BYTES } from '../../src/format/chunk-id.ts';
 import { type FlattenProgress, flatten } from '../../src/image/flatten.ts';
-import { openSource } from '../../src/image/source.ts';
+import { openSource } from '../../src/image/source/open-source.ts';
 import { contentOf, flattenAll, flattenLayers, sourceOf } from '../support/image.ts';
 import { makeOciLayout, packTar, type TarEntrySpec } from '../support/oci.ts';
 import { skipWithout } from '../support/tools.ts';

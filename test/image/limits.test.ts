@@ -7,7 +7,7 @@ import { CHUNK_BYTES } from '../../src/format/chunk-id.ts';
 import { flatten } from '../../src/image/flatten.ts';
 import { type ImageLimits, imageLimits } from '../../src/image/limits.ts';
 import { TreeMerge } from '../../src/image/merge.ts';
-import type { ImageSource } from '../../src/image/source.ts';
+import type { ImageSource } from '../../src/image/source/image-source.ts';
 import { PaxRecords } from '../../src/image/tar/pax.ts';
 import type { TarEntry } from '../../src/image/tar/reader.ts';
 import { flattenAll, readEntries, sourceOf } from '../support/image.ts';

@@ -3,6 +3,7 @@ import { rmSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import t, { type Test } from 'tap';
 import type { ChunkId } from '../../src/format/chunk-id.ts';
+import type { ImageDigest } from '../../src/format/image-digest.ts';
 import { TenantKey } from '../../src/format/keys.ts';
 import { ClearManifest } from '../../src/format/manifest-clear.ts';
 import { rewrapManifest } from '../../src/format/manifest-rewrap.ts';
@@ -10,7 +11,6 @@ import { type ManifestEntry, sealManifest } from '../../src/format/manifest-seal
 import { KeyRing } from '../../src/keys/key-ring.ts';
 import { ChunkOwners } from '../../src/store/chunk-owners.ts';
 import { listImages } from '../../src/store/image-list.ts';
-import type { ImageDigest } from '../../src/store/store.ts';
 import { sampleEntries, sampleParts } from '../format/samples.ts';
 import { openDirStore, rootDir } from '../support/dir-store.ts';
 

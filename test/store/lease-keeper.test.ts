@@ -3,13 +3,13 @@
 import fc from 'fast-check';
 import t from 'tap';
 import { LazydiskError } from '../../src/errors.ts';
+import type { ImageDigest } from '../../src/format/image-digest.ts';
 import { TenantKey } from '../../src/format/keys.ts';
 import { sealManifest } from '../../src/format/manifest-seal.ts';
 import { LeaseKeeper, type LeaseStats, leaseHost } from '../../src/store/lease-keeper.ts';
 import { encodeLease, LEASED_IMAGES_MAX, parseLease } from '../../src/store/leases.ts';
 import { leaseKey, stateKey } from '../../src/store/roots/layout.ts';
 import { RootStore } from '../../src/store/roots/root-store.ts';
-import type { ImageDigest } from '../../src/store/store.ts';
 import { sampleParts } from '../format/samples.ts';
 import { HookedObjects, type RequestHook } from '../support/hooked-objects.ts';
 import { SimObjects, SimStorage, Simulation } from '../support/sim-store.ts';

@@ -1,6 +1,7 @@
 /** Rotating the wrapping key: every image opens with the new key, none is lost on the way, and a second run is cheap. */
 import t from 'tap';
 import { LazydiskError } from '../../src/errors.ts';
+import type { ImageDigest } from '../../src/format/image-digest.ts';
 import { TenantKey } from '../../src/format/keys.ts';
 import { Manifest } from '../../src/format/manifest.ts';
 import { resealManifest, rewrapManifest, shareDataKey } from '../../src/format/manifest-rewrap.ts';
@@ -10,7 +11,6 @@ import { AwsKms } from '../../src/keys/kms.ts';
 import { newWrappedKey } from '../../src/keys/wrapped-keys.ts';
 import { openManifest } from '../../src/store/open-manifest.ts';
 import { rewrapImages } from '../../src/store/rewrap.ts';
-import type { ImageDigest } from '../../src/store/store.ts';
 import { sampleParts } from '../format/samples.ts';
 import { KEY_A, KEY_B, KmsStandIn } from '../support/kms-stand-in.ts';
 import { MemoryStore } from '../support/memory-store.ts';

@@ -5,7 +5,8 @@
 import { hash, randomBytes } from 'node:crypto';
 import type { Test } from 'tap';
 import { type ChunkId, chunkIdOf, SEALED_BYTES_MAX } from '../../src/format/chunk-id.ts';
-import type { ImageDigest, Store, StoreWriter } from '../../src/store/store.ts';
+import type { ImageDigest } from '../../src/format/image-digest.ts';
+import type { Store, StoreWriter } from '../../src/store/store.ts';
 
 const digestOf = (fill: string) => `sha256:${fill.repeat(64)}` as ImageDigest;
 const KEY_A = 'a'.repeat(16);

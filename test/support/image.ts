@@ -2,7 +2,7 @@
 import { Readable } from 'node:stream';
 import { CHUNK_BYTES } from '../../src/format/chunk-id.ts';
 import { type FlattenedImage, type FlattenOptions, flatten } from '../../src/image/flatten.ts';
-import type { ImageSource } from '../../src/image/source.ts';
+import type { ImageSource } from '../../src/image/source/image-source.ts';
 import { StreamInput } from '../../src/image/tar/input.ts';
 import { readTar, type TarEntry } from '../../src/image/tar/reader.ts';
 import type { ChunkSink, TreeInode } from '../../src/image/tree.ts';

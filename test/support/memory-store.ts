@@ -1,10 +1,11 @@
 /** The parts of a store that keys and manifests need, in Maps, with its calls counted and faults on request. */
 import { LazydiskError } from '../../src/errors.ts';
+import type { ImageDigest } from '../../src/format/image-digest.ts';
 import type { WrappedKeyStore } from '../../src/keys/wrapped-keys.ts';
 import type { ManifestSource } from '../../src/store/open-manifest.ts';
 import { referenceName } from '../../src/store/reference-name.ts';
 import type { RewrapStore } from '../../src/store/rewrap.ts';
-import type { ImageDigest, Reference } from '../../src/store/store.ts';
+import type { Reference } from '../../src/store/store.ts';
 
 export class MemoryStore implements ManifestSource, RewrapStore, WrappedKeyStore {
   readonly url = 'memory:test';

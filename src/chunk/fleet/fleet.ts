@@ -4,12 +4,15 @@
  * not to serve: until it comes, every read is a miss.
  */
 import { readFile, stat } from 'node:fs/promises';
-import type { Logger } from '../../daemon/log.ts';
+import type { Logger } from 'pino';
 import { errorText, LazydiskError } from '../../errors.ts';
 import type { ChunkId } from '../../format/chunk-id.ts';
 import { type FleetStats, FleetTier, type ShardPlace } from './fleet-tier.ts';
 import type { NodeAddress, NodeOptions } from './node.ts';
 import { parseFleetUrl, watchNodes } from './node-list.ts';
+
+/** Where the fleet says when its last node goes, when one comes back, and when the list changes. */
+export type FleetLog = Pick<Logger, 'info' | 'warn' | 'error'>;
 
 export interface FleetConfig {
   readonly url: string;
@@ -35,12 +38,12 @@ export type FleetState = 'up' | 'down';
 export class Fleet {
   readonly tier: FleetTier;
   readonly url: string;
-  readonly #log: Logger;
+  readonly #log: FleetLog;
   readonly #stopWatching: () => void;
   readonly #timer: NodeJS.Timeout;
   #state: FleetState = 'up';
 
-  private constructor(url: string, tier: FleetTier, log: Logger, stopWatching: () => void) {
+  private constructor(url: string, tier: FleetTier, log: FleetLog, stopWatching: () => void) {
     this.url = url;
     this.tier = tier;
     this.#log = log;
@@ -49,7 +52,7 @@ export class Fleet {
   }
 
   /** Throws USAGE for a URL, a list or a login file that makes no sense, KEY for one that others can read. */
-  static async open(config: FleetConfig, log: Logger): Promise<Fleet> {
+  static async open(config: FleetConfig, log: FleetLog): Promise<Fleet> {
     const url = parseFleetUrl(config.url);
     const options: NodeOptions = {
       ...(config.tls !== undefined && { tls: config.tls === 'system' ? true : config.tls }),

@@ -82,7 +82,6 @@ export class RequestReader {
   opcode = 0;
   unique = 0;
   nodeId = 0;
-  uid = 0;
   /** The thread that asks, as this process sees it; 0 if it does not. */
   pid = 0;
   #bodyAt = 0;
@@ -107,7 +106,6 @@ export class RequestReader {
     // Replies carry it back, so it must survive being a number. The kernel counts up from 0 in steps of 2.
     if (!Number.isSafeInteger(this.unique)) throw corrupt('a request id above 2^53');
     this.nodeId = uint64(view, at + 16);
-    this.uid = view.getUint32(at + 24, true);
     this.pid = view.getUint32(at + 32, true);
     this.#bodyAt = at + HEADER_BYTES;
     this.#bodyEnd = at + length;

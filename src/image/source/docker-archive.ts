@@ -5,7 +5,6 @@
  */
 import { createHash } from 'node:crypto';
 import { LazydiskError } from '../../errors.ts';
-import type { ImageSource, LayerBlob } from '../source.ts';
 import {
   configDocument,
   DOCUMENT_BYTES_MAX,
@@ -15,6 +14,7 @@ import {
 } from './documents.ts';
 import { readBlob, readWhole, type SourceFiles } from './files.ts';
 import { checkedDiffIds, checkPlatform } from './image-manifest.ts';
+import type { ImageSource, LayerBlob } from './image-source.ts';
 import { openBlob } from './layer-blob.ts';
 import type { Compression } from './media-types.ts';
 import { openOciLayout, sameName } from './oci-layout.ts';

@@ -4,6 +4,7 @@
  */
 import { z } from 'zod';
 import { errorText, LazydiskError } from '../../errors.ts';
+import type { ImageConfig } from './image-source.ts';
 
 /** As registries limit them. */
 export const DOCUMENT_BYTES_MAX = 4 * 1024 * 1024;
@@ -58,21 +59,6 @@ export const dockerManifestDocument = z
   .min(1)
   .max(10_000);
 
-/** How to run the image, and on what; plain JSON. */
-export interface ImageConfig {
-  readonly architecture: string;
-  readonly os: string;
-  readonly variant?: string;
-  readonly entrypoint: readonly string[];
-  readonly cmd: readonly string[];
-  /** `NAME=value`. */
-  readonly env: readonly string[];
-  /** `''` where none is named, as everywhere here. */
-  readonly user: string;
-  readonly workingDir: string;
-  readonly labels: Readonly<Record<string, string>>;
-}
-
 /** `bytes` as a document of that shape. Throws CORRUPT, in which `name` says which document. */
 export function parseDocument<T>(shape: z.ZodType<T>, bytes: Buffer, name: string): T {
   let json: unknown;
@@ -92,7 +78,6 @@ export function imageConfig(document: z.infer<typeof configDocument>): ImageConf
   return {
     architecture: document.architecture,
     os: document.os,
-    ...(document.variant && { variant: document.variant }),
     entrypoint: run?.Entrypoint ?? [],
     cmd: run?.Cmd ?? [],
     env: run?.Env ?? [],

@@ -3,7 +3,6 @@
  * against the digest and size by which it was named. Spec: OCI image-spec 1.1, "Image Index", "Image Manifest".
  */
 import { LazydiskError } from '../../errors.ts';
-import type { ImageSource, LayerBlob } from '../source.ts';
 import {
   configDocument,
   type Descriptor,
@@ -13,6 +12,7 @@ import {
   manifestDocument,
   parseDocument,
 } from './documents.ts';
+import type { ImageSource, LayerBlob } from './image-source.ts';
 import { type BlobDescription, checkDigest, checkedDigestName, hashOf, openBlob } from './layer-blob.ts';
 import { isConfig, isIndex, isManifest, layerCompression } from './media-types.ts';
 import { choosePlatform, matchesPlatform, type Platform, showPlatform } from './platform.ts';

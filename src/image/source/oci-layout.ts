@@ -1,9 +1,9 @@
 /** An image in an OCI layout: index.json names it, its blobs are files. Spec: OCI image-spec 1.1, "Image Layout". */
 import { LazydiskError } from '../../errors.ts';
-import type { ImageSource } from '../source.ts';
 import { type Descriptor, DOCUMENT_BYTES_MAX, indexDocument, parseDocument } from './documents.ts';
 import { readBlob, readWhole, type SourceFiles } from './files.ts';
 import { type ImageBlobs, type LayerReader, openImage } from './image-manifest.ts';
+import type { ImageSource } from './image-source.ts';
 import type { Platform } from './platform.ts';
 
 /** The source closes `files` when it is closed; if this throws, the caller does. */

@@ -4,13 +4,13 @@
  * sweeps and rotations: whatever looks wrong is looked at again before it is called so.
  */
 import { LazydiskError } from '../../errors.ts';
+import type { ImageDigest } from '../../format/image-digest.ts';
 import type { KeyRing } from '../../keys/key-ring.ts';
 import { journaled } from '../gc/journal.ts';
 import { latelyNamed } from '../gc/mark.ts';
 import { pooled } from '../pooled.ts';
 import type { StoreParts } from '../roots/parts.ts';
 import type { View } from '../roots/view.ts';
-import type { ImageDigest } from '../store.ts';
 import { ChunkScan } from './chunk-scan.ts';
 import { DamageCheck } from './damage.ts';
 import { type DiskPaths, describeHits } from './hit-images.ts';

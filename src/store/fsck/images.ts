@@ -3,6 +3,7 @@
  * is broken or gone is looked for elsewhere at once, since only a manifest tells which chunks to look for.
  */
 import { errorText, LazydiskError } from '../../errors.ts';
+import type { ImageDigest } from '../../format/image-digest.ts';
 import type { Manifest } from '../../format/manifest.ts';
 import type { ClearManifest } from '../../format/manifest-clear.ts';
 import type { KeyRing } from '../../keys/key-ring.ts';
@@ -13,7 +14,6 @@ import { type AreaPath, manifestKey } from '../roots/layout.ts';
 import type { StoreParts } from '../roots/parts.ts';
 import { MANIFEST_BYTES_MAX, placeManifest } from '../roots/place-manifest.ts';
 import type { View } from '../roots/view.ts';
-import type { ImageDigest } from '../store.ts';
 import type { NamedImage } from './names.ts';
 import type { Problem } from './report.ts';
 import { readObject, type Sources } from './source.ts';

@@ -3,11 +3,12 @@
  * Tombstones mean nothing; what retired roots have of names is not looked at by anyone.
  */
 import { errorText, LazydiskError } from '../../errors.ts';
+import type { ImageDigest } from '../../format/image-digest.ts';
 import { pooled } from '../pooled.ts';
 import { meaningOf, referencesPrefix } from '../roots/layout.ts';
 import type { StoreParts } from '../roots/parts.ts';
 import type { Area, View } from '../roots/view.ts';
-import type { ImageDigest, Reference } from '../store.ts';
+import type { Reference } from '../store.ts';
 import type { Problem } from './report.ts';
 
 const READS_MAX = 16;

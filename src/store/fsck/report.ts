@@ -1,6 +1,6 @@
 /** What fsck says: counts of everything, and lists of what is wrong, which are bounded however much that is. */
 import type { ChunkId } from '../../format/chunk-id.ts';
-import type { ImageDigest } from '../store.ts';
+import type { ImageDigest } from '../../format/image-digest.ts';
 
 /** What the lists hold at most; the rest is counted. */
 export const PROBLEMS_MAX = 1000;

@@ -4,10 +4,10 @@
  * scan, so here they are passed by where the store can.
  */
 
+import type { ImageDigest } from '../../format/image-digest.ts';
 import { chunksPrefix, meaningOf, SHARDS } from '../roots/layout.ts';
 import type { StoreParts } from '../roots/parts.ts';
 import type { View } from '../roots/view.ts';
-import type { ImageDigest } from '../store.ts';
 import { countForeign } from './chunk-scan.ts';
 import type { ShardResult } from './state.ts';
 

@@ -3,12 +3,12 @@
  * moves them for their name, and that hosts have leased.
  */
 import { errorText, LazydiskError } from '../../errors.ts';
+import type { ImageDigest } from '../../format/image-digest.ts';
 import { formatDuration } from '../../units.ts';
 import { leasedOf } from '../leases.ts';
 import { ensureIn } from '../roots/carry.ts';
 import type { StoreParts } from '../roots/parts.ts';
 import type { Area } from '../roots/view.ts';
-import type { ImageDigest } from '../store.ts';
 import { areasOfRoot, imagesIn } from './mark.ts';
 
 /** A leased image that cannot be brought along: the root must stay for it. */

@@ -6,6 +6,7 @@
  */
 import { errorText, LazydiskError } from '../../errors.ts';
 import { ID_BYTES } from '../../format/chunk-id.ts';
+import type { ImageDigest } from '../../format/image-digest.ts';
 import type { ClearManifest } from '../../format/manifest-clear.ts';
 import { type LeaseCount, leasedOf, leaseTermMs } from '../leases.ts';
 import type { ObjectStore } from '../objects/object-store.ts';
@@ -15,7 +16,7 @@ import { type AreaPath, manifestsPrefix, meaningOf } from '../roots/layout.ts';
 import type { StoreParts } from '../roots/parts.ts';
 import type { DatedRecord } from '../roots/references.ts';
 import type { Area, View } from '../roots/view.ts';
-import type { ImageDigest, Reference } from '../store.ts';
+import type { Reference } from '../store.ts';
 import { IdTable } from './id-table.ts';
 
 const MANIFESTS_MAX = 8;

@@ -4,6 +4,7 @@
  * what is alive by now, of which whatever is found nowhere else goes back to where it belongs, before anything is deleted.
  */
 
+import type { ImageDigest } from '../../format/image-digest.ts';
 import { forgetHosts, type LeaseCount, leaseTermMs } from '../leases.ts';
 import type { ObjectInfo, ObjectStore } from '../objects/object-store.ts';
 import type { Moment } from '../roots/clock.ts';
@@ -19,7 +20,6 @@ import {
 import type { StoreParts } from '../roots/parts.ts';
 import type { StorePolicy } from '../roots/policy.ts';
 import { type Area, type View, writeIndex } from '../roots/view.ts';
-import type { ImageDigest } from '../store.ts';
 import { carryLeased } from './carry-leased.ts';
 import { type Journal, journaled } from './journal.ts';
 import { litterPages } from './litter.ts';

@@ -5,6 +5,7 @@
  */
 import { LazydiskError } from '../../errors.ts';
 import { ID_BYTES } from '../../format/chunk-id.ts';
+import type { ImageDigest } from '../../format/image-digest.ts';
 import { leasedOf, leaseTermMs } from '../leases.ts';
 import type { ObjectStore } from '../objects/object-store.ts';
 import { ensureIn, manifestKeysIn } from '../roots/carry.ts';
@@ -13,7 +14,6 @@ import type { StoreParts } from '../roots/parts.ts';
 import { carryManifest } from '../roots/place-manifest.ts';
 import type { NamedDigest } from '../roots/references.ts';
 import { type Area, type View, writeIndex } from '../roots/view.ts';
-import type { ImageDigest } from '../store.ts';
 import { carryLeased } from './carry-leased.ts';
 import { IdTable } from './id-table.ts';
 import { type Journal, journaled } from './journal.ts';

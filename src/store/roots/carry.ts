@@ -5,11 +5,11 @@
  */
 import { LazydiskError } from '../../errors.ts';
 import type { ChunkId } from '../../format/chunk-id.ts';
+import type { ImageDigest } from '../../format/image-digest.ts';
 import type { ClearManifest } from '../../format/manifest-clear.ts';
 import { proveClear } from '../manifest-check.ts';
 import type { ObjectOptions, ObjectStore } from '../objects/object-store.ts';
 import { pooled } from '../pooled.ts';
-import type { ImageDigest } from '../store.ts';
 import { type AreaPath, chunkKey, manifestKey, manifestsPrefix, meaningOf } from './layout.ts';
 import type { StoreParts } from './parts.ts';
 import { boundedWrites, carryManifest, MANIFEST_BYTES_MAX } from './place-manifest.ts';

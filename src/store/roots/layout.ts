@@ -5,9 +5,10 @@
  */
 import { LazydiskError } from '../../errors.ts';
 import type { ChunkId } from '../../format/chunk-id.ts';
+import type { ImageDigest } from '../../format/image-digest.ts';
+import { isDigest } from '../../format/image-digest.ts';
 import { KEY_ID } from '../../format/keys.ts';
-import { isDigest, nameOfReferenceFile, referenceFile } from '../reference-name.ts';
-import type { ImageDigest } from '../store.ts';
+import { nameOfReferenceFile, referenceFile } from '../reference-name.ts';
 
 /** `roots/NUMBER` or `trash/NUMBER-SWEEP`, NUMBER being that of the root that was swept. */
 export type AreaPath = `roots/${number}` | `trash/${number}-${string}`;

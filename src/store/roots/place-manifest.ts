@@ -4,9 +4,10 @@
  * new one opens and the old one does not.
  */
 import { LazydiskError } from '../../errors.ts';
+import type { ImageDigest } from '../../format/image-digest.ts';
 import { checkManifest } from '../manifest-check.ts';
 import type { ObjectBytes, ObjectOptions, ObjectStore } from '../objects/object-store.ts';
-import type { ImageDigest, ManifestPlacement, ManifestProof } from '../store.ts';
+import type { ManifestPlacement, ManifestProof } from '../store.ts';
 import { withinTime } from './clock.ts';
 import { type AreaPath, manifestKey } from './layout.ts';
 import type { StoreParts } from './parts.ts';

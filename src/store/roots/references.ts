@@ -6,10 +6,11 @@
 import { randomBytes } from 'node:crypto';
 import { isDeepStrictEqual } from 'node:util';
 import { LazydiskError } from '../../errors.ts';
+import type { ImageDigest } from '../../format/image-digest.ts';
+import { isDigest } from '../../format/image-digest.ts';
 import type { ObjectStore } from '../objects/object-store.ts';
 import { pooled } from '../pooled.ts';
-import { isDigest } from '../reference-name.ts';
-import type { ImageDigest, Reference } from '../store.ts';
+import type { Reference } from '../store.ts';
 import {
   type AreaPath,
   HISTORY_PREFIX,

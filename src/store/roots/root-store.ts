@@ -6,18 +6,11 @@
  */
 import { LazydiskError } from '../../errors.ts';
 import { type ChunkId, SEALED_BYTES_MAX } from '../../format/chunk-id.ts';
+import type { ImageDigest } from '../../format/image-digest.ts';
 import { WRAPPED_KEY_OBJECT_BYTES_MAX } from '../../format/wrapped-key.ts';
 import type { GetOptions, ObjectBytes, ObjectStore } from '../objects/object-store.ts';
 import { referenceName } from '../reference-name.ts';
-import type {
-  ImageDigest,
-  PastReference,
-  Reference,
-  Store,
-  StoreReadOptions,
-  StoreStats,
-  StoreWriter,
-} from '../store.ts';
+import type { PastReference, Reference, Store, StoreReadOptions, StoreStats, StoreWriter } from '../store.ts';
 import { manifestKeysIn } from './carry.ts';
 import { type Clock, type Moment, systemClock } from './clock.ts';
 import { recordRead } from './host-reads.ts';

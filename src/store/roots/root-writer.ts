@@ -10,9 +10,11 @@
  */
 import { LazydiskError } from '../../errors.ts';
 import type { ChunkId } from '../../format/chunk-id.ts';
+import type { ImageDigest } from '../../format/image-digest.ts';
+import { isDigest } from '../../format/image-digest.ts';
 import { formatDuration } from '../../units.ts';
-import { isDigest, referenceName } from '../reference-name.ts';
-import type { ImageDigest, ManifestPlacement, ManifestProof, SetOptions, StoreWriter } from '../store.ts';
+import { referenceName } from '../reference-name.ts';
+import type { ManifestPlacement, ManifestProof, SetOptions, StoreWriter } from '../store.ts';
 import { ensureIn } from './carry.ts';
 import { listChunks } from './chunk-list.ts';
 import type { Moment } from './clock.ts';

@@ -2,7 +2,7 @@
 import { createHash } from 'node:crypto';
 import { layoutExt4 } from '../../../src/image/ext4/writer.ts';
 import { flatten } from '../../../src/image/flatten.ts';
-import { openSource } from '../../../src/image/source.ts';
+import { openSource } from '../../../src/image/source/open-source.ts';
 
 const source = await openSource(process.argv[2]!);
 const hash = createHash('sha256');

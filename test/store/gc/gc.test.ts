@@ -3,6 +3,7 @@ import { existsSync, readFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
 import t from 'tap';
+import type { ImageDigest } from '../../../src/format/image-digest.ts';
 import { TenantKey } from '../../../src/format/keys.ts';
 import { KeyRing } from '../../../src/keys/key-ring.ts';
 import { lastEntries } from '../../../src/store/gc/journal.ts';
@@ -14,7 +15,6 @@ import { DirObjects } from '../../../src/store/objects/dir-objects.ts';
 import { manifestKey, stateKey } from '../../../src/store/roots/layout.ts';
 import { checkPolicy, DEFAULT_POLICY } from '../../../src/store/roots/policy.ts';
 import { RootStore } from '../../../src/store/roots/root-store.ts';
-import type { ImageDigest } from '../../../src/store/store.ts';
 import {
   agingStore,
   diskOf,

@@ -2,6 +2,7 @@
 import { rmSync } from 'node:fs';
 import { join } from 'node:path';
 import t, { type Test } from 'tap';
+import type { ImageDigest } from '../../../src/format/image-digest.ts';
 import { TenantKey } from '../../../src/format/keys.ts';
 import { sealManifest } from '../../../src/format/manifest-seal.ts';
 import { purge } from '../../../src/store/gc/purge.ts';
@@ -13,7 +14,6 @@ import { encodeLease } from '../../../src/store/leases.ts';
 import { chunkKey, leaseKey, readKey } from '../../../src/store/roots/layout.ts';
 import { References } from '../../../src/store/roots/references.ts';
 import { RootStore } from '../../../src/store/roots/root-store.ts';
-import type { ImageDigest } from '../../../src/store/store.ts';
 import { sampleEntries, sampleParts } from '../../format/samples.ts';
 import { AGING_POLICY, agingStore, diskOf, isWholeFor, RETENTION_MS } from '../../support/aging-store.ts';
 import { HookedObjects } from '../../support/hooked-objects.ts';

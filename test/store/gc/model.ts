@@ -6,6 +6,7 @@
 import { createHash } from 'node:crypto';
 import { LazydiskError } from '../../../src/errors.ts';
 import type { ChunkId } from '../../../src/format/chunk-id.ts';
+import type { ImageDigest } from '../../../src/format/image-digest.ts';
 import { TenantKey } from '../../../src/format/keys.ts';
 import { sealManifest } from '../../../src/format/manifest-seal.ts';
 import { purge } from '../../../src/store/gc/purge.ts';
@@ -17,7 +18,7 @@ import type { StoreParts } from '../../../src/store/roots/parts.ts';
 import type { StorePolicy } from '../../../src/store/roots/policy.ts';
 import { RootStore } from '../../../src/store/roots/root-store.ts';
 import { viewOf } from '../../../src/store/roots/view.ts';
-import type { ImageDigest, StoreWriter } from '../../../src/store/store.ts';
+import type { StoreWriter } from '../../../src/store/store.ts';
 import { SimObjects, SimStorage, Simulation } from '../../support/sim-store.ts';
 
 /** Times in simulated milliseconds; as long to each other as the policy must have them, and no longer. */

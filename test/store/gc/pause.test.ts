@@ -3,6 +3,7 @@ import { readdirSync, readFileSync, unlinkSync } from 'node:fs';
 import { basename, join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
 import t, { type Test } from 'tap';
+import type { ImageDigest } from '../../../src/format/image-digest.ts';
 import { TenantKey } from '../../../src/format/keys.ts';
 import { purge } from '../../../src/store/gc/purge.ts';
 import { rotate } from '../../../src/store/gc/rotate.ts';
@@ -10,7 +11,6 @@ import { sweep } from '../../../src/store/gc/sweep.ts';
 import { INDEX_KEY } from '../../../src/store/roots/layout.ts';
 import type { RootStore } from '../../../src/store/roots/root-store.ts';
 import { writeIndex } from '../../../src/store/roots/view.ts';
-import type { ImageDigest } from '../../../src/store/store.ts';
 import {
   AGING_POLICY,
   agingStore,

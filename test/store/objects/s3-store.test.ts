@@ -5,7 +5,7 @@ import t from 'tap';
 import { CHUNK_BYTES, type ChunkId } from '../../../src/format/chunk-id.ts';
 import { TenantKey } from '../../../src/format/keys.ts';
 import { buildImage } from '../../../src/image/build.ts';
-import { openSource } from '../../../src/image/source.ts';
+import { openSource } from '../../../src/image/source/open-source.ts';
 import { RetryObjects } from '../../../src/store/objects/retry-objects.ts';
 import { S3Objects } from '../../../src/store/objects/s3-objects.ts';
 import { parseS3Url } from '../../../src/store/objects/s3-url.ts';

@@ -15,10 +15,10 @@ import {
 import { join } from 'node:path';
 import t, { type Test } from 'tap';
 import { chunkIdOf, SEALED_BYTES_MAX } from '../../../src/format/chunk-id.ts';
+import type { ImageDigest } from '../../../src/format/image-digest.ts';
 import { newWriterName } from '../../../src/store/objects/writer-dir.ts';
 import { openStore } from '../../../src/store/open.ts';
 import { manifestKey, meaningOf, stateKey } from '../../../src/store/roots/layout.ts';
-import type { ImageDigest } from '../../../src/store/store.ts';
 import { chunkFileIn, openDirStore, rootDir } from '../../support/dir-store.ts';
 import { storeSuite } from '../store-suite.ts';
 

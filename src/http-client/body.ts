@@ -3,7 +3,7 @@
  * no more is read from the socket while the consumer has not taken what is there.
  */
 import { Readable } from 'node:stream';
-import type { BodySink } from '../../http-client/response.ts';
+import type { BodySink } from './response.ts';
 
 /** Held for a consumer that is slower than the line. */
 const HELD_BYTES_MAX = 512 * 1024;

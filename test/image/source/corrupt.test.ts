@@ -7,7 +7,8 @@ import { gzipSync } from 'node:zlib';
 import fc from 'fast-check';
 import t from 'tap';
 import { LazydiskError } from '../../../src/errors.ts';
-import { type ImageSource, openSource } from '../../../src/image/source.ts';
+import type { ImageSource } from '../../../src/image/source/image-source.ts';
+import { openSource } from '../../../src/image/source/open-source.ts';
 import { flattenAll } from '../../support/image.ts';
 import {
   compress,

@@ -3,42 +3,13 @@
  * resolves the image once (index, platform, manifest, config: all checked against their digests) and then gives
  * its layers as streams of plain tar, each checked against its digests as it flows.
  */
-import { LazydiskError } from '../errors.ts';
-import { openArchiveFiles } from './source/archive-files.ts';
-import { openDirectoryFiles } from './source/directory-files.ts';
-import { openDockerArchive } from './source/docker-archive.ts';
-import type { ImageConfig } from './source/documents.ts';
-import { openOciLayout } from './source/oci-layout.ts';
-import { parsePlatform } from './source/platform.ts';
-
-export type { ImageConfig } from './source/documents.ts';
-
-export interface LayerBlob {
-  /** `sha256:…` of the blob as it lies in the source; in an old docker archive, of the tar in it. */
-  readonly digest: string;
-  readonly mediaType: string;
-  /** Bytes of the blob as it lies in the source. */
-  readonly sizeBytes: number;
-  /** Digest of the uncompressed tar, out of the image's config. */
-  readonly diffId: string;
-  /**
-   * The uncompressed tar. Size and digest of the blob and its diffId are checked as it flows; the stream fails at
-   * its end with a LazydiskError CORRUPT that names the blob if one is wrong. `onInput` hears of each piece of
-   * the blob that was read.
-   */
-  open(signal?: AbortSignal, onInput?: (lengthBytes: number) => void): AsyncIterable<Buffer>;
-}
-
-export interface ImageSource {
-  /** As the user wrote it. */
-  readonly description: string;
-  /** Digest of the image's manifest; of its config in an old docker archive, which has no manifest. */
-  readonly digest: string;
-  readonly config: ImageConfig;
-  /** Base layer first. */
-  readonly layers: readonly LayerBlob[];
-  close(): Promise<void>;
-}
+import { LazydiskError } from '../../errors.ts';
+import { openArchiveFiles } from './archive-files.ts';
+import { openDirectoryFiles } from './directory-files.ts';
+import { openDockerArchive } from './docker-archive.ts';
+import type { ImageSource } from './image-source.ts';
+import { openOciLayout } from './oci-layout.ts';
+import { parsePlatform } from './platform.ts';
 
 /**
  * Opens `oci:DIR[:TAG]`, `oci-archive:FILE[:TAG]` or `docker-archive:FILE[:NAME:TAG]`. `platform` is
