@@ -27,6 +27,7 @@ export interface LazydiskErrorOptions {
   readonly cause?: unknown;
   /** Default: as its code says. */
   readonly retryable?: boolean;
+  readonly retryAfterMs?: number | undefined;
 }
 
 /** An error with a stable code. The message names the thing, never a key or a secret. */
@@ -37,11 +38,18 @@ export class LazydiskError extends Error {
    * denied, no such bucket, a breaker that is open.
    */
   readonly retryable: boolean;
+  /** How long to wait before asking again, at least, where whoever was asked said so. */
+  readonly retryAfterMs: number | undefined;
 
-  constructor(code: ErrorCode, message: string, { retryable, ...options }: LazydiskErrorOptions = {}) {
+  constructor(
+    code: ErrorCode,
+    message: string,
+    { retryable, retryAfterMs, ...options }: LazydiskErrorOptions = {},
+  ) {
     super(message, options);
     this.name = 'LazydiskError';
     this.code = code;
+    this.retryAfterMs = retryAfterMs;
     this.retryable = retryable ?? RETRYABLE.has(code);
   }
 }
@@ -61,13 +69,17 @@ export function isRetryable(error: unknown): boolean {
   return error instanceof LazydiskError ? error.retryable : true;
 }
 
-/** `error` with `where` before its text, and its code and retryability; `otherwise` as for `codeOf`. */
+/** `error` with `where` before its text, and the rest of it; `otherwise` as for `codeOf`. */
 export function withContext(error: unknown, where: string, otherwise?: ErrorCode): LazydiskError {
   return withMessage(error, `${where}: ${errorText(error)}`, otherwise);
 }
 
 /** The same with a whole new text. */
 export function withMessage(error: unknown, message: string, otherwise?: ErrorCode): LazydiskError {
-  const retryable = error instanceof LazydiskError ? { retryable: error.retryable } : {};
-  return new LazydiskError(codeOf(error, otherwise), message, { cause: error, ...retryable });
+  const { retryable, retryAfterMs } = error instanceof LazydiskError ? error : {};
+  return new LazydiskError(codeOf(error, otherwise), message, {
+    cause: error,
+    ...(retryable !== undefined && { retryable }),
+    retryAfterMs,
+  });
 }

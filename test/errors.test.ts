@@ -19,11 +19,13 @@ t.test('whether asking again can help is said by the code, unless the thrower kn
   t.ok(isRetryable(new Error('ECONNRESET')), 'what the system throws may pass');
 });
 
-t.test('context keeps code, retryability and cause', async (t) => {
+t.test('context keeps code, retryability, time to wait, and cause', async (t) => {
   const denied = new LazydiskError('UNAVAILABLE', 'access denied', { retryable: false });
   const told = withContext(withContext(denied, 'chunk 1'), 'drive web');
   t.match(told, { code: 'UNAVAILABLE', retryable: false, message: 'drive web: chunk 1: access denied' });
   t.equal((told.cause as Error).cause, denied);
+  const later = new LazydiskError('OVERLOAD', 'busy', { retryAfterMs: 5_000 });
+  t.match(withContext(later, 'origin'), { code: 'OVERLOAD', retryable: true, retryAfterMs: 5_000 });
   t.match(withMessage(denied, 'no'), { code: 'UNAVAILABLE', retryable: false, message: 'no', cause: denied });
   t.notOk('cause' in new LazydiskError('BUSY', 'x'), 'no cause where there is none');
 });

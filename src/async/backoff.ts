@@ -57,7 +57,11 @@ export class Backoff {
     if (signal?.aborted) throw this.#aborted(error);
     const isPatient = nowMs - this.#firstMs < patienceMs;
     if (this.#failures >= tries && !isPatient) throw this.#final(error);
-    const pauseMs = pauseAfterMs(this.#failures, pauses) * (0.5 + Math.random() / 2);
+    const askedMs = (error instanceof LazydiskError && error.retryAfterMs) || 0;
+    // Whoever is to wait for longer than they would anyway is told so at once.
+    if (askedMs > Math.max(pauses.longestMs, this.#firstMs + patienceMs - nowMs)) throw this.#final(error);
+    const jitteredMs = pauseAfterMs(this.#failures, pauses) * (0.5 + Math.random() / 2);
+    const pauseMs = Math.max(jitteredMs, askedMs);
     if (deadline !== undefined && nowMs + pauseMs >= deadline()) throw this.#final(error);
     onPause?.();
     await sleep(pauseMs, undefined, signal && { signal }).catch(() => {

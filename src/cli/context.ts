@@ -5,11 +5,11 @@
  */
 import { resolve } from 'node:path';
 import { type Command, Option } from 'commander';
+import type { Patience } from '../async/patience.ts';
 import type { ControlClient } from '../daemon/client.ts';
 import { defaultRunDir } from '../daemon/run-paths.ts';
 import { LazydiskError } from '../errors.ts';
 import type { KeyRing } from '../keys/key-ring.ts';
-import type { Patience } from '../store/objects/retry-objects.ts';
 import type { RootStore } from '../store/roots/root-store.ts';
 import { parseDuration } from '../units.ts';
 import { Progress } from './progress.ts';

@@ -1,8 +1,8 @@
 /** `lazydisk copy IMAGE FROM TO` */
 import { Command } from 'commander';
+import type { Patience } from '../async/patience.ts';
 import { LazydiskError } from '../errors.ts';
 import type { CopyProgress, CopyReport } from '../store/copy.ts';
-import type { Patience } from '../store/objects/retry-objects.ts';
 import type { RootStore } from '../store/roots/root-store.ts';
 import { formatDuration, formatSize } from '../units.ts';
 import {

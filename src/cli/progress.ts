@@ -3,7 +3,7 @@
  * is no terminal, and no trace of it when the work is done. A store that does not answer is told in its place; where
  * there is no terminal, by a line when that has lasted a while, and another one when it is over.
  */
-import type { Outage } from '../store/objects/retry-objects.ts';
+import type { Outage } from '../async/patience.ts';
 import { formatDuration, formatShare, formatSize } from '../units.ts';
 import { printable } from './table.ts';
 
@@ -60,7 +60,7 @@ export class Progress {
     this.#state = state;
   }
 
-  /** The store does not answer, or (undefined) does again. */
+  /** The store, or what is read from, does not answer, or (undefined) does again. */
   outage(outage: Outage | undefined, nowMs = performance.now()): void {
     const before = this.#outage;
     this.#outage = outage;
@@ -73,7 +73,7 @@ export class Progress {
     this.#isOutageTold = false;
     const lastedMs = nowMs - before.sinceMs;
     this.#output.write(
-      `lazydisk: ${this.#label}: the store answers again, after ${formatDuration(lastedMs)}\n`,
+      `lazydisk: ${this.#label}: the ${before.peer} answers again, after ${formatDuration(lastedMs)}\n`,
     );
   }
 
@@ -118,8 +118,8 @@ export function progressLine(label: string, state: ProgressState, elapsedMs: num
 }
 
 /** `store unreachable for 40 s (connection refused), retrying until 14:05:10` */
-export function outageText({ sinceMs, untilMs, reason }: Outage, nowMs: number): string {
+export function outageText({ peer, sinceMs, untilMs, reason }: Outage, nowMs: number): string {
   const until = new Date(Date.now() + untilMs - nowMs).toTimeString().slice(0, 8);
   const lasted = formatDuration(Math.round((nowMs - sinceMs) / 1000) * 1000);
-  return `store unreachable for ${lasted} (${printable(reason)}), retrying until ${until}`;
+  return `${peer} unreachable for ${lasted} (${printable(reason)}), retrying until ${until}`;
 }

@@ -2,10 +2,10 @@
 import { readdir } from 'node:fs/promises';
 import { resolve } from 'node:path';
 import { fileURLToPath } from 'node:url';
+import type { Patience } from '../async/patience.ts';
 import { LazydiskError } from '../errors.ts';
 import { DirObjects } from './objects/dir-objects.ts';
 import type { ObjectStore } from './objects/object-store.ts';
-import type { Patience } from './objects/retry-objects.ts';
 import { MARKER_KEY } from './roots/layout.ts';
 import { RootStore } from './roots/root-store.ts';
 

@@ -122,3 +122,21 @@ t.test('what is not a LazydiskError is asked again, and is UNAVAILABLE in the en
   });
   t.equal(state.calls, 3);
 });
+
+t.test('whoever says when to be asked again is not asked before', async (t) => {
+  const later = () => new LazydiskError('OVERLOAD', 'busy', { retryAfterMs: 60 });
+  const { attempt } = failing(1, later);
+  const sinceMs = performance.now();
+  t.equal(await retrying({ tries: 2, pauses: { firstMs: 0, longestMs: 100 } }, attempt), 'done');
+  // Timers may come a fraction of a millisecond early.
+  t.ok(performance.now() - sinceMs > 58);
+});
+
+t.test('a wait of more than patience and pauses allow is refused at once', async (t) => {
+  const later = () => new LazydiskError('OVERLOAD', 'busy', { retryAfterMs: 3_600_000 });
+  for (const patienceMs of [0, 60_000]) {
+    const { state, attempt } = failing(1, later);
+    await t.rejects(retrying({ tries: 5, pauses: NONE, patienceMs }, attempt), { message: 'busy' });
+    t.equal(state.calls, 1);
+  }
+});

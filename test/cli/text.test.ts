@@ -101,7 +101,7 @@ t.test('a line of progress', async (t) => {
 });
 
 t.test('an outage is told in the place of progress, and to a log when it lasts', async (t) => {
-  const outage = { sinceMs: 1_000, untilMs: 301_000, reason: 'connection\nrefused' };
+  const outage = { peer: 'store', sinceMs: 1_000, untilMs: 301_000, reason: 'connection\nrefused' };
   t.match(
     outageText(outage, 41_000),
     /^store unreachable for 40 s \(connection.*refused\), retrying until \d\d:\d\d:\d\d$/,

@@ -1,7 +1,9 @@
 /** Object stores on the network, with retries around them. Loaded only when one is named. */
+
+import type { Patience } from '../../async/patience.ts';
 import { HttpObjects } from './http-objects.ts';
 import type { ObjectStore } from './object-store.ts';
-import { type Patience, RetryObjects } from './retry-objects.ts';
+import { RetryObjects } from './retry-objects.ts';
 import { S3Objects } from './s3-objects.ts';
 import { parseS3Url } from './s3-url.ts';
 

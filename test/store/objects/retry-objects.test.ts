@@ -1,6 +1,7 @@
 /** The retry wrapper: the contract over a good store and over one that fails, and what it must not try again. */
 import { join } from 'node:path';
 import t, { type Test } from 'tap';
+import type { Outage } from '../../../src/async/patience.ts';
 import { type ErrorCode, LazydiskError } from '../../../src/errors.ts';
 import { DirObjects } from '../../../src/store/objects/dir-objects.ts';
 import type {
@@ -10,7 +11,7 @@ import type {
   PutOptions,
 } from '../../../src/store/objects/object-store.ts';
 import { PagedList } from '../../../src/store/objects/paged-list.ts';
-import { type Outage, RetryObjects } from '../../../src/store/objects/retry-objects.ts';
+import { RetryObjects } from '../../../src/store/objects/retry-objects.ts';
 import { addWords, listed, objectsSuite, refusalSuite, wordsOf } from './objects-suite.ts';
 
 /** Whether and how a call fails, before or after it is done. */

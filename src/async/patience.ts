@@ -1,0 +1,106 @@
+/**
+ * Asking a server again for as long as the caller is patient, and telling them meanwhile. Work that takes long has
+ * patience: its calls are tried for minutes, so that a server's restart does not end it.
+ */
+import { errorText, isRetryable } from '../errors.ts';
+import { Backoff, type Pauses } from './backoff.ts';
+
+const PAUSES: Pauses = { firstMs: 100, longestMs: 3_000 };
+
+export interface Patience {
+  /** How long a call is tried, in milliseconds from its first failure; `tries` at least. */
+  readonly forMs: number;
+  /** Ends all waits; their calls reject with ABORTED. */
+  readonly signal?: AbortSignal;
+  /** Told of each failure while no call succeeds, and with undefined when one does. */
+  onOutage?(outage: Outage | undefined): void;
+}
+
+/** A time in which every call to a server has failed; on the clock of performance.now(). */
+export interface Outage {
+  /** What the server is, for people: `store`, `registry`. */
+  readonly peer: string;
+  /** When the first call failed. */
+  readonly sinceMs: number;
+  /** When calls that failed first then are given up. */
+  readonly untilMs: number;
+  /** What the last one failed with. */
+  readonly reason: string;
+}
+
+export interface RetryOptions {
+  /** As in Outage. */
+  readonly peer: string;
+  /** Tries together, the first one included. Default 5. */
+  readonly tries?: number;
+  /** Default from 100 ms to 3 s. */
+  readonly pauses?: Pauses;
+  /** Default none: `tries` and no more. */
+  readonly patience?: Patience | undefined;
+}
+
+/** The calls to one server. */
+export class PatientRetries {
+  readonly #peer: string;
+  readonly #tries: number;
+  readonly #pauses: Pauses;
+  readonly #patience: Patience | undefined;
+  #outageSinceMs: number | undefined;
+
+  constructor({ peer, tries = 5, pauses = PAUSES, patience }: RetryOptions) {
+    this.#peer = peer;
+    this.#tries = tries;
+    this.#pauses = pauses;
+    this.#patience = patience;
+  }
+
+  get forMs(): number | undefined {
+    return this.#patience?.forMs;
+  }
+
+  /** What `attempt` gives. Rejects as the last try did; the message says how many there were. */
+  async run<T>(signal: AbortSignal | undefined, attempt: () => Promise<T>): Promise<T> {
+    let backoff: Backoff | undefined;
+    for (;;) {
+      try {
+        const result = await attempt();
+        this.#answered();
+        return result;
+      } catch (error) {
+        backoff ??= this.backoff(signal);
+        await this.failed(error, backoff);
+      }
+    }
+  }
+
+  /** For the failures of one call that `run` does not do. */
+  backoff(signal: AbortSignal | undefined): Backoff {
+    const signals = [signal, this.#patience?.signal].filter((one) => one !== undefined);
+    return new Backoff({
+      tries: this.#tries,
+      pauses: this.#pauses,
+      patienceMs: this.#patience?.forMs,
+      signal: AbortSignal.any(signals),
+    });
+  }
+
+  /** Resolves when it is time for the next try; throws if there is to be none. */
+  failed(error: unknown, backoff: Backoff): Promise<void> {
+    if (!isRetryable(error)) this.#answered();
+    return backoff.failed(error, () => this.#tell(error));
+  }
+
+  #tell(error: unknown): void {
+    if (!this.#patience) return;
+    this.#outageSinceMs ??= performance.now();
+    const sinceMs = this.#outageSinceMs;
+    const untilMs = sinceMs + this.#patience.forMs;
+    this.#patience.onOutage?.({ peer: this.#peer, sinceMs, untilMs, reason: errorText(error) });
+  }
+
+  #answered(): void {
+    if (this.#outageSinceMs === undefined) return;
+    this.#outageSinceMs = undefined;
+    this.#patience?.onOutage?.(undefined);
+  }
+}
