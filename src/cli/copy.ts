@@ -1,7 +1,7 @@
 /** `lazydisk copy IMAGE FROM TO` */
 import { Command } from 'commander';
 import type { Patience } from '../async/patience.ts';
-import { LazydiskError } from '../errors.ts';
+import { codeOf, LazydiskError } from '../errors.ts';
 import type { CopyProgress, CopyReport } from '../store/copy.ts';
 import type { RootStore } from '../store/roots/root-store.ts';
 import { formatDuration, formatSize } from '../units.ts';
@@ -86,7 +86,7 @@ async function usingTarget<T>(
   if (!dryRun) return usingStoreAt(url, { create: true, patience }, use);
   const { openStore } = await import('../store/open.ts');
   const store = await openStore(url, { patience }).catch((error) => {
-    if (error instanceof LazydiskError && error.code === 'NOT_FOUND') return undefined;
+    if (codeOf(error) === 'NOT_FOUND') return undefined;
     throw error;
   });
   try {

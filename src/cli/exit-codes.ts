@@ -2,7 +2,7 @@
  * The command line's exit codes: one a stable error code, never renumbered, listed by `lazydisk --help`. Script
  * writers rely on them, so a code may be added and none may change its meaning.
  */
-import { type ErrorCode, LazydiskError } from '../errors.ts';
+import { codeOf, type ErrorCode } from '../errors.ts';
 
 export const EXIT_CODES: Readonly<Record<ErrorCode, number>> = {
   INTERNAL: 1,
@@ -38,7 +38,7 @@ const MEANINGS: Readonly<Record<ErrorCode, string>> = {
 
 /** The exit code for whatever was thrown. */
 export function exitCodeOf(error: unknown): number {
-  return EXIT_CODES[error instanceof LazydiskError ? error.code : 'INTERNAL'];
+  return EXIT_CODES[codeOf(error)];
 }
 
 /** For `--help`: a line a code. */

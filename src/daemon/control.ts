@@ -8,7 +8,7 @@ import { chmod } from 'node:fs/promises';
 import type { IncomingMessage, Server, ServerResponse } from 'node:http';
 import { z } from 'zod';
 import { ownTurn } from '../async/slices.ts';
-import { errorText, LazydiskError } from '../errors.ts';
+import { codeOf, errorText, LazydiskError } from '../errors.ts';
 import { noteWork } from '../loop-work.ts';
 import type { ImageDetail, ImageInfo } from '../store/image-info.ts';
 import {
@@ -164,7 +164,7 @@ export class ControlServer {
         );
         return;
       }
-      const code = error instanceof LazydiskError ? error.code : 'INTERNAL';
+      const code = codeOf(error);
       if (code === 'INTERNAL') this.#log.error({ error, method, url }, 'control request failed');
       else this.#log.debug({ code, method, url, message: errorText(error) }, 'control request refused');
       // What is left of the request is not read: the connection ends with the answer.

@@ -1,5 +1,5 @@
 /** What the control API says of the fleet: its nodes, and where chunks lie. */
-
+import { pooled } from '../async/pooled.ts';
 import type { Fleet } from '../chunk/fleet/fleet.ts';
 import type { ShardPlace } from '../chunk/fleet/fleet-tier.ts';
 import { LazydiskError } from '../errors.ts';
@@ -47,28 +47,24 @@ export async function locateInFleet(
   >();
   let readable = 0;
   let last: ShardPlace[] = [];
-  const queue = ids.values();
-  const work = async () => {
-    for (const id of queue) {
-      last = await fleet.locate(id);
-      const indices = new Set<number>();
-      for (const { node, zone, state, index, bytes } of last) {
-        let sum = nodes.get(node);
-        if (!sum) {
-          sum = { zone: zone ?? null, expected: 0, there: 0, bytes: 0, unreachable: 0 };
-          nodes.set(node, sum);
-        }
-        sum.expected++;
-        if (state === 'unreachable') sum.unreachable++;
-        if (state !== 'there') continue;
-        sum.there++;
-        sum.bytes += bytes ?? 0;
-        indices.add(index ?? -1);
+  await pooled(LOCATES_MAX, ids, async (id) => {
+    last = await fleet.locate(id);
+    const indices = new Set<number>();
+    for (const { node, zone, state, index, bytes } of last) {
+      let sum = nodes.get(node);
+      if (!sum) {
+        sum = { zone: zone ?? null, expected: 0, there: 0, bytes: 0, unreachable: 0 };
+        nodes.set(node, sum);
       }
-      if (indices.size >= k) readable++;
+      sum.expected++;
+      if (state === 'unreachable') sum.unreachable++;
+      if (state !== 'there') continue;
+      sum.there++;
+      sum.bytes += bytes ?? 0;
+      indices.add(index ?? -1);
     }
-  };
-  await Promise.all(Array.from({ length: LOCATES_MAX }, work));
+    if (indices.size >= k) readable++;
+  });
   return {
     chunks: ids.length,
     readable,

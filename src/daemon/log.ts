@@ -3,9 +3,8 @@
  * what is left when the process ends. Whatever could hold a secret is redacted by its field name as well, though no
  * code should pass one here.
  */
-
 import { type DestinationStream, type Logger, pino } from 'pino';
-import { LazydiskError } from '../errors.ts';
+import { codeOf, errorText } from '../errors.ts';
 import { LogStream } from './log-stream.ts';
 
 export type { Logger } from 'pino';
@@ -45,8 +44,8 @@ export function createLog(level: LogLevel, stream: DestinationStream = new LogSt
 
 /** Our own errors say what is wrong in their text; where in the code they were made is of use for faults alone. */
 function describeError(error: unknown): unknown {
-  if (error instanceof LazydiskError && error.code !== 'INTERNAL')
-    return { code: error.code, message: error.message };
+  const code = codeOf(error);
+  if (code !== 'INTERNAL') return { code, message: errorText(error) };
   return error instanceof Error ? pino.stdSerializers.err(error) : error;
 }
 

@@ -2,7 +2,7 @@
  * Failed reads in the log: each names its drive, chunk, tier and cause. A guest whose disk fails asks again and again,
  * so after the first one a line comes at most every few seconds, and says how many it stands for.
  */
-import { errorText, LazydiskError } from '../errors.ts';
+import { codeOf, errorText } from '../errors.ts';
 import type { Logger } from './log.ts';
 
 const INTERVAL_MS = 2_000;
@@ -19,7 +19,7 @@ export class ReadErrorLog {
   }
 
   report(drive: string, error: unknown): void {
-    const code = error instanceof LazydiskError ? error.code : 'INTERNAL';
+    const code = codeOf(error);
     // Who asked has gone away: a client that disconnected, a drive that is detached.
     if (code === 'ABORTED') return;
     const now = this.#now();

@@ -5,7 +5,7 @@
  */
 import { lstat, readFile, rm, writeFile } from 'node:fs/promises';
 import { lockDirectory } from '../directory-lock.ts';
-import { errorText, LazydiskError } from '../errors.ts';
+import { codeOf, errorText, LazydiskError } from '../errors.ts';
 import { ownDirectory } from '../own-files.ts';
 import { type RunPaths, runPaths } from './run-paths.ts';
 
@@ -28,7 +28,7 @@ export async function takeRunDir(
   const paths = runPaths(dir);
   await ownDirectory(dir, { what: 'run dir', mode: 0o700 });
   const lock = await lockDirectory(dir, 'run').catch(async (cause) => {
-    throw cause instanceof LazydiskError && cause.code === 'BUSY' ? await busy(paths) : cause;
+    throw codeOf(cause) === 'BUSY' ? await busy(paths) : cause;
   });
   try {
     await cleanMount(paths.drives);

@@ -7,12 +7,12 @@ import { randomBytes } from 'node:crypto';
 import { type FileHandle, open, realpath, rename, stat, unlink } from 'node:fs/promises';
 import { basename, dirname, join } from 'node:path';
 import { OPEN_OK, OPEN_WRONG_ID, openChunk } from '../../native/index.ts';
+import { Lanes } from '../async/lanes.ts';
+import { pooled } from '../async/pooled.ts';
 import { Slots } from '../async/slots.ts';
 import { errorText, LazydiskError } from '../errors.ts';
 import { CHUNK_BYTES, type ChunkRef, SEALED_BYTES_MAX } from '../format/chunk-id.ts';
 import type { Image } from '../store/image.ts';
-import { Lanes } from '../store/lanes.ts';
-import { pooled } from '../store/pooled.ts';
 import type { Store } from '../store/store.ts';
 
 /** Chunks being decoded and written at once: enough for the thread pool's four threads. */

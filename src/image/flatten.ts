@@ -2,7 +2,7 @@
  * Layers to one tree and its data chunks, in one pass over each layer's tar: file data goes to the sink as it
  * streams past, and only the tree stays in memory.
  */
-import { LazydiskError } from '../errors.ts';
+import { codeOf, LazydiskError, withContext } from '../errors.ts';
 import { CHUNK_BYTES } from '../format/chunk-id.ts';
 import type { LayerRange } from '../format/manifest-metadata.ts';
 import { type ImageLimits, imageLimits } from './limits.ts';
@@ -84,7 +84,7 @@ export async function flatten(
         throw new LazydiskError('ABORTED', 'flattening was cancelled', { cause: signal.reason });
       if (!(error instanceof LazydiskError)) throw error;
       const which = `layer ${index + 1} of ${layers} (${layer.digest})`;
-      throw new LazydiskError(error.code, `${which}: ${error.message}`, { cause: error });
+      throw withContext(error, which);
     }
     const { digest, sizeBytes } = layer;
     layerMap.push({ digest, sizeBytes, firstChunk, chunks: placement.chunks - firstChunk });
@@ -176,8 +176,8 @@ async function placed(entry: TarEntry, placement: Placement): Promise<DataExtent
   try {
     return await placement.place(entry);
   } catch (error) {
-    if (!(error instanceof LazydiskError) || error.code !== 'NO_SPACE') throw error;
-    throw new LazydiskError('NO_SPACE', `path ${quote(entry.name)}: ${error.message}`, { cause: error });
+    if (codeOf(error) !== 'NO_SPACE') throw error;
+    throw withContext(error, `path ${quote(entry.name)}`);
   }
 }
 

@@ -4,7 +4,7 @@
  * opaque marker hides what lower layers put there and nothing else, whether it comes before its own layer's
  * entries or after them.
  */
-import { LazydiskError } from '../errors.ts';
+import { LazydiskError, withContext } from '../errors.ts';
 import { type ImageLimits, TreeBudget } from './limits.ts';
 import { resolveDirectory, splitPath } from './path.ts';
 import { quote } from './quote.ts';
@@ -74,7 +74,7 @@ export class TreeMerge {
       this.#apply(entry, extents);
     } catch (error) {
       if (!(error instanceof LazydiskError)) throw error;
-      throw new LazydiskError(error.code, `path ${quote(entry.name)}: ${error.message}`, { cause: error });
+      throw withContext(error, `path ${quote(entry.name)}`);
     }
   }
 

@@ -5,7 +5,7 @@
  * chunk keys.
  */
 import { LRUCache } from 'lru-cache';
-import { errorText, LazydiskError } from '../errors.ts';
+import { errorText, LazydiskError, withMessage } from '../errors.ts';
 import { KEY_ID, TenantKey } from '../format/keys.ts';
 import { encryptionContext, type WrappedKey } from '../format/wrapped-key.ts';
 import { loadKeyFile } from './key-file.ts';
@@ -150,9 +150,8 @@ export class KeyRing {
     const { plaintext, keyArn } = await this.#kms
       .decrypt(arn, wrapped.blob, encryptionContext(wrapped))
       .catch((cause) => {
-        const code = cause instanceof LazydiskError ? cause.code : 'INTERNAL';
         const moved = arn === wrapped.keyArn ? '' : `; it was encrypted by ${wrapped.keyArn}`;
-        throw new LazydiskError(code, `key ${id}: ${errorText(cause)}${moved}`, { cause });
+        throw withMessage(cause, `key ${id}: ${errorText(cause)}${moved}`);
       });
     try {
       const key = TenantKey.parse(plaintext.toString());

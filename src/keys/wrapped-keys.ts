@@ -2,7 +2,8 @@
  * The wrapped keys of a store: objects `keys/KEYID.json`, each a tenant key that only KMS can open. They lie next to
  * the images, so a host needs nothing but access to the store and to the KMS key.
  */
-import { errorText, LazydiskError } from '../errors.ts';
+import { pooled } from '../async/pooled.ts';
+import { errorText, LazydiskError, withMessage } from '../errors.ts';
 import { KEY_ID, type NewKeyOptions, TenantKey } from '../format/keys.ts';
 import {
   decodeWrappedKey,
@@ -41,8 +42,7 @@ export async function readWrappedKey(store: WrappedKeyStore, id: string): Promis
   try {
     return decodeWrappedKey(bytes, id);
   } catch (cause) {
-    const code = cause instanceof LazydiskError ? cause.code : 'INTERNAL';
-    throw new LazydiskError(code, `${errorText(cause)} (in ${store.url})`, { cause });
+    throw withMessage(cause, `${errorText(cause)} (in ${store.url})`);
   }
 }
 
@@ -54,15 +54,12 @@ export async function listWrappedKeys(
   store: WrappedKeyStore,
   known: { get(id: string): WrappedKey | undefined } = new Map(),
 ): Promise<WrappedKeyListing[]> {
-  const ids = (await store.listKeys()).filter((id) => KEY_ID.test(id)).values();
+  const ids = (await store.listKeys()).filter((id) => KEY_ID.test(id));
   const listings: WrappedKeyListing[] = [];
-  const work = async () => {
-    for (const id of ids) {
-      const listing = await readListing(store, id, known);
-      if (listing) listings.push(listing);
-    }
-  };
-  await Promise.all(Array.from({ length: READS_MAX }, work));
+  await pooled(READS_MAX, ids, async (id) => {
+    const listing = await readListing(store, id, known);
+    if (listing) listings.push(listing);
+  });
   // '~' comes behind every digit, so whatever has no date is last.
   const order = ({ id, key }: WrappedKeyListing) => `${key?.created ?? '~'} ${id}`;
   return listings.sort((a, b) => (order(a) < order(b) ? -1 : 1));

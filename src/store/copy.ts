@@ -4,15 +4,14 @@
  * stays, and the report says so. Only what is missing moves, chunks before manifests before the name, as in a build; so a copy that stops
  * anywhere names nothing, and one that is run again goes on.
  */
-import { errorText, LazydiskError } from '../errors.ts';
+import { Lanes } from '../async/lanes.ts';
+import { pooled } from '../async/pooled.ts';
+import { codeOf, errorText, LazydiskError } from '../errors.ts';
 import { type ChunkId, SEALED_BYTES_MAX } from '../format/chunk-id.ts';
-import type { ImageDigest } from '../format/image-digest.ts';
-import { isDigest } from '../format/image-digest.ts';
+import { type ImageDigest, isDigest } from '../format/image-digest.ts';
 import type { ClearManifest } from '../format/manifest-clear.ts';
 import type { KeyRing } from '../keys/key-ring.ts';
-import { Lanes } from './lanes.ts';
 import { checkManifest, manifestProof } from './manifest-check.ts';
-import { pooled } from './pooled.ts';
 import { referenceName } from './reference-name.ts';
 import { placementOver } from './roots/place-manifest.ts';
 import { sha256Of } from './sha256.ts';
@@ -127,7 +126,7 @@ async function keyIdsOf({ from, keys }: CopyOptions, digest: ImageDigest): Promi
   try {
     return await from.manifestKeys(digest);
   } catch (error) {
-    if (!(error instanceof LazydiskError) || error.code !== 'UNSUPPORTED') throw error;
+    if (codeOf(error) !== 'UNSUPPORTED') throw error;
     if (keys) return keys.ids();
     throw new LazydiskError(
       'UNSUPPORTED',

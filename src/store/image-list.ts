@@ -3,6 +3,7 @@
  * each image is opened, too, to see whether it can be. Manifests are looked at a few at a time and let go, so that a list of
  * thousands of images takes the memory of a few.
  */
+import { pooled } from '../async/pooled.ts';
 import { errorText, LazydiskError } from '../errors.ts';
 import type { ImageDigest } from '../format/image-digest.ts';
 import type { ClearManifest } from '../format/manifest-clear.ts';
@@ -10,7 +11,6 @@ import type { KeyRing } from '../keys/key-ring.ts';
 import { ChunkOwners } from './chunk-owners.ts';
 import { proveClear } from './manifest-check.ts';
 import { openManifest } from './open-manifest.ts';
-import { pooled } from './pooled.ts';
 import type { Reference, Store } from './store.ts';
 
 /** Manifests in memory at once. */

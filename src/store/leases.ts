@@ -4,11 +4,10 @@
  * loses nothing, whoever reads it from whatever cache; and a host that died lets go of it by itself. Anyone with a daemon's
  * credentials can write here, so nothing that is found is trusted to be small, few or of any form.
  */
-import { errorText, LazydiskError } from '../errors.ts';
-import type { ImageDigest } from '../format/image-digest.ts';
-import { isDigest } from '../format/image-digest.ts';
+import { pooled } from '../async/pooled.ts';
+import { codeOf, errorText, LazydiskError } from '../errors.ts';
+import { type ImageDigest, isDigest } from '../format/image-digest.ts';
 import type { ObjectInfo, ObjectStore } from './objects/object-store.ts';
-import { pooled } from './pooled.ts';
 import { HOSTS_PREFIX, LEASES_PREFIX, meaningOf } from './roots/layout.ts';
 import type { StorePolicy } from './roots/policy.ts';
 
@@ -86,7 +85,7 @@ export async function readLeases(
       for (const image of parseLease(found.bytes, key)) visit(image, meaning.host);
       count.hosts++;
     } catch (error) {
-      if (!(error instanceof LazydiskError) || error.code !== 'CORRUPT') throw error;
+      if (codeOf(error) !== 'CORRUPT') throw error;
       strange(errorText(error));
     }
   });

@@ -3,7 +3,7 @@
  * name can be checked by anyone, and with the key all of it. A broken one may be put together again from its own
  * parts and those of another key's copy, which differ in 76 bytes only: then the key must open the result.
  */
-import { errorText, LazydiskError } from '../errors.ts';
+import { codeOf, errorText, LazydiskError } from '../errors.ts';
 import type { ImageDigest } from '../format/image-digest.ts';
 import type { TenantKey } from '../format/keys.ts';
 import { Manifest } from '../format/manifest.ts';
@@ -115,7 +115,7 @@ async function keyOf(keys: KeyRing | undefined, keyId: string) {
   try {
     return await keys?.get(keyId);
   } catch (error) {
-    if (error instanceof LazydiskError && error.code === 'KEY') return undefined;
+    if (codeOf(error) === 'KEY') return undefined;
     throw error;
   }
 }

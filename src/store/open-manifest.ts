@@ -3,7 +3,7 @@
  * the store is asked first and KMS only for the one key that the image is sealed for. Where none fits, the error says
  * whose the image is and what this host has.
  */
-import { errorText, LazydiskError } from '../errors.ts';
+import { codeOf, LazydiskError, withContext } from '../errors.ts';
 import type { ImageDigest } from '../format/image-digest.ts';
 import { Manifest } from '../format/manifest.ts';
 import type { KeyRing } from '../keys/key-ring.ts';
@@ -43,10 +43,7 @@ export async function openManifest(
     }
   }
   if (failure !== undefined) {
-    const code = failure instanceof LazydiskError ? failure.code : 'INTERNAL';
-    throw new LazydiskError(code, `image ${name} in ${source.url}: ${errorText(failure)}`, {
-      cause: failure,
-    });
+    throw withContext(failure, `image ${name} in ${source.url}`);
   }
   throw await refusal(source, name, digest, ring, sealedFor ?? (await manifestKeys(source, digest)));
 }
@@ -71,7 +68,7 @@ async function manifestKeys(source: ManifestSource, digest: ImageDigest): Promis
   try {
     return await source.manifestKeys(digest);
   } catch (error) {
-    if (error instanceof LazydiskError && error.code === 'UNSUPPORTED') return undefined;
+    if (codeOf(error) === 'UNSUPPORTED') return undefined;
     throw error;
   }
 }

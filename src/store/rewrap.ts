@@ -5,14 +5,13 @@
  * opening it (what is resealed, by its data key, which is not that of the old key's manifest), and an old manifest goes
  * only after its successor was read back from the store and opened.
  */
-import { errorText, LazydiskError } from '../errors.ts';
-import type { ImageDigest } from '../format/image-digest.ts';
-import { isDigest } from '../format/image-digest.ts';
+import { pooled } from '../async/pooled.ts';
+import { LazydiskError, withContext } from '../errors.ts';
+import { type ImageDigest, isDigest } from '../format/image-digest.ts';
 import type { TenantKey } from '../format/keys.ts';
 import { Manifest } from '../format/manifest.ts';
 import { resealManifest, rewrapManifest, shareDataKey } from '../format/manifest-rewrap.ts';
 import { opensWith } from './manifest-check.ts';
-import { pooled } from './pooled.ts';
 import { referenceName } from './reference-name.ts';
 import type { ManifestProof, Reference } from './store.ts';
 
@@ -261,7 +260,5 @@ function distinct(targets: readonly Target[]): Target[] {
 function failureOf(store: RewrapStore, name: string, error: unknown): LazydiskError {
   const ofImage = ['CORRUPT', 'KEY', 'UNSUPPORTED', 'USAGE', 'NOT_FOUND'];
   if (!(error instanceof LazydiskError) || !ofImage.includes(error.code)) throw error;
-  return new LazydiskError(error.code, `image ${name} in ${store.url}: ${errorText(error)}`, {
-    cause: error,
-  });
+  return withContext(error, `image ${name} in ${store.url}`);
 }

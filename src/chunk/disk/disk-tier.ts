@@ -5,7 +5,7 @@
  */
 import { withDeadline } from '../../async/deadline.ts';
 import { type ReadContext, withNearerDeadline } from '../../async/read-context.ts';
-import { errorText, LazydiskError } from '../../errors.ts';
+import { codeOf, errorText, LazydiskError } from '../../errors.ts';
 import type { ChunkId } from '../../format/chunk-id.ts';
 import { Health } from '../health.ts';
 import { type Place, Places } from '../places.ts';
@@ -94,7 +94,7 @@ export class DiskTier implements ChunkTier {
       this.#succeeded();
       return value;
     } catch (error) {
-      const code = error instanceof LazydiskError ? error.code : 'UNAVAILABLE';
+      const code = codeOf(error, 'UNAVAILABLE');
       // One whose own time was over sooner says nothing of the disk.
       if (code !== 'ABORTED' && (code !== 'TIMEOUT' || performance.now() >= timeoutAt)) this.#failed(error);
       throw error;

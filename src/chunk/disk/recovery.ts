@@ -5,6 +5,7 @@
  */
 import { read } from 'node:fs';
 import { promisify } from 'node:util';
+import { pooled } from '../../async/pooled.ts';
 import {
   type Geometry,
   RECORD_HEADER_BYTES,
@@ -24,14 +25,9 @@ export async function scanRecords(
   segments: Segments,
   stopped: () => boolean,
 ): Promise<void> {
-  let next = 0;
-  const worker = async () => {
-    const header = Buffer.alloc(RECORD_HEADER_BYTES);
-    while (next < segments.list.length && !stopped()) {
-      await scanSegment(fd, geometry, segments, segments.list[next++]!, header, stopped);
-    }
-  };
-  await Promise.all(Array.from({ length: PARALLEL }, worker));
+  await pooled(PARALLEL, segments.list, async (segment) => {
+    if (!stopped()) await scanSegment(fd, geometry, segments, segment, stopped);
+  });
 }
 
 async function scanSegment(
@@ -39,9 +35,9 @@ async function scanSegment(
   geometry: Geometry,
   segments: Segments,
   segment: Segment,
-  header: Buffer,
   stopped: () => boolean,
 ): Promise<void> {
+  const header = Buffer.alloc(RECORD_HEADER_BYTES);
   const base = segmentOffset(geometry, segment.number);
   while (segment.usedBytes + RECORD_HEADER_BYTES <= geometry.segmentBytes && !stopped()) {
     const { bytesRead } = await readAt(fd, header, 0, RECORD_HEADER_BYTES, base + segment.usedBytes);

@@ -5,7 +5,7 @@
  */
 import { readFile, stat } from 'node:fs/promises';
 import type { Logger } from 'pino';
-import { errorText, LazydiskError } from '../../errors.ts';
+import { codeOf, errorText, LazydiskError } from '../../errors.ts';
 import type { ChunkId } from '../../format/chunk-id.ts';
 import { type FleetStats, FleetTier, type ShardPlace } from './fleet-tier.ts';
 import type { NodeAddress, NodeOptions } from './node.ts';
@@ -63,8 +63,8 @@ export class Fleet {
     };
     const warn = (text: string) => log.warn({ part: 'fleet' }, text);
     const nodes = await url.read().catch((error: unknown): NodeAddress[] => {
-      if (error instanceof LazydiskError && error.code === 'UNAVAILABLE') {
-        warn(`no list of nodes yet: ${error.message}`);
+      if (codeOf(error) === 'UNAVAILABLE') {
+        warn(`no list of nodes yet: ${errorText(error)}`);
         return [];
       }
       throw error;

@@ -3,7 +3,7 @@
  * jitter, when it is lost; its health; and what it did, for metrics. Nothing queues behind a connection that is
  * not there: a request then fails at once, and the other shards answer.
  */
-import { errorText, LazydiskError } from '../../errors.ts';
+import { codeOf, errorText, LazydiskError } from '../../errors.ts';
 import { Health } from '../health.ts';
 import { Histogram } from '../histogram.ts';
 import { Connection } from './connection.ts';
@@ -93,7 +93,7 @@ export class FleetNode {
       for (const part of parts) this.#bytesWritten += part.length;
       return reply;
     } catch (error) {
-      const code = error instanceof LazydiskError ? error.code : 'INTERNAL';
+      const code = codeOf(error);
       if (code !== 'ABORTED' && code !== 'OVERLOAD') this.#failed(errorText(error));
       throw error;
     }

@@ -7,7 +7,7 @@
 import { constants as fsConstants } from 'node:fs';
 import { constants as osConstants } from 'node:os';
 import type { BlockDevice } from '../../drive/block-device.ts';
-import { LazydiskError } from '../../errors.ts';
+import { codeOf, LazydiskError } from '../../errors.ts';
 import { ByteBudget } from '../byte-budget.ts';
 import { TurnBudget } from '../turn-budget.ts';
 import { isDying } from './dying.ts';
@@ -180,7 +180,7 @@ export class FuseFileSystem {
       return this.#answerOther(opcode);
     } catch (error) {
       // A malformed body, or a bug: this request fails, and no other.
-      return error instanceof LazydiskError && error.code === 'CORRUPT' ? EINVAL : EIO;
+      return codeOf(error) === 'CORRUPT' ? EINVAL : EIO;
     }
   }
 

@@ -3,7 +3,7 @@
  * Numbers follow the tree, depth first in byte order of the names, so that equal trees give equal disks in
  * whatever order they were merged.
  */
-import { LazydiskError } from '../../errors.ts';
+import { LazydiskError, withContext } from '../../errors.ts';
 import { quote } from '../quote.ts';
 import type { TreeInode } from '../tree.ts';
 import { inodeSeed } from './crc32c.ts';
@@ -77,7 +77,7 @@ export function planTree(root: TreeInode, hashSeed: Int32Array, seed: number): P
       return planned;
     } catch (error) {
       if (!(error instanceof LazydiskError)) throw error;
-      throw new LazydiskError(error.code, `path ${quote(pathOf(one))}: ${error.message}`, { cause: error });
+      throw withContext(error, `path ${quote(pathOf(one))}`);
     }
   });
   return { inodes, metadataBlocks, lastInode: numbered.at(-1)!.number };

@@ -4,7 +4,7 @@
  */
 import { open } from 'node:fs/promises';
 import { posix } from 'node:path';
-import { LazydiskError } from '../../errors.ts';
+import { LazydiskError, withContext } from '../../errors.ts';
 import { FileInput } from '../tar/input.ts';
 import { readTar } from '../tar/reader.ts';
 import { readRange, type SourceFiles, systemError } from './files.ts';
@@ -86,7 +86,7 @@ async function index(path: string, input: FileInput): Promise<Map<string, Place>
     }
   } catch (error) {
     if (!(error instanceof LazydiskError)) throw error;
-    throw new LazydiskError(error.code, `${path}: ${error.message}`, { cause: error });
+    throw withContext(error, path);
   }
   return places;
 }

@@ -4,7 +4,7 @@
  * capabilities) and names of other encodings, and know no sparse files. Every length that the archive states is
  * bounded before it is believed; whatever is wrong is a LazydiskError (CORRUPT, UNSUPPORTED) that names the entry.
  */
-import { LazydiskError } from '../../errors.ts';
+import { LazydiskError, withContext } from '../../errors.ts';
 import { quote } from '../quote.ts';
 import { BLOCK_BYTES, parseHeader, type TarHeader, text } from './header.ts';
 import type { TarInput } from './input.ts';
@@ -297,7 +297,7 @@ async function locate<T>(at: number, step: () => T | Promise<T>): Promise<T> {
     return await step();
   } catch (error) {
     if (!(error instanceof LazydiskError)) throw error;
-    throw new LazydiskError(error.code, `tar at byte ${at}: ${error.message}`, { cause: error });
+    throw withContext(error, `tar at byte ${at}`);
   }
 }
 
@@ -306,6 +306,6 @@ async function named<T>(name: string, step: () => Promise<T>): Promise<T> {
     return await step();
   } catch (error) {
     if (!(error instanceof LazydiskError)) throw error;
-    throw new LazydiskError(error.code, `path ${quote(name)}: ${error.message}`, { cause: error });
+    throw withContext(error, `path ${quote(name)}`);
   }
 }

@@ -3,9 +3,9 @@
  * without reading any of it; and a sample is read and proven. A sample is a range of ids, since ids are spread evenly:
  * it begins where that of the seed before ends, so that a hundred runs of 1 % have read all.
  */
+import { pooled } from '../../async/pooled.ts';
 import { type ChunkId, SEALED_BYTES_MAX } from '../../format/chunk-id.ts';
 import type { ObjectInfo } from '../objects/object-store.ts';
-import { pooled } from '../pooled.ts';
 import { type AreaPath, chunkKey, chunksPrefix, meaningOf, SHARDS } from '../roots/layout.ts';
 import type { StoreParts } from '../roots/parts.ts';
 import type { Area, View } from '../roots/view.ts';

@@ -3,8 +3,8 @@
  * would look, and repaired if that is wanted. The scan knows them by fingerprints only, so their ids come from one more
  * pass over the manifests, in rounds of a bounded number of chunks; without damage there is none.
  */
+import { pooled } from '../../async/pooled.ts';
 import { type ChunkId, chunkIdOf, ID_BYTES, SEALED_BYTES_MAX } from '../../format/chunk-id.ts';
-import { pooled } from '../pooled.ts';
 import { type AreaPath, chunkKey } from '../roots/layout.ts';
 import type { StoreParts } from '../roots/parts.ts';
 import type { Area, View } from '../roots/view.ts';

@@ -3,12 +3,12 @@
  * where a good copy can be had. It takes nothing away and writes nothing but good copies, so it may run beside builds,
  * sweeps and rotations: whatever looks wrong is looked at again before it is called so.
  */
+import { pooled } from '../../async/pooled.ts';
 import { LazydiskError } from '../../errors.ts';
 import type { ImageDigest } from '../../format/image-digest.ts';
 import type { KeyRing } from '../../keys/key-ring.ts';
 import { journaled } from '../gc/journal.ts';
 import { latelyNamed } from '../gc/mark.ts';
-import { pooled } from '../pooled.ts';
 import type { StoreParts } from '../roots/parts.ts';
 import type { View } from '../roots/view.ts';
 import { ChunkScan } from './chunk-scan.ts';

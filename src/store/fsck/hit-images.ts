@@ -2,10 +2,10 @@
  * What damaged chunks mean to whoever uses the images: how many of an image's chunks, and with its key, which paths.
  * Finding the paths of a disk reads all its inodes, so it is done a bounded number of times.
  */
+import { pooled } from '../../async/pooled.ts';
 import { errorText, LazydiskError } from '../../errors.ts';
 import { type ChunkId, ID_BYTES, SEALED_BYTES_MAX } from '../../format/chunk-id.ts';
 import type { Manifest } from '../../format/manifest.ts';
-import { pooled } from '../pooled.ts';
 import { chunkKey } from '../roots/layout.ts';
 import type { StoreParts } from '../roots/parts.ts';
 import type { KnownImage } from './images.ts';

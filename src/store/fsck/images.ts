@@ -2,7 +2,7 @@
  * The first part of fsck: every name's image has a manifest that proves itself, for each key that it is sealed for. What
  * is broken or gone is looked for elsewhere at once, since only a manifest tells which chunks to look for.
  */
-import { errorText, LazydiskError } from '../../errors.ts';
+import { codeOf, errorText, LazydiskError } from '../../errors.ts';
 import type { ImageDigest } from '../../format/image-digest.ts';
 import type { Manifest } from '../../format/manifest.ts';
 import type { ClearManifest } from '../../format/manifest-clear.ts';
@@ -89,7 +89,7 @@ export class ImageCheck {
     try {
       return await findClear(objects, areasOfRoot(this.#view, this.#view.active), digest, digest);
     } catch (error) {
-      if (!(error instanceof LazydiskError) || error.code !== 'CORRUPT') throw error;
+      if (codeOf(error) !== 'CORRUPT') throw error;
       const text = `named until lately: ${errorText(error)}`;
       this.#options.report({
         kind: 'manifest',
@@ -120,7 +120,7 @@ export class ImageCheck {
           if (whole.opened) this.opened++;
           copies.whole.set(area, whole);
         } catch (error) {
-          if (!(error instanceof LazydiskError) || error.code !== 'CORRUPT') throw error;
+          if (codeOf(error) !== 'CORRUPT') throw error;
           const left = typeof bytes === 'string' ? Buffer.alloc(0) : bytes;
           copies.broken.set(area, { bytes: left, why: errorText(error) });
         }
@@ -287,6 +287,6 @@ export class ImageCheck {
 }
 
 function unlessCorrupt(error: unknown): undefined {
-  if (error instanceof LazydiskError && error.code === 'CORRUPT') return undefined;
+  if (codeOf(error) === 'CORRUPT') return undefined;
   throw error;
 }

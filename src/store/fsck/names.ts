@@ -2,9 +2,9 @@
  * What all names mean, found as a reader of each single name would find it, so that a broken reference hides no other.
  * Tombstones mean nothing; what retired roots have of names is not looked at by anyone.
  */
-import { errorText, LazydiskError } from '../../errors.ts';
+import { pooled } from '../../async/pooled.ts';
+import { codeOf, errorText } from '../../errors.ts';
 import type { ImageDigest } from '../../format/image-digest.ts';
-import { pooled } from '../pooled.ts';
 import { meaningOf, referencesPrefix } from '../roots/layout.ts';
 import type { StoreParts } from '../roots/parts.ts';
 import type { Area, View } from '../roots/view.ts';
@@ -46,7 +46,7 @@ export async function namedImages(
       const found = await findName(parts, view, roots, name);
       if (found) addName(images, found.reference, found.home);
     } catch (error) {
-      if (!(error instanceof LazydiskError) || error.code !== 'CORRUPT') throw error;
+      if (codeOf(error) !== 'CORRUPT') throw error;
       const text = `${errorText(error)}${await lastMeaning(parts, name)}`;
       report({ kind: 'reference', names: [name], text, copyIn: null, unproven: false, repaired: false });
     }

@@ -2,7 +2,7 @@
  * Brings along what drives need of a root that is left behind: images that no name means any more, so that no rotation
  * moves them for their name, and that hosts have leased.
  */
-import { errorText, LazydiskError } from '../../errors.ts';
+import { codeOf, errorText, LazydiskError } from '../../errors.ts';
 import type { ImageDigest } from '../../format/image-digest.ts';
 import { formatDuration } from '../../units.ts';
 import { leasedOf } from '../leases.ts';
@@ -49,7 +49,7 @@ export async function carryLeased(
     try {
       if (dryRun || (await carry(parts, image, onCopied))) carried.push(image);
     } catch (error) {
-      const code = error instanceof LazydiskError ? error.code : 'INTERNAL';
+      const code = codeOf(error);
       if (code !== 'CORRUPT' && code !== 'NOT_FOUND') throw error;
       stuck.push({ image, host, why: errorText(error) });
     }

@@ -4,13 +4,13 @@
  * give them one. Their manifests say which chunks. Needs no key. It fails rather than guess: an image whose manifest cannot be
  * read could have any chunk, and then none is garbage.
  */
-import { errorText, LazydiskError } from '../../errors.ts';
+import { pooled } from '../../async/pooled.ts';
+import { codeOf, LazydiskError, withContext } from '../../errors.ts';
 import { ID_BYTES } from '../../format/chunk-id.ts';
 import type { ImageDigest } from '../../format/image-digest.ts';
 import type { ClearManifest } from '../../format/manifest-clear.ts';
 import { type LeaseCount, leasedOf, leaseTermMs } from '../leases.ts';
 import type { ObjectStore } from '../objects/object-store.ts';
-import { pooled } from '../pooled.ts';
 import { firstClear, manifestKeysIn } from '../roots/carry.ts';
 import { type AreaPath, manifestsPrefix, meaningOf } from '../roots/layout.ts';
 import type { StoreParts } from '../roots/parts.ts';
@@ -163,7 +163,7 @@ class Marking {
         else missing.push(digest);
       } catch (error) {
         // Without a name it stops nothing for long. But a store that does not answer says nothing of what lies there.
-        const isCorrupt = error instanceof LazydiskError && error.code === 'CORRUPT';
+        const isCorrupt = codeOf(error) === 'CORRUPT';
         if (name !== undefined || !isCorrupt) throw error;
         live.unknown.add(digest);
       }
@@ -261,8 +261,7 @@ export async function findClear(
   for (const area of areas)
     for (const keyId of await manifestKeysIn(objects, area, digest)) places.push({ area, keyId });
   return firstClear(objects, places, digest).catch((cause) => {
-    const code = cause instanceof LazydiskError ? cause.code : 'INTERNAL';
-    throw new LazydiskError(code, `image ${name}: ${errorText(cause)}`, { cause });
+    throw withContext(cause, `image ${name}`);
   });
 }
 

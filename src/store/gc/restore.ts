@@ -1,7 +1,7 @@
 /** Puts back what was swept and is alive by now: a writer relied on it while the sweep did not know of that yet. */
+import { pooled } from '../../async/pooled.ts';
 import { LazydiskError } from '../../errors.ts';
 import type { ObjectInfo, ObjectStore } from '../objects/object-store.ts';
-import { pooled } from '../pooled.ts';
 import { type AreaPath, chunkKey, manifestKey, meaningOf } from '../roots/layout.ts';
 import { carryManifest } from '../roots/place-manifest.ts';
 import type { LiveSet } from './mark.ts';

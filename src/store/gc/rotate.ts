@@ -3,7 +3,7 @@
  * does what is left, so a rotation that was killed goes on where it was, from any machine, and two at once do the same
  * work twice. Images keep their bytes, ids and digests; new builds use the new root's salt.
  */
-import { LazydiskError } from '../../errors.ts';
+import { codeOf, LazydiskError } from '../../errors.ts';
 import { ID_BYTES } from '../../format/chunk-id.ts';
 import type { ImageDigest } from '../../format/image-digest.ts';
 import { leasedOf, leaseTermMs } from '../leases.ts';
@@ -98,7 +98,7 @@ async function markOpened(objects: ObjectStore, root: AreaPath): Promise<void> {
   const key = stateKey(root, 'opened');
   if (await objects.head(key)) return;
   await objects.put(key, Buffer.alloc(0), { ifVersion: null }).catch((error) => {
-    if (!(error instanceof LazydiskError) || error.code !== 'BUSY') throw error;
+    if (codeOf(error) !== 'BUSY') throw error;
   });
 }
 
@@ -165,7 +165,7 @@ async function bring(
       `${objects.url}: ${name} means image ${digest}, which has no manifest`,
     );
   } catch (error) {
-    const isLost = error instanceof LazydiskError && error.code === 'NOT_FOUND';
+    const isLost = codeOf(error) === 'NOT_FOUND';
     if (isLost && (await references.isLate(from.path, name, policy.buildMs))) return false;
     throw error;
   }

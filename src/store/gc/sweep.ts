@@ -6,9 +6,9 @@
  * trash when nothing of it is under way any more. Until then the trash stays, because what a sweep takes away late, when
  * somebody has come to need it, is in that trash and perhaps nowhere else.
  */
+import { pooled } from '../../async/pooled.ts';
 import { LazydiskError } from '../../errors.ts';
 import type { ObjectInfo } from '../objects/object-store.ts';
-import { pooled } from '../pooled.ts';
 import {
   type AreaPath,
   chunksPrefix,

@@ -6,8 +6,8 @@ import { createHash, hash } from 'node:crypto';
 import { constants } from 'node:fs';
 import { type FileHandle, open, opendir, stat, unlink } from 'node:fs/promises';
 import { join, resolve } from 'node:path';
+import { pooled } from '../../async/pooled.ts';
 import { errorText, LazydiskError } from '../../errors.ts';
-import { pooled } from '../pooled.ts';
 import { DurableWriter } from './durable-writer.ts';
 import { HashedBytes } from './hashed-bytes.ts';
 import {

@@ -6,6 +6,7 @@
  */
 import { type FileHandle, mkdir, open, rename, rm, unlink } from 'node:fs/promises';
 import { dirname, join } from 'node:path';
+import { pooled } from '../../async/pooled.ts';
 import { LazydiskError } from '../../errors.ts';
 import { newWriterName, removeDeadWriters } from './writer-dir.ts';
 
@@ -92,7 +93,7 @@ export class DurableWriter {
   /** One group. Each file fails for itself; only a directory that cannot be synced fails all files in it. */
   async #commit(group: Pending[]): Promise<void> {
     const directories = new Map<string, Pending[]>();
-    await inLanes(group, async (pending) => {
+    await pooled(LANES, group, async (pending) => {
       try {
         const temporary = await this.#writeTemporary(pending.bytes!);
         pending.bytes = undefined;
@@ -105,7 +106,7 @@ export class DurableWriter {
         pending.reject(error);
       }
     });
-    await inLanes([...directories], async ([directory, waiting]) => {
+    await pooled(LANES, directories, async ([directory, waiting]) => {
       await syncDirectory(directory).catch((error) => {
         for (const pending of waiting) pending.reject(error);
       });
@@ -156,15 +157,6 @@ export class DurableWriter {
     await mkdir(path, { recursive: true });
     return path;
   }
-}
-
-/** `work` on all of `items`, LANES at a time. */
-async function inLanes<T>(items: readonly T[], work: (item: T) => Promise<void>): Promise<void> {
-  let next = 0;
-  const lane = async (): Promise<void> => {
-    while (next < items.length) await work(items[next++]!);
-  };
-  await Promise.all(Array.from({ length: LANES }, lane));
 }
 
 async function writeAll(file: FileHandle, bytes: Uint8Array): Promise<void> {

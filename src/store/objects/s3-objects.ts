@@ -4,9 +4,9 @@
  * wants; conditional writes are tried once before anybody may count on them.
  */
 import { hash, randomBytes } from 'node:crypto';
+import { pooled } from '../../async/pooled.ts';
 import { LazydiskError, withContext } from '../../errors.ts';
 import type { HttpAnswer, HttpClientOptions } from '../../http-client/client.ts';
-import { pooled } from '../pooled.ts';
 import { PROBE_PREFIX } from '../roots/layout.ts';
 import {
   checkKey,

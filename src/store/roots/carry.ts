@@ -3,13 +3,13 @@
  * manifest in a root means that all of its chunks are there (or in the trash of a sweep of it). Nothing is decoded and
  * no key is needed, and where the store can, the bytes do not pass through here.
  */
+import { pooled } from '../../async/pooled.ts';
 import { LazydiskError } from '../../errors.ts';
 import type { ChunkId } from '../../format/chunk-id.ts';
 import type { ImageDigest } from '../../format/image-digest.ts';
 import type { ClearManifest } from '../../format/manifest-clear.ts';
 import { proveClear } from '../manifest-check.ts';
 import type { ObjectOptions, ObjectStore } from '../objects/object-store.ts';
-import { pooled } from '../pooled.ts';
 import { type AreaPath, chunkKey, manifestKey, manifestsPrefix, meaningOf } from './layout.ts';
 import type { StoreParts } from './parts.ts';
 import { boundedWrites, carryManifest, MANIFEST_BYTES_MAX } from './place-manifest.ts';

@@ -3,7 +3,7 @@
  * without the key nobody can tell a good one from a damaged one. So what is there stays, unless the key proves that the
  * new one opens and the old one does not.
  */
-import { LazydiskError } from '../../errors.ts';
+import { codeOf } from '../../errors.ts';
 import type { ImageDigest } from '../../format/image-digest.ts';
 import { checkManifest } from '../manifest-check.ts';
 import type { ObjectBytes, ObjectOptions, ObjectStore } from '../objects/object-store.ts';
@@ -36,7 +36,7 @@ export function boundedWrites(
       try {
         return await withinTime(clock, policy.settleMs, what, (signal) => write({ signal }));
       } catch (error) {
-        const isTimeout = error instanceof LazydiskError && error.code === 'TIMEOUT';
+        const isTimeout = codeOf(error) === 'TIMEOUT';
         if (!isTimeout || clock.ageMs(startedAt) >= (objects.retryForMs ?? 0)) throw error;
       }
     }
@@ -151,7 +151,7 @@ export async function overwriteManifest(
 }
 
 function isBusy(error: unknown): boolean {
-  return error instanceof LazydiskError && error.code === 'BUSY';
+  return codeOf(error) === 'BUSY';
 }
 
 async function firstIn(

@@ -5,11 +5,10 @@
  */
 import { randomBytes } from 'node:crypto';
 import { isDeepStrictEqual } from 'node:util';
-import { LazydiskError } from '../../errors.ts';
-import type { ImageDigest } from '../../format/image-digest.ts';
-import { isDigest } from '../../format/image-digest.ts';
+import { pooled } from '../../async/pooled.ts';
+import { codeOf, LazydiskError } from '../../errors.ts';
+import { type ImageDigest, isDigest } from '../../format/image-digest.ts';
 import type { ObjectStore } from '../objects/object-store.ts';
-import { pooled } from '../pooled.ts';
 import type { Reference } from '../store.ts';
 import {
   type AreaPath,
@@ -120,7 +119,7 @@ export class References {
       await this.put(area, name, before, { begunMs: Date.parse(begun), ifVersion: found.version });
       return true;
     } catch (error) {
-      if (error instanceof LazydiskError && error.code === 'BUSY') return false;
+      if (codeOf(error) === 'BUSY') return false;
       throw error;
     }
   }
@@ -141,7 +140,7 @@ export class References {
     try {
       await this.#put(area, 'inherited', { name, digest, updated, begun }, { ifVersion: null });
     } catch (error) {
-      if (!(error instanceof LazydiskError) || error.code !== 'BUSY') throw error;
+      if (codeOf(error) !== 'BUSY') throw error;
     }
   }
 

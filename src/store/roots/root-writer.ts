@@ -8,10 +8,9 @@
  * counts comes after it: the store's time, and if that is too late, or the chunks are not our own, whether all of the image
  * is there now that everybody sees its name. If it is not, the name is taken back. FORMAT.md has the argument.
  */
-import { LazydiskError } from '../../errors.ts';
+import { codeOf, LazydiskError, withMessage } from '../../errors.ts';
 import type { ChunkId } from '../../format/chunk-id.ts';
-import type { ImageDigest } from '../../format/image-digest.ts';
-import { isDigest } from '../../format/image-digest.ts';
+import { type ImageDigest, isDigest } from '../../format/image-digest.ts';
 import { formatDuration } from '../../units.ts';
 import { referenceName } from '../reference-name.ts';
 import type { ManifestPlacement, ManifestProof, SetOptions, StoreWriter } from '../store.ts';
@@ -226,7 +225,7 @@ export class RootWriter implements StoreWriter {
         ? `means ${before ?? 'nothing'} again`
         : 'was set by others since'
       : 'means an image that is not whole: set it again, or remove it';
-    throw new LazydiskError(cause.code, `${cause.message}; ${reference.name} ${end}`, { cause });
+    throw withMessage(cause, `${cause.message}; ${reference.name} ${end}`);
   }
 
   async #set(
@@ -254,7 +253,7 @@ export class RootWriter implements StoreWriter {
       const reference = await references.put(view.active.path, fullName, digest, options);
       return { reference, before: isOurs ? earlier.before : was };
     } catch (error) {
-      if (error instanceof LazydiskError && error.code === 'BUSY') throw new ChangedError();
+      if (codeOf(error) === 'BUSY') throw new ChangedError();
       throw error;
     }
   }

@@ -3,7 +3,7 @@
  * are still moving out of, what is retired, what was swept. It has an age, and who must not go by an old one asks for a
  * newer: that, and not a lock, is what keeps writers, sweeps and rotations of many machines out of each other's way.
  */
-import { errorText, LazydiskError } from '../../errors.ts';
+import { codeOf, errorText, LazydiskError } from '../../errors.ts';
 import type { ObjectInfo, ObjectStore } from '../objects/object-store.ts';
 import type { Clock, Moment } from './clock.ts';
 import {
@@ -185,7 +185,7 @@ export async function writeIndex(objects: ObjectStore): Promise<void> {
     try {
       await objects.put(INDEX_KEY, bytes, { ifVersion: found?.version ?? null });
     } catch (error) {
-      if (!(error instanceof LazydiskError) || error.code !== 'BUSY') throw error;
+      if (codeOf(error) !== 'BUSY') throw error;
     }
   }
 }

@@ -1,6 +1,6 @@
 /** How many transfers are in flight, on lines that are simulated: with a time there and back, and a width. */
 import t from 'tap';
-import { LANES_MAX, LANES_MIN, Lanes } from '../../src/store/lanes.ts';
+import { LANES_MAX, LANES_MIN, Lanes } from '../../src/async/lanes.ts';
 
 const BYTES = 256 * 1024;
 

@@ -1,6 +1,6 @@
 /** Work in lanes: how many at once, what a failure stops, and lanes that become more and fewer. */
 import t from 'tap';
-import { pooled } from '../../src/store/pooled.ts';
+import { pooled } from '../../src/async/pooled.ts';
 
 const turn = (): Promise<void> => new Promise((resolve) => setImmediate(resolve));
 
