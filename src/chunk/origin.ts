@@ -3,7 +3,8 @@
  * owner to mend, after which it is good again without a restart here, so nothing is remembered about it.
  *
  * A store in a file system has a bounded share of the thread pool: a read that was given up keeps its thread until the
- * file system lets go of it, so it keeps its place too. And an object whose read hangs is not read once more: whoever
+ * file system lets go of it. For those there are threads beside, shared fairly too, so that the objects that hang, one
+ * disk of many perhaps, leave the others' threads alone. And an object whose read hangs is not read once more: whoever
  * wants it waits for that one.
  */
 import { withDeadline } from '../async/deadline.ts';
@@ -18,8 +19,8 @@ import type { ChunkTier, SealedLoan } from './tier.ts';
 export type ChunkSource = Pick<Store, 'url' | 'getChunkOnce'>;
 
 export interface OriginTierOptions {
-  /** Of a store whose reads take a thread each: how many it may have. */
-  readonly threads?: number;
+  /** Of a store whose reads take a thread each: how many it may have, and how many more for reads that hang. */
+  readonly threads?: { readonly reads: number; readonly hung: number };
 }
 
 /** Buffers that wait for the next read from the network; fresh ones cost page faults, and garbage collection. */
@@ -28,22 +29,29 @@ const SPARE_MAX = 16;
 export class OriginTier implements ChunkTier {
   readonly name = 'origin';
   readonly #store: ChunkSource;
-  readonly #threads: Places | undefined;
-  readonly #inThreads = new Map<ChunkId, Promise<Buffer | undefined>>();
+  readonly #threads: { readonly reads: Places; readonly hung: Places } | undefined;
+  readonly #inThreads = new Map<ChunkId, ThreadRead>();
   readonly #spare: Buffer[] = [];
 
   /** The store is lent: `close` leaves it open. */
   constructor(store: ChunkSource, { threads }: OriginTierOptions = {}) {
     this.#store = store;
-    if (threads !== undefined) this.#threads = new Places({ name: `${store.url}: threads`, places: threads });
+    if (!threads) return;
+    this.#threads = {
+      reads: new Places({ name: `${store.url}: threads`, places: threads.reads }),
+      hung: new Places({ name: `${store.url}: threads of hung reads`, places: threads.hung }),
+    };
   }
 
   /** Rejects with TIMEOUT, ABORTED, UNAVAILABLE, or what the store says; messages name the store. */
   async get(id: ChunkId, _sealedBytes: number, ctx: ReadContext): Promise<SealedLoan | undefined> {
     try {
       if (!this.#threads) return await this.#fromNetwork(id, ctx);
-      const asked = await this.#inThread(this.#threads, id, ctx);
-      const bytes = await withDeadline(asked.bytes, ctx, `${this.#store.url}: no answer`);
+      const read = await this.#inThread(this.#threads.reads, id, ctx);
+      const bytes = await withDeadline(read.bytes, ctx, `${this.#store.url}: no answer`).catch((error) => {
+        if (error instanceof LazydiskError && error.code === 'TIMEOUT') this.#hangs(read);
+        throw error;
+      });
       return bytes && { bytes, release() {} };
     } catch (error) {
       if (error instanceof LazydiskError) throw error;
@@ -80,24 +88,48 @@ export class OriginTier implements ChunkTier {
   }
 
   /** Resolves when there is a thread for it; the read itself is in an object, or it would be waited for too. */
-  async #inThread(
-    threads: Places,
-    id: ChunkId,
-    ctx: ReadContext,
-  ): Promise<{ bytes: Promise<Buffer | undefined> }> {
+  async #inThread(threads: Places, id: ChunkId, ctx: ReadContext): Promise<ThreadRead> {
     const place = this.#inThreads.has(id) ? undefined : await threads.enter(ctx);
     const known = this.#inThreads.get(id);
     if (known) {
       if (place) threads.leave(place);
-      return { bytes: known };
+      return known;
     }
-    const bytes = this.#store.getChunkOnce(id);
-    this.#inThreads.set(id, bytes);
+    const read: ThreadRead = {
+      id,
+      bytes: this.#store.getChunkOnce(id),
+      leave: () => threads.leave(place!),
+      ctx,
+      isHung: false,
+    };
+    this.#inThreads.set(id, read);
     const ended = () => {
       this.#inThreads.delete(id);
-      threads.leave(place!);
+      read.leave();
     };
-    bytes.then(ended, ended);
-    return { bytes };
+    read.bytes.then(ended, ended);
+    return read;
   }
+
+  /** Its place is for another one, as long as there are threads for those that hang, and its drive has not its share. */
+  #hangs(read: ThreadRead): void {
+    const { hung } = this.#threads!;
+    if (read.isHung || this.#inThreads.get(read.id) !== read) return;
+    const place = hung.tryEnter(read.ctx);
+    if (!place) return;
+    read.isHung = true;
+    read.leave();
+    read.leave = () => hung.leave(place);
+  }
+}
+
+/** A read in the thread pool. */
+interface ThreadRead {
+  readonly id: ChunkId;
+  readonly bytes: Promise<Buffer | undefined>;
+  /** Of whoever asked first. */
+  readonly ctx: ReadContext;
+  isHung: boolean;
+  /** Gives back the place that it holds now. */
+  leave: () => void;
 }

@@ -48,7 +48,9 @@ function describe(status: DaemonStatus): string {
 
 function cacheText({ cacheState, cacheUsedBytes, cacheBytes }: DaemonStatus): string {
   const used = `${formatSize(cacheUsedBytes)} of ${formatSize(cacheBytes)}`;
-  return cacheState === 'up' ? used : `${cacheState}: its disk fails or hangs; ${used}`;
+  if (cacheState === 'up') return used;
+  const why = cacheState === 'scanned' ? 'its index is rebuilt' : 'its disk fails or hangs';
+  return `${cacheState}: ${why}; ${used}`;
 }
 
 function storeText({ store, retiredReads, lease, storeClock }: DaemonStatus): string[] {

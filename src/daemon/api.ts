@@ -102,8 +102,11 @@ export interface DaemonStatus {
   readonly memoryBytes: number;
   readonly cacheBytes: number;
   readonly cacheUsedBytes: number;
-  /** `left out`: its disk hangs or fails, reads pass it by; `not written`: it is read, and nothing is put into it. */
-  readonly cacheState: 'up' | 'not written' | 'left out';
+  /**
+   * `left out`: its disk hangs or fails, reads pass it by; `not open`: so it was at the start, and has been since;
+   * `not written`: it is read, and nothing is put into it; `scanned`: the same, until its index is complete after a crash.
+   */
+  readonly cacheState: 'up' | 'scanned' | 'not written' | 'left out' | 'not open';
   /** Null without --fleet. */
   readonly fleet: { readonly state: 'up' | 'down'; readonly nodes: number; readonly nodesUp: number } | null;
   readonly origin: OriginStats;

@@ -7,6 +7,7 @@
 import type { AddressInfo } from 'node:net';
 import { DiskCache } from '../chunk/disk/disk-cache.ts';
 import { DiskTier } from '../chunk/disk/disk-tier.ts';
+import { LateCache, type LateCacheStats } from '../chunk/disk/late-cache.ts';
 import { Fleet } from '../chunk/fleet/fleet.ts';
 import { ChunkMemory } from '../chunk/memory.ts';
 import { ChunkReader } from '../chunk/reader.ts';
@@ -45,6 +46,9 @@ import { StoreAsks } from './store-asks.ts';
 /** Reads of the disk cache at once, from the queue for its threads to the end of decoding: they hold its buffers. */
 const CACHE_READS_MAX = 32;
 
+/** What a start waits for the disk of the cache; a hundred times what it takes a healthy one with a full index. */
+const CACHE_OPEN_MS = 10_000;
+
 /** What is asked of the store at once for attaches, and for lists, each of which asks for several things at once. */
 const ATTACH_ASKS_MAX = 8;
 const LIST_ASKS_MAX = 1;
@@ -66,7 +70,7 @@ interface Parts {
   readonly store: Store;
   readonly leases: LeaseKeeper;
   readonly skew: SkewWatch;
-  readonly cache: DiskCache;
+  readonly cache: LateCache;
   readonly diskTier: DiskTier;
   readonly fleet: Fleet | undefined;
   readonly origin: Origin;
@@ -176,7 +180,7 @@ export class Daemon implements ControlService {
       memoryBytes: config.memoryBytes,
       cacheBytes: disk.capBytes,
       cacheUsedBytes: disk.usedBytes,
-      cacheState: !diskTier.stats().up ? 'left out' : disk.writable ? 'up' : 'not written',
+      cacheState: cacheState(disk, diskTier.stats().up),
       fleet: fleet ? { state: fleet.state, ...nodesUp(fleet) } : null,
       origin: origin.stats(),
       admission: admission.stats(),
@@ -273,11 +277,7 @@ async function openParts(
   closers.defer(release);
 
   const memory = new ChunkMemory({ capacityBytes: config.memoryBytes });
-  const cache = await DiskCache.open({
-    dir: config.cacheDir,
-    capBytes: config.cacheBytes,
-    onWarning: (text) => log.warn({ part: 'disk cache' }, text),
-  });
+  const cache = await openCache(config, log);
   // The reader closes it too, once there is one; until then a start that fails must not lose the cache's index.
   closers.defer(() => cache.close());
   const metrics = new DaemonMetrics(VERSION);
@@ -345,7 +345,11 @@ async function openParts(
     store: () => store.stats(),
     lease: () => leases.stats(),
     logDrops: () => logStream.droppedLines,
-    cacheHealth: () => ({ ...diskTier.stats(), writable: cache.stats().writable }),
+    cacheHealth: () => {
+      const { opening, writable } = cache.stats();
+      const { up, ejections } = diskTier.stats();
+      return { up: up && !opening, writable, ejections };
+    },
     cacheDrops: () => {
       const { droppedPuts, writeErrors } = cache.stats();
       return { dropped: droppedPuts + reader.stats().droppedWriteBacks, failed: writeErrors };
@@ -372,6 +376,33 @@ async function openParts(
     },
     ...{ shares, nbd, metrics, places, closers, lists: new StoreAsks(LIST_ASKS_MAX) },
   };
+}
+
+/** A disk that hangs does not keep a daemon from starting. */
+function openCache(config: ServeConfig, log: Logger): Promise<LateCache> {
+  const part = 'disk cache';
+  const opening = DiskCache.open({
+    dir: config.cacheDir,
+    capBytes: config.cacheBytes,
+    onWarning: (text) => log.warn({ part }, text),
+  });
+  return LateCache.open(opening, {
+    capBytes: config.cacheBytes,
+    timeoutMs: CACHE_OPEN_MS,
+    onLate: (event, cause) => {
+      if (event === 'joined') log.info({ part }, 'the disk cache is open at last');
+      else if (event === 'failed')
+        log.error({ part, cause }, 'the disk cache could not be opened: it stays out');
+      else log.error({ part, cause }, 'the disk of the cache hangs: serving without it until it is open');
+    },
+  });
+}
+
+function cacheState(disk: LateCacheStats, isUp: boolean): DaemonStatus['cacheState'] {
+  if (disk.opening) return 'not open';
+  if (!isUp) return 'left out';
+  if (disk.recovering) return 'scanned';
+  return disk.writable ? 'up' : 'not written';
 }
 
 function nodesUp(fleet: Fleet): { nodes: number; nodesUp: number } {

@@ -13,8 +13,8 @@ import { LimitTier } from '../chunk/wrappers/limit.ts';
 import { RateTier } from '../chunk/wrappers/rate.ts';
 import { RetryTier } from '../chunk/wrappers/retry.ts';
 
-/** Threads of the pool that reads of chunks may take where the store is a directory. */
-export const STORE_READ_THREADS = 8;
+/** Threads of the pool that reads of chunks may take where the store is a directory, and those that hang there. */
+export const STORE_THREADS = { reads: 8, hung: 24 };
 
 export interface OriginConfig {
   readonly originTimeoutMs: number;
@@ -47,7 +47,7 @@ export class Origin {
 
   constructor(store: ChunkSource, config: OriginConfig) {
     const { originRate, originBandwidth, originTries, originTimeoutMs, originConcurrency } = config;
-    const threads = store.url.startsWith('file:') ? { threads: STORE_READ_THREADS } : {};
+    const threads = store.url.startsWith('file:') ? { threads: STORE_THREADS } : {};
     this.#breaker = new BreakerTier(new OriginTier(store, threads), {});
     this.#hedge = new HedgeTier(this.#breaker, {});
     const retry = new RetryTier(this.#hedge, { tries: originTries, tryTimeoutMs: originTimeoutMs });

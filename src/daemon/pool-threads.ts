@@ -4,7 +4,7 @@
  * there (daemon.ts), and some for all else. Decoding has threads of its own, one a core (native/compute-job.h).
  */
 import { CACHE_OTHER_THREADS, CACHE_READ_THREADS } from '../chunk/disk/disk-tier.ts';
-import { STORE_READ_THREADS } from './origin.ts';
+import { STORE_THREADS } from './origin.ts';
 
 const ATTACH_THREADS = 16;
 const OTHER_THREADS = 4;
@@ -12,6 +12,11 @@ const OTHER_THREADS = 4;
 /** Must be called before anything uses the pool: libuv reads its size at the first use. A size that is set stands. */
 export function sizeThreadPool(): void {
   const threads =
-    CACHE_READ_THREADS + CACHE_OTHER_THREADS + STORE_READ_THREADS + ATTACH_THREADS + OTHER_THREADS;
+    CACHE_READ_THREADS +
+    CACHE_OTHER_THREADS +
+    STORE_THREADS.reads +
+    STORE_THREADS.hung +
+    ATTACH_THREADS +
+    OTHER_THREADS;
   process.env.UV_THREADPOOL_SIZE ??= String(threads);
 }

@@ -1,13 +1,28 @@
 /**
- * What sixteen drives feel of neighbours that are not well (test/support/neighbours.ts): the 99th percentile of their
- * reads beside them, against the same drives alone. `node test/bench/bulkheads.ts`.
+ * What sixteen drives feel of neighbours that are not well (test/support/neighbours.ts): their reads beside them against
+ * the same drives alone. Two rows tell what the processors are worth: a neighbour that asks the daemon nothing and takes a
+ * processor or two. `node test/bench/bulkheads.ts`.
  */
 import type { Test } from 'tap';
-import { Neighbourhood } from '../support/neighbours.ts';
+import type { BadNeighbour } from '../support/bad-neighbours.ts';
+import { type Measured, Neighbourhood } from '../support/neighbours.ts';
 import { formatRows, type Row } from './row.ts';
 
 const READS_EACH = 200;
 const PAUSE_MS = 10;
+
+interface Beside {
+  readonly name: string;
+  readonly kinds: readonly BadNeighbour[];
+  readonly goal?: number;
+}
+
+const NEIGHBOURS: readonly Beside[] = [
+  { name: 'one that only computes', kinds: ['burn'] },
+  { name: 'hostile, hung, bad, slow', kinds: ['hostile', 'hung', 'bad', 'slow'], goal: 1.5 },
+  { name: 'hung, bad, slow', kinds: ['hung', 'bad', 'slow'], goal: 1.5 },
+  { name: 'NBD fuzzing', kinds: ['fuzz'], goal: 2 },
+];
 
 export async function benchBulkheads(): Promise<Row[]> {
   const teardowns: (() => unknown)[] = [];
@@ -15,22 +30,37 @@ export async function benchBulkheads(): Promise<Row[]> {
   try {
     const neighbourhood = await Neighbourhood.open(t);
     await neighbourhood.measure(READS_EACH, 0);
-    const alone = await neighbourhood.measure(READS_EACH, PAUSE_MS);
-    await neighbourhood.trouble();
-    const beside = await neighbourhood.measure(READS_EACH, PAUSE_MS);
-    if (beside.wrong > 0 || beside.errors.length > 0)
-      throw new Error(`${beside.wrong} wrong reads; ${beside.errors.length} failed: ${beside.errors[0]}`);
-    const row = (name: string, ours: number, peerValue: number): Row => ({
-      ...{ name, ours, unit: 'ms', peer: 'alone', peerValue, ratio: ours / peerValue },
-      ...{ goal: 1.5, goalIsMost: true },
-    });
-    return [
-      row('16 drives beside bad neighbours, p50', beside.p50Ms, alone.p50Ms),
-      row('16 drives beside bad neighbours, p99', beside.p99Ms, alone.p99Ms),
-    ];
+    const rows: Row[] = [];
+    for (const { name, kinds, goal } of NEIGHBOURS) {
+      await neighbourhood.trouble();
+      const alone = await measure(neighbourhood);
+      await neighbourhood.trouble(...kinds);
+      const beside = await measure(neighbourhood);
+      for (const [what, key] of [
+        ['p50', 'p50Ms'],
+        ['p99', 'p99Ms'],
+      ] as const) {
+        const ours = beside[key];
+        const peerValue = alone[key];
+        const wanted = goal !== undefined && key === 'p99Ms' ? { goal, goalIsMost: true } : {};
+        rows.push({
+          ...{ name: `16 drives beside ${name}, ${what}`, ours, unit: 'ms' },
+          ...{ peer: 'alone', peerValue, ratio: ours / peerValue, ...wanted },
+        });
+      }
+    }
+    return rows;
   } finally {
     for (const close of teardowns.reverse()) await close();
   }
+}
+
+async function measure(neighbourhood: Neighbourhood): Promise<Measured> {
+  const measured = await neighbourhood.measure(READS_EACH, PAUSE_MS);
+  const { wrong, errors } = measured;
+  if (wrong > 0 || errors.length > 0)
+    throw new Error(`${wrong} wrong reads; ${errors.length} failed: ${errors[0]}`);
+  return measured;
 }
 
 if (import.meta.main) process.stdout.write(formatRows(await benchBulkheads()));

@@ -12,7 +12,7 @@ t.test(
     const neighbourhood = await Neighbourhood.open(t);
     const alone = await neighbourhood.measure(10, 0);
     t.match(alone, { reads: 160, wrong: 0, errors: [] });
-    await neighbourhood.trouble();
+    await neighbourhood.trouble('hostile', 'hung', 'bad', 'slow');
     const beside = await neighbourhood.measure(40, 5);
     t.match(beside, { reads: 640, wrong: 0, errors: [] });
     t.comment(`p99 alone ${alone.p99Ms.toFixed(1)} ms, beside ${beside.p99Ms.toFixed(1)} ms`);

@@ -1,12 +1,10 @@
 /**
- * Sixteen well-behaved drives on one daemon, and neighbours that are not: one whose guest asks for everything at once,
- * one whose objects never answer, one with an object that cannot be read, and one whose objects are slow. What the sixteen
- * read is compared byte by byte and timed. The origin is a web server here, which knows which object belongs to whom.
+ * Sixteen well-behaved drives on one daemon, and neighbours that are not (bad-neighbours.ts): one whose guest asks for
+ * everything at once, one whose objects never answer, one with an object that cannot be read, and one whose objects are
+ * slow. What the sixteen read is compared byte by byte and timed. The origin is a web server (troubled-store.ts).
  */
+import type { ChildProcess } from 'node:child_process';
 import { randomBytes, randomInt } from 'node:crypto';
-import { readFileSync } from 'node:fs';
-import http from 'node:http';
-import type { AddressInfo } from 'node:net';
 import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
 import type { Test } from 'tap';
@@ -14,20 +12,14 @@ import { ControlClient } from '../../src/daemon/client.ts';
 import { CHUNK_BYTES } from '../../src/format/chunk-id.ts';
 import { loadKeyFile } from '../../src/keys/key-file.ts';
 import { openStore } from '../../src/store/open.ts';
+import { type BadNeighbour, READ_BYTES, startBadNeighbours, TROUBLED } from './bad-neighbours.ts';
 import { TestDaemon, type Workplace, workplace } from './daemon.ts';
 import { NbdClient } from './nbd-client.ts';
 import { putDisk } from './stored-disk.ts';
+import { type ObjectTrouble, serveTroubledStore } from './troubled-store.ts';
 
 const WELL_DRIVES = 16;
 const WELL_IMAGES = 4;
-/** A read of a slow object takes so long. */
-const SLOW_MS = 1_000;
-const READ_BYTES = 4096;
-
-export type Trouble = 'hostile' | 'hung' | 'bad' | 'slow';
-
-/** Images by name, and how many chunks each has. */
-const SIZES: Record<Trouble, number> = { hostile: 48, hung: 12, bad: 2, slow: 12 };
 
 export interface Measured {
   readonly reads: number;
@@ -43,7 +35,7 @@ export class Neighbourhood {
   readonly #place: Workplace;
   readonly #disks: ReadonlyMap<string, Buffer>;
   readonly #clients: NbdClient[] = [];
-  #isOver = false;
+  #neighbours: ChildProcess | undefined;
 
   private constructor(daemon: TestDaemon, place: Workplace, disks: ReadonlyMap<string, Buffer>) {
     this.daemon = daemon;
@@ -55,7 +47,7 @@ export class Neighbourhood {
   static async open(t: Test): Promise<Neighbourhood> {
     const place = await workplace(t);
     const disks = new Map<string, Buffer>();
-    const troubles = new Map<string, Trouble>();
+    const troubles: Record<string, ObjectTrouble> = {};
     const store = await openStore(place.store, { create: true });
     const key = await loadKeyFile(place.key);
     const put = async (name: string, chunks: number) => {
@@ -66,15 +58,17 @@ export class Neighbourhood {
       return putDisk(store, key, `${name}:1`, disk);
     };
     for (let n = 0; n < WELL_IMAGES; n++) await put(`well${n}`, 12);
-    for (const [name, chunks] of Object.entries(SIZES) as [Trouble, number][]) {
+    for (const [name, chunks] of Object.entries(TROUBLED)) {
       const { manifest } = await put(name, chunks);
+      if (name === 'hostile') continue;
       // Of the bad image one object is bad.
-      const count = name === 'bad' ? 1 : name === 'hostile' ? 0 : chunks;
-      for (let entry = 0; entry < count; entry++) troubles.set(manifest.ref(entry).id, name);
+      const count = name === 'bad' ? 1 : chunks;
+      for (let entry = 0; entry < count; entry++) troubles[manifest.ref(entry).id] = name as ObjectTrouble;
     }
     await store.close();
 
-    const url = await serveStore(t, place.storeDir, troubles);
+    const { url, server } = await serveTroubledStore(place.storeDir, troubles);
+    t.teardown(() => server.kill());
     const flags = ['--cache-size', '10M', '--origin-timeout', '2s', '--read-timeout', '12s'];
     const daemon = await TestDaemon.start(t, { ...place, store: url }, flags);
     const neighbourhood = new Neighbourhood(daemon, place, disks);
@@ -82,7 +76,7 @@ export class Neighbourhood {
     const client = new ControlClient(place.runDir);
     for (let n = 0; n < WELL_DRIVES; n++)
       await client.attach({ image: `well${n % WELL_IMAGES}:1`, name: `well-${n}` });
-    for (const name of Object.keys(SIZES)) await client.attach({ image: `${name}:1`, name });
+    for (const name of Object.keys(TROUBLED)) await client.attach({ image: `${name}:1`, name });
     return neighbourhood;
   }
 
@@ -110,80 +104,24 @@ export class Neighbourhood {
     return { reads: times.length, wrong, errors, p50Ms: at(0.5), p99Ms: at(0.99) };
   }
 
-  /** The neighbours begin, and go on until the test is over. Resolves when each has been refused or is waiting. */
-  async trouble(): Promise<void> {
-    // As many requests as a guest can have under way, over several connections.
-    for (let n = 0; n < 4; n++) this.#hammer(await this.#client('hostile'), 'hostile', 64);
-    this.#hammer(await this.#client('hung'), 'hung', 32);
-    this.#hammer(await this.#client('slow'), 'slow', 32);
-    const bad = await this.#client('bad');
-    const first = await bad.request({ type: 0, offset: 0, lengthBytes: READ_BYTES });
-    if (!first.error) throw new Error('the bad object was read');
-    this.#hammer(bad, 'bad', 4);
+  /** The neighbours begin, instead of those before. Resolves when each has been refused or is waiting. */
+  async trouble(...kinds: readonly BadNeighbour[]): Promise<void> {
+    this.#neighbours?.kill();
+    this.#neighbours = await startBadNeighbours(this.#socket, kinds);
   }
 
-  #hammer(client: NbdClient, name: Trouble, depth: number): void {
-    const chunks = name === 'bad' ? 1 : SIZES[name];
-    const send = () => {
-      const offset = randomInt(chunks) * CHUNK_BYTES + randomInt(16) * READ_BYTES;
-      client.send({ type: 0, offset, lengthBytes: READ_BYTES });
-    };
-    for (let n = 0; n < depth; n++) send();
-    const goOn = async () => {
-      while (!this.#isOver) {
-        await client.answer();
-        // A guest that gets an error tries again, not as quickly as the wire allows.
-        if (name !== 'hostile') await sleep(5);
-        send();
-      }
-    };
-    goOn().catch((error) => {
-      if (!this.#isOver) throw error;
-    });
+  get #socket(): string {
+    return join(this.#place.runDir, 'nbd.sock');
   }
 
   async #client(drive: string): Promise<NbdClient> {
-    const client = await NbdClient.open({ path: join(this.#place.runDir, 'nbd.sock') }, drive);
+    const client = await NbdClient.open({ path: this.#socket }, drive);
     this.#clients.push(client);
     return client;
   }
 
   #close(): void {
-    this.#isOver = true;
+    this.#neighbours?.kill();
     for (const client of this.#clients) client.close();
   }
-}
-
-/** The store over HTTP, each object as its trouble has it. */
-async function serveStore(
-  t: Test,
-  storeDir: string,
-  troubles: ReadonlyMap<string, Trouble>,
-): Promise<string> {
-  const answer = async (path: string, response: http.ServerResponse) => {
-    const trouble = troubles.get(path.split('/').at(-1)!);
-    if (trouble === 'hung') return;
-    if (trouble === 'slow') await sleep(SLOW_MS, undefined, { ref: false });
-    if (trouble === 'bad') {
-      response.writeHead(500).end();
-      return;
-    }
-    let bytes: Buffer;
-    try {
-      bytes = readFileSync(join(storeDir, path));
-    } catch {
-      response.writeHead(404).end();
-      return;
-    }
-    response.writeHead(200, { 'content-length': bytes.length }).end(bytes);
-  };
-  const server = http.createServer((request, response) => {
-    void answer(decodeURIComponent(request.url!).replace(/^\/store/, ''), response);
-  });
-  await new Promise<void>((resolve) => server.listen(0, '127.0.0.1', resolve));
-  t.teardown(() => {
-    server.closeAllConnections();
-    server.close();
-  });
-  return `http://127.0.0.1:${(server.address() as AddressInfo).port}/store`;
 }

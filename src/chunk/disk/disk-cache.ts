@@ -74,7 +74,7 @@ export interface DiskCacheStats {
   quarantined: number;
   droppedPuts: number;
   writeErrors: number;
-  /** False while nothing is written: a write has failed lately, or hangs. */
+  /** False while nothing is written: a write has failed lately, or hangs, or the index is not complete. */
   writable: boolean;
   /** True until the index is complete after a crash. */
   recovering: boolean;
@@ -198,7 +198,7 @@ export class DiskCache implements ChunkTier {
     if (this.#closed || this.#writing.has(id)) return false;
     // What is proven now has the length of its id; a copy of another one is of no use.
     if (this.#segments.get(id)?.sealedBytes === sealed.length) return true;
-    const isBusy = this.#recovery !== undefined || this.#pendingBytes + sealed.length > PENDING_BYTES_MAX;
+    const isBusy = this.#pendingBytes + sealed.length > PENDING_BYTES_MAX;
     if (isBusy || !this.#isWritable) {
       this.#droppedPuts++;
       return false;
@@ -351,6 +351,7 @@ export class DiskCache implements ChunkTier {
   get #isWritable(): boolean {
     const [oldest] = this.#writesSince;
     const nowMs = performance.now();
+    if (this.#recovery) return false;
     return nowMs >= this.#pausedUntil && !(oldest && nowMs - oldest.atMs > WRITE_SLOW_MS);
   }
 

@@ -1,0 +1,97 @@
+/**
+ * A disk cache that may take its time to open, because its disk hangs: a start waits for it so long and no longer. Until
+ * it is there nothing is in it and nothing is kept, and reads pass it by; when it comes, it joins.
+ */
+import { onDeadline } from '../../async/deadline.ts';
+import { errorText, LazydiskError } from '../../errors.ts';
+import type { ChunkId } from '../../format/chunk-id.ts';
+import type { SealedLoan } from '../tier.ts';
+import type { DiskCache, DiskCacheStats } from './disk-cache.ts';
+
+export interface LateCacheOptions {
+  /** What the cache may take up, for the figures of one that is not open. */
+  readonly capBytes: number;
+  /** How long a start waits. */
+  readonly timeoutMs: number;
+  /** The cache is not there in time; it has joined after all; or it has failed and stays out. */
+  readonly onLate: (event: 'late' | 'joined' | 'failed', cause: string) => void;
+}
+
+export interface LateCacheStats extends DiskCacheStats {
+  /** Whether it is still to be opened, or has failed to. */
+  readonly opening: boolean;
+}
+
+export class LateCache {
+  readonly #capBytes: number;
+  #cache: DiskCache | undefined;
+  #isClosed = false;
+
+  private constructor(capBytes: number) {
+    this.#capBytes = capBytes;
+  }
+
+  /** Resolves when `opening` has, or at the timeout. Rejects as `opening` does before that. */
+  static async open(opening: Promise<DiskCache>, options: LateCacheOptions): Promise<LateCache> {
+    const { timeoutMs, onLate } = options;
+    const late = new LateCache(options.capBytes);
+    const joining = opening.then((cache) => late.#join(cache));
+    const inTime = Promise.withResolvers<void>();
+    const signal = new AbortController().signal;
+    const stop = onDeadline({ deadline: performance.now() + timeoutMs, signal }, () => {
+      onLate('late', `not open after ${timeoutMs} ms`);
+      joining.then(
+        () => onLate('joined', ''),
+        (error: unknown) => onLate('failed', errorText(error)),
+      );
+      inTime.resolve();
+    });
+    joining.then(inTime.resolve, inTime.reject).finally(stop);
+    await inTime.promise;
+    return late;
+  }
+
+  /** As the cache's, of which it has nothing until it is open. */
+  holds(id: ChunkId, sealedBytes: number): boolean {
+    return this.#cache?.holds(id, sealedBytes) ?? false;
+  }
+
+  async get(id: ChunkId, sealedBytes: number): Promise<SealedLoan | undefined> {
+    return this.#cache?.get(id, sealedBytes);
+  }
+
+  async probe(): Promise<void> {
+    await this.#cache?.probe();
+  }
+
+  async put(id: ChunkId, sealed: Uint8Array): Promise<boolean> {
+    return this.#cache?.put(id, sealed) ?? false;
+  }
+
+  discard(id: ChunkId): void {
+    this.#cache?.discard(id);
+  }
+
+  stats(): LateCacheStats {
+    if (this.#cache) return { ...this.#cache.stats(), opening: false };
+    return {
+      capBytes: this.#capBytes,
+      ...{ reservedBytes: 0, usedBytes: 0, entries: 0, evictions: 0, quarantined: 0 },
+      ...{ droppedPuts: 0, writeErrors: 0, writable: false, recovering: false, opening: true },
+    };
+  }
+
+  /** One that is not open yet closes as soon as it is, or with the process. */
+  async close(): Promise<void> {
+    this.#isClosed = true;
+    await this.#cache?.close();
+  }
+
+  async #join(cache: DiskCache): Promise<void> {
+    if (this.#isClosed) {
+      await cache.close();
+      throw new LazydiskError('ABORTED', 'disk cache: opened after the end');
+    }
+    this.#cache = cache;
+  }
+}

@@ -1,0 +1,69 @@
+/** The disk cache's file system hangs already when the daemon starts: it serves without, and stops. */
+import { mkdirSync } from 'node:fs';
+import { join } from 'node:path';
+import t, { type Test } from 'tap';
+import { fuseMount, fuseUnmount } from '../../native/index.ts';
+import type { DaemonStatus } from '../../src/daemon/api.ts';
+import { CHUNK_BYTES } from '../../src/format/chunk-id.ts';
+import { diskWorkplace, TestDaemon } from '../support/daemon.ts';
+import { NbdClient } from '../support/nbd-client.ts';
+
+/**
+ * Mounts a file system at `dir` whose server never answers; undefined where that is not allowed. What comes back makes
+ * every call to it fail.
+ */
+function mountHung(t: Test, dir: string): (() => Promise<void>) | undefined {
+  mkdirSync(dir);
+  if (fuseMount('hung', dir, 'fuse.hung', 'rootmode=40000,user_id=0,group_id=0') < 0) return undefined;
+  let aborted: Promise<void> | undefined;
+  const abort = () => {
+    aborted ??= new Promise((resolve) => fuseUnmount(dir, true, () => resolve()));
+    return aborted;
+  };
+  t.teardown(abort);
+  return abort;
+}
+
+t.test('a cache whose disk hangs keeps no daemon from starting, serving and stopping', async (t) => {
+  const place = await diskWorkplace(t, 8);
+  const disk = join(place.dir, 'disk');
+  const abort = mountHung(t, disk);
+  if (!abort) {
+    if (process.env.CI) t.fail('needs root');
+    else t.comment('skipped: needs root');
+    return;
+  }
+  const flags = ['--cache', join(disk, 'cache'), '--metrics', '127.0.0.1:0'];
+  const daemon = await TestDaemon.start(t, place, flags);
+  await daemon.ask('attach', 'app:1', '--name', 'web');
+  const client = await NbdClient.open({ path: join(place.runDir, 'nbd.sock') }, 'web');
+  for (let chunk = 0; chunk < 8; chunk++) {
+    const offset = chunk * CHUNK_BYTES;
+    const { error, data } = await client.request({ type: 0, offset, lengthBytes: 4096 });
+    t.equal(error, 0);
+    t.ok(data.equals(place.disk.subarray(offset, offset + 4096)));
+  }
+  t.equal((await daemon.ask<DaemonStatus>('status')).cacheState, 'not open');
+  const { metrics } = await daemon.ask<DaemonStatus>('status');
+  const figures = await (await fetch(metrics!)).text();
+  t.match(figures, /lazydisk_cache_up\{for="reads"\} 0\n/);
+  t.match(figures, /lazydisk_cache_up\{for="writes"\} 0\n/);
+  t.ok(daemon.log.some(({ level, msg }) => level === 'error' && /disk of the cache hangs/.test(msg!)));
+
+  client.close();
+  t.same(await daemon.stop(), { code: 0, signal: null });
+});
+
+t.test('a cache whose disk fails at last stays out, and the daemon says so', async (t) => {
+  const place = await diskWorkplace(t, 2);
+  const disk = join(place.dir, 'disk');
+  const abort = mountHung(t, disk);
+  if (!abort) {
+    t.comment('skipped: needs root');
+    return;
+  }
+  const daemon = await TestDaemon.start(t, place, ['--cache', join(disk, 'cache')]);
+  await abort();
+  await daemon.logged(({ msg }) => /could not be opened/.test(msg ?? ''));
+  t.equal((await daemon.ask<DaemonStatus>('status')).cacheState, 'not open');
+});
