@@ -1,5 +1,4 @@
 /** The control API's client: what the command line talks to a daemon through. Errors keep their code. */
-import { request as httpRequest } from 'node:http';
 import { type ErrorCode, errorText, LazydiskError } from '../errors.ts';
 import type { ImageDetail, ImageInfo } from '../store/image-info.ts';
 import {
@@ -13,6 +12,9 @@ import {
   HTTP_STATUS,
 } from './api.ts';
 import { runPaths } from './run-paths.ts';
+
+/** An import of it would load all that it exports, fetch with its WebSockets too, and double the time of a start. */
+const { request: httpRequest } = process.getBuiltinModule('node:http');
 
 const ANSWER_TIMEOUT_MS = 60_000;
 const ANSWER_BYTES_MAX = 256 * 1024 * 1024;

@@ -3,8 +3,11 @@
  * has been without a request for longest makes room for the new one. `Server.maxConnections` would refuse the new one, so
  * whoever opens enough connections and says nothing would shut out everybody else.
  */
-import { createServer, type RequestListener, type Server } from 'node:http';
+import type { RequestListener, Server } from 'node:http';
 import type { Socket } from 'node:net';
+
+/** An import of it would load all that it exports, fetch with its WebSockets too, which is half of the daemon's start. */
+const { createServer } = process.getBuiltinModule('node:http');
 
 /** How often Node looks for requests that take too long to arrive. */
 const CHECK_MS = 1_000;

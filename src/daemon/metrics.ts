@@ -4,7 +4,6 @@
  * few values on purpose: a host attaches thousands of drives, so per-drive figures are `lazydisk stat`'s.
  */
 import { monitorEventLoopDelay } from 'node:perf_hooks';
-import { Counter, collectDefaultMetrics, Gauge, Histogram, Registry } from 'prom-client';
 import type { ReadClass } from '../async/read-context.ts';
 import type { FleetStats } from '../chunk/fleet/fleet-tier.ts';
 import type { NodeStats } from '../chunk/fleet/node.ts';
@@ -17,6 +16,7 @@ import type { LeaseStats } from '../store/lease-keeper.ts';
 import type { StoreStats } from '../store/store.ts';
 import type { AdmissionStats } from './admission.ts';
 import type { OriginStats } from './origin.ts';
+import { Counter, collectProcessMetrics, Gauge, Histogram, Registry } from './prom-client.ts';
 
 /** From memory speed to a read timeout. */
 const LATENCY_BUCKETS_SECONDS = [
@@ -24,12 +24,6 @@ const LATENCY_BUCKETS_SECONDS = [
 ];
 
 const EVENT_LOOP_RESOLUTION_MS = 10;
-
-/**
- * Of prom-client's own: the counts of active resources, which are made of a list of them all, at a cost that grows with
- * the number of guests, and the event loop's lag, which it gives with the resolution of the measurement added.
- */
-const UNWANTED = /^nodejs_active_|^nodejs_eventloop_lag_/;
 
 export interface ExportFigures {
   readonly export: 'nbd' | 'fuse';
@@ -79,10 +73,7 @@ export class DaemonMetrics {
   readonly #stopWatching: () => void;
 
   constructor(version: string) {
-    collectDefaultMetrics({ register: this.#registry });
-    for (const name of this.#registry.getMetricsAsArray().map((metric) => metric.name)) {
-      if (UNWANTED.test(name)) this.#registry.removeSingleMetric(name);
-    }
+    collectProcessMetrics(this.#registry);
     this.#stopWatching = watchCollector();
     this.observer = new TierMetrics(this.#registry);
     this.#eventLoop = monitorEventLoopDelay({ resolution: EVENT_LOOP_RESOLUTION_MS });
