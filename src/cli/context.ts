@@ -13,6 +13,7 @@ import type { KeyRing } from '../keys/key-ring.ts';
 import type { RootStore } from '../store/roots/root-store.ts';
 import { parseDuration } from '../units.ts';
 import { Progress } from './progress.ts';
+import { settingOption } from './setting-option.ts';
 
 export interface JsonOptions {
   readonly json?: boolean;
@@ -32,9 +33,7 @@ export function withJson(command: Command): Command {
 }
 
 export function withRunDir(command: Command): Command {
-  const where =
-    'the run directory of the daemon (default: /run/lazydisk for root, else $XDG_RUNTIME_DIR/lazydisk)';
-  return command.addOption(new Option('--run-dir <dir>', where).env('LAZYDISK_RUN_DIR'));
+  return command.addOption(settingOption('run_dir'));
 }
 
 export function withStore(command: Command): Command {
@@ -42,16 +41,11 @@ export function withStore(command: Command): Command {
 }
 
 export function storeOption(): Option {
-  const forms = 'file:///DIR, a path, s3://BUCKET/PREFIX?endpoint=…&region=… or https://HOST/PATH';
-  return new Option('--store <url>', `the store: ${forms}`).env('LAZYDISK_STORE');
+  return settingOption('store');
 }
 
 export function withKey(command: Command): Command {
-  return command.addOption(
-    new Option('--key <key>', 'a tenant key: file:PATH, just the path, or awskms:ARN; may be given again')
-      .env('LAZYDISK_KEY')
-      .argParser((text: string, before: readonly string[] | undefined) => [...(before ?? []), text]),
-  );
+  return command.addOption(settingOption('key'));
 }
 
 export interface RetryFlags {

@@ -17,6 +17,7 @@ import {
 } from './context.ts';
 import { describeFsck } from './fsck-report.ts';
 import type { SourceOptions } from './fsck-sources.ts';
+import { settingOption } from './setting-option.ts';
 
 interface FsckCommandOptions extends JsonOptions, StoreOptions, SourceOptions, RetryFlags {
   readonly sample: string;
@@ -44,8 +45,8 @@ export function fsckCommand(): Command {
       again,
     )
     .option('--fleet <url>', 'a cache fleet to take them from, as for `lazydisk serve`')
-    .option('--fleet-tls <ca>', 'TLS to the fleet, with this CA file, or "system"')
-    .option('--fleet-login <file>', 'USER:PASSWORD for a fleet with an authfile, mode 0600')
+    .addOption(settingOption('fleet_tls'))
+    .addOption(settingOption('fleet_login'))
     .addHelpText(
       'after',
       `

@@ -6,10 +6,10 @@
 import { once } from 'node:events';
 import { chmod } from 'node:fs/promises';
 import type { IncomingMessage, Server, ServerResponse } from 'node:http';
-import { z } from 'zod';
 import { ownTurn } from '../async/slices.ts';
 import { codeOf, errorText, LazydiskError } from '../errors.ts';
 import { noteWork } from '../loop-work.ts';
+import { checked, object, optional, text } from '../shape.ts';
 import type { ImageDetail, ImageInfo } from '../store/image-info.ts';
 import {
   type AttachRequest,
@@ -21,7 +21,6 @@ import {
   type FleetPlaces,
   HTTP_STATUS,
 } from './api.ts';
-import { issuesText } from './config.ts';
 import { createBoundedServer } from './http-connections.ts';
 import type { Logger } from './log.ts';
 
@@ -31,10 +30,7 @@ const REQUEST_TIMEOUT_MS = 30_000;
 /** Items of a list that are made at once: about half a millisecond. */
 const SLICE_ITEMS = 128;
 
-const attachSchema = z.strictObject({
-  image: z.string().min(1).max(512),
-  name: z.string().min(1).max(128).optional(),
-});
+const attachShape = object<AttachRequest>({ image: text(1, 512), name: optional(text(1, 128)) });
 
 /** What the API offers; the daemon implements it. `signal` is aborted when the client has gone. */
 export interface ControlService {
@@ -73,9 +69,8 @@ const ROUTES: Readonly<Record<string, Readonly<Record<string, Handler>>>> = {
   '/v1/drives': {
     GET: (service) => ({ key: 'drives', items: service.drives() }),
     POST: async (service, { request, signal }) => {
-      const attach = attachSchema.safeParse(await readJson(request));
-      if (!attach.success) throw new LazydiskError('USAGE', `attach: ${issuesText(attach.error)}`);
-      return { status: 201, body: await service.attach(attach.data, signal) };
+      const attach = checked(attachShape, await readJson(request), { code: 'USAGE', name: 'attach' });
+      return { status: 201, body: await service.attach(attach, signal) };
     },
   },
   '/v1/drives/*': {

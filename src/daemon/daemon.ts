@@ -26,7 +26,7 @@ import type { Store } from '../store/store.ts';
 import { VERSION } from '../version.ts';
 import { Admission } from './admission.ts';
 import type { AttachRequest, DaemonStatus, DriveInfo, DriveStat, FleetInfo, FleetPlaces } from './api.ts';
-import type { Address, ServeConfig } from './config.ts';
+import type { ServeConfig } from './config.ts';
 import { ControlServer, type ControlService } from './control.ts';
 import { type DrivePlaces, Drives } from './drives.ts';
 import { describeFleet, locateInFleet } from './fleet-info.ts';
@@ -40,6 +40,7 @@ import { Origin } from './origin.ts';
 import { ReadErrorLog } from './read-errors.ts';
 import { takeRunDir } from './run-dir.ts';
 import type { RunPaths } from './run-paths.ts';
+import type { Address } from './setting-kinds.ts';
 import { SkewWatch } from './skew-watch.ts';
 import { StoreAsks } from './store-asks.ts';
 

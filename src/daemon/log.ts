@@ -5,12 +5,10 @@
  */
 import { type DestinationStream, type Logger, pino } from 'pino';
 import { codeOf, errorText } from '../errors.ts';
+import type { ServeConfig } from './config.ts';
 import { LogStream } from './log-stream.ts';
 
 export type { Logger } from 'pino';
-
-export const LOG_LEVELS = ['trace', 'debug', 'info', 'warn', 'error', 'fatal', 'silent'] as const;
-export type LogLevel = (typeof LOG_LEVELS)[number];
 
 const SECRET_FIELDS = [
   'key',
@@ -27,7 +25,10 @@ const SECRET_FIELDS = [
 ];
 
 /** A logger to `stream`, by default stderr. */
-export function createLog(level: LogLevel, stream: DestinationStream = new LogStream()): Logger {
+export function createLog(
+  level: ServeConfig['logLevel'],
+  stream: DestinationStream = new LogStream(),
+): Logger {
   const paths = SECRET_FIELDS.flatMap((field) => [field, `*.${field}`, `*.*.${field}`]);
   return pino(
     {

@@ -2,8 +2,8 @@
 import type { Server } from 'node:http';
 import type { AddressInfo } from 'node:net';
 import { errorText, LazydiskError } from '../errors.ts';
-import type { Address } from './config.ts';
 import { createBoundedServer } from './http-connections.ts';
+import type { Address } from './setting-kinds.ts';
 
 const CONNECTIONS_MAX = 64;
 const REQUEST_TIMEOUT_MS = 10_000;

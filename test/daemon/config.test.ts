@@ -2,7 +2,9 @@ import { writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import t from 'tap';
 import { checkBudget } from '../../src/daemon/budget.ts';
-import { parseAddress, type RawSettings, readSettingsFile, resolveConfig } from '../../src/daemon/config.ts';
+import { readSettingsFile, resolveConfig } from '../../src/daemon/config.ts';
+import { parseAddress } from '../../src/daemon/setting-kinds.ts';
+import type { RawSettings } from '../../src/daemon/settings.ts';
 
 const BASE = { store: 'file:///store', cache: '/cache', key: '/key', run_dir: '/run/x' };
 
