@@ -1,25 +1,26 @@
 /**
- * How many transfers to have in flight at once: as many as the line gives more for. A near store is saturated by a few, and a
- * far one needs several times as many to fill the same line; so the number doubles for as long as that moves more bytes a
- * second, and goes back when it did not.
+ * How many transfers to have in flight at once. A far store needs many to fill a line that a few fill to a near one; and many
+ * cost a near one nothing, unless it gets slower the more it has to do at once. So it begins with the most, tries half or
+ * twice as many now and then, and stays with what moves clearly more.
  */
 
 export const LANES_MIN = 16;
 export const LANES_MAX = 64;
 
-/** Twice the lanes must move this much more, or they are not worth it. */
+/** Another number must move this much more to be worth it: below it is what else goes on on the machine. */
 const GAIN_MIN = 1.15;
 /** Rounds, each as many transfers as there are lanes, that a rate is taken over. The one after a change does not count. */
 const MEASURED_ROUNDS = 2;
-/** Until more lanes that were not worth it are tried again. */
+/** Until another number is tried after one that was not worth it. */
 const HELD_ROUNDS = 40;
 
 export class Lanes {
-  #limit = LANES_MIN;
-  /** Bytes a millisecond with half as many lanes; undefined when that is not known. */
-  #rateBefore: number | undefined;
-  /** Rounds that do not count. */
-  #skip = 0;
+  #limit = LANES_MAX;
+  /** What was tried last came from this number, which moved so many bytes a millisecond. */
+  #before: { readonly limit: number; readonly rate: number } | undefined;
+  #isRising = false;
+  /** Rounds that do not count; the first one opens connections. */
+  #skip = 1;
   #measured = 0;
   #transfers = 0;
   #bytes = 0;
@@ -43,10 +44,8 @@ export class Lanes {
     this.#transfers++;
     if (this.#transfers < this.#limit) return;
     this.#transfers = 0;
-    if (this.#skip > 0) {
-      this.#skip--;
-      this.#measured = 0;
-    } else if (++this.#measured < MEASURED_ROUNDS) return;
+    if (this.#skip > 0) this.#skip--;
+    else if (++this.#measured < MEASURED_ROUNDS) return;
     else this.#decide(this.#bytes / Math.max(this.#now() - this.#sinceMs, 0.001));
     this.#measured = 0;
     this.#bytes = 0;
@@ -54,15 +53,26 @@ export class Lanes {
   }
 
   #decide(rate: number): void {
-    const wasWorthIt = this.#rateBefore === undefined || rate >= this.#rateBefore * GAIN_MIN;
-    if (!wasWorthIt) {
-      this.#limit /= 2;
-      this.#rateBefore = undefined;
-      this.#skip = HELD_ROUNDS;
-    } else if (this.#limit < LANES_MAX) {
-      this.#limit *= 2;
-      this.#rateBefore = rate;
-      this.#skip = 1;
-    } else this.#rateBefore = undefined;
+    const before = this.#before;
+    this.#before = undefined;
+    if (before && rate < before.rate * GAIN_MIN) {
+      this.#limit = before.limit;
+      this.#hold();
+      return;
+    }
+    const next = this.#isRising ? this.#limit * 2 : this.#limit / 2;
+    if (next < LANES_MIN || next > LANES_MAX) {
+      this.#hold();
+      return;
+    }
+    this.#before = { limit: this.#limit, rate };
+    this.#limit = next;
+    this.#skip = 1;
+  }
+
+  /** Stays with the number for now; the next trial goes the other way. */
+  #hold(): void {
+    this.#isRising = !this.#isRising;
+    this.#skip = HELD_ROUNDS;
   }
 }

@@ -4,17 +4,20 @@ import { LANES_MAX, LANES_MIN, Lanes } from '../../src/async/lanes.ts';
 
 const BYTES = 256 * 1024;
 
-/** A line on which `lanes.limit` transfers are always in flight; gives the limits that it saw. */
+/** A line on which `lanes.limit` transfers are always in flight; notes the limits that it saw. */
 class Line {
   nowMs = 0;
   rttMs: number;
   bytesPerMs: number;
+  /** Beyond this many at once, each further one makes all of them slower. */
+  atOnceMax: number;
   readonly lanes = new Lanes(() => this.nowMs);
   readonly seen = new Set<number>();
 
-  constructor(rttMs: number, bytesPerMs: number) {
+  constructor(rttMs: number, bytesPerMs: number, atOnceMax = LANES_MAX) {
     this.rttMs = rttMs;
     this.bytesPerMs = bytesPerMs;
+    this.atOnceMax = atOnceMax;
   }
 
   /** That many rounds of transfers, all of one round at the same time. */
@@ -22,35 +25,55 @@ class Line {
     for (let round = 0; round < rounds; round++) {
       const { limit } = this.lanes;
       this.seen.add(limit);
-      this.nowMs += Math.max(this.rttMs, (limit * BYTES) / this.bytesPerMs);
+      const slowdown = Math.max(1, limit / this.atOnceMax);
+      this.nowMs += Math.max(this.rttMs, (limit * BYTES * slowdown) / this.bytesPerMs);
       for (let n = 0; n < limit; n++) this.lanes.ended(BYTES);
     }
     return this.lanes.limit;
   }
 }
 
-t.test('a far store gets as many as help, soon', async (t) => {
+t.test('a far store has as many as help from the start, and keeps them', async (t) => {
   const line = new Line(30, 1e6);
-  t.equal(line.run(0), LANES_MIN);
-  t.equal(line.run(8), LANES_MAX, 'within some hundred transfers');
-  t.equal(line.run(200), LANES_MAX, 'and stays there');
+  t.equal(line.run(0), LANES_MAX);
+  let fewer = 0;
+  for (let round = 0; round < 400; round++) if (line.run(1) < LANES_MAX) fewer++;
+  t.same([...line.seen], [LANES_MAX, LANES_MAX / 2]);
+  t.ok(fewer < 400 / 8, `${fewer} rounds of 400 with fewer`);
 });
 
-t.test('a store that a few saturate is tried with more now and then, and keeps the few', async (t) => {
-  const line = new Line(0.1, 250_000);
-  let most = 0;
-  for (let round = 0; round < 400; round++) if (line.run(1) > LANES_MIN) most++;
+t.test('a store that a few saturate is as fast with many, which is no reason to have fewer', async (t) => {
+  t.equal(new Line(0.1, 250_000).run(400), LANES_MAX);
+});
+
+t.test('a store that many at once slow down gets few, tried with more now and then', async (t) => {
+  const line = new Line(0.1, 250_000, LANES_MIN);
+  t.equal(line.run(10), LANES_MIN, 'within some hundred transfers');
+  line.seen.clear();
+  let more = 0;
+  for (let round = 0; round < 400; round++) if (line.run(1) > LANES_MIN) more++;
   t.same([...line.seen], [LANES_MIN, 2 * LANES_MIN]);
-  t.ok(most < 400 / 8, `${most} rounds of 400 with more`);
+  t.ok(more < 400 / 8, `${more} rounds of 400 with more`);
 });
 
-t.test('a line that changes is found out', async (t) => {
-  const line = new Line(0.1, 250_000);
-  line.run(50);
+t.test('the round that opens connections does not count', async (t) => {
+  const line = new Line(300, 1e6);
+  line.run(1);
+  line.rttMs = 30;
+  t.equal(line.run(400), LANES_MAX);
+});
+
+t.test('a store that changes is found out, both ways', async (t) => {
+  const line = new Line(0.1, 250_000, LANES_MIN);
+  t.equal(line.run(50), LANES_MIN);
   line.rttMs = 60;
   line.bytesPerMs = 1e6;
-  line.run(60);
-  t.equal(line.lanes.limit, LANES_MAX);
+  line.atOnceMax = LANES_MAX;
+  t.equal(line.run(120), LANES_MAX);
+  line.rttMs = 0.1;
+  line.bytesPerMs = 250_000;
+  line.atOnceMax = LANES_MIN;
+  t.equal(line.run(120), LANES_MIN);
 });
 
 t.test('transfers of nothing, in no time, change nothing but the number', async (t) => {

@@ -303,25 +303,30 @@ export class S3Objects implements ObjectStore {
   async #probeOn(key: string): Promise<Conditions> {
     const accepts = (ifVersion: string | null, conditions: Conditions) =>
       this.#accepts(key, ifVersion, conditions);
-    const versionNow = async () => (await this.get(key, PROBE.length))?.version;
-    let version = await versionNow();
-    if (!version && (await accepts(null, 'quoted'))) version = await versionNow();
-    if (!version || (await accepts(null, 'quoted'))) return 'none';
-    for (const conditions of ['quoted', 'bare'] as const)
-      if (!(await accepts(NO_VERSION, conditions)) && (await accepts(version, conditions))) return conditions;
+    const made = await accepts(null, 'quoted');
+    const version = made?.headers.etag ?? (await this.get(key, PROBE.length))?.version;
+    if (!version) return 'none';
+    // A store that compares refuses all three.
+    const [isMadeAgain, ...areSet] = await Promise.all([
+      accepts(null, 'quoted'),
+      accepts(NO_VERSION, 'quoted'),
+      accepts(NO_VERSION, 'bare'),
+    ]);
+    if (isMadeAgain) return 'none';
+    for (const [n, conditions] of (['quoted', 'bare'] as const).entries())
+      if (!areSet[n] && (await accepts(version, conditions))) return conditions;
     return 'none';
   }
 
-  /** Whether a write on this condition is done; not, if the store finds it unmet or does not know it. */
-  async #accepts(key: string, ifVersion: string | null, conditions: Conditions): Promise<boolean> {
+  /** The answer to a write on this condition; undefined if the store finds it unmet or does not know it. */
+  #accepts(key: string, ifVersion: string | null, conditions: Conditions): Promise<HttpAnswer | undefined> {
     const call = this.#putting(key, PROBE, ifVersion, conditions);
-    const output = await this.#failing(
+    return this.#failing(
       this.#what('write', key),
       'PutObject',
       () => this.#requests.call(call),
       (failure) => isConflict(failure) || isUnknownCall(failure) || isAbsent(failure),
     );
-    return output !== undefined;
   }
 
   /** What `request` gives; undefined if it fails in a way that means that. */

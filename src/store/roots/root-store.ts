@@ -31,6 +31,20 @@ import { References } from './references.ts';
 import { RootWriter } from './root-writer.ts';
 import { type Area, Views, writeIndex } from './view.ts';
 
+/** Others may be making the same store now, and all write the same. Gives the policy that the store then has. */
+async function makeStore(
+  objects: ObjectStore,
+  wanted: StorePolicy | undefined,
+): Promise<StorePolicy | undefined> {
+  // The index needs to know it; far away it takes as long to find out as all that comes before.
+  const finding = objects.canCompareAndSet();
+  finding.catch(() => undefined); // Whoever needs it asks again.
+  await objects.put(stateKey(rootPath(1), 'opened'), Buffer.alloc(0));
+  await writeMarker(objects, wanted);
+  const [policy] = await Promise.all([readMarker(objects), writeIndex(objects)]);
+  return policy;
+}
+
 /** A miss is believed without another look at the areas if the last look is not older than this. */
 const MISS_VIEW_MS = 1_000;
 
@@ -58,11 +72,7 @@ export class RootStore implements Store {
   static async open(objects: ObjectStore, options: OpenRootStoreOptions = {}): Promise<RootStore> {
     let policy = await readMarker(objects);
     if (!policy && options.create) {
-      // Others may be making the same store now, and all write the same.
-      await objects.put(stateKey(rootPath(1), 'opened'), Buffer.alloc(0));
-      await writeMarker(objects, options.policy);
-      await writeIndex(objects);
-      policy = await readMarker(objects);
+      policy = await makeStore(objects, options.policy);
     }
     if (!policy) throw new LazydiskError('NOT_FOUND', `no store in ${objects.url}`);
     const clock = options.clock ?? systemClock;

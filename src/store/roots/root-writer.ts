@@ -163,8 +163,11 @@ export class RootWriter implements StoreWriter {
         written = await write(view, written);
         isWritten = true;
         const next = rootPath(view.active.root + 1);
-        const hasTurned = await objects.head(stateKey(next, 'opened'));
-        if (!hasTurned && (await this.#stands(view, digest, written))) return;
+        const [turned, storeMs] = await Promise.all([
+          objects.head(stateKey(next, 'opened')),
+          objects.nowMs(),
+        ]);
+        if (!turned && (await this.#stands(view, digest, written, storeMs))) return;
       } catch (error) {
         if (!(error instanceof ChangedError)) throw error;
       }
@@ -177,7 +180,7 @@ export class RootWriter implements StoreWriter {
   }
 
   /**
-   * Whether what was written by `view` holds: in time, and of chunks that this writer has seen itself since it began, it
+   * Whether what was written by `view`, before the store's time `storeMs`, holds: in time, and of chunks that this writer has seen itself since it began, it
    * does. Else all of it is looked at once more, now that whoever collects garbage can see it: what is in the root now is
    * alive to everyone who could delete it. False if the root has been given up meanwhile. Throws NOT_FOUND or CORRUPT, and
    * takes a name back, if the image is not whole.
@@ -186,9 +189,10 @@ export class RootWriter implements StoreWriter {
     { active }: View,
     digest: ImageDigest | undefined,
     written: Written | undefined,
+    storeMs: number,
   ): Promise<boolean> {
-    const { objects, views, policy } = this.#parts;
-    const isLate = (await objects.nowMs()) - this.#begunMs > policy.buildMs;
+    const { views, policy } = this.#parts;
+    const isLate = storeMs - this.#begunMs > policy.buildMs;
     const isProven = digest === undefined || written === undefined || this.#put.has(digest);
     if (!isLate && isProven) return true;
     const view = await views.newerThan(0);
