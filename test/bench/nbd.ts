@@ -95,7 +95,10 @@ async function benchLoad(load: Load, servers: readonly Server[]): Promise<Row[]>
   });
 }
 
-/** What reads of memory wait while JavaScript is busy half of the time: by the native thread, and without it. */
+/**
+ * What reads of memory wait while JavaScript is busy half of the time: by the native thread, and without it. Of thousands
+ * of reads between two stalls, only those in flight meet one, 16 in each: the 99th percentile would not see them.
+ */
 async function benchBusy(dir: string, content: string): Promise<Row> {
   const [ours, without] = await Promise.all(
     [true, false].map(async (hits) => {
@@ -107,16 +110,16 @@ async function benchBusy(dir: string, content: string): Promise<Row> {
   const best = [Number.POSITIVE_INFINITY, Number.POSITIVE_INFINITY];
   for (let round = 0; round < ROUNDS; round++) {
     for (const [n, { uri }] of [ours!, without!].entries()) {
-      const read = await runFio(uri, ['--rw=randread', '--bs=4k', '--iodepth=1']);
-      best[n] = Math.min(best[n]!, read.clat_ns.percentile['99.000000'] / 1e6);
+      const read = await runFio(uri, ['--rw=randread', '--bs=4k', '--iodepth=16']);
+      best[n] = Math.min(best[n]!, read.clat_ns.percentile['99.900000'] / 1e6);
     }
   }
   await Promise.all([ours!.stop(), without!.stop()]);
-  const [p99Ms, withoutMs] = best as [number, number];
-  const name = `NBD 4 KiB, depth 1, p99 while JavaScript is busy for ${BUSY_MS} of 40 ms`;
-  const row = { name, ours: p99Ms, unit: 'ms', peer: 'answered by JavaScript', peerValue: withoutMs };
+  const [oursMs, withoutMs] = best as [number, number];
+  const name = `NBD 4 KiB, depth 16, p99.9 while JavaScript is busy for ${BUSY_MS} of 40 ms`;
+  const row = { name, ours: oursMs, unit: 'ms', peer: 'answered by JavaScript', peerValue: withoutMs };
   // A millisecond is what it may be.
-  return { ...row, ratio: p99Ms / withoutMs, goal: Number((1 / withoutMs).toPrecision(2)), goalIsMost: true };
+  return { ...row, ratio: oursMs / withoutMs, goal: Number((1 / withoutMs).toPrecision(2)), goalIsMost: true };
 }
 
 async function measure(load: Load, server: Server): Promise<number> {
@@ -128,7 +131,7 @@ async function measure(load: Load, server: Server): Promise<number> {
 interface FioReads {
   readonly iops: number;
   readonly bw_bytes: number;
-  readonly clat_ns: { readonly percentile: Readonly<Record<'99.000000', number>> };
+  readonly clat_ns: { readonly percentile: Readonly<Record<'99.900000', number>> };
 }
 
 async function runFio(uri: string, load: readonly string[]): Promise<FioReads> {
