@@ -52,6 +52,11 @@ interface Server {
 
 /** What the busy event loop of two of our servers is held up for. */
 const BUSY_MS = 20;
+/**
+ * At a steady rate, so that each stall meets 16 reads of some 80 and the 99th percentile sees it. At full speed there are
+ * thousands between two stalls, and reads wait for the processor rather than for JavaScript.
+ */
+const BUSY_LOAD = ['--rw=randread', '--bs=4k', '--iodepth=16', '--rate_iops=2000'];
 
 /** All rows; needs fio, and nbdkit, nbdcopy and qemu-nbd for what they are measured against. */
 export async function benchNbd(): Promise<Row[]> {
@@ -96,8 +101,7 @@ async function benchLoad(load: Load, servers: readonly Server[]): Promise<Row[]>
 }
 
 /**
- * What reads of memory wait while JavaScript is busy half of the time: by the native thread, and without it. Of thousands
- * of reads between two stalls, only those in flight meet one, 16 in each: the 99th percentile would not see them.
+ * What reads of memory wait while JavaScript is busy half of the time: by the native thread, and without it.
  */
 async function benchBusy(dir: string, content: string): Promise<Row> {
   const [ours, without] = await Promise.all(
@@ -110,16 +114,16 @@ async function benchBusy(dir: string, content: string): Promise<Row> {
   const best = [Number.POSITIVE_INFINITY, Number.POSITIVE_INFINITY];
   for (let round = 0; round < ROUNDS; round++) {
     for (const [n, { uri }] of [ours!, without!].entries()) {
-      const read = await runFio(uri, ['--rw=randread', '--bs=4k', '--iodepth=16']);
-      best[n] = Math.min(best[n]!, read.clat_ns.percentile['99.900000'] / 1e6);
+      const read = await runFio(uri, BUSY_LOAD);
+      best[n] = Math.min(best[n]!, read.clat_ns.percentile['99.000000'] / 1e6);
     }
   }
   await Promise.all([ours!.stop(), without!.stop()]);
-  const [oursMs, withoutMs] = best as [number, number];
-  const name = `NBD 4 KiB, depth 16, p99.9 while JavaScript is busy for ${BUSY_MS} of 40 ms`;
-  const row = { name, ours: oursMs, unit: 'ms', peer: 'answered by JavaScript', peerValue: withoutMs };
+  const [p99Ms, withoutMs] = best as [number, number];
+  const name = `NBD 4 KiB, 2,000 a second, p99 while JavaScript is busy for ${BUSY_MS} of 40 ms`;
+  const row = { name, ours: p99Ms, unit: 'ms', peer: 'answered by JavaScript', peerValue: withoutMs };
   // A millisecond is what it may be.
-  return { ...row, ratio: oursMs / withoutMs, goal: Number((1 / withoutMs).toPrecision(2)), goalIsMost: true };
+  return { ...row, ratio: p99Ms / withoutMs, goal: Number((1 / withoutMs).toPrecision(2)), goalIsMost: true };
 }
 
 async function measure(load: Load, server: Server): Promise<number> {
@@ -131,7 +135,7 @@ async function measure(load: Load, server: Server): Promise<number> {
 interface FioReads {
   readonly iops: number;
   readonly bw_bytes: number;
-  readonly clat_ns: { readonly percentile: Readonly<Record<'99.900000', number>> };
+  readonly clat_ns: { readonly percentile: Readonly<Record<'99.000000', number>> };
 }
 
 async function runFio(uri: string, load: readonly string[]): Promise<FioReads> {
