@@ -1,6 +1,6 @@
 // The way between /dev/fuse and JavaScript. The trick is batching on Node's own loop: one wake-up reads every
 // request that waits into one buffer and calls JavaScript once; each reply is one writev straight out of the
-// caller's memory. Notifications go to a thread of their own (fuse-notify.h), which the loop never waits for.
+// caller's memory. Chunks are pushed by a thread of its own (fuse-notify.h), which the loop never waits for.
 #include <fcntl.h>
 #include <linux/fuse.h>
 #include <sys/uio.h>
@@ -12,6 +12,7 @@
 
 #include "addon.h"
 #include "fuse-notify.h"
+#include "handle.h"
 
 namespace lazydisk {
 namespace {
@@ -154,7 +155,8 @@ void OnClosingTick(uv_timer_t* handle) {
 }
 
 // Node goes away with the channel open. The thread may be blocked in the kernel, so it is not waited for: it and
-// the channel, of which it uses only memory that JavaScript does not own, are left to the end of the process.
+// the channel are left to the end of the process. A write under way still reads the slab, which JavaScript owns; a
+// process that ends so (process.exit, an uncaught error) takes its heap down only with its threads.
 void OnTeardown(void* data) {
   Channel* channel = static_cast<Channel*>(data);
   if (channel->fd < 0) return;
@@ -224,38 +226,28 @@ napi_value FuseReply(napi_env env, napi_callback_info info) {
   return Int(env, written < 0 ? errno : 0);
 }
 
-napi_value FuseNotify(napi_env env, napi_callback_info info) {
-  size_t count = 3;
-  napi_value args[3];
-  if (napi_get_cb_info(env, info, &count, args, nullptr, nullptr) != napi_ok) return nullptr;
-  Channel* channel = count == 3 ? ChannelOf(env, args[0]) : nullptr;
-  int32_t code = 0;
-  int parts = 1;
-  size_t total = 0;
-  if (!channel || napi_get_value_int32(env, args[1], &code) != napi_ok ||
-      !GetParts(env, args[2], channel, &parts, &total) || total > Notifier::kBytesMax) {
-    return ThrowUsage(env, "fuseNotify(channel, code, parts)");
+napi_value FusePush(napi_env env, napi_callback_info info) {
+  Arguments<5> args(env, info);
+  Channel* channel = args.ok() ? ChannelOf(env, args[0]) : nullptr;
+  int64_t node_id = 0, offset = 0;
+  uint32_t length = 0;
+  napi_valuetype type = napi_null;
+  if (args.ok()) napi_typeof(env, args[4], &type);
+  auto map = type == napi_external ? HandleOf<HitMap>(env, args[4]) : nullptr;
+  if (!channel || !args.GetInt64(1, &node_id) || !args.GetInt64(2, &offset) || offset < 0 ||
+      !args.GetUint32(3, &length) || length == 0 || length > Notifier::kBytesMax || (!map && type != napi_undefined)) {
+    return ThrowUsage(env, "fusePush(channel, nodeId, offset, lengthBytes, hitMap or undefined)");
   }
-  const bool queued = channel->fd >= 0 && channel->notifier.Queue(code, channel->iov + 1, parts - 1, total);
-  napi_value result = nullptr;
-  napi_get_boolean(env, queued, &result);
-  return result;
+  return Bool(env, channel->fd >= 0 && channel->notifier.Push(static_cast<uint64_t>(node_id),
+                                                              static_cast<uint64_t>(offset), length, std::move(map)));
 }
 
-napi_value FuseNotified(napi_env env, napi_callback_info info) {
-  size_t count = 1;
-  napi_value args[1];
-  if (napi_get_cb_info(env, info, &count, args, nullptr, nullptr) != napi_ok) return nullptr;
-  Channel* channel = count == 1 ? ChannelOf(env, args[0]) : nullptr;
-  if (!channel) return ThrowUsage(env, "fuseNotified(channel)");
-  const Notifier::Counts counts = channel->notifier.GetCounts();
-  const uint64_t values[] = {counts.sent, counts.failed, counts.waiting};
-  napi_value result = nullptr, value;
-  napi_create_array_with_length(env, 3, &result);
-  for (uint32_t index = 0; index < 3; index++) {
-    if (napi_create_double(env, static_cast<double>(values[index]), &value) == napi_ok) napi_set_element(env, result, index, value);
-  }
-  return result;
+napi_value FusePushed(napi_env env, napi_callback_info info) {
+  Arguments<1> args(env, info);
+  Channel* channel = args.ok() ? ChannelOf(env, args[0]) : nullptr;
+  if (!channel) return ThrowUsage(env, "fusePushed(channel)");
+  const auto [sent, failed, waiting] = channel->notifier.GetCounts();
+  return Doubles(env, {static_cast<double>(sent), static_cast<double>(failed), static_cast<double>(waiting)});
 }
 
 napi_value FuseClose(napi_env env, napi_callback_info info) {
@@ -325,8 +317,8 @@ napi_value FuseOpen(napi_env env, napi_callback_info info) {
 void RegisterFuseChannel(napi_env env, napi_value exports) {
   SetFunction(env, exports, "fuseOpen", FuseOpen);
   SetFunction(env, exports, "fuseReply", FuseReply);
-  SetFunction(env, exports, "fuseNotify", FuseNotify);
-  SetFunction(env, exports, "fuseNotified", FuseNotified);
+  SetFunction(env, exports, "fusePush", FusePush);
+  SetFunction(env, exports, "fusePushed", FusePushed);
   SetFunction(env, exports, "fuseClose", FuseClose);
 }
 

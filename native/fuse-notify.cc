@@ -1,28 +1,33 @@
-// See fuse-notify.h. Buffers are kept and used again: at most one a place in the queue and one being written.
+// See fuse-notify.h.
 #include "fuse-notify.h"
 
 #include <linux/fuse.h>
 #include <sched.h>
 #include <sys/syscall.h>
+#include <sys/uio.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cerrno>
-#include <cstring>
 
 namespace lazydisk {
 
-struct Notification {
-  size_t length = 0;
-  alignas(8) uint8_t bytes[sizeof(fuse_out_header) + Notifier::kBytesMax];
-};
-
 namespace {
+
 constexpr size_t kQueueMax = 16;
+// Never written to, so it takes no memory: the kernel reads its page of zeroes.
+uint8_t zeroes[Notifier::kBytesMax];
+
+// A write may wait for a read, and the read for a free slot: pushes hold at most about a quarter of the slots, and
+// never the only one.
+size_t PinsMax(HitMap* map) {
+  return map ? std::min(kQueueMax, (map->residency().slots() + 2) / 4) : kQueueMax;
 }
 
+}  // namespace
+
 Notifier::~Notifier() {
-  for (Notification* one : queue_) delete one;
-  for (Notification* one : spare_) delete one;
+  for (const Chunk& chunk : queue_) Unpin(chunk);
 }
 
 void Notifier::Start(int fd) {
@@ -42,55 +47,60 @@ void Notifier::Loop(unsigned fd) {
   for (;;) {
     wake_.wait(lock, [this] { return stopping_ || !queue_.empty(); });
     if (stopping_) break;
-    Notification* next = queue_.front();
-    queue_.pop_front();
+    is_writing_ = true;
+    // SAFETY: others only add behind it, or drop what is behind it, and neither moves an element of a deque.
+    const Chunk& chunk = queue_.front();
     lock.unlock();
+    fuse_notify_store_out store = {};
+    store.nodeid = chunk.node_id;
+    store.offset = chunk.offset;
+    store.size = chunk.length;
+    fuse_out_header header = {};
+    header.len = static_cast<uint32_t>(sizeof header + sizeof store + chunk.length);
+    header.error = FUSE_NOTIFY_STORE;
+    const iovec parts[] = {{&header, sizeof header},
+                           {&store, sizeof store},
+                           {const_cast<uint8_t*>(chunk.bytes), chunk.length}};
     ssize_t written;
     do {
-      written = write(static_cast<int>(fd), next->bytes, next->length);
+      written = writev(static_cast<int>(fd), parts, 3);
     } while (written < 0 && errno == EINTR);
     lock.lock();
     written < 0 ? counts_.failed++ : counts_.sent++;
-    spare_.push_back(next);
+    Unpin(chunk);
+    queue_.pop_front();
+    is_writing_ = false;
   }
   stopped_ = true;
 }
 
-bool Notifier::Queue(int code, const iovec* parts, int count, size_t total) {
-  Notification* notification = nullptr;
-  {
-    std::lock_guard<std::mutex> lock(mutex_);
-    if (stopping_ || queue_.size() >= kQueueMax || total > kBytesMax) return false;
-    if (!spare_.empty()) {
-      notification = spare_.back();
-      spare_.pop_back();
-    }
+bool Notifier::Push(uint64_t node_id, uint64_t offset, uint32_t length, std::shared_ptr<HitMap> map) {
+  const uint8_t* bytes = zeroes;
+  std::lock_guard<std::mutex> lock(mutex_);
+  if (stopping_ || queue_.size() >= PinsMax(map.get()) || length > kBytesMax) return false;
+  if (map) {
+    const size_t slot_bytes = map->residency().slot_bytes();
+    if (offset % slot_bytes != 0 || length > slot_bytes || offset / slot_bytes >= map->chunks()) return false;
+    bytes = map->Pin(offset / slot_bytes);
+    if (!bytes) return false;
   }
-  if (!notification) notification = new Notification;
-  fuse_out_header header;
-  header.len = static_cast<uint32_t>(sizeof header + total);
-  header.error = code;
-  header.unique = 0;
-  memcpy(notification->bytes, &header, sizeof header);
-  size_t at = sizeof header;
-  // SAFETY: the lengths add up to total, which is at most kBytesMax.
-  for (int index = 0; index < count; index++) {
-    memcpy(notification->bytes + at, parts[index].iov_base, parts[index].iov_len);
-    at += parts[index].iov_len;
-  }
-  notification->length = at;
-  {
-    std::lock_guard<std::mutex> lock(mutex_);
-    queue_.push_back(notification);
-  }
+  queue_.push_back({node_id, offset, length, bytes, std::move(map)});
   wake_.notify_one();
   return true;
+}
+
+void Notifier::Unpin(const Chunk& chunk) {
+  if (chunk.map) chunk.map->residency().Unpin(chunk.bytes);
 }
 
 void Notifier::Stop() {
   {
     std::lock_guard<std::mutex> lock(mutex_);
     stopping_ = true;
+    while (queue_.size() > (is_writing_ ? 1 : 0)) {
+      Unpin(queue_.back());
+      queue_.pop_back();
+    }
   }
   wake_.notify_one();
 }
@@ -107,7 +117,7 @@ bool Notifier::Stopped() {
 Notifier::Counts Notifier::GetCounts() {
   std::lock_guard<std::mutex> lock(mutex_);
   Counts counts = counts_;
-  counts.waiting = queue_.size();
+  counts.waiting = queue_.size() - (is_writing_ ? 1 : 0);
   return counts;
 }
 

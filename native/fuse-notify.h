@@ -1,26 +1,24 @@
-// A thread that writes notifications (pages pushed into the kernel's cache) to a FUSE connection. Such a write
-// blocks while the kernel holds a page locked, which it does until we answer the read that locked it: so it is
-// not for the loop, and the thread never touches JavaScript's memory, but copies.
+// A thread that pushes chunks into the kernel's page cache (FUSE_NOTIFY_STORE), straight out of the slab. Such a write
+// blocks while the kernel holds a page locked, which it does until we answer the read that locked it: so it is not for
+// the event loop. A chunk stays pinned in its slot from Push to the end of its write, which nobody else waits for.
 #pragma once
-
-#include <sys/uio.h>
 
 #include <condition_variable>
 #include <cstddef>
 #include <cstdint>
 #include <deque>
+#include <memory>
 #include <mutex>
 #include <thread>
-#include <vector>
+
+#include "residency.h"
 
 namespace lazydisk {
 
-struct Notification;
-
 class Notifier {
  public:
-  // One chunk and its notification header; longer ones are the caller's mistake.
-  static constexpr size_t kBytesMax = 512 * 1024 + 64;
+  // What one chunk has at most. What is pushed as zeroes is not longer either.
+  static constexpr size_t kBytesMax = 512 * 1024;
 
   struct Counts {
     uint64_t sent, failed, waiting;
@@ -31,8 +29,9 @@ class Notifier {
   // Starts the thread; `fd` must stay open until Stopped().
   void Start(int fd);
 
-  // Copies `parts`, together `total` bytes, at most kBytesMax. False if the queue is full or the thread told to stop.
-  bool Queue(int code, const iovec* parts, int count, size_t total);
+  // Queues the `length` bytes at `offset` of inode `node_id`: those of the chunk that begins there in `map`, or zeroes
+  // if there is no map. False if the queue is full, the chunk is not in memory, or the thread was told to stop.
+  bool Push(uint64_t node_id, uint64_t offset, uint32_t length, std::shared_ptr<HitMap> map);
 
   // Drops what waits. The thread ends when the kernel lets go of it.
   void Stop();
@@ -46,15 +45,25 @@ class Notifier {
   Counts GetCounts();
 
  private:
+  struct Chunk {
+    uint64_t node_id;
+    uint64_t offset;
+    uint32_t length;
+    const uint8_t* bytes;
+    // Where `bytes` are pinned; null for zeroes.
+    std::shared_ptr<HitMap> map;
+  };
+
   void Loop(unsigned fd);
+  static void Unpin(const Chunk& chunk);
 
   std::thread thread_;
   std::mutex mutex_;
   std::condition_variable wake_;
-  // Guarded by the mutex.
-  std::deque<Notification*> queue_;
-  std::vector<Notification*> spare_;
+  // Guarded by the mutex. The front one is being written if is_writing_.
+  std::deque<Chunk> queue_;
   Counts counts_ = {};
+  bool is_writing_ = false;
   bool stopping_ = false;
   bool stopped_ = false;
 };

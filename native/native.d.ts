@@ -200,16 +200,23 @@ export interface NativeAddon {
   ): number;
 
   /**
-   * Copies `parts` (at most 512 KiB and 64 bytes in all) and queues them as notification `code`, which a thread
-   * writes. False if 16 wait already or the channel is closing.
+   * Queues the `lengthBytes` (1 to 512 KiB) at `offset` of inode `nodeId` for the page cache: zeroes without `hitMap`, else
+   * those of the chunk that begins there, which stays pinned in its slot until a thread has written it. False if 16 chunks
+   * or about a quarter of the slots wait already, the chunk is not in memory, or the channel is closing.
    */
-  fuseNotify(channel: FuseChannel, code: number, parts: Uint8Array | readonly Uint8Array[]): boolean;
+  fusePush(
+    channel: FuseChannel,
+    nodeId: number,
+    offset: number,
+    lengthBytes: number,
+    hitMap: HitMapHandle | undefined,
+  ): boolean;
 
-  /** Notifications [sent, failed, waiting]. A failed one met an inode or a connection that is gone. */
-  fuseNotified(channel: FuseChannel): [number, number, number];
+  /** Pushes [sent, failed, waiting]. A failed one met an inode or a connection that is gone. */
+  fusePushed(channel: FuseChannel): [number, number, number];
 
   /**
-   * Ends the channel, once: what waits to be notified is dropped, and when the kernel has let go of the notifying
+   * Ends the channel, once: what waits to be pushed is dropped, and when the kernel has let go of the pushing
    * thread, the descriptor is closed and `callback` called. Until then requests still come and must be answered,
    * because the thread may wait for a page that one of them locked.
    */

@@ -12,7 +12,7 @@ import { ByteBudget } from '../byte-budget.ts';
 import { TurnBudget } from '../turn-budget.ts';
 import { isDying } from './dying.ts';
 import { type Inode, InodeTable } from './inodes.ts';
-import { type Notify, PagePush } from './page-push.ts';
+import { PagePush, type Push } from './page-push.ts';
 import {
   type Attributes,
   attrReply,
@@ -51,7 +51,7 @@ const WANTED_FLAGS = InitFlag.ASYNC_READ | InitFlag.ASYNC_DIO | InitFlag.PARALLE
 
 export interface FuseFileSystemOptions {
   readonly transport: FuseTransport;
-  readonly notify: Notify;
+  readonly push: Push;
   /** Where the transport puts requests. */
   readonly requests: Buffer;
   readonly uid: number;
@@ -123,7 +123,7 @@ export class FuseFileSystem {
   constructor(options: FuseFileSystemOptions) {
     this.#options = options;
     this.#request = new RequestReader(options.requests);
-    this.#push = options.pushChunks ? new PagePush(options.notify) : undefined;
+    this.#push = options.pushChunks ? new PagePush(options.push) : undefined;
     this.reads = new ReadQueue({
       transport: options.transport,
       push: this.#push,

@@ -9,9 +9,9 @@ import { join } from 'node:path';
 import {
   type FuseChannel,
   fuseClose,
-  fuseNotified,
-  fuseNotify,
   fuseOpen,
+  fusePush,
+  fusePushed,
   fuseReply,
 } from '../../../native/index.ts';
 import type { BlockDevice } from '../../drive/block-device.ts';
@@ -96,7 +96,8 @@ export class FuseMount {
     this.#fileSystem = new FuseFileSystem({
       requests,
       transport: { reply: (unique, errno, parts) => fuseReply(this.#channel, unique, errno, parts) },
-      notify: (code, parts) => fuseNotify(this.#channel, code, parts),
+      push: (nodeId, offset, lengthBytes, hits) =>
+        fusePush(this.#channel, nodeId, offset, lengthBytes, hits?.handle),
       uid: process.geteuid?.() ?? 0,
       gid: process.getegid?.() ?? 0,
       pushChunks: options.pushChunks ?? true,
@@ -123,7 +124,7 @@ export class FuseMount {
 
   /** Cheap: numbers that are counted anyway. */
   stats(): FuseMountStats {
-    const [pushesSent, pushesFailed] = fuseNotified(this.#channel);
+    const [pushesSent, pushesFailed] = fusePushed(this.#channel);
     return { ...this.#fileSystem.stats(), pushesSent, pushesFailed };
   }
 

@@ -5,10 +5,10 @@
  * the kernel asks for a part of it, except within a second or two of its last push. So pages that the kernel
  * dropped come back, and a crowd of reads that were under way during the push causes no second one.
  */
+import type { HitMap } from '../../chunk/hit-map.ts';
 import type { BlockDevice } from '../../drive/block-device.ts';
 import { CHUNK_BYTES } from '../../format/chunk-id.ts';
 import type { Inode } from './inodes.ts';
-import { NOTIFY_STORE, storeHeader } from './protocol.ts';
 
 /** A chunk is not pushed again for at least this long, and at most twice as long. */
 const QUIET_MS = 1000;
@@ -17,22 +17,25 @@ const RECENT_MAX = 65536;
 /** More chunks than any disk has: 1 TiB holds 2^21. */
 const CHUNKS_MAX = 2 ** 22;
 
-/** Copies the parts and queues them; false if the queue is full. */
-export type Notify = (code: number, parts: readonly Uint8Array[]) => boolean;
+/**
+ * Queues `lengthBytes` at `offset` of an inode: zeroes without `hits`, else the chunk that is there, out of its slot. False
+ * if the queue is full.
+ */
+export type Push = (nodeId: number, offset: number, lengthBytes: number, hits: HitMap | undefined) => boolean;
 
 export class PagePush {
   /** Chunks handed to the kernel's queue, and those for which it had no room. */
   queued = 0;
   dropped = 0;
-  readonly #notify: Notify;
+  readonly #enqueue: Push;
   readonly #now: () => number;
   // Pushed in this window of QUIET_MS, and in the one before it.
   #recent = new Set<number>();
   #older = new Set<number>();
   #windowStart = 0;
 
-  constructor(notify: Notify, now: () => number = () => performance.now()) {
-    this.#notify = notify;
+  constructor(enqueue: Push, now: () => number = () => performance.now()) {
+    this.#enqueue = enqueue;
     this.#now = now;
   }
 
@@ -52,18 +55,20 @@ export class PagePush {
     this.#turnWindow();
     const key = inode.nodeId * CHUNKS_MAX + chunk;
     if (this.#recent.has(key) || this.#older.has(key)) return;
+    const [run] = device.extents(start, lengthBytes, 1);
+    const isZero = run?.zero === true && run.lengthBytes >= lengthBytes;
+    const hits = isZero ? undefined : device.hitMap?.();
+    if (!isZero && !hits) return;
+    // Published in its hit map, and in place until the thread has it pinned.
     const pinned = device.tryRead(start, lengthBytes);
     if (!pinned) return;
-    try {
-      if (this.#notify(NOTIFY_STORE, [storeHeader(inode.nodeId, start, lengthBytes), ...pinned.parts])) {
-        this.queued++;
-        this.#recent.add(key);
-      } else {
-        this.dropped++;
-      }
-    } finally {
-      pinned.release();
+    if (this.#enqueue(inode.nodeId, start, lengthBytes, hits)) {
+      this.queued++;
+      this.#recent.add(key);
+    } else {
+      this.dropped++;
     }
+    pinned.release();
   }
 
   #turnWindow(): void {

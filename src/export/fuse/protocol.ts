@@ -50,9 +50,6 @@ export const Opcode = {
   TMPFILE: 51,
 } as const;
 
-/** FUSE_NOTIFY_STORE: put these bytes into the page cache. */
-export const NOTIFY_STORE = 4;
-
 /** Flags of INIT (FUSE_*). */
 export const InitFlag = {
   ASYNC_READ: 1 << 0,
@@ -249,15 +246,6 @@ export function readdirReply(entries: Iterable<DirectoryEntry>, lengthBytesMax: 
     parts.push(record);
   }
   return Buffer.concat(parts);
-}
-
-/** struct fuse_notify_store_out, 24 bytes; the bytes to store follow it. */
-export function storeHeader(nodeId: number, offset: number, lengthBytes: number): Buffer {
-  const out = Buffer.alloc(24);
-  writeUInt64(out, nodeId, 0);
-  writeUInt64(out, offset, 8);
-  out.writeUInt32LE(lengthBytes, 16);
-  return out;
 }
 
 /** struct fuse_attr, 88 bytes. All times are 0: equal images have equal attributes, and nothing here changes. */

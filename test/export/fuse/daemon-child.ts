@@ -68,7 +68,9 @@ async function main(spec: DaemonSpec): Promise<void> {
     const touched = stallAt !== undefined && offset <= stallAt && stallAt < offset + lengthBytes;
     return touched ? new Promise<void>(() => {}) : undefined;
   };
-  registry.add(new BufferDevice(bytes, { name: 'drive', cold: stallAt !== undefined, beforeRead: stall }));
+  registry.add(
+    new BufferDevice(bytes, { name: 'drive', cold: stallAt !== undefined, hits: true, beforeRead: stall }),
+  );
   const mount = await FuseMount.mount({ dir: spec.dir, registry, pushChunks: spec.pushChunks });
   process.once('SIGTERM', async () => {
     await mount.unmount();

@@ -22,7 +22,7 @@ interface Reply {
 /** A file system over doubles; `ask` sends one request and gives the replies it caused at once. */
 class Harness {
   readonly replies: Reply[] = [];
-  readonly notified: number[] = [];
+  readonly pushed: number[] = [];
   readonly requests = Buffer.from(new ArrayBuffer(64 * 1024));
   readonly fileSystem: FuseFileSystem;
   /** Threads that are being killed. */
@@ -38,7 +38,7 @@ class Harness {
           return 0;
         },
       },
-      notify: (code) => this.notified.push(code) > 0,
+      push: (_nodeId, offset) => this.pushed.push(offset) > 0,
       requests: this.requests,
       uid: 0,
       gid: 0,
@@ -157,12 +157,12 @@ t.test('reads give the bytes of the disk, cut at its end', async (t) => {
 });
 
 t.test('a read pushes its chunk, unless it is direct', async (t) => {
-  const harness = new Harness(new BufferDevice(diskOf('d')));
+  const harness = new Harness(new BufferDevice(diskOf('d'), { hits: true }));
   const { nodeId } = harness.lookup('test');
   harness.ask(Opcode.READ, nodeId, readBody(0, 4096, O_DIRECT));
-  t.equal(harness.notified.length, 0);
+  t.equal(harness.pushed.length, 0);
   harness.ask(Opcode.READ, nodeId, readBody(0, 4096));
-  t.equal(harness.notified.length, 1);
+  t.equal(harness.pushed.length, 1);
 });
 
 t.test('drives of one image are one inode; others, and drives that can be written, are not', async (t) => {

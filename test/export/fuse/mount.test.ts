@@ -23,7 +23,7 @@ for (const cold of [false, true]) {
     t.test(`every byte of a drive is right: ${name}`, async (t) => {
       if (skipWithoutFuse(t, 'git', 'dd', 'cmp')) return;
       const disk = randomDisk(11);
-      const device = new BufferDevice(disk, { cold });
+      const device = new BufferDevice(disk, { hits: true, cold });
       const { mount } = await mountDrives(t, [device], { pushChunks });
       const file = mount.pathOf('test');
       const plain = join(t.testdir(), 'plain');
@@ -73,7 +73,9 @@ t.test('random mapped and direct reads at depth give the right bytes', async (t)
   const common =
     '--bs=4k --size=16m --verify=crc32c --verify_fatal=1 --verify_state_save=0 --minimal --name=job';
   t.equal((await sh(`fio ${common} --rw=write --filename="$1" --do_verify=0`, file)).code, 0);
-  const { mount } = await mountDrives(t, [new BufferDevice(await readFile(file), { cold: true })]);
+  const { mount } = await mountDrives(t, [
+    new BufferDevice(await readFile(file), { hits: true, cold: true }),
+  ]);
   const read = `fio ${common} --rw=randread --norandommap=0 --readonly --filename="$1"`;
   const drive = mount.pathOf('test');
   for (const engine of ['--ioengine=libaio --direct=1 --iodepth=32', '--ioengine=mmap', '--ioengine=psync']) {
@@ -84,7 +86,7 @@ t.test('random mapped and direct reads at depth give the right bytes', async (t)
 
 t.test('a push fills the page cache: the rest of the chunk is read without us', async (t) => {
   if (await skipWithoutPushes(t)) return;
-  const { mount } = await mountDrives(t, [new BufferDevice(diskOf('dddd'))]);
+  const { mount } = await mountDrives(t, [new BufferDevice(diskOf('dddd'), { hits: true })]);
   const file = mount.pathOf('test');
   await sh('dd if="$1" bs=4k count=1 status=none of=/dev/null', file);
   while (mount.stats().pushesSent < mount.stats().pushesQueued)
@@ -101,6 +103,7 @@ t.test('two hundred drives come and go, and each file is its own', async (t) => 
   if (skipWithoutFuse(t)) return;
   const drives = Array.from({ length: 200 }, (_, at) => {
     return new BufferDevice(Buffer.alloc(CHUNK_BYTES, at + 1), {
+      hits: true,
       name: `drive-${String(at).padStart(3, '0')}`,
     });
   });
@@ -122,7 +125,8 @@ t.test('two hundred drives come and go, and each file is its own', async (t) => 
 
 t.test('drives of one image share their inode and its pages', async (t) => {
   if (skipWithoutFuse(t)) return;
-  const image = (name: string) => new BufferDevice(diskOf('dd'), { name, imageDigest: 'sha256:1' });
+  const image = (name: string) =>
+    new BufferDevice(diskOf('dd'), { hits: true, name, imageDigest: 'sha256:1' });
   const { mount, registry } = await mountDrives(t, [image('a'), image('b')]);
   const stat = async (name: string) =>
     (await sh('stat -c "%i %h" "$1"', mount.pathOf(name))).stdout.toString();
@@ -142,12 +146,12 @@ t.test('drives of one image share their inode and its pages', async (t) => {
 t.test('a name that is attached again with another image shows the other bytes', async (t) => {
   if (skipWithoutFuse(t)) return;
   const { mount, registry } = await mountDrives(t, [
-    new BufferDevice(diskOf('d'), { imageDigest: 'sha256:1' }),
+    new BufferDevice(diskOf('d'), { hits: true, imageDigest: 'sha256:1' }),
   ]);
   const read = async () => (await sh('cat "$1"', mount.pathOf('test'))).stdout;
   t.ok((await read()).equals(diskOf('d')));
   registry.remove('test');
-  registry.add(new BufferDevice(diskOf('zd'), { imageDigest: 'sha256:2' }));
+  registry.add(new BufferDevice(diskOf('zd'), { hits: true, imageDigest: 'sha256:2' }));
   t.ok((await read()).equals(diskOf('zd')));
 });
 
@@ -155,6 +159,7 @@ t.test('a read that fails is EIO for its reader, and the next try can succeed', 
   if (skipWithoutFuse(t)) return;
   let broken = true;
   const device = new BufferDevice(diskOf('dd'), {
+    hits: true,
     cold: true,
     beforeRead: () => {
       if (broken) throw new Error('origin is down');
@@ -174,11 +179,15 @@ t.test('a slow read holds up no other, of its own drive or another', async (t) =
   if (skipWithoutFuse(t)) return;
   const release = Promise.withResolvers<void>();
   const slow = new BufferDevice(diskOf('dddd'), {
+    hits: true,
     name: 'slow',
     cold: true,
     beforeRead: (offset) => (offset < CHUNK_BYTES ? release.promise : undefined),
   });
-  const { mount } = await mountDrives(t, [slow, new BufferDevice(diskOf('d'), { name: 'quick' })]);
+  const { mount } = await mountDrives(t, [
+    slow,
+    new BufferDevice(diskOf('d'), { hits: true, name: 'quick' }),
+  ]);
   let ended = false;
   const waiting = sh('dd if="$1" bs=4k count=1 iflag=direct status=none', mount.pathOf('slow')).finally(
     () => {
@@ -201,7 +210,7 @@ t.test('a slow read holds up no other, of its own drive or another', async (t) =
 t.test('a killed reader goes at once, though its bytes have not come', async (t) => {
   if (skipWithoutFuse(t)) return;
   const release = Promise.withResolvers<void>();
-  const device = new BufferDevice(diskOf('d'), { cold: true, beforeRead: () => release.promise });
+  const device = new BufferDevice(diskOf('d'), { hits: true, cold: true, beforeRead: () => release.promise });
   const { mount } = await mountDrives(t, [device]);
   const script = 'timeout -s KILL 0.3 dd if="$1" bs=4k count=1 status=none; echo killed';
   t.equal((await sh(script, mount.pathOf('test'))).stdout.toString().trim(), 'killed');
@@ -221,7 +230,7 @@ print(pages[5000])`;
 t.test('a reader that is killed in a page fault goes at once, whatever signal came before', async (t) => {
   if (skipWithoutFuse(t, 'python3')) return;
   const release = Promise.withResolvers<void>();
-  const device = new BufferDevice(diskOf('d'), { cold: true, beforeRead: () => release.promise });
+  const device = new BufferDevice(diskOf('d'), { hits: true, cold: true, beforeRead: () => release.promise });
   const { mount } = await mountDrives(t, [device]);
   const script = 'python3 -c "$2" "$1" & pid=$!; echo $pid > "$3"; wait $pid; echo $?';
   const pidFile = join(t.testdir({}), 'pid');
@@ -244,7 +253,9 @@ t.test('a page fault under a timer ends, and is fetched once', async (t) => {
     fetches++;
     return release.promise;
   };
-  const { mount } = await mountDrives(t, [new BufferDevice(diskOf('d'), { cold: true, beforeRead })]);
+  const { mount } = await mountDrives(t, [
+    new BufferDevice(diskOf('d'), { hits: true, cold: true, beforeRead }),
+  ]);
   const reader = sh('exec python3 -c "$2" "$1" 0.01', mount.pathOf('test'), FAULT);
   while ((mount.stats().ops.interrupt ?? 0) === 0) await new Promise((done) => setTimeout(done, 5));
   // Many more signals, none of which may end the read.
@@ -259,11 +270,12 @@ t.test('a drive whose reads wait at any depth holds up no other drive', async (t
   if (skipWithoutFuse(t, 'fio')) return;
   const release = Promise.withResolvers<void>();
   const deep = new BufferDevice(diskOf('dddd'), {
+    hits: true,
     name: 'deep',
     cold: true,
     beforeRead: () => release.promise,
   });
-  const { mount } = await mountDrives(t, [deep, new BufferDevice(diskOf('d'), { name: 'warm' })]);
+  const { mount } = await mountDrives(t, [deep, new BufferDevice(diskOf('d'), { hits: true, name: 'warm' })]);
   const load = '--name=job --readonly --rw=randread --bs=512 --size=1m --direct=1 --ioengine=libaio';
   const waiting = sh(`fio ${load} --iodepth=1000 --filename="$1"`, mount.pathOf('deep'));
   while (mount.stats().inFlight < 600) await new Promise((done) => setTimeout(done, 5));
@@ -277,7 +289,7 @@ t.test('a drive whose reads wait at any depth holds up no other drive', async (t
 
 t.test('what is copied in one turn of the event loop is bounded, whatever the kernel asks for', async (t) => {
   if (skipWithoutFuse(t, 'fio')) return;
-  const device = new BufferDevice(diskOf('dddd'));
+  const device = new BufferDevice(diskOf('dddd'), { hits: true });
   let turnBytes = 0;
   let most = 0;
   const tryRead = device.tryRead.bind(device);
@@ -297,7 +309,11 @@ t.test('what is copied in one turn of the event loop is bounded, whatever the ke
 t.test('unmounting with a file open ends its reads with an error, and the place is free again', async (t) => {
   if (skipWithoutFuse(t)) return;
   const release = Promise.withResolvers<void>();
-  const device = new BufferDevice(diskOf('dddd'), { cold: true, beforeRead: () => release.promise });
+  const device = new BufferDevice(diskOf('dddd'), {
+    hits: true,
+    cold: true,
+    beforeRead: () => release.promise,
+  });
   const { mount, registry } = await mountDrives(t, [device]);
   const script = `exec 3< "$1"; dd bs=4k count=1 iflag=direct status=none <&3 | wc -c
     dd bs=4k count=1 iflag=direct status=none <&3 || echo failed`;
@@ -311,14 +327,16 @@ t.test('unmounting with a file open ends its reads with an error, and the place 
   t.match((await reader).stdout.toString(), /^4096\nfailed/);
   t.equal(await mount.unmount(), undefined, 'twice is once');
   t.equal(registry.listenerCount('added') + registry.listenerCount('removed'), 0);
-  const { mount: second } = await mountDrives(t, [new BufferDevice(diskOf('d'))]);
+  const { mount: second } = await mountDrives(t, [new BufferDevice(diskOf('d'), { hits: true })]);
   t.ok((await sh('cat "$1"', second.pathOf('test'))).stdout.equals(diskOf('d')));
 });
 
 t.test('a mount that somebody else takes away is told, and can be made again', async (t) => {
   if (skipWithoutFuse(t, 'umount')) return;
   const lost = Promise.withResolvers<Error>();
-  const { mount } = await mountDrives(t, [new BufferDevice(diskOf('d'))], { onLost: lost.resolve });
+  const { mount } = await mountDrives(t, [new BufferDevice(diskOf('d'), { hits: true })], {
+    onLost: lost.resolve,
+  });
   t.equal((await sh('umount "$1" || fusermount3 -u "$1"', mount.dir)).code, 0);
   t.match(await lost.promise, { code: 'UNAVAILABLE' });
   await mount.unmount();
@@ -328,7 +346,9 @@ t.test('a connection that is aborted is told, and its dead mount is taken away',
   if (skipWithoutFuse(t, 'umount')) return;
   if (process.geteuid?.() !== 0) return t.comment('skipped: needs root');
   const lost = Promise.withResolvers<Error>();
-  const { mount } = await mountDrives(t, [new BufferDevice(diskOf('d'))], { onLost: lost.resolve });
+  const { mount } = await mountDrives(t, [new BufferDevice(diskOf('d'), { hits: true })], {
+    onLost: lost.resolve,
+  });
   // Without -l a forced unmount of a mount in use only ends the connection.
   const script = 'cd "$1" && { umount -f "$1" || true; }';
   t.equal((await sh(script, mount.dir)).code, 0);
@@ -369,7 +389,9 @@ t.test('an ext4 disk is mounted by the kernel through its file', async (t) => {
   const disk = join(dir, 'disk');
   const made = await sh('truncate -s 16M "$1" && mkfs.ext4 -q -d "$2" "$1"', disk, join(dir, 'tree'));
   t.equal(made.code, 0, made.stderr);
-  const { mount } = await mountDrives(t, [new BufferDevice(await readFile(disk), { cold: true })]);
+  const { mount } = await mountDrives(t, [
+    new BufferDevice(await readFile(disk), { hits: true, cold: true }),
+  ]);
   const script = `set -e
     loop=$(losetup --find --show --read-only "$1"); trap 'losetup -d $loop' EXIT
     mount -o ro -t ext4 $loop "$2/at"

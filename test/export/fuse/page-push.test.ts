@@ -1,23 +1,24 @@
 /** When a chunk is pushed into the page cache, and when it is not. */
 import t from 'tap';
+import type { HitMap } from '../../../src/chunk/hit-map.ts';
 import { InodeTable } from '../../../src/export/fuse/inodes.ts';
-import { PagePush } from '../../../src/export/fuse/page-push.ts';
+import { PagePush, type Push } from '../../../src/export/fuse/page-push.ts';
 import { CHUNK_BYTES } from '../../../src/format/chunk-id.ts';
 import { BufferDevice } from '../../support/buffer-device.ts';
-import { diskOf, fields } from './wire.ts';
+import { diskOf } from './wire.ts';
 
 function setUp(room = true) {
-  const device = new BufferDevice(diskOf('dddd'));
+  const device = new BufferDevice(diskOf('ddzd'), { hits: true });
   const inodes = new InodeTable();
   inodes.add(device);
   const inode = inodes.byName(device.name)!;
-  const pushed: Buffer[] = [];
+  const pushed: { nodeId: number; offset: number; lengthBytes: number; hits: HitMap | undefined }[] = [];
   const clock = { now: 10_000 };
-  const notify = (code: number, parts: readonly Uint8Array[]) => {
-    if (room) pushed.push(Buffer.concat([Buffer.of(code), ...parts]));
+  const enqueue: Push = (nodeId, offset, lengthBytes, hits) => {
+    if (room) pushed.push({ nodeId, offset, lengthBytes, hits });
     return room;
   };
-  const push = new PagePush(notify, () => clock.now);
+  const push = new PagePush(enqueue, () => clock.now);
   return {
     push,
     device,
@@ -30,10 +31,26 @@ function setUp(room = true) {
 t.test('the whole chunk around a small read is pushed, with its place', async (t) => {
   const { touch, pushed, device } = setUp();
   touch(CHUNK_BYTES + 8192, 4096);
-  const header = fields(['u64', 2], ['u64', CHUNK_BYTES], ['u32', CHUNK_BYTES], ['u32', 0]);
   t.equal(pushed.length, 1);
-  t.ok(pushed[0]!.equals(Buffer.concat([Buffer.of(4), header, Buffer.alloc(CHUNK_BYTES, 2)])));
+  const { nodeId, offset, lengthBytes, hits } = pushed[0]!;
+  t.same([nodeId, offset, lengthBytes], [2, CHUNK_BYTES, CHUNK_BYTES]);
+  t.equal(hits, device.hitMap!());
   t.equal(device.pinned, 0);
+});
+
+t.test('zeroes, which lie in no slot, are pushed as such', async (t) => {
+  const { touch, pushed } = setUp();
+  touch(2 * CHUNK_BYTES, 4096);
+  t.same(pushed, [{ nodeId: 2, offset: 2 * CHUNK_BYTES, lengthBytes: CHUNK_BYTES, hits: undefined }]);
+});
+
+t.test('what is in no slot that a thread can read is not pushed', async (t) => {
+  const device = new BufferDevice(diskOf('d'));
+  const inodes = new InodeTable();
+  inodes.add(device);
+  const push = new PagePush(() => t.fail('pushed'));
+  push.touched(inodes.byName(device.name)!, device, 0, 4096);
+  t.equal(push.queued, 0);
 });
 
 t.test('a chunk that was read as a whole is not pushed; those at the ends of the read are', async (t) => {
@@ -42,7 +59,7 @@ t.test('a chunk that was read as a whole is not pushed; those at the ends of the
   t.equal(pushed.length, 0);
   touch(CHUNK_BYTES - 4096, 2 * CHUNK_BYTES);
   t.same(
-    pushed.map((bytes) => Number(bytes.readBigUInt64LE(1 + 8)) / CHUNK_BYTES),
+    pushed.map(({ offset }) => offset / CHUNK_BYTES),
     [0, 2],
   );
 });
@@ -80,7 +97,7 @@ t.test('what the queue has no room for is dropped, counted, and tried again', as
 });
 
 t.test('a chunk that is not in memory any more is left alone', async (t) => {
-  const cold = new BufferDevice(diskOf('d'), { cold: true });
+  const cold = new BufferDevice(diskOf('d'), { cold: true, hits: true });
   const inodes = new InodeTable();
   inodes.add(cold);
   const push = new PagePush(() => t.fail('pushed'));
