@@ -35,6 +35,12 @@ const LOADS: readonly Load[] = [
     fio: ['--rw=randread', '--bs=4k', '--iodepth=16'],
     goal: 1.6,
   },
+  {
+    name: '4 KiB random, depth 16, 4 connections',
+    unit: 'IOPS',
+    fio: ['--rw=randread', '--bs=4k', '--iodepth=16', '--numjobs=4', '--thread', '--group_reporting'],
+    goal: 1.6,
+  },
   { name: '4 KiB random, depth 1', unit: 'IOPS', fio: ['--rw=randread', '--bs=4k', '--iodepth=1'], goal: 1 },
   {
     name: '256 KiB sequential, depth 4',
