@@ -1,0 +1,44 @@
+/**
+ * Makes a request again where its answer only asks for other credentials, another host, another region or the right time of
+ * day, each once or twice, for that must not be anybody's error.
+ */
+import type { HttpTarget } from '../../http-client/client.ts';
+import { isStaleCredentials, S3FailureError } from './s3-errors.ts';
+import { redirection } from './s3-place.ts';
+import type { S3Identity } from './s3-transport.ts';
+
+const HOPS_MAX = 2;
+
+/**
+ * What `request` gives, which throws an S3FailureError for an answer that is an error. `path` is that in the bucket, with
+ * the query. Throws what the last request did.
+ */
+export async function following<T>(
+  { credentials, clock, place }: S3Identity,
+  path: string,
+  request: (url: HttpTarget) => Promise<T>,
+): Promise<T> {
+  let target: HttpTarget | undefined;
+  let hops = 0;
+  let isRefreshed = false;
+  let isSkewed = false;
+  for (;;) {
+    const { generation } = credentials;
+    const { region } = place;
+    const to = target ?? place.targetOf(path);
+    try {
+      return await request(to);
+    } catch (error) {
+      if (!(error instanceof S3FailureError)) throw error;
+      const { failure } = error;
+      const next = redirection(failure, to);
+      if ((next || place.learn(failure, region)) && hops < HOPS_MAX) {
+        hops++;
+        target = next;
+      } else if (!isSkewed && clock.learn(failure)) isSkewed = true;
+      else if (!isRefreshed && isStaleCredentials(failure) && (await credentials.refresh(generation)))
+        isRefreshed = true;
+      else throw error;
+    }
+  }
+}
