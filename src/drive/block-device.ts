@@ -22,6 +22,7 @@ export interface BlockDevice {
   /** The drive's name: a file name and an NBD export name, `[A-Za-z0-9][A-Za-z0-9._-]*`, at most 128 bytes. */
   readonly name: string;
   readonly sizeBytes: number;
+  /** Whether its bytes never change. Exports derive flags, modes and refusals from it. */
   readonly readOnly: boolean;
   /** What a read may take before it rejects with TIMEOUT. */
   readonly readTimeoutMs: number;

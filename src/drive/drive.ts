@@ -154,7 +154,7 @@ export class Drive implements BlockDevice {
     const end = Math.min(offset + lengthBytes, this.sizeBytes);
     if (offset < 0 || offset >= end) return;
     const first = entryFrom(this.#map, Math.floor(offset / CHUNK_BYTES));
-    this.#prefetches.add(first, entryFrom(this.#map, Math.ceil(end / CHUNK_BYTES)));
+    this.#prefetches.add(range(first, entryFrom(this.#map, Math.ceil(end / CHUNK_BYTES))));
   }
 
   hitMap(): HitMap {
@@ -330,6 +330,11 @@ export class Drive implements BlockDevice {
       (error) => codeOf(error) !== 'OVERLOAD',
     );
   }
+}
+
+/** The numbers [first, end). */
+function* range(first: number, end: number): Generator<number> {
+  for (let n = first; n < end; n++) yield n;
 }
 
 /** Parts that stay in place until `release`; without pins they are nobody else's, or zeroes. */

@@ -1,10 +1,10 @@
 /**
- * Ranges of stored chunks to bring near, a few chunks at a time: what is asked for in one word (an NBD CACHE of the
- * whole disk, a recorded start) must not become a thousand reads at once, nor a list of a million.
+ * Stored chunks to bring near, in the order in which they are wanted and a few at a time: what is asked for in one word (an
+ * NBD CACHE of the whole disk) must not become a thousand reads at once, nor a list of a million.
  */
 
-/** Ranges that may wait; one more is dropped, since a prefetch is a hint. */
-const RANGES_MAX = 64;
+/** Lists that may wait; one more is dropped, since a prefetch is a hint. */
+const LISTS_MAX = 64;
 /** Chunks of one drive on their way at once. */
 const CONCURRENCY = 4;
 /** Looked at without a fetch before the event loop gets its turn: chunks that are near already. */
@@ -19,7 +19,9 @@ export interface PrefetchOptions {
 
 export class PrefetchQueue {
   readonly #fetch: PrefetchOptions['fetch'];
-  readonly #ranges: { next: number; end: number }[] = [];
+  readonly #lists: Iterator<number>[] = [];
+  /** Those that the reader did not take; they go first. */
+  readonly #refused: number[] = [];
   #active = 0;
   #timer: NodeJS.Timeout | undefined;
   #closed = false;
@@ -28,25 +30,24 @@ export class PrefetchQueue {
     this.#fetch = options.fetch;
   }
 
-  /** Entries [first, end). */
-  add(first: number, end: number): void {
-    if (this.#closed || first >= end || this.#ranges.length >= RANGES_MAX) return;
-    this.#ranges.push({ next: first, end });
+  /** Entries in order, which are asked for one by one as their turn comes. */
+  add(entries: Iterable<number>): void {
+    if (this.#closed || this.#lists.length >= LISTS_MAX) return;
+    this.#lists.push(entries[Symbol.iterator]());
     this.#pump();
   }
 
   close(): void {
     this.#closed = true;
-    this.#ranges.length = 0;
+    this.#lists.length = 0;
+    this.#refused.length = 0;
     clearTimeout(this.#timer);
   }
 
   #pump(): void {
     for (let skips = 0; !this.#timer && this.#active < CONCURRENCY; ) {
-      const range = this.#ranges[0];
-      if (!range) return;
-      const entry = range.next++;
-      if (range.next === range.end) this.#ranges.shift();
+      const entry = this.#next();
+      if (entry === undefined) return;
       const fetching = this.#fetch(entry);
       if (!fetching) {
         if (++skips === SKIPS_MAX) this.#pause(0);
@@ -59,11 +60,21 @@ export class PrefetchQueue {
         if (taken) this.#pump();
         else {
           // The next chunk of this drive that arrives makes room; if none is on its way, time has to.
-          this.#ranges.unshift({ next: entry, end: entry + 1 });
+          this.#refused.push(entry);
           if (this.#active === 0) this.#pause(PAUSE_MS);
         }
       });
     }
+  }
+
+  #next(): number | undefined {
+    if (this.#refused.length > 0) return this.#refused.shift();
+    for (let list = this.#lists[0]; list; list = this.#lists[0]) {
+      const next = list.next();
+      if (!next.done) return next.value;
+      this.#lists.shift();
+    }
+    return undefined;
   }
 
   #pause(durationMs: number): void {

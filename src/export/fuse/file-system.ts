@@ -274,8 +274,10 @@ export class FuseFileSystem {
   }
 
   #open(): Answer {
-    if (!this.#inodes.byNodeId(this.#request.nodeId)) return ENOENT;
-    if (this.#request.u32(0) & (O_WRONLY | O_RDWR)) return EROFS;
+    const inode = this.#inodes.byNodeId(this.#request.nodeId);
+    if (!inode) return ENOENT;
+    const writes = (this.#request.u32(0) & (O_WRONLY | O_RDWR)) !== 0;
+    if (writes && inode.readOnly) return EROFS;
     return openReply(FOPEN_KEEP_CACHE);
   }
 
@@ -325,6 +327,7 @@ export class FuseFileSystem {
   #fileAttributes(inode: Inode): Attributes {
     const { uid, gid } = this.#options;
     const { nodeId, sizeBytes, devices } = inode;
-    return { nodeId, directory: false, mode: 0o440, sizeBytes, links: devices.size, uid, gid };
+    const mode = inode.readOnly ? 0o440 : 0o640;
+    return { nodeId, directory: false, mode, sizeBytes, links: devices.size, uid, gid };
   }
 }

@@ -12,6 +12,8 @@ export interface Inode {
   readonly nodeId: number;
   readonly key: string;
   readonly sizeBytes: number;
+  /** As all its drives are. */
+  readonly readOnly: boolean;
   /** The drives that serve it, all with the same bytes. */
   readonly devices: Set<BlockDevice>;
   /** The one of them that is asked, and that counts the reads: the newest; undefined after the last was removed. */
@@ -39,7 +41,8 @@ export class InodeTable {
     let inode = this.#byKey.get(key);
     if (!inode) {
       const nodeId = this.#nextNodeId++;
-      inode = { nodeId, key, sizeBytes: device.sizeBytes, devices: new Set(), device, lookups: 0 };
+      const { sizeBytes, readOnly } = device;
+      inode = { nodeId, key, sizeBytes, readOnly, devices: new Set(), device, lookups: 0 };
       this.#byKey.set(key, inode);
       this.#byNodeId.set(nodeId, inode);
     }

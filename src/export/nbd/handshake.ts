@@ -51,11 +51,12 @@ export interface HandshakeStep {
   readonly headway?: boolean;
 }
 
-/** The flags of an export, for EXPORT_NAME and NBD_INFO_EXPORT. */
-function transmissionFlags(): number {
-  // A BlockDevice has nothing to write with, so every export is read-only, whatever is attached.
+/** The flags of an export of `device`, for EXPORT_NAME and NBD_INFO_EXPORT. */
+function transmissionFlags(device: BlockDevice): number {
   const { hasFlags, readOnly, sendFlush, sendDf, canMultiConn, sendCache } = TRANSMISSION_FLAGS;
-  return hasFlags | readOnly | sendFlush | sendDf | canMultiConn | sendCache;
+  // Connections may be mixed where none can see what another has not flushed.
+  const unchanging = device.readOnly ? readOnly | canMultiConn : 0;
+  return hasFlags | sendFlush | sendDf | sendCache | unchanging;
 }
 
 export class Handshake {
@@ -165,7 +166,7 @@ export class Handshake {
     if (!device) return { answer: [], close: true };
     const reply = Buffer.alloc(this.#noZeroes ? 10 : 134);
     reply.writeBigUInt64BE(BigInt(device.sizeBytes), 0);
-    reply.writeUInt16BE(transmissionFlags(), 8);
+    reply.writeUInt16BE(transmissionFlags(device), 8);
     return { answer: [reply], session: this.#session(device) };
   }
 
@@ -222,7 +223,7 @@ function infoExport(device: BlockDevice): Buffer {
   const info = Buffer.alloc(12);
   info.writeUInt16BE(INFO.export, 0);
   info.writeBigUInt64BE(BigInt(device.sizeBytes), 2);
-  info.writeUInt16BE(transmissionFlags(), 10);
+  info.writeUInt16BE(transmissionFlags(device), 10);
   return info;
 }
 

@@ -36,7 +36,9 @@ export function refusalOf(request: Request, session: Session): Refusal | undefin
     case COMMAND.write:
     case COMMAND.trim:
     case COMMAND.writeZeroes:
-      return { error: NBD_ERROR.EPERM, text: 'the export is read-only' };
+      return session.device.readOnly
+        ? { error: NBD_ERROR.EPERM, text: 'the export is read-only' }
+        : { error: NBD_ERROR.ENOTSUP, text: 'writing is not supported' };
     default:
       return invalid('unknown command');
   }

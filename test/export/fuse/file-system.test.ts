@@ -195,6 +195,23 @@ t.test('drives of one image are one inode; others, and drives that can be writte
   t.not(harness.lookup('a').nodeId, found.a!.nodeId, 'forgotten: another, never the old number again');
 });
 
+t.test('modes, and who may open for writing, are as the drive says', async (t) => {
+  const fixed = new BufferDevice(diskOf('d'), { name: 'fixed' });
+  const writable = new BufferDevice(diskOf('d'), { name: 'writable', readOnly: false });
+  const harness = new Harness(fixed, writable);
+  for (const [device, mode, errno] of [
+    [fixed, 0o100440, EROFS],
+    [writable, 0o100640, 0],
+  ] as const) {
+    const { nodeId } = harness.lookup(device.name);
+    const attributes = () => harness.ask(Opcode.GETATTR, nodeId, Buffer.alloc(16)).bytes;
+    t.equal(attributes().readUInt32LE(16 + 60), mode, device.name);
+    t.equal(harness.ask(Opcode.OPEN, nodeId, fields(['u32', 2], ['u32', 0])).errno, errno, 'O_RDWR');
+    harness.fileSystem.removeDrive(device);
+    t.equal(attributes().readUInt32LE(16 + 60), mode, 'also after it was detached');
+  }
+});
+
 t.test('a drive that is detached while it reads for others does not fail them', async (t) => {
   const stop = Promise.withResolvers<void>();
   const a = new BufferDevice(diskOf('d'), {

@@ -30,6 +30,16 @@ t.test('the greeting offers fixed newstyle and no zeroes', async (t) => {
   client.close();
 });
 
+t.test('an export is read-only, and open to several connections, if its device never changes', async (t) => {
+  const { where } = await serve(t, [new BufferDevice(bytes, { name: 'w', readOnly: false })]);
+  const client = await NbdClient.connect(where, 3);
+  client.option(OPTION.exportName, Buffer.from('w'));
+  t.equal((await client.read(10)).readUInt16BE(8), hasFlags | sendFlush | sendDf | sendCache);
+  const { error } = await client.request({ type: COMMAND.trim, lengthBytes: 4096 });
+  t.equal(error, NBD_ERROR.ENOTSUP);
+  client.close();
+});
+
 for (const flags of [0, 2, 4, 7, 0x80000001]) {
   t.test(`client flags ${flags.toString(16)} close the connection without a word`, async (t) => {
     const { where } = await serve(t, [drive('a')]);
