@@ -58,8 +58,10 @@ export function matching(pattern: RegExp): Shape<string> {
   return plain(`text like ${pattern}`, (value) => typeof value === 'string' && pattern.test(value));
 }
 
-export function literal<const T extends string | number>(expected: T): Shape<T> {
-  return plain(JSON.stringify(expected), (value) => value === expected);
+export function oneOf<const T extends string | number>(...values: readonly T[]): Shape<T> {
+  return plain(values.map((value) => JSON.stringify(value)).join(' or '), (value) =>
+    values.includes(value as T),
+  );
 }
 
 export function nullable<T>(shape: Shape<T>): Shape<T | null> {
@@ -82,10 +84,7 @@ export function nullish<T>(shape: Shape<T>): Shape<T | null | undefined> {
   return optional(nullable(shape));
 }
 
-export function list<T>(
-  shape: Shape<T>,
-  { min = 0, max = Number.POSITIVE_INFINITY } = {},
-): Shape<readonly T[]> {
+export function list<T>(shape: Shape<T>, { min = 0, max = Number.POSITIVE_INFINITY } = {}): Shape<T[]> {
   return {
     fields: shape.fields === '' ? ' []' : ` [${shape.fields.replace(/^ \{ (.*) \}$/, '$1')}]`,
     problem(value, at) {
@@ -97,7 +96,7 @@ export function list<T>(
 }
 
 /** An object whose fields have names that are data, each like `key`. */
-export function record<T>(shape: Shape<T>, key = /^/): Shape<Readonly<Record<string, T>>> {
+export function record<T>(shape: Shape<T>, key = /^/): Shape<Record<string, T>> {
   return {
     fields: ' { … }',
     problem(value, at) {

@@ -13,7 +13,10 @@ import { registerHooks } from 'node:module';
 import { writeSync } from 'node:fs';
 const loaded = [];
 registerHooks({ load(url, context, next) { loaded.push(url); return next(url, context); } });
-process.on('exit', () => writeSync(2, '\\nloaded ' + JSON.stringify(loaded)));
+process.on('exit', () => {
+  const builtin = process.moduleLoadList.map((name) => 'builtin ' + name.split(' ').at(-1));
+  writeSync(2, '\\nloaded ' + JSON.stringify([...loaded, ...builtin]));
+});
 `;
 
 /** The modules that the command loads: paths in the project, and node's own as \`node:…\`. */
@@ -30,10 +33,18 @@ function modulesOf(...words: string[]): string[] {
 }
 
 const isPackage = (name: string) => (path: string) => path.includes(`node_modules/${name}/`);
-const isCommand = (path: string) => /^src\/cli\/(?!program|context|exit-codes|progress|table)/.test(path);
+/** A part of Node, loaded by anything. */
+const isBuiltin = (name: string) => (path: string) =>
+  path.startsWith('builtin ') && path.split(/[ /]/).includes(name);
+const isCommand = (path: string) =>
+  /^src\/cli\/(?!program|context|exit-codes|progress|setting-option|table)/.test(path);
 
 t.test('--version loads nothing but the version', async (t) => {
-  for (const word of ['--version', '-V']) t.same(modulesOf(word), ['src/main.ts', 'src/version.ts']);
+  for (const word of ['--version', '-V'])
+    t.same(
+      modulesOf(word).filter((path) => !path.startsWith('builtin ')),
+      ['src/main.ts', 'src/version.ts'],
+    );
 });
 
 t.test('a command loads its own file and what it uses', async (t) => {
@@ -53,7 +64,7 @@ t.test('a command loads its own file and what it uses', async (t) => {
     t.ok(loaded.includes('src/store/roots/root-store.ts'), `${command} works`);
     const own = [command, ...parts].map((name) => `src/cli/${name}.ts`);
     t.same(loaded.filter(isCommand).sort(), own.sort(), command);
-    for (const name of ['zod', 'pino', 'prom-client', 'smol-toml', '@aws-sdk', '@smithy'])
+    for (const name of ['pino', 'prom-client', 'smol-toml', '@aws-sdk', '@smithy'])
       t.notOk(loaded.some(isPackage(name)), `${command}: ${name}`);
     for (const part of [
       'src/daemon/client.ts',
@@ -74,6 +85,30 @@ t.test('a command of the daemon loads nothing of stores and images', async (t) =
       /^(?:src\/(?:format|image|chunk|drive|export)\/|native\/)/.test(path),
     );
     t.same(others, [], words[0]!);
-    t.notOk(loaded.some(isPackage('zod')), words[0]!);
+    t.notOk(loaded.some(isBuiltin('undici')), words[0]!);
+  }
+});
+
+t.test('build, fsck and the daemon load no parser of schemas, fetch, TLS or OpenTelemetry', async (t) => {
+  const { store, key, dir } = await diskWorkplace(t);
+  const none = join(dir, 'none');
+  const commands = {
+    build: ['oci:none', '--name', 'a', '--store', none, '--key', key],
+    fsck: ['--store', store],
+    // With a file where the run directory should be it ends when all is loaded.
+    serve: ['--store', store, '--key', key, '--cache', none, '--run-dir', key],
+  };
+  for (const [command, words] of Object.entries(commands)) {
+    const loaded = modulesOf(command, ...words);
+    const used = {
+      build: 'src/image/build.ts',
+      fsck: 'src/store/fsck/fsck.ts',
+      serve: 'src/daemon/daemon.ts',
+    };
+    t.ok(loaded.includes(used[command as keyof typeof used]), `${command} works`);
+    for (const name of ['zod', '@opentelemetry', '@aws-sdk', '@smithy'])
+      t.notOk(loaded.some(isPackage(name)), `${command}: ${name}`);
+    for (const name of ['undici', 'tls', 'https'])
+      t.notOk(loaded.some(isBuiltin(name)), `${command}: ${name}`);
   }
 });

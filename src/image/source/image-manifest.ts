@@ -2,7 +2,9 @@
  * From a descriptor to an image, wherever its blobs are: (index →) manifest → config and layers, each document checked
  * against the digest and size by which it was named. Spec: OCI image-spec 1.1, "Image Index", "Image Manifest".
  */
+
 import { LazydiskError } from '../../errors.ts';
+import type { TypeOf } from '../../shape.ts';
 import {
   configDocument,
   type Descriptor,
@@ -150,10 +152,11 @@ export function checkedDiffIds(
 /** Throws NOT_FOUND when the config is for another platform; some tools leave it empty. */
 export function checkPlatform(
   blobs: { readonly description: string },
-  config: { os: string; architecture: string; variant?: string | null | undefined },
+  config: Pick<TypeOf<typeof configDocument>, 'os' | 'architecture' | 'variant'>,
   wanted: Platform,
 ): void {
-  const offered = { os: config.os, architecture: config.architecture, variant: config.variant ?? undefined };
+  const { os = '', architecture = '', variant } = config;
+  const offered = { os, architecture, variant: variant ?? undefined };
   if (offered.architecture === '' || matchesPlatform(offered, wanted)) return;
   throw new LazydiskError(
     'NOT_FOUND',

@@ -1,6 +1,7 @@
 /** What fsck says: counts of everything, and lists of what is wrong, which are bounded however much that is. */
 import type { ChunkId } from '../../format/chunk-id.ts';
 import type { ImageDigest } from '../../format/image-digest.ts';
+import { boolean, count, list, nullable, object, oneOf, text } from '../../shape.ts';
 
 /** What the lists hold at most; the rest is counted. */
 export const PROBLEMS_MAX = 1000;
@@ -31,6 +32,11 @@ export interface Problem {
  */
 export type DamageKind = 'missing' | 'misplaced' | 'length' | 'content' | 'unreadable' | 'manifest';
 
+export const problemShape = object<Problem>({
+  ...{ kind: oneOf('reference', 'name', 'manifest'), names: list(text()), text: text() },
+  ...{ copyIn: nullable(text()), unproven: boolean, repaired: boolean },
+});
+
 export interface ChunkHit {
   readonly name: string;
   readonly digest: ImageDigest;
@@ -55,6 +61,18 @@ export interface Damage {
   readonly copyIn: string | null;
   readonly repaired: boolean;
 }
+
+export const damageShape = object<Damage>({
+  id: text<ChunkId>(),
+  what: oneOf('missing', 'misplaced', 'length', 'content', 'unreadable', 'manifest'),
+  ...{ area: nullable(text()), sealedBytes: count, foundBytes: nullable(count) },
+  hits: list(
+    object<ChunkHit>({
+      ...{ name: text(), digest: text<ImageDigest>(), indices: list(count), paths: nullable(list(text())) },
+    }),
+  ),
+  ...{ moreImages: count, copyIn: nullable(text()), repaired: boolean },
+});
 
 /** An image whose disk has damaged chunks, those that were repaired among them. */
 export interface HitImage {

@@ -4,53 +4,67 @@
  * not done, and looked at again.
  */
 import { readFile, rename, rm, writeFile } from 'node:fs/promises';
-import { z } from 'zod';
 import { errorText, LazydiskError } from '../../errors.ts';
-import type { Damage, Problem } from './report.ts';
+import { checked, list, matching, number, object, oneOf, record, text } from '../../shape.ts';
+import { type Damage, damageShape, type Problem, problemShape } from './report.ts';
 
 /** Chunks of one folder that must be looked at again; of more, the folder is not done. */
 export const SUSPECTS_MAX = 1000;
 
 const VERSION = 2;
-const counted = z.strictObject({ chunks: z.number(), bytes: z.number() });
-const shardSchema = z.strictObject({
-  /** Which chunks names meant then (LiveChunks.mix), and how many of those were not found. */
-  mix: z.number(),
-  absent: z.number(),
-  found: z.number(),
-  suspects: z.array(z.string().regex(/^[0-9a-f]{64}$/)),
-  readChunks: z.number(),
-  readBytes: z.number(),
-  inTrash: z.number(),
-  young: counted,
-  garbage: counted,
-  foreign: z.strictObject({ objects: z.number(), bytes: z.number(), examples: z.array(z.string()) }),
-});
 
 /** What was found in one folder of chunks, in all areas. */
-export type ShardResult = z.infer<typeof shardSchema>;
+export interface ShardResult {
+  /** Which chunks names meant then (LiveChunks.mix), and how many of those were not found. */
+  mix: number;
+  absent: number;
+  found: number;
+  suspects: string[];
+  readChunks: number;
+  readBytes: number;
+  inTrash: number;
+  young: { chunks: number; bytes: number };
+  garbage: { chunks: number; bytes: number };
+  foreign: { objects: number; bytes: number; examples: string[] };
+}
 
-const stateSchema = z.strictObject({
-  kind: z.literal('lazydisk fsck'),
-  version: z.literal(VERSION),
-  store: z.string(),
-  /** Roots that names were looked for in. */
-  roots: z.array(z.string()),
-  sample: z.number(),
-  seed: z.number(),
-  shards: z.record(z.string().regex(/^[0-9a-f]{2}$/), shardSchema),
-  /** What earlier runs have repaired, which looks well by now. */
-  mended: z.strictObject({
-    chunks: z.number(),
-    manifests: z.number(),
-    unproven: z.number(),
-    bySource: z.record(z.string(), z.number()),
-    problems: z.array(z.custom<Problem>()),
-    damaged: z.array(z.custom<Damage>()),
-  }),
+const counted = object({ chunks: number, bytes: number });
+const shardShape = object<ShardResult>({
+  ...{ mix: number, absent: number, found: number, suspects: list(matching(/^[0-9a-f]{64}$/)) },
+  ...{ readChunks: number, readBytes: number, inTrash: number, young: counted, garbage: counted },
+  foreign: object({ objects: number, bytes: number, examples: list(text()) }),
 });
 
-export type FsckState = z.infer<typeof stateSchema>;
+export interface FsckState {
+  readonly kind: 'lazydisk fsck';
+  readonly version: typeof VERSION;
+  readonly store: string;
+  /** Roots that names were looked for in. */
+  readonly roots: readonly string[];
+  readonly sample: number;
+  readonly seed: number;
+  shards: Record<string, ShardResult>;
+  /** What earlier runs have repaired, which looks well by now. */
+  mended: {
+    chunks: number;
+    manifests: number;
+    unproven: number;
+    bySource: Record<string, number>;
+    problems: Problem[];
+    damaged: Damage[];
+  };
+}
+
+const stateShape = object<FsckState>({
+  ...{ kind: oneOf('lazydisk fsck'), version: oneOf(VERSION), store: text(), roots: list(text()) },
+  ...{ sample: number, seed: number },
+  shards: record(shardShape, /^[0-9a-f]{2}$/),
+  mended: object<FsckState['mended']>({
+    ...{ chunks: number, manifests: number, unproven: number, bySource: record(number) },
+    problems: list(problemShape),
+    damaged: list(damageShape),
+  }),
+});
 
 /** What a run is asked for; a file of other words than these is refused. */
 export interface FsckRun {
@@ -111,15 +125,15 @@ export class StateFile {
 }
 
 async function readState(path: string): Promise<FsckState | undefined> {
-  let text: string;
+  let json: string;
   try {
-    text = await readFile(path, 'utf8');
+    json = await readFile(path, 'utf8');
   } catch (cause) {
     if ((cause as NodeJS.ErrnoException).code === 'ENOENT') return undefined;
     throw new LazydiskError('UNAVAILABLE', `cannot read ${path}: ${errorText(cause)}`, { cause });
   }
   try {
-    return stateSchema.parse(JSON.parse(text));
+    return checked(stateShape, JSON.parse(json), { code: 'USAGE', name: path });
   } catch (cause) {
     throw new LazydiskError('USAGE', `${path} is not what fsck has written; give a new file`, { cause });
   }
