@@ -69,6 +69,11 @@ export function isRetryable(error: unknown): boolean {
   return error instanceof LazydiskError ? error.retryable : true;
 }
 
+/** Whether a store could answer and will not, until a person changes something. */
+export function isRefusal(error: unknown): boolean {
+  return codeOf(error) === 'UNAVAILABLE' && !isRetryable(error);
+}
+
 /** `error` with `where` before its text, and the rest of it; `otherwise` as for `codeOf`. */
 export function withContext(error: unknown, where: string, otherwise?: ErrorCode): LazydiskError {
   return withMessage(error, `${where}: ${errorText(error)}`, otherwise);

@@ -15,7 +15,7 @@ export function statusCommand(): Command {
       `
 ALARM: something that was put aside is being read, so an image is in use that no name means; as long as it is read it
 stays. JSON: store, policy, areas [area, state, openedAt, putAsideAt, lastReadAt, lastReadHost, heldBecause, heldUntil,
-isRead], alarm, leases { hosts, over, strange }, journal [id, command, host, pid, started, updated, state, details].`,
+isRead], alarm, leases { current, over, strange }, journal [id, command, host, pid, started, updated, state, details].`,
     )
     .action(async (options: JsonOptions & { readonly store?: string }) => {
       const { gcStatus } = await import('../store/gc/status.ts');
@@ -35,7 +35,7 @@ function describe({ store, policy, areas, leases, journal }: GcStatus): string {
     ],
     [
       'leases',
-      `${leases.hosts} hosts have said what they have attached; ${leases.over} are over, and ${leases.strange} objects are none`,
+      `${leases.current}, each of an image that a host has attached; ${leases.over} are over, and ${leases.strange} objects are none`,
     ],
   ]);
   const alarms = areas.filter(({ isRead }) => isRead).map(alarm);

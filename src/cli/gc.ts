@@ -78,7 +78,7 @@ function purgeCommand(): Command {
       `
 What a name means again by then, or a host has attached, goes back first. JSON: purged [area], held [area, why, until, isRead], deletedObjects,
 deletedBytes, restoredObjects, carriedImages, lostNames (set in a root that was given up by then, by a writer that died before
-it could set them in the next), forgottenObjects, strangeLeases { strange, examples } or null.`,
+it could set them in the next), forgottenObjects.`,
     )
     .action(async (options: GcCommandOptions) => {
       const report = await collect('purge', options, purging);
@@ -196,7 +196,6 @@ function lostRow(names: readonly string[]): [string, readonly string[]][] {
 
 function describePurge(report: PurgeReport, dryRun: boolean): string {
   const { purged, held, deletedObjects, deletedBytes, restoredObjects, carriedImages } = report;
-  const { strange, examples } = report.strangeLeases ?? { strange: 0, examples: [] };
   return list([
     [dryRun ? 'would free' : 'freed', `${formatSize(deletedBytes)} in ${deletedObjects} objects`],
     [dryRun ? 'would delete' : 'deleted', purged],
@@ -204,9 +203,6 @@ function describePurge(report: PurgeReport, dryRun: boolean): string {
       dryRun ? 'would put back' : 'put back',
       `${restoredObjects} objects that are needed again, ${carriedImages} images that are attached`,
     ],
-    ...(strange > 0
-      ? [['strange', `${strange} objects among the leases that are none: ${examples.join('; ')}`] as const]
-      : []),
     ...lostRow(report.lostNames),
     [
       'held',

@@ -20,8 +20,9 @@ import { TurnBudget } from '../export/turn-budget.ts';
 import { KeyRing } from '../keys/key-ring.ts';
 import type { ImageDetail, ImageInfo } from '../store/image-info.ts';
 import { describeImage, describeImages } from '../store/image-info.ts';
-import { LeaseKeeper, leaseHost } from '../store/lease-keeper.ts';
+import { LeaseKeeper } from '../store/lease-keeper.ts';
 import { openStore } from '../store/open.ts';
+import { hostName } from '../store/roots/host-reads.ts';
 import type { Store } from '../store/store.ts';
 import { VERSION } from '../version.ts';
 import { Admission } from './admission.ts';
@@ -307,7 +308,7 @@ async function openParts(
   closers.defer(() => reader.close());
 
   const places: Places = { fuse: undefined, fuseProblem: null, nbdTcp: undefined, metrics: undefined };
-  const leases = new LeaseKeeper(store.parts, { host: await leaseHost(paths.dir), onChange: leaseLog(log) });
+  const leases = new LeaseKeeper(store.parts, { host: hostName(), onChange: leaseLog(log) });
   closers.defer(() => leases.close());
   const skew = new SkewWatch(store.parts, log);
   closers.defer(() => skew.close());

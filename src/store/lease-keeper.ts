@@ -1,29 +1,28 @@
 /**
- * Keeps this daemon's lease (leases.ts): tells the store which images are attached here, and goes on telling it. An image that
- * was attached by its name is safe for the grace period and the retention without it, so its lease is written behind; one
+ * Keeps this daemon's leases (leases.ts): tells the store which images are attached here, and goes on telling it. An image that
+ * was attached by its name is safe for the grace period and the retention without one, so its lease is written behind; one
  * that was asked for by its digest may be garbage already, so there the lease comes first. A store that cannot be told is an
  * alarm long before it is a loss: seven eighths of the retention remain when a renewal fails, three quarters when it is late.
  */
-import { createHash, randomUUID } from 'node:crypto';
-import { readFile, readlink } from 'node:fs/promises';
+import { randomBytes } from 'node:crypto';
 import { type Pauses, pauseAfterMs } from '../async/backoff.ts';
-import { codeOf, errorText, isRetryable, LazydiskError, withContext } from '../errors.ts';
+import { pooled } from '../async/pooled.ts';
+import { errorText, isRefusal, LazydiskError, withContext } from '../errors.ts';
 import type { ImageDigest } from '../format/image-digest.ts';
-import { encodeLease, leaseTermMs } from './leases.ts';
+import { leaseTermMs } from './leases.ts';
 import { manifestKeysIn } from './roots/carry.ts';
 import type { Moment } from './roots/clock.ts';
-import { hostName } from './roots/host-reads.ts';
 import { leaseKey } from './roots/layout.ts';
 import type { StoreParts } from './roots/parts.ts';
 
-/** Leases are renewed after this share of their term, or an hour, and are late after that one. */
+/** Leases are renewed after this share of their term, and are late after that one. */
 const RENEW_SHARE = 1 / 8;
-const RENEW_MS_MAX = 60 * 60 * 1000;
 const LATE_SHARE = 1 / 4;
+const WRITES_MAX = 16;
+/** Between looks at whether it is late; short enough for any timer. */
+const LOOK_MS_MAX = 60 * 60 * 1000;
 /** Between tries at a store that fails. */
 const PAUSES: Pauses = { firstMs: 500, longestMs: 60_000 };
-/** How long a daemon that stops waits for its last word. */
-const CLOSE_MS_MAX = 2_000;
 
 export interface LeaseStats {
   /**
@@ -41,15 +40,15 @@ export interface LeaseStats {
 }
 
 export interface LeaseKeeperOptions {
-  /** A name that no other daemon of this store has: `leaseHost`. */
+  /** For people: who it is that has an image attached. */
   readonly host: string;
   /** Called when the state is another than before. */
   onChange?(stats: LeaseStats): void;
 }
 
-/** What was written last, and when that began. */
-interface Written {
-  readonly images: ReadonlySet<ImageDigest>;
+/** The lease of one image: its key, and when it was written last. */
+interface Lease {
+  readonly key: string;
   readonly at: Moment;
 }
 
@@ -66,11 +65,13 @@ export class LeaseKeeper {
   readonly #held = new Map<ImageDigest, number>();
   readonly #waiters = new Set<Waiter>();
   readonly #closing = new AbortController();
-  #written: Written | undefined;
+  /** Held, and without a lease. */
+  readonly #untold = new Set<ImageDigest>();
+  /** Leases by image, the oldest first; of what is not held any more too, as long as they need no renewal. */
+  readonly #leases = new Map<ImageDigest, Lease>();
   #isReadOnly: boolean;
   #problem: unknown;
   #failures = 0;
-  /** A try that failed may take effect after the ones that follow it, so they are not the last. */
   #failedAt: Moment | undefined;
   #wake = Promise.withResolvers<void>();
   #running: Promise<void> | undefined;
@@ -85,7 +86,12 @@ export class LeaseKeeper {
   /** Holds `image`, which a name means, until `release` is called as often. */
   add(image: ImageDigest): void {
     this.#held.set(image, (this.#held.get(image) ?? 0) + 1);
-    if (!this.#written?.images.has(image)) this.#poke();
+    const lease = this.#leases.get(image);
+    if (!lease || this.#isLate(lease)) {
+      this.#leases.delete(image);
+      this.#untold.add(image);
+      this.#poke();
+    }
     this.#tell();
   }
 
@@ -93,8 +99,11 @@ export class LeaseKeeper {
     const count = this.#held.get(image);
     if (count === undefined) throw new LazydiskError('INTERNAL', `image ${image} is not held`);
     if (count > 1) this.#held.set(image, count - 1);
-    else this.#held.delete(image);
-    // The store is told at the next renewal: there is no hurry.
+    else {
+      // Its lease runs out by itself.
+      this.#held.delete(image);
+      this.#untold.delete(image);
+    }
     this.#tell();
   }
 
@@ -116,35 +125,26 @@ export class LeaseKeeper {
 
   stats(): LeaseStats {
     const { clock, policy } = this.#parts;
-    const written = this.#written;
-    let unleased = 0;
-    for (const image of this.#held.keys()) if (!written?.images.has(image)) unleased++;
-    const knows = written !== undefined && written.images.size > 0;
-    const expiresInMs = knows ? Math.max(0, leaseTermMs(policy) - clock.ageMs(written.at)) : null;
+    const termMs = leaseTermMs(policy);
+    let unleased = this.#untold.size;
+    for (const [image, { at }] of this.#leases) {
+      if (clock.ageMs(at) < termMs) break;
+      if (this.#held.has(image)) unleased++;
+    }
+    const oldest = this.#oldest();
     return {
       state: this.#stateNow(),
       images: this.#held.size,
-      unleased: expiresInMs === 0 ? this.#held.size : unleased,
-      expiresInMs,
+      unleased,
+      expiresInMs: oldest ? Math.max(0, termMs - clock.ageMs(oldest.at)) : null,
       problem: this.#problem === undefined ? null : errorText(this.#problem),
     };
   }
 
-  /** Lets go of everything, and says so to the store if that answers soon. */
+  /** Tells the store nothing any more: what it knows of runs out by itself. */
   async close(): Promise<void> {
     this.#closing.abort();
     for (const waiter of this.#waiters) waiter.reject(new LazydiskError('ABORTED', 'the daemon is stopping'));
-    const { objects, clock } = this.#parts;
-    if (!this.#written || this.#written.images.size === 0 || this.#isReadOnly) return;
-    // What is not said in time runs out by itself.
-    const done = new AbortController();
-    const signal = AbortSignal.any([done.signal, clock.timeout(CLOSE_MS_MAX)]);
-    const lastWord = (async () => {
-      await this.#running;
-      await objects.put(leaseKey(this.#options.host), encodeLease([]), { signal });
-    })();
-    const said = lastWord.catch(() => undefined).finally(() => done.abort());
-    await Promise.race([said, clock.sleep(CLOSE_MS_MAX, done.signal).catch(() => undefined)]);
   }
 
   #poke(): void {
@@ -169,51 +169,58 @@ export class LeaseKeeper {
     }
   }
 
-  /** Until the store must be told; nothing is to be told it of nothing. */
+  /** Until the store must be told of something. */
   #waitMs(): number {
-    const { clock, policy } = this.#parts;
-    const written = this.#written;
-    if (this.#failedAt && this.#failures > 0) {
+    const { clock } = this.#parts;
+    if (this.#failedAt) {
       const pauseMs = Math.min(pauseAfterMs(this.#failures, PAUSES), this.#renewMs);
       return pauseMs - clock.ageMs(this.#failedAt);
     }
-    for (const image of this.#held.keys()) if (!written?.images.has(image)) return 0;
-    if (this.#failedAt) return policy.settleMs - clock.ageMs(this.#failedAt);
-    if (!written || (written.images.size === 0 && this.#held.size === 0)) return Number.POSITIVE_INFINITY;
-    return this.#renewMs - clock.ageMs(written.at);
+    if (this.#untold.size > 0) return 0;
+    const oldest = this.#oldest();
+    return oldest ? this.#renewMs - clock.ageMs(oldest.at) : Number.POSITIVE_INFINITY;
+  }
+
+  /** The lease that runs out first, of those that are held. */
+  #oldest(): Lease | undefined {
+    for (const [image, lease] of this.#leases) if (this.#held.has(image)) return lease;
+    return undefined;
+  }
+
+  #isLate({ at }: Lease): boolean {
+    const { clock, policy } = this.#parts;
+    return clock.ageMs(at) > leaseTermMs(policy) * LATE_SHARE;
   }
 
   get #renewMs(): number {
-    return Math.min(leaseTermMs(this.#parts.policy) * RENEW_SHARE, RENEW_MS_MAX);
+    return leaseTermMs(this.#parts.policy) * RENEW_SHARE;
   }
 
   async #sleep(ms: number, woken: Promise<void>): Promise<void> {
     const { clock } = this.#parts;
     const slept = new AbortController();
     const signal = AbortSignal.any([this.#closing.signal, slept.signal]);
-    // Also to see when it is late, and short enough for any timer.
-    const sleeping = clock.sleep(Math.ceil(Math.min(ms, this.#renewMs)), signal).catch(() => undefined);
+    const sleeping = clock.sleep(Math.ceil(Math.min(ms, LOOK_MS_MAX)), signal).catch(() => undefined);
     await Promise.race([sleeping, woken]);
     slept.abort();
   }
 
   async #write(): Promise<void> {
-    const { objects, clock, policy } = this.#parts;
-    const images = new Set(this.#held.keys());
-    const at = clock.now();
+    const at = this.#parts.clock.now();
     try {
-      await objects.put(leaseKey(this.#options.host), encodeLease(images));
-      this.#written = { images, at };
+      // A store that failed is asked for one first.
+      const lanes = { limit: this.#failures > 0 ? 1 : WRITES_MAX };
+      await pooled(lanes, this.#due(), async (image) => {
+        await this.#writeOne(image, at);
+        lanes.limit = WRITES_MAX;
+      });
       this.#isReadOnly = false;
       this.#failures = 0;
+      this.#failedAt = undefined;
       this.#problem = undefined;
-      // A try that was given up before has taken effect by then, or never will.
-      if (this.#failedAt && clock.ageMs(this.#failedAt) - clock.ageMs(at) >= policy.settleMs)
-        this.#failedAt = undefined;
-      for (const waiter of this.#waiters) if (images.has(waiter.image)) waiter.resolve();
     } catch (error) {
       if (this.#closing.signal.aborted) return;
-      this.#failedAt = clock.now();
+      this.#failedAt = this.#parts.clock.now();
       this.#failures++;
       this.#problem = error;
       this.#isReadOnly = isRefusal(error);
@@ -225,9 +232,41 @@ export class LeaseKeeper {
     this.#tell();
   }
 
+  /** What the store must be told of now, the new first. Forgets leases that need no renewal, being held no more. */
+  #due(): ImageDigest[] {
+    const due = [...this.#untold];
+    for (const [image, { at }] of this.#leases) {
+      if (this.#parts.clock.ageMs(at) < this.#renewMs) break;
+      if (this.#held.has(image)) due.push(image);
+      else this.#leases.delete(image);
+    }
+    return due;
+  }
+
+  /**
+   * A purge takes away leases that are over, and may do so late. So none is written again that may have been over when that
+   * took effect: then it is another object.
+   */
+  async #writeOne(image: ImageDigest, at: Moment): Promise<void> {
+    const { objects, clock, policy } = this.#parts;
+    const { signal } = this.#closing;
+    const before = this.#leases.get(image);
+    const write = (key: string) => objects.put(key, Buffer.alloc(0), { signal });
+    let key = before?.key;
+    if (key) await write(key);
+    if (!key || clock.ageMs(before!.at) >= leaseTermMs(policy)) {
+      key = leaseKey(image, `${this.#options.host}-${randomBytes(4).toString('hex')}`);
+      await write(key);
+    }
+    this.#leases.delete(image);
+    this.#leases.set(image, { key, at });
+    this.#untold.delete(image);
+    for (const waiter of this.#waiters) if (waiter.image === image) waiter.resolve();
+  }
+
   /** Resolves when the store knows of it, or can never be told. */
   async #told(image: ImageDigest): Promise<void> {
-    if (this.#isReadOnly || this.#written?.images.has(image)) return;
+    if (this.#isReadOnly || !this.#untold.has(image)) return;
     const { promise, resolve, reject } = Promise.withResolvers<void>();
     const waiter: Waiter = { image, resolve, reject };
     this.#waiters.add(waiter);
@@ -262,15 +301,11 @@ export class LeaseKeeper {
   }
 
   #stateNow(): LeaseStats['state'] {
-    const { clock, policy } = this.#parts;
     if (this.#held.size === 0) return 'none';
     if (this.#isReadOnly) return 'read-only';
-    const lateMs = leaseTermMs(policy) * LATE_SHARE;
-    const { images, at } = this.#written ?? {};
-    const isOld = images !== undefined && images.size > 0 && clock.ageMs(at!) > lateMs;
-    const isUntold =
-      this.#failures > 0 && [...this.#held.keys()].some((one) => !this.#written?.images.has(one));
-    return isOld || isUntold ? 'late' : 'held';
+    const oldest = this.#oldest();
+    const isUntold = this.#failures > 0 && this.#untold.size > 0;
+    return isUntold || (oldest && this.#isLate(oldest)) ? 'late' : 'held';
   }
 
   #tell(): void {
@@ -279,26 +314,4 @@ export class LeaseKeeper {
     this.#state = state;
     this.#options.onChange?.(this.stats());
   }
-}
-
-/** Nobody but a person can change it. */
-function isRefusal(error: unknown): boolean {
-  return codeOf(error) === 'UNAVAILABLE' && !isRetryable(error);
-}
-
-/**
- * A name for the lease of the daemon in `runDir`, which no other daemon has at the same time: of each kernel's namespaces, only
- * one daemon has the run directory. The same one after a restart, so that nothing is left behind.
- */
-export async function leaseHost(runDir: string): Promise<string> {
-  const parts = await Promise.all([
-    readFile('/proc/sys/kernel/random/boot_id', 'latin1'),
-    readlink('/proc/self/ns/pid'),
-    readlink('/proc/self/ns/mnt'),
-    // Where the system does not tell, a name that nobody has had.
-  ]).catch(() => [randomUUID()]);
-  const digest = createHash('sha256')
-    .update(JSON.stringify([...parts, runDir]))
-    .digest('hex');
-  return `${hostName()}-${digest.slice(0, 16)}`;
 }

@@ -1,137 +1,96 @@
 /**
- * Leases: each daemon lists the images that it has attached in one object of its own, and writes it anew well within the
- * store's retention. Garbage collection takes what is listed for alive as if a name meant it, so a drive that stays attached
- * loses nothing, whoever reads it from whatever cache; and a host that died lets go of it by itself. Anyone with a daemon's
- * credentials can write here, so nothing that is found is trusted to be small, few or of any form.
+ * Leases: each daemon tells the store which images it has attached, and goes on telling it well within the retention, by one
+ * empty object for each. Garbage collection takes what is leased for alive as if a name meant it, so a drive that stays
+ * attached loses nothing, whoever reads it from whatever cache; and a host that died lets go of it by itself. Anyone with
+ * a daemon's credentials can write here. So everything is in the key and the time, which a listing shows to whoever owns the
+ * bucket, whatever rights or keys the object itself came with; and one more object takes nothing away from the others.
  */
 import { pooled } from '../async/pooled.ts';
-import { codeOf, errorText, LazydiskError } from '../errors.ts';
 import { type ImageDigest, isDigest } from '../format/image-digest.ts';
-import type { ObjectInfo, ObjectStore } from './objects/object-store.ts';
-import { HOSTS_PREFIX, LEASES_PREFIX, meaningOf } from './roots/layout.ts';
+import type { ObjectStore } from './objects/object-store.ts';
+import { HOSTS_PREFIX, LEASES_PREFIX, leasesPrefix, meaningOf } from './roots/layout.ts';
 import type { StorePolicy } from './roots/policy.ts';
 
-/** Images in one lease; a daemon attaches no more drives than that. */
-export const LEASED_IMAGES_MAX = 16_384;
-/** Of one object: that many digests, and some room. */
-const LEASE_BYTES_MAX = 2 * 1024 * 1024;
-const READS_MAX = 32;
-const EXAMPLES_MAX = 5;
+const LISTINGS_MAX = 32;
+/** Leased images beyond those that are asked for whose leases are looked at: enough to tell that there are any. */
+const OTHERS_MAX = 1000;
 
-/** A lease that is not renewed for this long is over. Its images are garbage then by the rules for what has lost its name. */
+/** A lease that is not renewed for this long is over. Its image is garbage then by the rules for what has lost its name. */
 export function leaseTermMs({ retentionMs }: StorePolicy): number {
   return retentionMs;
-}
-
-/** The bytes of a lease. Sorted, so that equal leases are equal bytes. */
-export function encodeLease(images: Iterable<ImageDigest>): Buffer {
-  return Buffer.from(`${JSON.stringify({ version: 1, images: [...images].sort() })}\n`);
-}
-
-/** The images of a lease. Throws CORRUPT; `where` is for its text. */
-export function parseLease(bytes: Buffer, where: string): ImageDigest[] {
-  const corrupt = (why: string, cause?: unknown) =>
-    new LazydiskError('CORRUPT', `${where} is no lease: ${why}`, { cause });
-  if (bytes.length > LEASE_BYTES_MAX) throw corrupt(`over ${LEASE_BYTES_MAX} bytes`);
-  let fields: { version?: unknown; images?: unknown } | null;
-  try {
-    fields = JSON.parse(bytes.toString()) as typeof fields;
-  } catch (cause) {
-    throw corrupt(errorText(cause), cause);
-  }
-  const { version, images } = fields ?? {};
-  if (version !== 1 || !Array.isArray(images)) throw corrupt('not what a lease holds');
-  if (images.length > LEASED_IMAGES_MAX) throw corrupt(`over ${LEASED_IMAGES_MAX} images`);
-  if (!images.every((image): image is ImageDigest => typeof image === 'string' && isDigest(image)))
-    throw corrupt('not an image among its images');
-  return images;
-}
-
-/** What was found among the leases. */
-export interface LeaseCount {
-  /** Hosts with a lease that counts. */
-  hosts: number;
-  /** Objects under `hosts/leases/` that are none, and some of them, for people. */
-  strange: number;
-  readonly examples: string[];
 }
 
 export interface LeaseSearch {
   /** Leases written since count, by the store's clock, in milliseconds since 1970. */
   readonly sinceMs: number;
+  /** Images whose leases are of no interest. */
+  readonly except?: Pick<ReadonlySet<ImageDigest>, 'has'>;
   readonly signal?: AbortSignal | undefined;
 }
 
-/** Calls `visit` with each image of each lease. Throws UNAVAILABLE, ABORTED: what cannot be read might list any image. */
-export async function readLeases(
-  objects: ObjectStore,
-  { sinceMs, signal }: LeaseSearch,
-  visit: (image: ImageDigest, host: string) => void,
-): Promise<LeaseCount> {
-  const count: LeaseCount = { hosts: 0, strange: 0, examples: [] };
-  const strange = (text: string) => {
-    count.strange++;
-    if (count.examples.length < EXAMPLES_MAX) count.examples.push(text);
-  };
-  await pooled(READS_MAX, writtenSince(objects, sinceMs), async ({ key, sizeBytes }) => {
-    signal?.throwIfAborted();
-    const meaning = meaningOf(key);
-    if (meaning?.kind !== 'lease') return strange(key);
-    // Of what is too long by the listing no byte is read.
-    if (sizeBytes > LEASE_BYTES_MAX) return strange(`${key}: ${sizeBytes} bytes`);
-    const found = await objects.get(key, LEASE_BYTES_MAX);
-    if (!found) return;
-    try {
-      for (const image of parseLease(found.bytes, key)) visit(image, meaning.host);
-      count.hosts++;
-    } catch (error) {
-      if (codeOf(error) !== 'CORRUPT') throw error;
-      strange(errorText(error));
-    }
-  });
-  return count;
-}
-
-/** What a listing alone tells of leases at `nowMs`: those that count, those that are over, and what is none. */
-export async function countLeases(
-  objects: ObjectStore,
-  policy: StorePolicy,
-  nowMs: number,
-): Promise<{ readonly hosts: number; readonly over: number; readonly strange: number }> {
-  const count = { hosts: 0, over: 0, strange: 0 };
-  for await (const page of objects.list(LEASES_PREFIX)) {
-    for (const { key, sizeBytes, modifiedMs } of page) {
-      const isLease = meaningOf(key)?.kind === 'lease' && sizeBytes <= LEASE_BYTES_MAX;
-      if (!isLease) count.strange++;
-      else if (modifiedMs < nowMs - leaseTermMs(policy)) count.over++;
-      else count.hosts++;
-    }
-  }
-  return count;
-}
-
-async function* writtenSince(objects: ObjectStore, sinceMs: number): AsyncGenerator<ObjectInfo> {
-  for await (const page of objects.list(LEASES_PREFIX))
-    for (const info of page) if (info.modifiedMs >= sinceMs) yield info;
-}
-
-/** Those of `images` that a lease lists, each with one of the hosts that have it attached. */
+/**
+ * Those of `images` that are leased, each with one of the hosts that have it attached; and whether others may be. Needs to
+ * list, and to read nothing. Throws UNAVAILABLE, ABORTED.
+ */
 export async function leasedOf(
   objects: ObjectStore,
   images: Pick<ReadonlySet<ImageDigest>, 'has'>,
   search: LeaseSearch,
-): Promise<{
-  readonly leased: Map<ImageDigest, string>;
-  readonly hasOthers: boolean;
-  readonly count: LeaseCount;
-}> {
+): Promise<{ readonly leased: Map<ImageDigest, string>; readonly hasOthers: boolean }> {
+  const { except, signal } = search;
+  const asked = new Set<ImageDigest>();
+  const others = new Set<ImageDigest>();
+  for await (const page of objects.list(LEASES_PREFIX, { shallow: true })) {
+    signal?.throwIfAborted();
+    for (const { key } of page) {
+      const image = `sha256:${key.split('/', 3)[2]}`;
+      if (!isDigest(image) || except?.has(image)) continue;
+      if (images.has(image)) asked.add(image);
+      else if (others.size <= OTHERS_MAX) others.add(image);
+    }
+  }
   const leased = new Map<ImageDigest, string>();
-  let hasOthers = false;
-  const count = await readLeases(objects, search, (image, host) => {
-    if (images.has(image)) leased.set(image, host);
-    else hasOthers = true;
+  await pooled(LISTINGS_MAX, asked, async (image) => {
+    const host = await leaseHolder(objects, image, search);
+    if (host !== undefined) leased.set(image, host);
   });
-  return { leased, hasOthers, count };
+  let hasOthers = others.size > OTHERS_MAX;
+  await pooled(LISTINGS_MAX, others, async (image) => {
+    hasOthers ||= (await leaseHolder(objects, image, search)) !== undefined;
+  });
+  return { leased, hasOthers };
+}
+
+/** A host with a lease of `image` that counts. */
+async function leaseHolder(
+  objects: ObjectStore,
+  image: ImageDigest,
+  { sinceMs, signal }: LeaseSearch,
+): Promise<string | undefined> {
+  for await (const page of objects.list(leasesPrefix(image), signal && { signal })) {
+    for (const { key, modifiedMs } of page) {
+      const meaning = meaningOf(key);
+      if (meaning?.kind === 'lease' && modifiedMs >= sinceMs) return meaning.host;
+    }
+  }
+  return undefined;
+}
+
+/** What a listing tells of leases at `nowMs`: those that count, those that are over, and what is none. */
+export async function countLeases(
+  objects: ObjectStore,
+  policy: StorePolicy,
+  nowMs: number,
+): Promise<{ readonly current: number; readonly over: number; readonly strange: number }> {
+  const count = { current: 0, over: 0, strange: 0 };
+  for await (const page of objects.list(LEASES_PREFIX)) {
+    for (const { key, modifiedMs } of page) {
+      if (meaningOf(key)?.kind !== 'lease') count.strange++;
+      else if (modifiedMs < nowMs - leaseTermMs(policy)) count.over++;
+      else count.current++;
+    }
+  }
+  return count;
 }
 
 /**

@@ -192,7 +192,7 @@ function proveContent(chunks: number): void {
 }
 
 function storeMarker(): Buffer {
-  return Buffer.from(JSON.stringify({ kind: 'lazydisk store', version: 3, policy: DEFAULT_POLICY }));
+  return Buffer.from(JSON.stringify({ kind: 'lazydisk store', version: 4, policy: DEFAULT_POLICY }));
 }
 
 function peakMib(): number {

@@ -12,9 +12,8 @@ import t, { type Test } from 'tap';
 import type { DaemonStatus, DriveInfo, DriveStat } from '../../src/daemon/api.ts';
 import { CHUNK_BYTES } from '../../src/format/chunk-id.ts';
 import { loadKeyFile } from '../../src/keys/key-file.ts';
-import { parseLease } from '../../src/store/leases.ts';
 import { openStore } from '../../src/store/open.ts';
-import { LEASES_PREFIX } from '../../src/store/roots/layout.ts';
+import { leasesPrefix } from '../../src/store/roots/layout.ts';
 import type { RootStore } from '../../src/store/roots/root-store.ts';
 import { lazydisk, lazydiskJson, TestDaemon, workplace } from '../support/daemon.ts';
 import { RGW_TOOLS, Rgw } from '../support/rgw.ts';
@@ -93,15 +92,9 @@ t.test('an attached image outlives its name, and goes when it was detached', asy
   const drive = await daemon.ask<DriveInfo>('attach', 'app:1');
   const twin = await daemon.ask<DriveInfo>('attach', app.digest, '--name', 'twin');
   await until(async () => (await daemon.ask<DaemonStatus>('status')).lease.unleased === 0);
-  const [lease, ...more] = await keysOf(store, LEASES_PREFIX);
-  t.same(more, [], 'one object a host');
-  const leased = async () => parseLease((await store.parts.objects.get(lease!, 10_000))!.bytes, lease!);
-  t.same(await leased(), [app.digest]);
-  t.same(
-    (await keysOf(store)).filter((key) => !before.includes(key)),
-    [lease],
-    'nothing else is left there',
-  );
+  const [lease, ...more] = (await keysOf(store)).filter((key) => !before.includes(key));
+  t.same(more, [], 'one object for one image, however often it is attached, and nothing else');
+  t.ok(lease?.startsWith(leasesPrefix(app.digest)));
 
   await lazydiskJson(['rm', 'app:1', ...asked]);
   await lazydiskJson(['rm', 'other:1', ...asked]);
@@ -127,10 +120,11 @@ t.test('an attached image outlives its name, and goes when it was detached', asy
 
   await daemon.ask('detach', twin.name);
   await daemon.ask('detach', drive.name);
-  await until(async () => (await leased()).length === 0);
   await collectUntilGone(app);
   t.match(await daemon.ask<DaemonStatus>('status'), { lease: { state: 'none', images: 0 } });
   t.match(await daemon.stop(), { code: 0 });
-  const others = (await keysOf(store, 'hosts/')).filter((key) => key !== lease);
-  t.same(others, [], 'nothing but what its next start writes over');
+  await until(async () => {
+    await lazydiskJson(['gc', 'purge', ...asked]);
+    return (await keysOf(store, 'hosts/')).length === 0;
+  });
 });

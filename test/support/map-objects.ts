@@ -57,13 +57,23 @@ export class MapObjects implements ObjectStore {
     for (const key of keys) this.objects.delete(key);
   }
 
-  async *list(prefix: string, { pageMax = 1000 }: ListOptions = {}): AsyncIterable<readonly ObjectInfo[]> {
+  async *list(
+    prefix: string,
+    { pageMax = 1000, shallow }: ListOptions = {},
+  ): AsyncIterable<readonly ObjectInfo[]> {
     checkKey(prefix, 'prefix');
     let page: ObjectInfo[] = [];
+    const folders = new Set<string>();
     for (const key of this.#keysIn(prefix)) {
       const found = this.objects.get(key);
       if (!found) continue;
-      page.push({ key, sizeBytes: found.bytes.length, modifiedMs: found.modifiedMs });
+      const end = shallow ? key.indexOf('/', prefix.length) + 1 : 0;
+      if (end > 0) {
+        const folder = key.slice(0, end);
+        if (folders.has(folder)) continue;
+        folders.add(folder);
+        page.push({ key: folder, sizeBytes: 0, modifiedMs: 0 });
+      } else page.push({ key, sizeBytes: found.bytes.length, modifiedMs: found.modifiedMs });
       if (page.length < pageMax) continue;
       this.asked.pages++;
       yield page;

@@ -74,24 +74,22 @@ export class Rgw {
   }
 
   /**
-   * Lets a stranger do in `bucket` what systemd/README.md says that daemons need for the store under `prefix`, and nothing else; and
-   * lets the owner read what the stranger puts there, which on RGW belongs to the stranger.
+   * Lets a stranger do in `bucket` what systemd/README.md says that daemons need for the store under `prefix`, and nothing
+   * else. What the stranger puts there is the stranger's: the owner may delete it, and not read it.
    */
   async allowDaemon(bucket: string, prefix: string, { accessKeyId }: Key): Promise<void> {
-    const statement = (uid: string, action: string, resource: string) => ({
+    const statement = (action: string, resource: string) => ({
       Effect: 'Allow',
-      Principal: { AWS: [`arn:aws:iam:::user/${uid}`] },
+      Principal: { AWS: [`arn:aws:iam:::user/${strangerOf(accessKeyId)}`] },
       Action: [action],
       Resource: [`arn:aws:s3:::${resource}`],
     });
-    const daemon = strangerOf(accessKeyId);
     const Policy = JSON.stringify({
       Version: '2012-10-17',
       Statement: [
-        statement(daemon, 's3:ListBucket', bucket),
-        statement(daemon, 's3:GetObject', `${bucket}/${prefix}/*`),
-        statement(daemon, 's3:PutObject', `${bucket}/${prefix}/hosts/*`),
-        statement('owner', 's3:GetObject', `${bucket}/${prefix}/hosts/*`),
+        statement('s3:ListBucket', bucket),
+        statement('s3:GetObject', `${bucket}/${prefix}/*`),
+        statement('s3:PutObject', `${bucket}/${prefix}/hosts/*`),
       ],
     });
     const client = this.client();

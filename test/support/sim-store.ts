@@ -15,6 +15,7 @@ import {
   type ObjectStore,
   type PutOptions,
 } from '../../src/store/objects/object-store.ts';
+
 import type { Clock, Moment } from '../../src/store/roots/clock.ts';
 
 /** Numbers from a seed (mulberry32). */
@@ -132,12 +133,22 @@ interface Shown {
 export class SimStorage {
   readonly objects = new Map<string, StoredObject>();
   readonly shown = new Map<string, Shown[]>();
+  /** Objects that belong to others: listings show them, they may be written over and deleted, and are not to be read. */
+  readonly refused = new Set<string>();
   #versions = 0;
 
   set(key: string, bytes: Buffer, nowMs: number, lagMs: number): void {
     const object = { bytes, modifiedMs: nowMs, version: String(++this.#versions) };
     this.objects.set(key, object);
+    this.refused.delete(key);
     this.#show(key, object, nowMs + lagMs);
+  }
+
+  /** What is to be read of `key`. */
+  found(key: string): StoredObject | undefined {
+    if (this.refused.has(key))
+      throw new LazydiskError('UNAVAILABLE', `access denied to ${key}`, { retryable: false });
+    return this.objects.get(key);
   }
 
   remove(key: string, nowMs: number, lagMs: number): void {
@@ -232,7 +243,7 @@ export class SimObjects implements ObjectStore {
   async get(key: string, bytesMax: number, options?: ObjectOptions): Promise<ObjectBytes | undefined> {
     checkKey(key);
     return this.#ask(() => {
-      const found = this.#storage.objects.get(key);
+      const found = this.#storage.found(key);
       return found && { bytes: Buffer.from(found.bytes.subarray(0, bytesMax + 1)), version: found.version };
     }, options);
   }
@@ -240,7 +251,7 @@ export class SimObjects implements ObjectStore {
   async head(key: string, options?: ObjectOptions): Promise<ObjectInfo | undefined> {
     checkKey(key);
     return this.#ask(() => {
-      const found = this.#storage.objects.get(key);
+      const found = this.#storage.found(key);
       return found && { key, sizeBytes: found.bytes.length, modifiedMs: found.modifiedMs };
     }, options);
   }
@@ -262,7 +273,7 @@ export class SimObjects implements ObjectStore {
   }
 
   async copy(from: string, to: string, options?: ObjectOptions): Promise<boolean> {
-    const found = await this.#ask(() => this.#storage.objects.get(from), options);
+    const found = await this.#ask(() => this.#storage.found(from), options);
     if (!found) return false;
     const write = () => this.#storage.set(to, found.bytes, this.#sim.nowMs, this.#lag());
     await this.#ask(write, options, 'change');

@@ -9,7 +9,7 @@ import { codeOf, LazydiskError, withContext } from '../../errors.ts';
 import { ID_BYTES } from '../../format/chunk-id.ts';
 import type { ImageDigest } from '../../format/image-digest.ts';
 import type { ClearManifest } from '../../format/manifest-clear.ts';
-import { type LeaseCount, leasedOf, leaseTermMs } from '../leases.ts';
+import { leasedOf, leaseTermMs } from '../leases.ts';
 import type { ObjectStore } from '../objects/object-store.ts';
 import { firstClear, manifestKeysIn } from '../roots/carry.ts';
 import { type AreaPath, manifestsPrefix, meaningOf } from '../roots/layout.ts';
@@ -28,8 +28,6 @@ const LOOKS_MAX = 3;
 export class LiveSet {
   readonly chunks = new IdTable();
   readonly images = new Set<ImageDigest>();
-  /** What was found among the leases. */
-  leases: LeaseCount = { hosts: 0, strange: 0, examples: [] };
   /** Images that no name means, of which there are corrupt manifests alone: any chunk may be theirs. */
   readonly unknown = new Set<ImageDigest>();
   /** Names of images that are gone, given by writers that were stopped for too long: they stop nothing. */
@@ -58,7 +56,7 @@ export async function mark(parts: StoreParts, view: View, options: MarkOptions):
     ...lately,
     ...unnamed.map(([digest]) => digest),
   ]);
-  marking.live.leases = await marking.addLeased(there, options.nowMs - leaseTermMs(policy));
+  await marking.addLeased(there, options.nowMs - leaseTermMs(policy));
   return marking.live;
 }
 
@@ -129,13 +127,13 @@ class Marking {
 
   /**
    * Takes in those images of `there`, what there is in the root and its trash, that hosts have leased since `sinceMs`. A lease
-   * may list anything, so nothing is looked for by it; but while a manifest moves it may be in no listing at all, so where
-   * leases list other images than these, as of retired roots, there is a second look.
+   * may be of anything, so nothing is looked for by it; but while a manifest moves it may be in no listing at all, so where
+   * other images than these are leased, as of retired roots, there is a second look.
    */
-  async addLeased(there: ReadonlyMap<ImageDigest, unknown>, sinceMs: number): Promise<LeaseCount> {
+  async addLeased(there: ReadonlyMap<ImageDigest, unknown>, sinceMs: number): Promise<void> {
     const { objects } = this.#parts;
-    const search = { sinceMs, signal: this.#options.signal };
-    const { leased, hasOthers, count } = await leasedOf(objects, there, search);
+    const search = { sinceMs, except: this.live.images, signal: this.#options.signal };
+    const { leased, hasOthers } = await leasedOf(objects, there, search);
     if (hasOthers) {
       const later = await this.#later();
       const more = await imagesIn(objects, areasOfRoot(later, later.active));
@@ -143,8 +141,7 @@ class Marking {
       if (more.size > 0)
         for (const [image, host] of (await leasedOf(objects, more, search)).leased) leased.set(image, host);
     }
-    await this.addAll([...leased.keys()].filter((image) => !this.live.images.has(image)));
-    return count;
+    await this.addAll([...leased.keys()]);
   }
 
   /** Gives those that have no manifest. */

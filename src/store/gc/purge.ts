@@ -5,7 +5,7 @@
  */
 
 import type { ImageDigest } from '../../format/image-digest.ts';
-import { forgetHosts, type LeaseCount, leaseTermMs } from '../leases.ts';
+import { forgetHosts, leaseTermMs } from '../leases.ts';
 import type { ObjectInfo, ObjectStore } from '../objects/object-store.ts';
 import type { Moment } from '../roots/clock.ts';
 import { type LastRead, lastRead } from '../roots/host-reads.ts';
@@ -62,8 +62,6 @@ export interface PurgeReport {
   readonly lostNames: readonly string[];
   /** What hosts wrote and what means nothing any more: leases that are over, reads from areas that are gone. */
   readonly forgottenObjects: number;
-  /** Objects among the leases that are none, and some of them. Null if there was no need to look at leases. */
-  readonly strangeLeases: Pick<LeaseCount, 'strange' | 'examples'> | null;
 }
 
 /** Throws what `mark` throws, UNAVAILABLE, ABORTED. */
@@ -246,9 +244,8 @@ class Purge {
     const areas = new Set((await views.newerThan(0)).areas.map(({ path }) => path));
     const forgottenObjects = await forgetHosts(objects, policy, { areas, nowMs, dryRun });
     const carriedImages = this.#carried.size;
-    const strangeLeases = this.#live?.leases ?? null;
     const lostNames = [...this.#lostNames].sort();
-    return { purged, held, ...this.#counts, carriedImages, lostNames, forgottenObjects, strangeLeases };
+    return { purged, held, ...this.#counts, carriedImages, lostNames, forgottenObjects };
   }
 
   /**

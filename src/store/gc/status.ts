@@ -1,10 +1,11 @@
 /**
  * What a store's garbage collection looks like from outside: each area's state, why it stays and until when, who still
- * reads what was put aside, and what the commands did last. Only reads, so ages are by this machine's clock; the commands
- * that change something go by the store's own.
+ * reads what was put aside, and what the commands did last. Only reads.
  */
 
+import { isRefusal } from '../../errors.ts';
 import { countLeases } from '../leases.ts';
+import type { ObjectStore } from '../objects/object-store.ts';
 import type { LastRead } from '../roots/host-reads.ts';
 import type { StoreParts } from '../roots/parts.ts';
 import type { StorePolicy } from '../roots/policy.ts';
@@ -40,8 +41,8 @@ export interface GcStatus {
   readonly areas: readonly AreaStatus[];
   /** Whether anything that was put aside is being read. */
   readonly alarm: boolean;
-  /** Hosts that have said lately what they have attached, those that have not renewed it in time, and what is no lease. */
-  readonly leases: { readonly hosts: number; readonly over: number; readonly strange: number };
+  /** Leases that count, each of one image on one host; those that were not renewed in time; and what is no lease. */
+  readonly leases: { readonly current: number; readonly over: number; readonly strange: number };
   /** Newest first. */
   readonly journal: readonly JournalEntry[];
 }
@@ -49,7 +50,7 @@ export interface GcStatus {
 /** Throws UNSUPPORTED for a store that cannot be listed, UNAVAILABLE. */
 export async function gcStatus(parts: StoreParts): Promise<GcStatus> {
   const view = await parts.views.newerThan(0);
-  const nowMs = Date.now();
+  const nowMs = await storeNowMs(parts.objects);
   const reads = await readsOf(parts.objects, view);
   const plan = new Map(purgePlan(view, reads, parts.policy, nowMs).map(({ area, held }) => [area, held]));
   const areas = view.areas.map((area) => {
@@ -65,6 +66,14 @@ export async function gcStatus(parts: StoreParts): Promise<GcStatus> {
     leases: await countLeases(parts.objects, parts.policy, nowMs),
     journal: await lastEntries(parts.objects, JOURNAL_ENTRIES),
   };
+}
+
+/** Of a directory that is only read nobody knows the time; then it is this machine's. */
+function storeNowMs(objects: ObjectStore): Promise<number> {
+  return objects.nowMs().catch((error) => {
+    if (isRefusal(error)) return Date.now();
+    throw error;
+  });
 }
 
 function areaStatus(

@@ -72,8 +72,12 @@ export function manifestKey(area: AreaPath, digest: ImageDigest, keyId: string):
 
 export function manifestsPrefix(area: AreaPath, digest?: ImageDigest): string {
   if (digest === undefined) return `${area}/manifests/sha256/`;
+  return `${area}/manifests/sha256/${hexOf(digest)}/`;
+}
+
+function hexOf(digest: ImageDigest): string {
   if (!isDigest(digest)) throw new LazydiskError('INTERNAL', `image digest ${JSON.stringify(digest)}`);
-  return `${area}/manifests/sha256/${digest.slice('sha256:'.length)}/`;
+  return digest.slice('sha256:'.length);
 }
 
 /** `references`: written as such; `inherited`: brought over from the root before. The former wins. */
@@ -91,9 +95,14 @@ export function stateKey(area: AreaPath, marker: AreaMarker): string {
   return `${STATE_PREFIX}${area}/${marker}`;
 }
 
-/** The object in which `host` lists the images that it has attached. */
-export function leaseKey(host: string): string {
-  return `${LEASES_PREFIX}${checkHost(host)}`;
+/** The object whose time says when `host` last had `image` attached. */
+export function leaseKey(image: ImageDigest, host: string): string {
+  return `${leasesPrefix(image)}${checkHost(host)}`;
+}
+
+/** The folder of all leases of `image`. */
+export function leasesPrefix(image: ImageDigest): string {
+  return `${LEASES_PREFIX}${hexOf(image)}/`;
 }
 
 /** The object whose time says when `host` last read from `area`, which had been put aside. */
@@ -131,7 +140,7 @@ export type KeyMeaning =
       readonly name: string;
     }
   | { readonly kind: 'marker'; readonly area: AreaPath; readonly marker: AreaMarker }
-  | { readonly kind: 'lease'; readonly host: string }
+  | { readonly kind: 'lease'; readonly image: ImageDigest; readonly host: string }
   | { readonly kind: 'read'; readonly area: AreaPath; readonly host: string }
   | { readonly kind: 'store' | 'index' | 'probe' | 'history' | 'journal' | 'key' };
 
@@ -169,7 +178,10 @@ function markerMeaning(area: string, rest: readonly string[]): KeyMeaning | unde
 function hostMeaning(folder: string, rest: readonly string[]): KeyMeaning | undefined {
   const host = rest.at(-1) ?? '';
   if (!HOST.test(host)) return undefined;
-  if (folder === 'leases' && rest.length === 1) return { kind: 'lease', host };
+  if (folder === 'leases') {
+    const image = `sha256:${rest[0]}`;
+    return rest.length === 2 && isDigest(image) ? { kind: 'lease', image, host } : undefined;
+  }
   const area = `${rest[0]}/${rest[1]}`;
   if (folder !== 'reads' || rest.length !== 3 || !isAreaPath(area)) return undefined;
   return { kind: 'read', area, host };

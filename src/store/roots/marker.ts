@@ -5,7 +5,7 @@ import { MARKER_KEY } from './layout.ts';
 import { checkPolicy, DEFAULT_POLICY, type StorePolicy } from './policy.ts';
 
 const KIND = 'lazydisk store';
-const VERSION = 3;
+const VERSION = 4;
 const MARKER_BYTES_MAX = 64 * 1024;
 
 /** The policy of the store in `objects`, or undefined if no store is there. Throws CORRUPT, UNSUPPORTED. */

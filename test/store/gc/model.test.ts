@@ -31,7 +31,7 @@ t.test('no interleaving of builds, tags, removals, drives and collectors loses a
     t.ok(totals[`${what} done`]! >= RUNS, `${what} came to its end`);
   for (const what of ['rotate with movedChunks', 'sweep with sweptChunks', 'sweep with restoredObjects'])
     t.ok(totals[what]! > 0, what);
-  for (const what of ['purge with deletedObjects', 'drives longer than any period'])
+  for (const what of ['purge with deletedObjects', 'drives longer than any period', 'hostile objects'])
     t.ok(totals[what]! > 0, what);
 });
 

@@ -13,7 +13,8 @@ import { purge } from '../../../src/store/gc/purge.ts';
 import { rotate } from '../../../src/store/gc/rotate.ts';
 import { sweep } from '../../../src/store/gc/sweep.ts';
 import { LeaseKeeper } from '../../../src/store/lease-keeper.ts';
-import { meaningOf, rootNumberOf } from '../../../src/store/roots/layout.ts';
+import type { ObjectStore } from '../../../src/store/objects/object-store.ts';
+import { LEASES_PREFIX, leaseKey, meaningOf, rootNumberOf } from '../../../src/store/roots/layout.ts';
 import type { StoreParts } from '../../../src/store/roots/parts.ts';
 import type { StorePolicy } from '../../../src/store/roots/policy.ts';
 import { RootStore } from '../../../src/store/roots/root-store.ts';
@@ -38,6 +39,8 @@ export interface ModelOptions {
   readonly pauses?: boolean;
   /** What collectors are given instead of the store's own parts: to see that the judge finds what is wrong. */
   readonly bend?: (parts: StoreParts) => StoreParts;
+  /** The same for those who build and tag. */
+  readonly bendWriters?: (objects: ObjectStore) => ObjectStore;
 }
 
 export interface ModelResult {
@@ -80,6 +83,7 @@ export class Model {
     this.#actor('rotate', endMs, 1, (store) => rotate(this.#collector(store)), turnMs);
     this.#actor('sweep', endMs, 2, (store) => sweep(this.#collector(store)), 200);
     this.#actor('purge', endMs, 2, (store) => purge(this.#collector(store)), 200);
+    if (this.#options.seed % 3 === 0) void this.#hostile(endMs);
     let steps = 0;
     await this.#sim.run(endMs + 3 * POLICY.retentionMs, () => {
       if (++steps % 40 === 0) this.#judge();
@@ -116,7 +120,9 @@ export class Model {
       await this.#sim.delay(random.next() * pauseMs);
       while (this.#sim.nowMs < endMs) {
         const user = this.#user();
-        const process = RootStore.open(user, { clock: user.clock }).then((store) => work(store, user));
+        const isWriter = what === 'build' || what === 'tag';
+        const objects = (isWriter && this.#options.bendWriters?.(user)) || user;
+        const process = RootStore.open(objects, { clock: user.clock }).then((store) => work(store, user));
         const ended = process.then(
           (report) => this.#ended(what, report),
           (error) => this.#failed(what, error),
@@ -132,6 +138,24 @@ export class Model {
       }
     };
     for (let n = 0; n < count; n++) void machine();
+  }
+
+  /** Somebody with a daemon's credentials, who puts what nobody else may read wherever they let him. */
+  async #hostile(endMs: number): Promise<void> {
+    const { random } = this.#sim;
+    while (this.#sim.nowMs < endMs) {
+      await this.#sim.delay(random.next() * 100);
+      const leases = [...this.#storage.objects.keys()].filter((at) => at.startsWith(LEASES_PREFIX));
+      const images = [...this.#chunksOf.keys()];
+      const any = `sha256:${random.below(1000).toString(16).padStart(64, '0')}` as ImageDigest;
+      const image = images.length > 0 && random.next() < 0.2 ? random.pick(images) : any;
+      const keys = [leaseKey(image, 'hostile'), `${LEASES_PREFIX}host-${random.below(20)}`, 'hosts/other'];
+      if (leases.length > 0) keys.push(random.pick(leases));
+      const at = random.pick(keys);
+      this.#storage.set(at, Buffer.from('anything'), this.#sim.nowMs, random.next() * TIMES.lagMs);
+      this.#storage.refused.add(at);
+      this.#count('hostile objects');
+    }
   }
 
   /** Stops a process in the middle of its work, and gives how long it lives when it has gone on. */

@@ -64,19 +64,19 @@ t.test('a store is opened by URL or path, and made only when asked', async (t) =
 
 t.test('a store of another layout, or a broken marker, is refused', async (t) => {
   const marker = (text: string) => t.testdir({ 'lazydisk-store.json': text });
-  for (const version of [1, 2, 4])
+  for (const version of [1, 2, 3, 5])
     await t.rejects(openStore(marker(`{"kind":"lazydisk store","version":${version}}`), { create: true }), {
       code: 'UNSUPPORTED',
-      message: new RegExp(`layout version ${version}, this program knows 3`),
+      message: new RegExp(`layout version ${version}, this program knows 4`),
     });
   const shortPolicy = { graceMs: 5, retentionMs: 5, buildMs: 5, viewMs: 5, settleMs: 5 };
   for (const text of [
     '',
     '{',
     'null',
-    '{"kind":"other","version":3}',
-    '{"kind":"lazydisk store","version":3}',
-    JSON.stringify({ kind: 'lazydisk store', version: 3, policy: shortPolicy }),
+    '{"kind":"other","version":4}',
+    '{"kind":"lazydisk store","version":4}',
+    JSON.stringify({ kind: 'lazydisk store', version: 4, policy: shortPolicy }),
   ])
     await t.rejects(openStore(marker(text), { create: true }), { code: 'CORRUPT' });
 });
