@@ -90,8 +90,8 @@ export class LeaseKeeper {
     if (!lease || this.#isLate(lease)) {
       this.#leases.delete(image);
       this.#untold.add(image);
-      this.#poke();
     }
+    this.#poke();
     this.#tell();
   }
 
