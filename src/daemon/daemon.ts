@@ -5,9 +5,8 @@
  */
 
 import type { AddressInfo } from 'node:net';
-import { DiskCache } from '../chunk/disk/disk-cache.ts';
-import { DiskTier } from '../chunk/disk/disk-tier.ts';
-import { LateCache, type LateCacheStats } from '../chunk/disk/late-cache.ts';
+import type { DiskTier } from '../chunk/disk/disk-tier.ts';
+import type { LateCache } from '../chunk/disk/late-cache.ts';
 import { Fleet } from '../chunk/fleet/fleet.ts';
 import { ChunkMemory } from '../chunk/memory.ts';
 import { ChunkReader } from '../chunk/reader.ts';
@@ -25,17 +24,20 @@ import { openStore } from '../store/open.ts';
 import { hostName } from '../store/roots/host-reads.ts';
 import type { Store } from '../store/store.ts';
 import { VERSION } from '../version.ts';
+import { hostPort, nbdTcpUri, nbdUnixUri } from './addresses.ts';
 import { Admission } from './admission.ts';
 import type { AttachRequest, DaemonStatus, DriveInfo, DriveStat, FleetInfo, FleetPlaces } from './api.ts';
+import { CACHE_READS_MAX, cacheState, cacheTier, openCache } from './cache.ts';
 import type { ServeConfig } from './config.ts';
 import { ControlServer, type ControlService } from './control.ts';
 import { type DrivePlaces, Drives } from './drives.ts';
+import { exportFigures, memoryFigures } from './figures.ts';
 import { describeFleet, locateInFleet } from './fleet-info.ts';
 import { SharedImages } from './images.ts';
 import { leaseLog } from './lease-log.ts';
 import type { Logger } from './log.ts';
 import type { LogStream } from './log-stream.ts';
-import { type CacheFigures, DaemonMetrics, type ExportFigures } from './metrics.ts';
+import { DaemonMetrics } from './metrics.ts';
 import { MetricsServer } from './metrics-server.ts';
 import { Origin } from './origin.ts';
 import { ReadErrorLog } from './read-errors.ts';
@@ -44,12 +46,6 @@ import type { RunPaths } from './run-paths.ts';
 import type { Address } from './setting-kinds.ts';
 import { SkewWatch } from './skew-watch.ts';
 import { StoreAsks } from './store-asks.ts';
-
-/** Reads of the disk cache at once, from the queue for its threads to the end of decoding: they hold its buffers. */
-const CACHE_READS_MAX = 32;
-
-/** What a start waits for the disk of the cache; a hundred times what it takes a healthy one with a full index. */
-const CACHE_OPEN_MS = 10_000;
 
 /** What is asked of the store at once for attaches, and for lists, each of which asks for several things at once. */
 const ATTACH_ASKS_MAX = 8;
@@ -287,14 +283,7 @@ async function openParts(
   const origin = new Origin(store, config);
   const fleet = config.fleet && (await Fleet.open(config.fleet, log));
   if (fleet) closers.defer(() => fleet.close());
-  const diskTier = new DiskTier(cache, {
-    // Half of the cache's time, so that a read whose disk hangs has left when the other half is over.
-    timeoutMs: config.cacheTimeoutMs / 2,
-    onChange: (up, cause) => {
-      if (up) log.info({ part: 'disk cache' }, 'the disk cache answers again');
-      else log.error({ part: 'disk cache', cause }, 'the disk cache is left out: reading past it');
-    },
-  });
+  const diskTier = cacheTier(cache, config, log);
   const reader = new ChunkReader({
     memory,
     tiers: [
@@ -380,33 +369,6 @@ async function openParts(
   };
 }
 
-/** A disk that hangs does not keep a daemon from starting. */
-function openCache(config: ServeConfig, log: Logger): Promise<LateCache> {
-  const part = 'disk cache';
-  const opening = DiskCache.open({
-    dir: config.cacheDir,
-    capBytes: config.cacheBytes,
-    onWarning: (text) => log.warn({ part }, text),
-  });
-  return LateCache.open(opening, {
-    capBytes: config.cacheBytes,
-    timeoutMs: CACHE_OPEN_MS,
-    onLate: (event, cause) => {
-      if (event === 'joined') log.info({ part }, 'the disk cache is open at last');
-      else if (event === 'failed')
-        log.error({ part, cause }, 'the disk cache could not be opened: it stays out');
-      else log.error({ part, cause }, 'the disk of the cache hangs: serving without it until it is open');
-    },
-  });
-}
-
-function cacheState(disk: LateCacheStats, isUp: boolean): DaemonStatus['cacheState'] {
-  if (disk.opening) return 'not open';
-  if (!isUp) return 'left out';
-  if (disk.recovering) return 'scanned';
-  return disk.writable ? 'up' : 'not written';
-}
-
 function nodesUp(fleet: Fleet): { nodes: number; nodesUp: number } {
   const { nodes } = fleet.stats();
   return { nodes: nodes.length, nodesUp: nodes.filter(({ up }) => up).length };
@@ -418,46 +380,4 @@ function drivePlaces(paths: RunPaths, places: Places): DrivePlaces {
     nbd: (name) => nbdUnixUri(paths.nbd, name),
     nbdTcp: (name) => (places.nbdTcp ? nbdTcpUri(places.nbdTcp, name) : null),
   };
-}
-
-function exportFigures(nbd: NbdServer, fuse: FuseMount | undefined): ExportFigures[] {
-  const {
-    readsOk,
-    readErrors,
-    readBytes,
-    inflight: inFlight,
-    oldestInflightMs: oldestInFlightMs,
-  } = nbd.stats();
-  const figures: ExportFigures[] = [
-    { export: 'nbd', readsOk, readErrors, readBytes, inFlight, oldestInFlightMs },
-  ];
-  if (fuse) {
-    const { readsOk, readErrors, readBytes, inFlight, oldestInFlightMs } = fuse.stats();
-    figures.push({ export: 'fuse', readsOk, readErrors, readBytes, inFlight, oldestInFlightMs });
-  }
-  return figures;
-}
-
-function memoryFigures(memory: ChunkMemory): CacheFigures {
-  const { cachedBytes, capacityBytes, evictions } = memory.stats();
-  return {
-    tier: 'memory',
-    usedBytes: cachedBytes,
-    reservedBytes: capacityBytes,
-    capBytes: capacityBytes,
-    evictions,
-  };
-}
-
-/** As nbd's doc/uri.md has it. */
-function nbdUnixUri(path: string, name: string): string {
-  return `nbd+unix:///${encodeURIComponent(name)}?socket=${encodeURI(path).replace(/[?#&+]/g, encodeURIComponent)}`;
-}
-
-function nbdTcpUri(address: Address, name: string): string {
-  return `nbd://${hostPort(address)}/${encodeURIComponent(name)}`;
-}
-
-function hostPort({ host, port }: Address): string {
-  return `${host.includes(':') ? `[${host}]` : host}:${port}`;
 }

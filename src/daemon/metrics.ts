@@ -8,14 +8,9 @@ import type { ReadClass } from '../async/read-context.ts';
 import type { FleetStats } from '../chunk/fleet/fleet-tier.ts';
 import type { NodeStats } from '../chunk/fleet/node.ts';
 import type { ReadObserver } from '../chunk/observer.ts';
-import type { ChunkReaderStats } from '../chunk/reader.ts';
 import type { TierName } from '../chunk/tier.ts';
-import type { ListenerStats } from '../export/nbd/ops.ts';
 import { blockedBy, noteWork, watchCollector } from '../loop-work.ts';
-import type { LeaseStats } from '../store/lease-keeper.ts';
-import type { StoreStats } from '../store/store.ts';
-import type { AdmissionStats } from './admission.ts';
-import type { OriginStats } from './origin.ts';
+import type { MetricSources } from './metric-sources.ts';
 import { Counter, collectProcessMetrics, Gauge, Histogram, Registry } from './prom-client.ts';
 
 /** From memory speed to a read timeout. */
@@ -24,47 +19,6 @@ const LATENCY_BUCKETS_SECONDS = [
 ];
 
 const EVENT_LOOP_RESOLUTION_MS = 10;
-
-export interface ExportFigures {
-  readonly export: 'nbd' | 'fuse';
-  /** Reads that got their bytes, and those that got an error. */
-  readonly readsOk: number;
-  readonly readErrors: number;
-  readonly readBytes: number;
-  readonly inFlight: number;
-  /** Age of the oldest request that has no answer yet; 0 if there is none. */
-  readonly oldestInFlightMs: number;
-}
-
-export interface CacheFigures {
-  readonly tier: 'memory' | 'disk';
-  readonly usedBytes: number;
-  readonly reservedBytes: number;
-  readonly capBytes: number;
-  readonly evictions: number;
-}
-
-/** What is asked at every scrape. */
-export interface MetricSources {
-  drives(): number;
-  images(): number;
-  exports(): readonly ExportFigures[];
-  nbdListeners(): readonly ListenerStats[];
-  caches(): readonly CacheFigures[];
-  answers(): { readonly heldBytes: number; readonly waiters: number };
-  reader(): Pick<ChunkReaderStats, 'memoryHits' | 'memoryMisses' | 'flights' | 'waiting'>;
-  /** Undefined without a fleet. */
-  fleet(): FleetStats | undefined;
-  origin(): OriginStats;
-  admission(): AdmissionStats;
-  store(): StoreStats;
-  lease(): LeaseStats;
-  logDrops(): number;
-  /** Whether the disk cache is read and written, and how often it was left out. */
-  cacheHealth(): { readonly up: boolean; readonly writable: boolean; readonly ejections: number };
-  /** Writes to the disk cache that were given up: too much at once, or a disk that fails. */
-  cacheDrops(): { readonly dropped: number; readonly failed: number };
-}
 
 export class DaemonMetrics {
   readonly observer: ReadObserver;

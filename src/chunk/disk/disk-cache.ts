@@ -6,7 +6,7 @@
  * is proven by the reader, who calls `discard` on a bad copy.
  */
 import { read, writev } from 'node:fs';
-import { type FileHandle, rm } from 'node:fs/promises';
+import type { FileHandle } from 'node:fs/promises';
 import { join } from 'node:path';
 import { promisify } from 'node:util';
 import { Slots } from '../../async/slots.ts';
@@ -15,20 +15,16 @@ import { errorText, LazydiskError } from '../../errors.ts';
 import { type ChunkId, SEALED_BYTES_MAX } from '../../format/chunk-id.ts';
 import { openOwnFile, ownDirectory } from '../../own-files.ts';
 import type { ChunkTier, SealedLoan } from '../tier.ts';
+import { type DataFileOptions, prepareFile } from './data-file.ts';
 import {
   CAP_BYTES_MIN,
   dataFileBytes,
   type Geometry,
-  geometryFor,
   RECORD_HEADER_BYTES,
-  readSuperblock,
   recordBytes,
-  SUPERBLOCK_BYTES,
   segmentOffset,
   writeRecordHeader,
-  writeSuperblock,
 } from './layout.ts';
-import { freeBytes, preallocate } from './preallocate.ts';
 import { scanRecords } from './recovery.ts';
 import { type Entry, type Segment, Segments } from './segments.ts';
 import { saveSnapshot, takeSnapshot } from './snapshot.ts';
@@ -51,16 +47,7 @@ const POOL_MAX = 16;
 /** After a failed write nothing is written for this long. */
 const WRITE_PAUSE_MS = 5_000;
 
-export interface DiskCacheOptions {
-  /** Made if it is not there; nobody else may use it. */
-  dir: string;
-  /** Everything that the cache ever has in `dir` together; at least CAP_BYTES_MIN. */
-  capBytes: number;
-  /** Left free on the file system when space is taken at start; by default a tenth of it, but at most 1 GiB. */
-  keepFreeBytes?: number;
-  /** Told what a person should know: less space than asked for, a damaged index, a failing disk. */
-  onWarning?: (text: string) => void;
-}
+export type DiskCacheOptions = DataFileOptions;
 
 export interface DiskCacheStats {
   capBytes: number;
@@ -400,37 +387,4 @@ export class DiskCache implements ChunkTier {
     this.#work.add(tracked);
     return tracked;
   }
-}
-
-/** Brings the data file to the size that cap and free space allow, and says how it is divided. */
-async function prepareFile(file: FileHandle, path: string, options: DiskCacheOptions): Promise<Geometry> {
-  const head = Buffer.alloc(SUPERBLOCK_BYTES);
-  await file.read(head, 0, SUPERBLOCK_BYTES, 0);
-  const { size, blocks } = await file.stat();
-  const known = readSuperblock(head);
-  const wanted = geometryFor(options.capBytes, known);
-  const space = await freeBytes(path);
-  const room = space.freeBytes + blocks * 512 - (options.keepFreeBytes ?? space.headroomBytes);
-  // A file made for a much larger cap may have segments too big for this one: then it starts anew.
-  const reuse = known !== undefined && wanted.segments > 0;
-  const geometry = geometryFor(Math.min(options.capBytes, Math.max(room, 1)), reuse ? known : undefined);
-  const bytes = geometry.segments === 0 ? 0 : dataFileBytes(geometry);
-  if (!reuse) await file.truncate(0);
-  if (bytes < size) await file.truncate(bytes);
-  if (bytes < dataFileBytes(reuse ? wanted : geometryFor(options.capBytes))) {
-    options.onWarning?.(
-      `disk cache in ${options.dir}: room for ${bytes} of ${options.capBytes} bytes on this file system`,
-    );
-  }
-  if (geometry.segments === 0) return geometry;
-  if (!(await preallocate(path, bytes))) {
-    options.onWarning?.(
-      `disk cache in ${options.dir}: space cannot be taken ahead here; writes may fail later`,
-    );
-  }
-  if (!reuse) {
-    await rm(join(options.dir, 'index'), { force: true });
-    await file.write(writeSuperblock(geometry.segmentBytes), 0, SUPERBLOCK_BYTES, 0);
-  }
-  return geometry;
 }
