@@ -41,6 +41,7 @@ test | bench | soak)
   program curl curl
   program umoci umoci
   program skopeo skopeo
+  program docker-registry docker-registry
   program prometheus promtool
   program e2fsprogs e2fsck
   program attr getfattr

@@ -1,6 +1,8 @@
 /** `lazydisk build SOURCE` */
 import { Command } from 'commander';
+import type { Patience } from '../async/patience.ts';
 import type { BuildProgress, BuildReport } from '../image/build.ts';
+import type { SourceOptions } from '../image/source/open-source.ts';
 import { formatDuration, formatSize, parseCount, parseSize } from '../units.ts';
 import {
   answer,
@@ -23,12 +25,18 @@ interface BuildCommandOptions extends JsonOptions, StoreOptions, RetryFlags {
   readonly size?: string;
   readonly maxInput?: string;
   readonly maxEntries?: string;
+  readonly registryCa?: string;
+  readonly registryMirror?: readonly string[];
+  readonly plainHttp?: boolean;
 }
 
 export function buildCommand(): Command {
   return withRetry(withJson(withStore(new Command('build'))))
     .description('flatten a container image into a disk and put its chunks into a store')
-    .argument('<source>', 'oci:DIR[:TAG], oci-archive:FILE[:TAG] or docker-archive:FILE[:NAME:TAG]')
+    .argument(
+      '<source>',
+      '[docker://][HOST[:PORT]/]REPOSITORY[:TAG][@DIGEST], oci:DIR[:TAG], oci-archive:FILE[:TAG] or docker-archive:FILE[:NAME:TAG]',
+    )
     .requiredOption('--name <name[:tag]>', 'what to call the image in the store (tag: latest)')
     .option('--platform <os/arch>', 'which platform of the source (default: this machine)')
     .option('--size <size>', 'size of the disk, as in 10G (default: content plus room, at least 1G)')
@@ -40,9 +48,18 @@ export function buildCommand(): Command {
       '--max-entries <number>',
       'entries that the layers may have, and names in the image (default: 2000000)',
     )
+    .option('--registry-ca <file>', 'certificates (PEM) of authorities to trust besides the usual ones')
+    .option(
+      '--registry-mirror <registry=host[:port][/path]>',
+      'where to ask before that registry, as in docker.io=mirror.example/hub; may be given again',
+      (text: string, before: readonly string[] | undefined) => [...(before ?? []), text],
+    )
+    .option('--plain-http', 'ask registries by HTTP; those on loopback are if they do not speak TLS')
     .addHelpText(
       'after',
       `
+Logins to registries are those of docker and podman: $REGISTRY_AUTH_FILE, else containers/auth.json in
+$XDG_RUNTIME_DIR and ~/.config, and config.json in $DOCKER_CONFIG or ~/.docker, with credential helpers.
 The store is made if it is not there. A build that was stopped and is run again stores only what is missing.
 JSON: name, digest, diskBytes, dataBytes, sealedBytes, storedChunks, newChunks, newBytes, reusedChunks, layers,
 inputBytes, durationMs.`,
@@ -64,10 +81,10 @@ async function build(spec: string, options: BuildCommandOptions): Promise<void> 
     ...(inputBytes !== undefined && { inputBytes }),
     ...(entries !== undefined && { entries }),
   });
-  const source = await openSource(spec, options.platform === undefined ? {} : { platform: options.platform });
-  try {
-    const report = await longWork(`build ${options.name}`, options, ({ signal, progress, patience }) =>
-      usingKeys({ ...options, create: true, patience }, async (store, keys) =>
+  const report = await longWork(`build ${options.name}`, options, async ({ signal, progress, patience }) => {
+    const source = await openSource(spec, sourceOptions(options, patience));
+    try {
+      return await usingKeys({ ...options, create: true, patience }, async (store, keys) =>
         buildImage({
           source,
           store,
@@ -78,12 +95,25 @@ async function build(spec: string, options: BuildCommandOptions): Promise<void> 
           onProgress: (state) => progress.update(progressOf(state)),
           signal,
         }),
-      ),
-    );
-    answer(options, report, describe);
-  } finally {
-    await source.close();
-  }
+      );
+    } finally {
+      await source.close();
+    }
+  });
+  answer(options, report, describe);
+}
+
+function sourceOptions(options: BuildCommandOptions, patience: Patience): SourceOptions {
+  const { platform, registryCa, registryMirror, plainHttp } = options;
+  return {
+    ...(platform !== undefined && { platform }),
+    registry: {
+      patience,
+      ...(registryCa !== undefined && { caFile: registryCa }),
+      ...(registryMirror && { mirrors: registryMirror }),
+      ...(plainHttp && { isPlainHttp: true }),
+    },
+  };
 }
 
 function progressOf(state: BuildProgress): ProgressState {

@@ -51,6 +51,10 @@ export class HttpProxy {
     return proxy;
   }
 
+  get server(): http.Server {
+    return this.#server;
+  }
+
   get port(): number {
     return (this.#server.address() as AddressInfo).port;
   }

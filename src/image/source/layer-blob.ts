@@ -121,7 +121,7 @@ class BlobDecoder {
 }
 
 /** `sha256:…` or `sha512:…`; the pattern also keeps a digest from being any other file's name. */
-const DIGEST = /^(?:sha256:[0-9a-f]{64}|sha512:[0-9a-f]{128})$/;
+export const DIGEST = /^(?:sha256:[0-9a-f]{64}|sha512:[0-9a-f]{128})$/;
 
 /** Throws CORRUPT for what is no digest. */
 export function checkedDigestName(digest: string, what: string): string {

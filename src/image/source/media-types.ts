@@ -24,6 +24,9 @@ const LAYER = new Map<string, Compression>([
   ['application/vnd.docker.image.rootfs.diff.tar.zstd', 'zstd'],
 ]);
 
+/** What a registry may give for a name. */
+export const MANIFEST_TYPES: readonly string[] = [...MANIFEST, ...INDEX];
+
 export const isIndex = (mediaType: string) => INDEX.has(mediaType);
 export const isManifest = (mediaType: string) => MANIFEST.has(mediaType);
 export const isConfig = (mediaType: string) => CONFIG.has(mediaType);

@@ -1,5 +1,5 @@
 /**
- * Where an image comes from: an OCI layout in a directory or an archive, or what `docker save` writes. A source
+ * Where an image comes from: a registry, an OCI layout in a directory or an archive, or what `docker save` writes. A source
  * resolves the image once (index, platform, manifest, config: all checked against their digests) and then gives
  * its layers as streams of plain tar, each checked against its digests as it flows.
  */
@@ -10,20 +10,26 @@ import { openDockerArchive } from './docker-archive.ts';
 import type { ImageSource } from './image-source.ts';
 import { openOciLayout } from './oci-layout.ts';
 import { parsePlatform } from './platform.ts';
+import type { RegistryOptions } from './registry/open.ts';
+
+export interface SourceOptions {
+  /** `os/arch[/variant]`; default: this machine's. */
+  readonly platform?: string;
+  readonly registry?: RegistryOptions;
+}
 
 /**
- * Opens `oci:DIR[:TAG]`, `oci-archive:FILE[:TAG]` or `docker-archive:FILE[:NAME:TAG]`. `platform` is
- * `os/arch[/variant]`, by default this machine's. Throws USAGE, NOT_FOUND, CORRUPT, UNSUPPORTED, UNAVAILABLE.
+ * Opens `oci:DIR[:TAG]`, `oci-archive:FILE[:TAG]`, `docker-archive:FILE[:NAME:TAG]`, or the name of an image in a registry,
+ * with or without `docker://` in front. Throws USAGE, NOT_FOUND, CORRUPT, UNSUPPORTED, UNAVAILABLE; for a registry also
+ * OVERLOAD, TIMEOUT, ABORTED, KEY.
  */
-export async function openSource(spec: string, options: { platform?: string } = {}): Promise<ImageSource> {
+export async function openSource(spec: string, options: SourceOptions = {}): Promise<ImageSource> {
   const platform = parsePlatform(options.platform);
-  const [, name, rest] = /^([a-z-]+):(.+)$/s.exec(spec) ?? [];
-  const transport = TRANSPORTS.get(name ?? '');
+  const [, name = '', rest] = /^([a-z-]+):(.+)$/s.exec(spec) ?? [];
+  const transport = TRANSPORTS.get(name);
   if (!transport || !rest) {
-    throw new LazydiskError(
-      'USAGE',
-      `image source ${JSON.stringify(spec)}: want oci:DIR[:TAG], oci-archive:FILE[:TAG] or docker-archive:FILE[:NAME:TAG]`,
-    );
+    const { openRegistry } = await import('./registry/open.ts');
+    return await openRegistry(spec, platform, options.registry);
   }
   const { path, tag } = splitTag(rest);
   const files = await transport.files(path);

@@ -1,0 +1,94 @@
+/** The body of an answer that is a blob or a range of one: its bytes in order, from wherever it begins. */
+import { LazydiskError } from '../../../errors.ts';
+import type { Answer } from './client.ts';
+
+export class BlobBody {
+  /** Where in the blob its next byte is. */
+  at: number;
+  readonly #body: Answer['body'];
+  readonly #pieces: AsyncIterator<Buffer>;
+  #left: Buffer = Buffer.alloc(0);
+
+  /** `offset` is what was asked for. Throws CORRUPT if the blob has another size than `sizeBytes`, UNAVAILABLE for another range. */
+  constructor({ status, headers, body }: Answer, offset: number, sizeBytes: number) {
+    this.#body = body;
+    this.#pieces = body[Symbol.asyncIterator]();
+    this.at = status === 206 ? offset : 0;
+    const length = headers['content-length'];
+    const range = /^bytes (\d+)-\d+\/(\d+|\*)$/.exec(headers['content-range'] ?? '');
+    const total = status === 206 ? range?.[2] : length;
+    if (total !== undefined && total !== '*' && Number(total) !== sizeBytes) {
+      this.destroy();
+      throw new LazydiskError('CORRUPT', `it has ${total} bytes, expected ${sizeBytes}`);
+    }
+    if (status === 206 && Number(range?.[1]) !== offset) {
+      this.destroy();
+      throw new LazydiskError('UNAVAILABLE', 'the answer is not the range that was asked for');
+    }
+  }
+
+  /** Fills `target`, over what comes before it. Throws UNAVAILABLE if the body ends before, and as the body does. */
+  async read(target: Target): Promise<void> {
+    while (!target.isDone) {
+      if (this.#left.length === 0 && !(await this.#next())) {
+        throw new LazydiskError('UNAVAILABLE', `the answer ends after ${this.at} bytes of the blob`);
+      }
+      const skippedBytes = Math.min(target.at - this.at, this.#left.length);
+      const takenBytes = target.put(this.#left.subarray(skippedBytes));
+      this.#left = this.#left.subarray(skippedBytes + takenBytes);
+      this.at += skippedBytes + takenBytes;
+    }
+  }
+
+  /** Takes its end, which leaves the connection to the next request. Throws CORRUPT if more comes. */
+  async end(): Promise<void> {
+    if (this.#left.length === 0 && !(await this.#next())) return;
+    this.destroy();
+    throw new LazydiskError('CORRUPT', `it has more than the expected ${this.at} bytes`);
+  }
+
+  destroy(): void {
+    this.#body.destroy();
+  }
+
+  /** Whether there was more. */
+  async #next(): Promise<boolean> {
+    for (;;) {
+      const { done, value } = await this.#pieces.next();
+      if (done) return false;
+      this.#left = value;
+      if (value.length > 0) return true;
+    }
+  }
+}
+
+/** A part on its way. */
+export class Target {
+  /** Behind its last byte, in the blob. */
+  readonly end: number;
+  doneBytes = 0;
+  readonly #part: Buffer;
+  readonly #offset: number;
+
+  constructor(part: Buffer, offset: number) {
+    this.#part = part;
+    this.#offset = offset;
+    this.end = offset + part.length;
+  }
+
+  /** Where in the blob the next byte belongs. */
+  get at(): number {
+    return this.#offset + this.doneBytes;
+  }
+
+  get isDone(): boolean {
+    return this.doneBytes === this.#part.length;
+  }
+
+  /** Copies what there is room for, and tells how much that was. */
+  put(bytes: Buffer): number {
+    const takenBytes = bytes.copy(this.#part, this.doneBytes);
+    this.doneBytes += takenBytes;
+    return takenBytes;
+  }
+}

@@ -1,0 +1,113 @@
+/**
+ * A repository at its registry and at mirrors of it: what the first one that has it gives, asked again while that may help.
+ * A mirror that fails is left for good, for the rest of the image may be missing there too; only the registry itself,
+ * which comes last, is worth waiting for.
+ */
+import { type Patience, PatientRetries } from '../../../async/patience.ts';
+import { codeOf, isRetryable, LazydiskError } from '../../../errors.ts';
+import { HttpClient } from '../../../http-client/client.ts';
+import { namedError } from './answer-error.ts';
+import type { AuthEnvironment } from './auth-files.ts';
+import { type Answer, type Get, RegistryClient } from './client.ts';
+import type { Endpoint } from './endpoint.ts';
+
+/** Registries are far away. */
+const CONNECT_MS = 10_000;
+const STALL_MS = 30_000;
+/** What a failed try must have brought for the next one to count as the first. */
+const PROGRESS_BYTES = 256 * 1024;
+
+export interface RepositoryOptions {
+  /** At least one; the registry itself last. */
+  readonly endpoints: readonly Endpoint[];
+  /** In PEM, of the authorities to trust; by default those that Node trusts. */
+  readonly ca?: string | undefined;
+  readonly patience?: Patience | undefined;
+  readonly environment: AuthEnvironment;
+}
+
+/** Something of the repository that is asked for. */
+export interface Question {
+  /** For people: `tag 1.27`, `blob sha256:…`. */
+  readonly what: string;
+  /** Made anew for each try. */
+  get(): Get;
+  readonly signal: AbortSignal;
+}
+
+export class Repository {
+  /** Aborted by `close`, and by the signal of the patience. */
+  readonly signal: AbortSignal;
+  readonly #clients: readonly RegistryClient[];
+  readonly #http: HttpClient;
+  readonly #retries: PatientRetries;
+  readonly #closing = new AbortController();
+  /** Which client is asked. */
+  #at = 0;
+
+  constructor({ endpoints, ca, patience, environment }: RepositoryOptions) {
+    this.#http = new HttpClient({
+      connectMs: CONNECT_MS,
+      stallMs: STALL_MS,
+      ...(ca !== undefined && { ca }),
+    });
+    this.#retries = new PatientRetries({ patience, peer: 'registry' });
+    const signals = [patience?.signal, this.#closing.signal].filter((one) => one !== undefined);
+    this.signal = AbortSignal.any(signals);
+    this.#clients = endpoints.map((one) => new RegistryClient(one, this.#http, environment, this.signal));
+  }
+
+  /** `HOST/REPOSITORY` of the one that is asked now. */
+  get name(): string {
+    return this.#clients[this.#at]!.name;
+  }
+
+  /**
+   * What `take` makes of the answer; it must take the whole body or destroy it, and may be called again. Throws as
+   * RegistryClient.get and `take` do, with a text that names registry, repository and what was asked for.
+   */
+  ask<T>(question: Question, take: (answer: Answer) => Promise<T>): Promise<T> {
+    return this.#retries.run(question.signal, () => this.#askOnce(question, take));
+  }
+
+  /**
+   * The same for bytes that come in order: asks until `progress.isDone`, and a try that brought some of them starts the
+   * count of tries anew.
+   */
+  async askOn(
+    progress: { readonly isDone: boolean; readonly doneBytes: number },
+    question: Question,
+    take: (answer: Answer) => Promise<void>,
+  ): Promise<void> {
+    while (!progress.isDone) {
+      await this.#retries.run(question.signal, async () => {
+        const before = progress.doneBytes;
+        try {
+          await this.#askOnce(question, take);
+        } catch (error) {
+          if (!isRetryable(error) || progress.doneBytes - before < PROGRESS_BYTES) throw error;
+        }
+      });
+    }
+  }
+
+  /** Ends all requests. */
+  close(): void {
+    this.#closing.abort(new LazydiskError('ABORTED', 'the image source is closed'));
+    this.#http.close();
+  }
+
+  async #askOnce<T>({ what, get }: Question, take: (answer: Answer) => Promise<T>): Promise<T> {
+    for (;;) {
+      const at = this.#at;
+      const client = this.#clients[at]!;
+      try {
+        return await take(await client.get(get()));
+      } catch (error) {
+        if (codeOf(error) === 'ABORTED' || at === this.#clients.length - 1)
+          throw namedError(client.name, what, error);
+        this.#at = Math.max(this.#at, at + 1);
+      }
+    }
+  }
+}
