@@ -6,7 +6,7 @@
 import { PerformanceObserver } from 'node:perf_hooks';
 
 /** What is noted. `gc`: the collector's pauses; `slice`: a slice of long work (slices.ts). */
-export const LOOP_WORK = ['nbd', 'fuse', 'control', 'metrics', 'slice', 'gc'] as const;
+const LOOP_WORK = ['nbd', 'fuse', 'control', 'metrics', 'slice', 'gc'] as const;
 export type LoopWork = (typeof LOOP_WORK)[number];
 
 /** Shorter stretches are what a loop is for. */

@@ -18,7 +18,7 @@ interface Entry {
 }
 
 /** A newc archive of `entries`, the same for the same entries. */
-export function packCpio(entries: readonly Entry[]): Buffer {
+function packCpio(entries: readonly Entry[]): Buffer {
   const parts: Buffer[] = [];
   const trailer = { path: 'TRAILER!!!', mode: 0, bytes: Buffer.alloc(0) };
   [...entries, trailer].forEach(({ path, mode, bytes }, n) => {

@@ -15,7 +15,7 @@ export interface HealthOptions {
 }
 
 /** For a cache node: ejecting one costs nothing but hits, since placement does not change. */
-export const NODE_HEALTH: HealthOptions = {
+const NODE_HEALTH: HealthOptions = {
   windowMs: 10_000,
   failuresInRow: 3,
   failureShare: 0.5,

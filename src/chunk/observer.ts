@@ -21,11 +21,3 @@ export interface ReadObserver {
   /** A read found its chunk being fetched already and waited for that. */
   singleFlightWait(): void;
 }
-
-/** An observer that does nothing. */
-export const silentObserver: ReadObserver = {
-  tierRead() {},
-  verifyFailure() {},
-  heal() {},
-  singleFlightWait() {},
-};

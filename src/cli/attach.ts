@@ -29,7 +29,7 @@ async function attach(image: string, options: AttachOptions): Promise<void> {
 }
 
 /** Where a drive is, for people. */
-export function describeDrive(drive: DriveInfo): string {
+function describeDrive(drive: DriveInfo): string {
   return list([
     ['drive', drive.name],
     ['image', drive.image],

@@ -59,7 +59,7 @@ export function withRetry(command: Command): Command {
   );
 }
 
-export function runDirOf(options: RunDirOptions): string {
+function runDirOf(options: RunDirOptions): string {
   return resolve(options.runDir ?? defaultRunDir());
 }
 

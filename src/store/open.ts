@@ -10,7 +10,7 @@ import { MARKER_KEY } from './roots/layout.ts';
 import { RootStore } from './roots/root-store.ts';
 
 /** What a store's URL looks like, for messages. */
-export const STORE_URL_FORMS = 'file:///DIR, a path, s3://BUCKET/PREFIX or https://HOST/PATH';
+const STORE_URL_FORMS = 'file:///DIR, a path, s3://BUCKET/PREFIX or https://HOST/PATH';
 
 export interface OpenStoreOptions {
   /** Make the store if nothing is there. */

@@ -11,13 +11,13 @@ import { OPEN_OK, openChunk } from '../../native/index.ts';
 import { DiskCache } from '../../src/chunk/disk/disk-cache.ts';
 import { DiskTier } from '../../src/chunk/disk/disk-tier.ts';
 import { ChunkMemory } from '../../src/chunk/memory.ts';
-import { silentObserver } from '../../src/chunk/observer.ts';
 import { ChunkReader } from '../../src/chunk/reader.ts';
 import { LimitTier } from '../../src/chunk/wrappers/limit.ts';
 import type { ChunkMap } from '../../src/drive/chunk-map.ts';
 import { Drive } from '../../src/drive/drive.ts';
 import { type EncodedChunk, encodeChunk } from '../../src/format/chunk-codec.ts';
 import { CHUNK_BYTES } from '../../src/format/chunk-id.ts';
+import { silentObserver } from '../support/tiers.ts';
 import { formatRows, type Row } from './row.ts';
 
 const DISK_BYTES = 512 * 2 ** 20;

@@ -1,7 +1,6 @@
 /** The drives of a daemon, without a daemon: how many there may be, and what listing them is like. */
 import t, { type Test } from 'tap';
 import { ChunkMemory } from '../../src/chunk/memory.ts';
-import { silentObserver } from '../../src/chunk/observer.ts';
 import { ChunkReader } from '../../src/chunk/reader.ts';
 import type { ChunkTier } from '../../src/chunk/tier.ts';
 import { Admission } from '../../src/daemon/admission.ts';
@@ -14,6 +13,7 @@ import { KeyRing } from '../../src/keys/key-ring.ts';
 import { LeaseKeeper } from '../../src/store/lease-keeper.ts';
 import { openStore } from '../../src/store/open.ts';
 import { diskWorkplace } from '../support/daemon.ts';
+import { silentObserver } from '../support/tiers.ts';
 
 const DRIVES_MAX = 16_384;
 

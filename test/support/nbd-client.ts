@@ -13,13 +13,27 @@ import {
   OPTION_MAGIC,
   OPTION_REPLY_MAGIC,
   REPLY,
+  REQUEST_BYTES,
+  REQUEST_MAGIC,
   type Request,
   SIMPLE_REPLY_BYTES,
   SIMPLE_REPLY_MAGIC,
   STRUCTURED_HEADER_BYTES,
   STRUCTURED_REPLY_MAGIC,
-  writeRequest,
 } from '../../src/export/nbd/protocol.ts';
+
+/** A request's bytes. */
+export function writeRequest(request: Request): Buffer {
+  const bytes = Buffer.allocUnsafe(REQUEST_BYTES);
+  bytes.writeUInt32BE(REQUEST_MAGIC, 0);
+  bytes.writeUInt16BE(request.flags, 4);
+  bytes.writeUInt16BE(request.type, 6);
+  bytes.writeUInt32BE(request.cookieHigh, 8);
+  bytes.writeUInt32BE(request.cookieLow, 12);
+  bytes.writeBigUInt64BE(BigInt(request.offset), 16);
+  bytes.writeUInt32BE(request.lengthBytes, 24);
+  return bytes;
+}
 
 export type Where = { path: string } | { host: string; port: number };
 

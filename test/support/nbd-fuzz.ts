@@ -2,8 +2,8 @@
 import { randomBytes, randomInt } from 'node:crypto';
 import net from 'node:net';
 import { setTimeout as sleep } from 'node:timers/promises';
-import { OPTION, type Request, writeRequest } from '../../src/export/nbd/protocol.ts';
-import { contextQuery, goData, optionBytes } from './nbd-client.ts';
+import { OPTION, type Request } from '../../src/export/nbd/protocol.ts';
+import { contextQuery, goData, optionBytes, writeRequest } from './nbd-client.ts';
 
 /** One connection after the other, for ever. Some of the requests are for the disk of `drive`, of `diskBytes`. */
 export async function fuzzNbd(socket: string, drive: string, diskBytes: number): Promise<never> {

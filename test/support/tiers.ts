@@ -15,6 +15,14 @@ import { CHUNK_BYTES, type ChunkId, type ChunkRef } from '../../src/format/chunk
 
 const SALT = Buffer.from('a salt of the tests');
 
+/** An observer that does nothing. */
+export const silentObserver: ReadObserver = {
+  tierRead() {},
+  verifyFailure() {},
+  heal() {},
+  singleFlightWait() {},
+};
+
 export function demand(timeoutMs = 20_000, signal?: AbortSignal): ReadContext {
   return contextOf('demand', timeoutMs, signal);
 }

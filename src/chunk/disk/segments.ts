@@ -18,7 +18,7 @@ export interface Entry {
 }
 
 /** A record read this often before its segment is evicted is worth keeping (as in LRU-2, a scan reads it once). */
-export const HITS_TO_KEEP = 2;
+const HITS_TO_KEEP = 2;
 const HITS_MAX = 0xffff;
 
 export interface Segment {

@@ -38,7 +38,7 @@ const SEEK_DATA = 3;
 const SEEK_HOLE = 4;
 
 /** Largest READ: max_pages of 4 KiB. */
-export const READ_BYTES_MAX = 1024 * 1024;
+const READ_BYTES_MAX = 1024 * 1024;
 /**
  * Reads of direct I/O and readahead that the kernel hands us before it holds them back; its default is 12. It counts
  * those of all drives together, so any bound that one drive can reach would stop the others. Ours is a drive's own

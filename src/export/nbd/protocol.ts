@@ -116,19 +116,6 @@ export function readRequest(bytes: Buffer, at: number): Request | undefined {
   };
 }
 
-/** A request's bytes. */
-export function writeRequest(request: Request): Buffer {
-  const bytes = Buffer.allocUnsafe(REQUEST_BYTES);
-  bytes.writeUInt32BE(REQUEST_MAGIC, 0);
-  bytes.writeUInt16BE(request.flags, 4);
-  bytes.writeUInt16BE(request.type, 6);
-  bytes.writeUInt32BE(request.cookieHigh, 8);
-  bytes.writeUInt32BE(request.cookieLow, 12);
-  bytes.writeBigUInt64BE(BigInt(request.offset), 16);
-  bytes.writeUInt32BE(request.lengthBytes, 24);
-  return bytes;
-}
-
 /** A simple reply's header into `target` at `at`; for a read without an error the data follows. */
 export function putSimpleReply(target: Buffer, at: number, request: Request, error: number): void {
   target.writeUInt32BE(SIMPLE_REPLY_MAGIC, at);

@@ -134,7 +134,7 @@ async function copyChunks(
 }
 
 /** Copies chunk `id` into `to` from the first area that has it. */
-export async function copyFirst(
+async function copyFirst(
   objects: ObjectStore,
   id: ChunkId,
   from: readonly AreaPath[],

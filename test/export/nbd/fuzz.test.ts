@@ -1,10 +1,10 @@
 /** Bytes as they come: cut anywhere, or random. Equal answers, and a server that lives. */
 import fc from 'fast-check';
 import t from 'tap';
-import { COMMAND, OPTION, type Request, writeRequest } from '../../../src/export/nbd/protocol.ts';
+import { COMMAND, OPTION, type Request } from '../../../src/export/nbd/protocol.ts';
 import { CHUNK_BYTES } from '../../../src/format/chunk-id.ts';
 import { BufferDevice } from '../../support/buffer-device.ts';
-import { contextQuery, goData, NbdClient, optionBytes } from '../../support/nbd-client.ts';
+import { contextQuery, goData, NbdClient, optionBytes, writeRequest } from '../../support/nbd-client.ts';
 import { content, serve, until } from './serving.ts';
 
 const bytes = content(4, [1]);

@@ -5,9 +5,9 @@ import t, { type Test } from 'tap';
 import { ChunkMemory } from '../../../src/chunk/memory.ts';
 import { ChunkReader } from '../../../src/chunk/reader.ts';
 import { Drive } from '../../../src/drive/drive.ts';
-import { COMMAND, COMMAND_FLAG, writeRequest } from '../../../src/export/nbd/protocol.ts';
+import { COMMAND, COMMAND_FLAG } from '../../../src/export/nbd/protocol.ts';
 import { CHUNK_BYTES } from '../../../src/format/chunk-id.ts';
-import { NbdClient } from '../../support/nbd-client.ts';
+import { NbdClient, writeRequest } from '../../support/nbd-client.ts';
 import { CountingObserver, MapTier, makeImage } from '../../support/tiers.ts';
 import { serve, until } from './serving.ts';
 
