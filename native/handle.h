@@ -53,6 +53,7 @@ class Arguments {
   }
   bool ok() const { return ok_; }
   napi_value operator[](size_t at) const { return values_[at]; }
+  const napi_value* all() const { return values_; }
 
   bool GetInt64(size_t at, int64_t* value) const { return napi_get_value_int64(env_, values_[at], value) == napi_ok; }
   bool GetInt32(size_t at, int32_t* value) const { return napi_get_value_int32(env_, values_[at], value) == napi_ok; }
@@ -62,6 +63,11 @@ class Arguments {
     if (!GetInt64(at, &wide) || wide < 0 || wide > UINT32_MAX) return false;
     *value = static_cast<uint32_t>(wide);
     return true;
+  }
+  bool GetBytes(size_t at, Bytes* bytes) const { return lazydisk::GetBytes(env_, values_[at], bytes); }
+  bool IsFunction(size_t at) const {
+    napi_valuetype type = napi_undefined;
+    return napi_typeof(env_, values_[at], &type) == napi_ok && type == napi_function;
   }
   bool GetBool(size_t at, bool* value) const { return napi_get_value_bool(env_, values_[at], value) == napi_ok; }
 

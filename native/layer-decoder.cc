@@ -8,6 +8,7 @@
 #include <new>
 
 #include "addon.h"
+#include "handle.h"
 #include "pool-job.h"
 
 // The parts of the stable interfaces of zlib and zstd that are used here. Node exports the symbols and carries no headers.
@@ -215,15 +216,11 @@ napi_value DecoderOpen(napi_env env, napi_callback_info info) {
 }
 
 napi_value DecoderRun(napi_env env, napi_callback_info info) {
-  size_t count = 5;
-  napi_value args[5];
-  if (napi_get_cb_info(env, info, &count, args, nullptr, nullptr) != napi_ok) return nullptr;
+  const Arguments<5> args(env, info);
   Bytes input, output, counts;
-  napi_valuetype callback_type = napi_undefined;
-  Decoder* decoder = count < 5 ? nullptr : GetDecoder(env, args[0]);
-  if (!decoder || !GetBytes(env, args[1], &input) || !GetBytes(env, args[2], &output) ||
-      !GetBytes(env, args[3], &counts) || napi_typeof(env, args[4], &callback_type) != napi_ok ||
-      callback_type != napi_function) {
+  Decoder* decoder = args.ok() ? GetDecoder(env, args[0]) : nullptr;
+  if (!decoder || !args.GetBytes(1, &input) || !args.GetBytes(2, &output) || !args.GetBytes(3, &counts) ||
+      !args.IsFunction(4)) {
     return ThrowUsage(env, "decoderRun(decoder, input, output, counts: Uint8Array, callback: function)");
   }
   if (input.length > kBytesMax || output.length == 0 || output.length > kBytesMax || counts.length != kCountsBytes) {
@@ -235,7 +232,7 @@ napi_value DecoderRun(napi_env env, napi_callback_info info) {
   job->input = input;
   job->output = output;
   job->counts = counts;
-  PoolJob::Queue(env, "decoderRun", job, args, 5);
+  PoolJob::Queue(env, "decoderRun", job, args.all(), 5);
   return nullptr;
 }
 

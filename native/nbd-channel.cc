@@ -110,10 +110,8 @@ void OnTeardown(void* data) {
 napi_value NbdOpen(napi_env env, napi_callback_info info) {
   Arguments<2> args(env, info);
   Bytes news;
-  napi_valuetype type = napi_undefined;
-  if (args.ok()) napi_typeof(env, args[1], &type);
-  if (!args.ok() || !GetBytes(env, args[0], &news) || news.length < kNewsBytesMin ||
-      reinterpret_cast<uintptr_t>(news.data) % 8 != 0 || type != napi_function) {
+  if (!args.ok() || !args.GetBytes(0, &news) || news.length < kNewsBytesMin ||
+      reinterpret_cast<uintptr_t>(news.data) % 8 != 0 || !args.IsFunction(1)) {
     return ThrowUsage(env, "nbdOpen(news: Uint8Array of 132 KiB or more, onNews)");
   }
   uv_loop_t* uv = nullptr;

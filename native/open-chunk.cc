@@ -9,6 +9,7 @@
 
 #include "addon.h"
 #include "codec.h"
+#include "handle.h"
 #include "compute-job.h"
 
 // The part of zstd's stable interface that is used here. Node exports the symbols and carries no header.
@@ -97,14 +98,10 @@ int OpenJob::Run() {
 }
 
 napi_value OpenChunk(napi_env env, napi_callback_info info) {
-  size_t count = 5;
-  napi_value args[5];
-  if (napi_get_cb_info(env, info, &count, args, nullptr, nullptr) != napi_ok) return nullptr;
+  const Arguments<5> args(env, info);
   Bytes sealed, id, key, target;
-  napi_valuetype callback_type = napi_undefined;
-  if (count < 5 || !GetBytes(env, args[0], &sealed) || !GetBytes(env, args[1], &id) ||
-      !GetBytes(env, args[2], &key) || !GetBytes(env, args[3], &target) ||
-      napi_typeof(env, args[4], &callback_type) != napi_ok || callback_type != napi_function) {
+  if (!args.ok() || !args.GetBytes(0, &sealed) || !args.GetBytes(1, &id) || !args.GetBytes(2, &key) ||
+      !args.GetBytes(3, &target) || !args.IsFunction(4)) {
     return ThrowUsage(env, "openChunk(sealed, id, key, target: Uint8Array, callback: function)");
   }
   if (id.length != kIdBytes || key.length != kKeyBytes) {

@@ -9,6 +9,7 @@
 
 #include "addon.h"
 #include "codec.h"
+#include "handle.h"
 #include "pool-job.h"
 
 // The part of zstd's stable interface that is used here. Node exports the symbols and carries no header.
@@ -102,14 +103,10 @@ int SealJob::Run() {
 }
 
 napi_value SealChunk(napi_env env, napi_callback_info info) {
-  size_t count = 6;
-  napi_value args[6];
-  if (napi_get_cb_info(env, info, &count, args, nullptr, nullptr) != napi_ok) return nullptr;
+  const Arguments<6> args(env, info);
   Bytes plain, salt, sealed, id, key;
-  napi_valuetype callback_type = napi_undefined;
-  if (count < 6 || !GetBytes(env, args[0], &plain) || !GetBytes(env, args[1], &salt) ||
-      !GetBytes(env, args[2], &sealed) || !GetBytes(env, args[3], &id) || !GetBytes(env, args[4], &key) ||
-      napi_typeof(env, args[5], &callback_type) != napi_ok || callback_type != napi_function) {
+  if (!args.ok() || !args.GetBytes(0, &plain) || !args.GetBytes(1, &salt) || !args.GetBytes(2, &sealed) ||
+      !args.GetBytes(3, &id) || !args.GetBytes(4, &key) || !args.IsFunction(5)) {
     return ThrowUsage(env, "sealChunk(plain, salt, sealed, id, key: Uint8Array, callback: function)");
   }
   if (plain.length == 0 || plain.length > kChunkBytesMax || salt.length == 0 || salt.length > kChunkBytesMax) {
@@ -124,7 +121,7 @@ napi_value SealChunk(napi_env env, napi_callback_info info) {
   job->sealed = sealed;
   job->id = id;
   job->key = key;
-  PoolJob::Queue(env, "sealChunk", job, args, 6);
+  PoolJob::Queue(env, "sealChunk", job, args.all(), 6);
   return nullptr;
 }
 

@@ -4,6 +4,7 @@
 
 #include "addon.h"
 #include "codec.h"
+#include "handle.h"
 #include "pool-job.h"
 
 namespace lazydisk {
@@ -22,20 +23,16 @@ struct HashJob : PoolJob {
 };
 
 napi_value Sha256(napi_env env, napi_callback_info info) {
-  size_t count = 3;
-  napi_value args[3];
-  if (napi_get_cb_info(env, info, &count, args, nullptr, nullptr) != napi_ok) return nullptr;
+  const Arguments<3> args(env, info);
   Bytes bytes, digest;
-  napi_valuetype callback_type = napi_undefined;
-  if (count < 3 || !GetBytes(env, args[0], &bytes) || !GetBytes(env, args[1], &digest) ||
-      digest.length != kIdBytes || napi_typeof(env, args[2], &callback_type) != napi_ok ||
-      callback_type != napi_function) {
+  if (!args.ok() || !args.GetBytes(0, &bytes) || !args.GetBytes(1, &digest) || digest.length != kIdBytes ||
+      !args.IsFunction(2)) {
     return ThrowUsage(env, "sha256(bytes, digest: Uint8Array, callback: function)");
   }
   HashJob* job = new HashJob;
   job->bytes = bytes;
   job->digest = digest;
-  PoolJob::Queue(env, "sha256", job, args, 3);
+  PoolJob::Queue(env, "sha256", job, args.all(), 3);
   return nullptr;
 }
 

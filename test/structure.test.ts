@@ -11,7 +11,7 @@ const SRC = resolve(import.meta.dirname, '..', 'src');
 /** Lowest first. A name is a folder of src or a file in it. The folders of one line do not know each other. */
 const ORDER = [
   ['errors.ts', 'version.ts', 'loop-work.ts'],
-  ['units.ts', 'own-files.ts', 'async'],
+  ['units.ts', 'own-files.ts', 'shape.ts', 'async'],
   ['directory-lock.ts', 'format', 'http-client'],
   ['keys'],
   ['store'],

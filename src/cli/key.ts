@@ -3,7 +3,7 @@ import { Command, Option } from 'commander';
 import { LazydiskError } from '../errors.ts';
 import type { NewKeyOptions, TenantKey } from '../format/keys.ts';
 import type { WrappedKey } from '../format/wrapped-key.ts';
-import type { RewrapReport, RewrapStore } from '../store/rewrap.ts';
+import type { RewrapReport } from '../store/rewrap.ts';
 import type { RootStore } from '../store/roots/root-store.ts';
 import {
   answer,
@@ -188,7 +188,7 @@ async function keyRewrap(images: string[], options: RewrapOptions): Promise<void
     usingStore({ ...options, patience }, async (store) => {
       const from = await onlyKey(options.from, store);
       const to = await onlyKey(options.to, store);
-      return rewrapImages(await rewrapStore(store), from, to, {
+      return rewrapImages(store, from, to, {
         ...(!all && { images }),
         removeOld,
         reseal,
@@ -201,21 +201,6 @@ async function keyRewrap(images: string[], options: RewrapOptions): Promise<void
   const failures = report.failures.map(({ name, error: { code, message } }) => ({ name, code, message }));
   answer(options, { ...report, failures }, () => describe(report, dryRun));
   if (report.failures[0]) throw report.failures[0].error;
-}
-
-/** An image may be in another root by now than when its name was listed: its manifest is added where it is. */
-async function rewrapStore(store: RootStore): Promise<RewrapStore> {
-  const writer = await store.writer();
-  return {
-    url: store.url,
-    getReference: store.getReference.bind(store),
-    listReferences: store.listReferences.bind(store),
-    getManifest: store.getManifest.bind(store),
-    putManifest: writer.addManifest.bind(writer),
-    replaceManifest: writer.replaceManifest.bind(writer),
-    manifestKeys: store.manifestKeys.bind(store),
-    removeManifest: writer.removeManifest.bind(writer),
-  };
 }
 
 function describe(report: RewrapReport, dryRun: boolean): string {

@@ -7,8 +7,8 @@ import type { ChunkReader } from '../chunk/reader.ts';
 import type { TierName } from '../chunk/tier.ts';
 import type { PinnedBytes } from '../drive/block-device.ts';
 import { Drive, type DriveOptions } from '../drive/drive.ts';
-import { driveNameFor } from '../drive/drive-name.ts';
-import { DRIVE_NAME, DriveRegistry } from '../drive/registry.ts';
+import { checkDriveName, driveNameFor } from '../drive/drive-name.ts';
+import { DriveRegistry } from '../drive/registry.ts';
 import { LazydiskError } from '../errors.ts';
 import type { ImageDigest } from '../format/image-digest.ts';
 import type { Admission, Admitted, StartingDrive } from './admission.ts';
@@ -98,10 +98,7 @@ export class Drives {
    * TIMEOUT if the store does not answer, and ABORTED after `signal`: then the name is free again.
    */
   async attach(request: AttachRequest, signal: AbortSignal): Promise<DriveInfo> {
-    const name = request.name ?? driveNameFor(request.image);
-    if (!DRIVE_NAME.test(name)) {
-      throw new LazydiskError('USAGE', `drive name ${JSON.stringify(name)}: want ${DRIVE_NAME.source}`);
-    }
+    const name = checkDriveName(request.name ?? driveNameFor(request.image));
     if (this.#closed) throw new LazydiskError('UNAVAILABLE', 'the daemon is stopping');
     if (this.#attached.has(name) || this.#attaching.has(name)) {
       const hint = request.name === undefined ? '; give another name with --name' : '';

@@ -26,7 +26,7 @@ const TOGETHER_TRIES = 3;
 const zeroes = Buffer.alloc(CHUNK_BYTES);
 
 export interface DriveOptions {
-  /** See DRIVE_NAME. */
+  /** As `checkDriveName` has it (drive-name.ts). */
   readonly name: string;
   readonly image: { readonly digest: string; readonly manifest: ChunkMap };
   /** Shared by all drives; stays open when the drive closes. */

@@ -3,9 +3,6 @@ import { EventEmitter } from 'node:events';
 import { LazydiskError } from '../errors.ts';
 import type { BlockDevice } from './block-device.ts';
 
-/** The pattern of a drive's name; it is a file name and an NBD export name at once. */
-export const DRIVE_NAME = /^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$/;
-
 /** Emits 'added' and 'removed' with the device, after the map has changed. */
 export class DriveRegistry<D extends BlockDevice = BlockDevice> extends EventEmitter<{
   added: [D];
@@ -13,11 +10,8 @@ export class DriveRegistry<D extends BlockDevice = BlockDevice> extends EventEmi
 }> {
   readonly #drives = new Map<string, D>();
 
-  /** Throws EXISTS for a name that is taken, USAGE for one that is no name. */
+  /** Throws EXISTS for a name that is taken. */
   add(drive: D): void {
-    if (!DRIVE_NAME.test(drive.name)) {
-      throw new LazydiskError('USAGE', `drive name ${JSON.stringify(drive.name)}: want ${DRIVE_NAME.source}`);
-    }
     if (this.#drives.has(drive.name))
       throw new LazydiskError('EXISTS', `drive ${drive.name} is attached already`);
     this.#drives.set(drive.name, drive);

@@ -13,26 +13,21 @@ import { Manifest } from '../format/manifest.ts';
 import { resealManifest, rewrapManifest, shareDataKey } from '../format/manifest-rewrap.ts';
 import { opensWith } from './manifest-check.ts';
 import { referenceName } from './reference-name.ts';
-import type { ManifestProof, Reference } from './store.ts';
+import type { Store, StoreWriter } from './store.ts';
 
 /** Images that are worked on at once. */
 const IMAGES_MAX = 4;
 
 /** The part of a store that is needed. */
-export interface RewrapStore {
-  /** For messages. */
-  readonly url: string;
-  getReference(name: string): Promise<Reference | undefined>;
-  listReferences(): Promise<Reference[]>;
-  getManifest(digest: ImageDigest, keyId: string): Promise<Buffer | undefined>;
-  putManifest(digest: ImageDigest, keyId: string, manifest: Buffer, opens: ManifestProof): Promise<unknown>;
-  /** Over what is there for the key, in all of the store. */
-  replaceManifest(digest: ImageDigest, keyId: string, manifest: Buffer): Promise<void>;
-  /** The keys that there are manifests of `digest` for. */
-  manifestKeys(digest: ImageDigest): Promise<string[]>;
-  /** What is not there is no error. */
-  removeManifest(digest: ImageDigest, keyId: string): Promise<void>;
-}
+export type RewrapStore = Pick<
+  Store,
+  'url' | 'getReference' | 'listReferences' | 'getManifest' | 'manifestKeys'
+> & {
+  writer(): Promise<RewrapWriter>;
+};
+
+/** An image may be in another root by now than when its name was listed; these find it where it is. */
+export type RewrapWriter = Pick<StoreWriter, 'addManifest' | 'replaceManifest' | 'removeManifest'>;
 
 export interface RewrapOptions {
   /** Names or digests; all names of the store if there are none given. */
@@ -73,6 +68,15 @@ interface Target {
   readonly digest: ImageDigest;
 }
 
+/** What one call works with. */
+interface Work {
+  readonly store: RewrapStore;
+  readonly writer: RewrapWriter;
+  readonly from: TenantKey;
+  readonly to: TenantKey;
+  readonly options: RewrapOptions;
+}
+
 /**
  * Seals images that `from` opens for `to`, too; or, to reseal them, those that either opens. One image's failure (CORRUPT, KEY, UNSUPPORTED, USAGE for another
  * domain, NOT_FOUND for an image that was named and is not there) is in the report and stops no other; throws what the
@@ -93,6 +97,7 @@ export async function rewrapImages(
       `${why}; \`lazydisk key new --sharing\` makes a key that joins a domain`,
     );
   }
+  const work: Work = { store, writer: await store.writer(), from, to, options };
   const counts = { rewrapped: 0, skipped: 0, foreign: 0, removed: 0 };
   const failures: RewrapFailure[] = [];
   const sharing = new Set<string>();
@@ -107,13 +112,12 @@ export async function rewrapImages(
   await pooled(IMAGES_MAX, targets, async (target) => {
     options.signal?.throwIfAborted();
     try {
-      const { state, isOldRemoved, replaced } = await rewrapImage(store, from, to, target, options);
+      const { state, isOldRemoved, replaced } = await rewrapImage(work, target);
       if (state === 'foreign' && isNamed)
         throw new LazydiskError('KEY', `no manifest for key ${from.id} (not sealed for it, or deleted)`);
       counts[state]++;
       if (isOldRemoved) counts.removed++;
-      if (replaced)
-        for (const keyId of await keysSharing(store, from, to, target, replaced)) sharing.add(keyId);
+      if (replaced) for (const keyId of await keysSharing(work, target, replaced)) sharing.add(keyId);
     } catch (error) {
       failures.push({ name: target.name, error: failureOf(store, target.name, error) });
     }
@@ -129,14 +133,9 @@ interface Rewrapped {
   readonly replaced?: Buffer;
 }
 
-async function rewrapImage(
-  store: RewrapStore,
-  from: TenantKey,
-  to: TenantKey,
-  target: Target,
-  options: RewrapOptions,
-): Promise<Rewrapped> {
-  if (options.reseal) return resealImage(store, from, to, target, options);
+async function rewrapImage(work: Work, target: Target): Promise<Rewrapped> {
+  const { store, writer, from, to, options } = work;
+  if (options.reseal) return resealImage(work, target);
   const { digest } = target;
   const state = await stateOf(store, digest, to);
   const isDone = state === 'sound';
@@ -154,23 +153,20 @@ async function rewrapImage(
     const found = Manifest.readClear(rewrapped).digest;
     if (found !== digest) throw new LazydiskError('CORRUPT', `the manifest of ${digest} is that of ${found}`);
     if (!options.dryRun)
-      await store.putManifest(digest, to.id, rewrapped, (bytes) => opensWith(bytes, digest, to));
+      await writer.addManifest(digest, to.id, rewrapped, (bytes) => opensWith(bytes, digest, to));
   }
   const isOldRemoved = old !== undefined && options.removeOld === true;
   if (isOldRemoved && !options.dryRun) {
     if (!isDone && (await stateOf(store, digest, to)) !== 'sound')
       throw new LazydiskError('CORRUPT', `what was written for key ${to.id} did not come back whole`);
-    await store.removeManifest(digest, from.id);
+    await writer.removeManifest(digest, from.id);
   }
   return { state: isDone ? 'skipped' : 'rewrapped', isOldRemoved };
 }
 
 async function resealImage(
-  store: RewrapStore,
-  from: TenantKey,
-  to: TenantKey,
+  { store, writer, from, to, options }: Work,
   { digest }: Target,
-  options: RewrapOptions,
 ): Promise<Rewrapped> {
   const current = await store.getManifest(digest, to.id);
   const old = from.id === to.id ? undefined : await store.getManifest(digest, from.id);
@@ -186,19 +182,17 @@ async function resealImage(
   const isOldRemoved = old !== undefined && options.removeOld === true;
   if (!options.dryRun) {
     // What was done before may have been stopped before older copies were gone.
-    await store.replaceManifest(digest, to.id, resealed);
+    await writer.replaceManifest(digest, to.id, resealed);
     if (!(await store.getManifest(digest, to.id))?.equals(resealed))
       throw new LazydiskError('CORRUPT', `what was written for key ${to.id} did not come back whole`);
-    if (isOldRemoved) await store.removeManifest(digest, from.id);
+    if (isOldRemoved) await writer.removeManifest(digest, from.id);
   }
   return { state: isDone ? 'skipped' : 'rewrapped', isOldRemoved, replaced: source };
 }
 
 /** Which keys but these two have a manifest of the image under the data key of `replaced`. */
 async function keysSharing(
-  store: RewrapStore,
-  from: TenantKey,
-  to: TenantKey,
+  { store, from, to }: Work,
   { digest }: Target,
   replaced: Buffer,
 ): Promise<string[]> {
@@ -224,10 +218,10 @@ async function stateOf(
   store: RewrapStore,
   digest: ImageDigest,
   key: TenantKey,
-): Promise<'absent' | 'bent' | 'sound'> {
+): Promise<'absent' | 'corrupt' | 'sound'> {
   const bytes = await store.getManifest(digest, key.id);
   if (!bytes) return 'absent';
-  return opensWith(bytes, digest, key) ? 'sound' : 'bent';
+  return opensWith(bytes, digest, key) ? 'sound' : 'corrupt';
 }
 
 async function namedTargets(

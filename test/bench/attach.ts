@@ -13,10 +13,10 @@ import { setTimeout as sleep } from 'node:timers/promises';
 import { ControlClient } from '../../src/daemon/client.ts';
 import { CHUNK_BYTES, type ChunkId, KEY_BYTES } from '../../src/format/chunk-id.ts';
 import type { TenantKey } from '../../src/format/keys.ts';
-import { sealManifest } from '../../src/format/manifest-seal.ts';
 import { newKeyFile } from '../../src/keys/key-file.ts';
 import { openStore } from '../../src/store/open.ts';
 import type { Store } from '../../src/store/store.ts';
+import { putEntries } from '../support/stored-disk.ts';
 import { formatRows, type Row } from './row.ts';
 
 const MAIN = new URL('../../src/main.ts', import.meta.url).pathname;
@@ -116,23 +116,7 @@ async function putManifest(store: Store, key: TenantKey, name: string): Promise<
       sealedBytes: 200_000,
     },
   }));
-  const { digest, bytes } = sealManifest({
-    key,
-    saltEpoch: writer.epoch,
-    diskBytes: DISK_CHUNKS * CHUNK_BYTES,
-    writerVersion: 'bench/1',
-    encoderVersion: 'bench/1',
-    entries,
-    metadata: {
-      architecture: 'amd64',
-      os: 'linux',
-      config: { entrypoint: [], cmd: [], env: [], user: '', workingDir: '', labels: {} },
-      source: { digest: `sha256:${'0'.repeat(64)}` },
-      layers: [],
-    },
-  });
-  await writer.putManifest(digest, key.id, bytes);
-  await writer.putReference(`${name}:latest`, digest);
+  await putEntries(writer, key, { name: `${name}:latest`, diskBytes: DISK_CHUNKS * CHUNK_BYTES, entries });
 }
 
 function percentile(values: number[], share: number): number {

@@ -12,11 +12,11 @@ import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { ControlClient } from '../../src/daemon/client.ts';
 import { CHUNK_BYTES, type ChunkId, KEY_BYTES } from '../../src/format/chunk-id.ts';
-import { sealManifest } from '../../src/format/manifest-seal.ts';
 import { loadKeyFile } from '../../src/keys/key-file.ts';
 import { openStore } from '../../src/store/open.ts';
 import { diskWorkplace, type Workplace } from '../support/daemon.ts';
 import { NbdClient } from '../support/nbd-client.ts';
+import { putEntries } from '../support/stored-disk.ts';
 import { formatRows, type Row } from './row.ts';
 
 const MAIN = new URL('../../src/main.ts', import.meta.url).pathname;
@@ -178,23 +178,12 @@ async function putLarge(place: Workplace): Promise<void> {
     sealedBytes: 200_000,
   };
   for (const name of ['large0:1', 'large1:1']) {
-    const { digest, bytes } = sealManifest({
-      key,
-      saltEpoch: writer.epoch,
+    await putEntries(writer, key, {
+      name,
       diskBytes: LARGE_CHUNKS * CHUNK_BYTES,
-      writerVersion: `bench/${name.at(-3)}`,
-      encoderVersion: 'bench/1',
       entries: Array.from({ length: LARGE_CHUNKS }, (_, index) => ({ index, ref })),
-      metadata: {
-        architecture: 'amd64',
-        os: 'linux',
-        config: { entrypoint: [], cmd: [], env: [], user: '', workingDir: '', labels: {} },
-        source: { digest: `sha256:${'0'.repeat(64)}` },
-        layers: [],
-      },
+      writerVersion: `bench/${name.at(-3)}`,
     });
-    await writer.putManifest(digest, key.id, bytes);
-    await writer.putReference(name, digest);
   }
   await store.close();
 }

@@ -54,7 +54,7 @@ t.test('all images get the new key, the old one stays, and again does nothing', 
   t.same(progress, ['0/9', '1/9', '2/9', '3/9', '4/9', '5/9', '6/9', '7/9', '8/9', '9/9']);
   store.calls.length = 0;
   t.match(await rewrapImages(store, from, to), { images: 9, rewrapped: 0, skipped: 9 });
-  t.equal(store.count('putManifest'), 0);
+  t.equal(store.count('addManifest'), 0);
 });
 
 t.test('the old manifests go when that is asked for, even in a later run', async (t) => {
@@ -74,7 +74,7 @@ t.test('a dry run counts the same and writes nothing', async (t) => {
   store.calls.length = 0;
   const planned = await rewrapImages(store, from, to, { removeOld: true, dryRun: true });
   t.same(store.manifests, before);
-  t.equal(store.count('putManifest') + store.count('removeManifest'), 0);
+  t.equal(store.count('addManifest') + store.count('removeManifest'), 0);
   t.same(await rewrapImages(store, from, to, { removeOld: true }), planned);
 });
 
@@ -217,8 +217,9 @@ t.test(
 
     // A store that loses what it was given.
     store.manifests.delete(`${digests[0]}/${to.id}`);
-    store.putManifest = async (digest, keyId, bytes) => {
+    store.addManifest = async (digest, keyId, bytes) => {
       store.manifests.set(`${digest}/${keyId}`, Buffer.from(bytes.subarray(0, 100)));
+      return 'written';
     };
     const report = await rewrapImages(store, from, to, { removeOld: true, images: ['app:0'] });
     t.match(report, { rewrapped: 0, removed: 0, failures: [{ name: 'app:0', error: { code: 'CORRUPT' } }] });
@@ -263,7 +264,7 @@ t.test(
     });
     let puts = 0;
     store.onCall = (call) => {
-      if (call.startsWith('putManifest') && ++puts === 5) throw new LazydiskError('NO_SPACE', 'full');
+      if (call.startsWith('addManifest') && ++puts === 5) throw new LazydiskError('NO_SPACE', 'full');
     };
     await t.rejects(rewrapImages(store, from, to), { code: 'NO_SPACE' });
     t.ok(puts <= 8, `${puts} writes, of which those of the other lanes were under way`);

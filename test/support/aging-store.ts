@@ -11,7 +11,7 @@ import { DirObjects } from '../../src/store/objects/dir-objects.ts';
 import type { ObjectOptions, ObjectStore, PutOptions } from '../../src/store/objects/object-store.ts';
 import { type Clock, type Moment, systemClock } from '../../src/store/roots/clock.ts';
 import { RootStore } from '../../src/store/roots/root-store.ts';
-import { DyingObjects } from './dying-objects.ts';
+import { dyingAfter, HookedObjects } from './hooked-objects.ts';
 
 /** Hours, which pass when a test says so; only for listings to settle somebody really waits. */
 export const AGING_POLICY = {
@@ -83,7 +83,8 @@ export async function agingStore(t: Test) {
     t.teardown(() => store.close());
     return store;
   };
-  const open = (askedMax = Number.POSITIVE_INFINITY) => openOn(new DyingObjects(disk(), askedMax));
+  const open = (askedMax = Number.POSITIVE_INFINITY) =>
+    openOn(new HookedObjects(disk(), dyingAfter(askedMax)));
   /** For the store's clock and everybody's. */
   const pass = (ms: number) => {
     clock.aheadMs += ms;

@@ -1,4 +1,5 @@
 /** Any object store in which a test lets something happen, or fail, at a certain request. */
+import { LazydiskError } from '../../src/errors.ts';
 import type {
   ListOptions,
   ObjectBytes,
@@ -8,11 +9,19 @@ import type {
   PutOptions,
 } from '../../src/store/objects/object-store.ts';
 
-/** Called before each request; the keys are those it is for, or the prefix that is listed. May reject. */
+/** Called before each request; the keys are those it is for, or the prefix that is listed, or none. May reject. */
 export type RequestHook = (
-  request: 'get' | 'head' | 'put' | 'copy' | 'delete' | 'list',
+  request: 'get' | 'head' | 'put' | 'copy' | 'delete' | 'list' | 'now',
   keys: readonly string[],
 ) => Promise<void> | void;
+
+/** For a process that dies: the request after the first `askedMax` fails, and all that follow. */
+export function dyingAfter(askedMax: number): RequestHook {
+  let asked = 0;
+  return () => {
+    if (++asked > askedMax) throw new LazydiskError('UNAVAILABLE', 'the process is dead');
+  };
+}
 
 export class HookedObjects implements ObjectStore {
   readonly url: string;
@@ -20,7 +29,7 @@ export class HookedObjects implements ObjectStore {
   readonly #inner: ObjectStore;
   readonly #before: RequestHook;
 
-  constructor(inner: ObjectStore, before: RequestHook) {
+  constructor(inner: ObjectStore, before: RequestHook = () => {}) {
     this.#inner = inner;
     this.#before = before;
     this.url = inner.url;
@@ -57,7 +66,8 @@ export class HookedObjects implements ObjectStore {
     yield* this.#inner.list(prefix, options);
   }
 
-  nowMs(options?: ObjectOptions): Promise<number> {
+  async nowMs(options?: ObjectOptions): Promise<number> {
+    await this.#before('now', []);
     return this.#inner.nowMs(options);
   }
 

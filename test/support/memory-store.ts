@@ -4,10 +4,10 @@ import type { ImageDigest } from '../../src/format/image-digest.ts';
 import type { WrappedKeyStore } from '../../src/keys/wrapped-keys.ts';
 import type { ManifestSource } from '../../src/store/open-manifest.ts';
 import { referenceName } from '../../src/store/reference-name.ts';
-import type { RewrapStore } from '../../src/store/rewrap.ts';
-import type { Reference } from '../../src/store/store.ts';
+import type { RewrapStore, RewrapWriter } from '../../src/store/rewrap.ts';
+import type { ManifestPlacement, Reference } from '../../src/store/store.ts';
 
-export class MemoryStore implements ManifestSource, RewrapStore, WrappedKeyStore {
+export class MemoryStore implements ManifestSource, RewrapStore, RewrapWriter, WrappedKeyStore {
   readonly url = 'memory:test';
   readonly keys = new Map<string, Buffer>();
   /** By `DIGEST/KEYID`. */
@@ -39,9 +39,14 @@ export class MemoryStore implements ManifestSource, RewrapStore, WrappedKeyStore
     return this.manifests.get(`${digest}/${keyId}`);
   }
 
-  async putManifest(digest: ImageDigest, keyId: string, manifest: Uint8Array): Promise<void> {
-    await this.#called(`putManifest ${digest} ${keyId}`);
+  async writer(): Promise<this> {
+    return this;
+  }
+
+  async addManifest(digest: ImageDigest, keyId: string, manifest: Buffer): Promise<ManifestPlacement> {
+    await this.#called(`addManifest ${digest} ${keyId}`);
     this.manifests.set(`${digest}/${keyId}`, Buffer.from(manifest));
+    return 'written';
   }
 
   async replaceManifest(digest: ImageDigest, keyId: string, manifest: Uint8Array): Promise<void> {

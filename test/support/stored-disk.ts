@@ -5,7 +5,7 @@ import type { TenantKey } from '../../src/format/keys.ts';
 import { type ManifestEntry, sealManifest } from '../../src/format/manifest-seal.ts';
 import { KeyRing } from '../../src/keys/key-ring.ts';
 import { type Image, loadImage } from '../../src/store/image.ts';
-import type { Store } from '../../src/store/store.ts';
+import type { Store, StoreWriter } from '../../src/store/store.ts';
 
 /** Stores `disk` (a multiple of CHUNK_BYTES) as image `name`. */
 export async function putDisk(store: Store, key: TenantKey, name: string, disk: Buffer): Promise<Image> {
@@ -19,11 +19,29 @@ export async function putDisk(store: Store, key: TenantKey, name: string, disk: 
     await writer.putChunk(id, sealed);
     entries.push({ index, ref: { id, key: chunkKey, sealedBytes: sealed.length } });
   }
+  await putEntries(writer, key, { name, diskBytes: disk.length, entries });
+  return loadImage(store, name, KeyRing.of(key));
+}
+
+export interface StoredEntries {
+  readonly name: string;
+  readonly diskBytes: number;
+  readonly entries: readonly ManifestEntry[];
+  /** Images of equal entries are one image, unless this tells them apart. */
+  readonly writerVersion?: string;
+}
+
+/** Names an image whose chunks need not be there. */
+export async function putEntries(
+  writer: StoreWriter,
+  key: TenantKey,
+  { name, diskBytes, entries, writerVersion = 'test/1' }: StoredEntries,
+): Promise<void> {
   const { digest, bytes } = sealManifest({
     key,
     saltEpoch: writer.epoch,
-    diskBytes: disk.length,
-    writerVersion: 'test/1',
+    diskBytes,
+    writerVersion,
     encoderVersion: ENCODER_VERSION,
     entries,
     metadata: {
@@ -36,5 +54,4 @@ export async function putDisk(store: Store, key: TenantKey, name: string, disk: 
   });
   await writer.putManifest(digest, key.id, bytes);
   await writer.putReference(name, digest);
-  return loadImage(store, name, KeyRing.of(key));
 }

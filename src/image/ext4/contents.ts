@@ -5,14 +5,8 @@
 import { inodeSeed } from './crc32c.ts';
 import { type BlockRun, normaliseRuns, writeExtentBlock, writeExtentRoot } from './extents.ts';
 import { BLOCK_BYTES, JOURNAL_BLOCKS, JOURNAL_INODE } from './geometry.ts';
-import {
-  CONTENT_BYTES,
-  CONTENT_OFFSET,
-  sealInode,
-  writeDevice,
-  writeInodeFields,
-  XATTR_OFFSET,
-} from './inode.ts';
+import { sealInode, writeDevice, writeInodeFields } from './inode.ts';
+import { CONTENT_BYTES, INODE } from './layout.ts';
 import { dataRuns, type PlannedInode } from './plan.ts';
 import { writeInodeXattrs, writeXattrBlock } from './xattr.ts';
 
@@ -92,11 +86,11 @@ export function writeInode(target: Buffer, planned: PlannedInode, places: Places
     indexed: planned.directory?.indexed ?? false,
     xattrBlock: xattrBlocks > 0 ? treeAt + extentBlocks : 0,
   });
-  const content = target.subarray(CONTENT_OFFSET, CONTENT_OFFSET + CONTENT_BYTES);
+  const content = target.subarray(INODE.content, INODE.content + CONTENT_BYTES);
   if (usesExtents) writeExtentRoot(content, runs, treeAt);
   else if (isFastSymlink) content.write(inode.target, 'latin1');
   else if (kind === 'char' || kind === 'block') writeDevice(content, inode.rdevMajor, inode.rdevMinor);
-  if (xattrs.inInode.length > 0) writeInodeXattrs(target.subarray(XATTR_OFFSET), xattrs.inInode);
+  if (xattrs.inInode.length > 0) writeInodeXattrs(target.subarray(INODE.xattrs), xattrs.inInode);
   sealInode(target, inodeSeed(places.seed, planned.number));
 }
 
@@ -135,6 +129,6 @@ export function writeJournalInode(target: Buffer, places: Places): void {
     indexed: false,
     xattrBlock: 0,
   });
-  journalContent(places).copy(target, CONTENT_OFFSET);
+  journalContent(places).copy(target, INODE.content);
   sealInode(target, inodeSeed(places.seed, JOURNAL_INODE));
 }

@@ -9,6 +9,7 @@ import type { InodeKind } from '../tree.ts';
 import { crc32c } from './crc32c.ts';
 import { dirHash } from './dir-hash.ts';
 import { BLOCK_BYTES } from './geometry.ts';
+import { DIRENT } from './layout.ts';
 
 /** Directories of at most this many blocks are searched as quickly without an index. */
 const LINEAR_BLOCKS_MAX = 2;
@@ -45,7 +46,7 @@ interface Hashed {
 }
 
 function entryBytes({ name }: DirectoryEntry): number {
-  return (8 + name.length + 3) & ~3;
+  return (DIRENT.name + name.length + 3) & ~3;
 }
 
 /** Cuts `entries` into runs that each fit a block; gives their first positions. */
@@ -138,8 +139,8 @@ export class Directory {
       writeEntry(block, at, entry, bytes);
       at += bytes;
     }
-    block.writeUInt16LE(TAIL_BYTES, ROOM_BYTES + 4);
-    block[ROOM_BYTES + 7] = 0xde;
+    block.writeUInt16LE(TAIL_BYTES, ROOM_BYTES + DIRENT.entryBytes);
+    block[ROOM_BYTES + DIRENT.fileType] = 0xde;
     block.writeUInt32LE(crc32c(this.#seed, block, 0, ROOM_BYTES), ROOM_BYTES + 8);
   }
 
@@ -159,7 +160,7 @@ export class Directory {
 
   #writeNode(block: Buffer, node: number): void {
     // An entry that spans the block and names nothing: to a reader without indexes the block is empty.
-    block.writeUInt16LE(BLOCK_BYTES, 4);
+    block.writeUInt16LE(BLOCK_BYTES, DIRENT.entryBytes);
     const from = node * NODE_ENTRIES;
     const hashes = this.#hashes.slice(from, from + NODE_ENTRIES);
     this.#writeIndex(block, 8, NODE_ENTRIES, hashes, 1 + this.#nodes + from);
@@ -195,9 +196,9 @@ function dot(name: '.' | '..', inode: number): DirectoryEntry {
 }
 
 function writeEntry(block: Buffer, at: number, { name, inode, kind }: DirectoryEntry, bytes: number): void {
-  block.writeUInt32LE(inode, at);
-  block.writeUInt16LE(bytes, at + 4);
-  block[at + 6] = name.length;
-  block[at + 7] = FILE_TYPES[kind];
-  block.write(name, at + 8, 'latin1');
+  block.writeUInt32LE(inode, at + DIRENT.inode);
+  block.writeUInt16LE(bytes, at + DIRENT.entryBytes);
+  block[at + DIRENT.nameBytes] = name.length;
+  block[at + DIRENT.fileType] = FILE_TYPES[kind];
+  block.write(name, at + DIRENT.name, 'latin1');
 }

@@ -5,6 +5,14 @@
  */
 import { crc32c } from './crc32c.ts';
 import { BLOCK_BYTES } from './geometry.ts';
+import {
+  EXTENT,
+  EXTENT_ENTRY_BYTES,
+  EXTENT_HEADER,
+  EXTENT_HEADER_BYTES,
+  EXTENT_INDEX,
+  EXTENT_MAGIC,
+} from './layout.ts';
 
 /** `blocks` blocks of the file from `logical` lie on the disk from `physical`. */
 export interface BlockRun {
@@ -13,11 +21,8 @@ export interface BlockRun {
   readonly blocks: number;
 }
 
-export const EXTENT_MAGIC = 0xf30a;
-export const HEADER_BYTES = 12;
-export const ENTRY_BYTES = 12;
 const INODE_ENTRIES = 4;
-const BLOCK_ENTRIES = Math.floor((BLOCK_BYTES - HEADER_BYTES - 4) / ENTRY_BYTES);
+const BLOCK_ENTRIES = Math.floor((BLOCK_BYTES - EXTENT_HEADER_BYTES - 4) / EXTENT_ENTRY_BYTES);
 /** The longest run of initialised blocks that one extent can say. */
 export const RUN_BLOCKS_MAX = 32768;
 
@@ -102,15 +107,15 @@ function writeNode(
 ): void {
   const ofLevel = depth === 0 ? runs.length : levels[depth - 1]!;
   const entries = Math.min(entriesMax, ofLevel - from);
-  target.writeUInt16LE(EXTENT_MAGIC, 0);
-  target.writeUInt16LE(entries, 2);
-  target.writeUInt16LE(entriesMax, 4);
-  target.writeUInt16LE(depth, 6);
+  target.writeUInt16LE(EXTENT_MAGIC, EXTENT_HEADER.magic);
+  target.writeUInt16LE(entries, EXTENT_HEADER.entries);
+  target.writeUInt16LE(entriesMax, EXTENT_HEADER.entriesMax);
+  target.writeUInt16LE(depth, EXTENT_HEADER.depth);
   const levelStart = levels
     .slice(0, Math.max(0, depth - 1))
     .reduce((sum, blocks) => sum + blocks, firstBlock);
   for (let n = 0; n < entries; n++) {
-    const at = HEADER_BYTES + n * ENTRY_BYTES;
+    const at = EXTENT_HEADER_BYTES + n * EXTENT_ENTRY_BYTES;
     if (depth === 0) writeExtent(target, at, runs[from + n]!);
     else {
       const { logical } = runs[(from + n) * BLOCK_ENTRIES ** depth]!;
@@ -120,14 +125,14 @@ function writeNode(
 }
 
 function writeExtent(target: Buffer, at: number, { logical, physical, blocks }: BlockRun): void {
-  target.writeUInt32LE(logical, at);
-  target.writeUInt16LE(blocks, at + 4);
-  target.writeUInt16LE(Math.floor(physical / 2 ** 32), at + 6);
-  target.writeUInt32LE(physical % 2 ** 32, at + 8);
+  target.writeUInt32LE(logical, at + EXTENT.logical);
+  target.writeUInt16LE(blocks, at + EXTENT.blocks);
+  target.writeUInt16LE(Math.floor(physical / 2 ** 32), at + EXTENT.physicalHigh);
+  target.writeUInt32LE(physical % 2 ** 32, at + EXTENT.physical);
 }
 
 function writeIndex(target: Buffer, at: number, logical: number, block: number): void {
-  target.writeUInt32LE(logical, at);
-  target.writeUInt32LE(block % 2 ** 32, at + 4);
-  target.writeUInt16LE(Math.floor(block / 2 ** 32), at + 8);
+  target.writeUInt32LE(logical, at + EXTENT_INDEX.logical);
+  target.writeUInt32LE(block % 2 ** 32, at + EXTENT_INDEX.block);
+  target.writeUInt16LE(Math.floor(block / 2 ** 32), at + EXTENT_INDEX.blockHigh);
 }

@@ -4,14 +4,17 @@
  */
 import type { InodeKind } from '../tree.ts';
 import { crc32c } from './crc32c.ts';
+import { INODE } from './layout.ts';
 
-/** Where the 60 bytes lie that say where an inode's data is, or are it. */
-export const CONTENT_OFFSET = 40;
-export const CONTENT_BYTES = 60;
-/** Where an inode's own xattrs start: behind 128 bytes and 32 extra ones. */
-export const XATTR_OFFSET = 160;
-
+/** What an inode has beyond the 128 bytes of the first ext2. */
 const EXTRA_BYTES = 32;
+const TIMES = [INODE.accessTime, INODE.changeTime, INODE.modifyTime, INODE.createTime];
+const TIME_EXTRAS = [
+  INODE.accessTimeExtra,
+  INODE.changeTimeExtra,
+  INODE.modifyTimeExtra,
+  INODE.createTimeExtra,
+];
 const FLAG_INDEX = 0x1000;
 export const FLAG_EXTENTS = 0x80000;
 /** Seconds that 32 signed bits and 2 more hold. */
@@ -51,30 +54,33 @@ export interface InodeFields {
  */
 export function writeInodeFields(inode: Buffer, fields: InodeFields): void {
   const sectors = fields.blocks * 8;
-  inode.writeUInt16LE(TYPE_BITS[fields.kind] | fields.mode, 0);
-  inode.writeUInt16LE(fields.uid & 0xffff, 2);
-  inode.writeUInt32LE(fields.sizeBytes % 2 ** 32, 4);
-  inode.writeUInt16LE(fields.gid & 0xffff, 24);
-  inode.writeUInt16LE(fields.links, 26);
-  inode.writeUInt32LE(sectors % 2 ** 32, 28);
-  inode.writeUInt32LE((fields.usesExtents ? FLAG_EXTENTS : 0) | (fields.indexed ? FLAG_INDEX : 0), 32);
-  inode.writeUInt32LE(fields.xattrBlock % 2 ** 32, 104);
-  inode.writeUInt32LE(Math.floor(fields.sizeBytes / 2 ** 32), 108);
-  inode.writeUInt16LE(Math.floor(sectors / 2 ** 32), 116);
-  inode.writeUInt16LE(Math.floor(fields.xattrBlock / 2 ** 32), 118);
-  inode.writeUInt16LE(fields.uid >>> 16, 120);
-  inode.writeUInt16LE(fields.gid >>> 16, 122);
-  inode.writeUInt16LE(EXTRA_BYTES, 128);
+  inode.writeUInt16LE(TYPE_BITS[fields.kind] | fields.mode, INODE.mode);
+  inode.writeUInt16LE(fields.uid & 0xffff, INODE.uid);
+  inode.writeUInt32LE(fields.sizeBytes % 2 ** 32, INODE.size);
+  inode.writeUInt16LE(fields.gid & 0xffff, INODE.gid);
+  inode.writeUInt16LE(fields.links, INODE.links);
+  inode.writeUInt32LE(sectors % 2 ** 32, INODE.sectors);
+  inode.writeUInt32LE(
+    (fields.usesExtents ? FLAG_EXTENTS : 0) | (fields.indexed ? FLAG_INDEX : 0),
+    INODE.flags,
+  );
+  inode.writeUInt32LE(fields.xattrBlock % 2 ** 32, INODE.xattrBlock);
+  inode.writeUInt32LE(Math.floor(fields.sizeBytes / 2 ** 32), INODE.sizeHigh);
+  inode.writeUInt16LE(Math.floor(sectors / 2 ** 32), INODE.sectorsHigh);
+  inode.writeUInt16LE(Math.floor(fields.xattrBlock / 2 ** 32), INODE.xattrBlockHigh);
+  inode.writeUInt16LE(fields.uid >>> 16, INODE.uidHigh);
+  inode.writeUInt16LE(fields.gid >>> 16, INODE.gidHigh);
+  inode.writeUInt16LE(EXTRA_BYTES, INODE.extraBytes);
   const { low, extra } = timeWords(fields.mtimeNs);
-  for (const at of [8, 12, 16, 144]) inode.writeInt32LE(low, at);
-  for (const at of [132, 136, 140, 148]) inode.writeUInt32LE(extra, at);
+  for (const at of TIMES) inode.writeInt32LE(low, at);
+  for (const at of TIME_EXTRAS) inode.writeUInt32LE(extra, at);
 }
 
 /** Writes the checksum, which is over all the rest; `seed` is the inode's (see inodeSeed). */
 export function sealInode(inode: Buffer, seed: number): void {
   const sum = crc32c(seed, inode);
-  inode.writeUInt16LE(sum & 0xffff, 124);
-  inode.writeUInt16LE(sum >>> 16, 130);
+  inode.writeUInt16LE(sum & 0xffff, INODE.checksum);
+  inode.writeUInt16LE(sum >>> 16, INODE.checksumHigh);
 }
 
 /** The 32 signed low bits of the seconds, and 30 bits of nanoseconds over the 2 high bits of the seconds. */

@@ -13,10 +13,7 @@ import {
   JOURNAL_INODE,
   LOST_AND_FOUND_INODE,
 } from './geometry.ts';
-
-export const SUPERBLOCK_OFFSET = 1024;
-export const SUPERBLOCK_BYTES = 1024;
-export const SUPERBLOCK_MAGIC = 0xef53;
+import { GROUP, SUPER, SUPERBLOCK_BYTES, SUPERBLOCK_MAGIC, SUPERBLOCK_OFFSET } from './layout.ts';
 
 const COMPAT = { hasJournal: 0x4, extAttr: 0x8, dirIndex: 0x20, sparseSuper2: 0x200 };
 export const INCOMPAT = { filetype: 0x2, extents: 0x40, bits64: 0x80, flexBg: 0x200 };
@@ -53,45 +50,45 @@ export function writeSuperblock(block: Buffer, fields: SuperblockFields): void {
     sb.writeUInt32LE(value % 2 ** 32, low);
     sb.writeUInt32LE(Math.floor(value / 2 ** 32), high);
   };
-  sb.writeUInt32LE(geometry.groups * geometry.inodesPerGroup, 0);
-  put64(geometry.blocks, 4, 336);
-  put64(freeBlocks, 12, 344);
-  sb.writeUInt32LE(freeInodes, 16);
-  sb.writeUInt32LE(2, 24);
-  sb.writeUInt32LE(2, 28);
-  sb.writeUInt32LE(BLOCKS_PER_GROUP, 32);
-  sb.writeUInt32LE(BLOCKS_PER_GROUP, 36);
-  sb.writeUInt32LE(geometry.inodesPerGroup, 40);
-  sb.writeUInt16LE(0xffff, 54);
-  sb.writeUInt16LE(SUPERBLOCK_MAGIC, 56);
+  sb.writeUInt32LE(geometry.groups * geometry.inodesPerGroup, SUPER.inodes);
+  put64(geometry.blocks, SUPER.blocks, SUPER.blocksHigh);
+  put64(freeBlocks, SUPER.freeBlocks, SUPER.freeBlocksHigh);
+  sb.writeUInt32LE(freeInodes, SUPER.freeInodes);
+  sb.writeUInt32LE(2, SUPER.logBlockKib);
+  sb.writeUInt32LE(2, SUPER.logClusterKib);
+  sb.writeUInt32LE(BLOCKS_PER_GROUP, SUPER.blocksPerGroup);
+  sb.writeUInt32LE(BLOCKS_PER_GROUP, SUPER.clustersPerGroup);
+  sb.writeUInt32LE(geometry.inodesPerGroup, SUPER.inodesPerGroup);
+  sb.writeUInt16LE(0xffff, SUPER.mountsMax);
+  sb.writeUInt16LE(SUPERBLOCK_MAGIC, SUPER.magic);
   // Clean; on errors, continue; creator Linux; dynamic revision.
-  sb.writeUInt16LE(1, 58);
-  sb.writeUInt16LE(1, 60);
-  sb.writeUInt32LE(1, 76);
-  sb.writeUInt32LE(LOST_AND_FOUND_INODE, 84);
-  sb.writeUInt16LE(INODE_BYTES, 88);
-  sb.writeUInt32LE(sum(COMPAT), 92);
-  sb.writeUInt32LE(sum(INCOMPAT), 96);
-  sb.writeUInt32LE(sum(RO_COMPAT), 100);
-  uuid.copy(sb, 104);
-  sb.writeUInt32LE(JOURNAL_INODE, 224);
-  hashSeed.copy(sb, 236);
+  sb.writeUInt16LE(1, SUPER.state);
+  sb.writeUInt16LE(1, SUPER.onErrors);
+  sb.writeUInt32LE(1, SUPER.revision);
+  sb.writeUInt32LE(LOST_AND_FOUND_INODE, SUPER.firstInode);
+  sb.writeUInt16LE(INODE_BYTES, SUPER.inodeBytes);
+  sb.writeUInt32LE(sum(COMPAT), SUPER.compat);
+  sb.writeUInt32LE(sum(INCOMPAT), SUPER.incompat);
+  sb.writeUInt32LE(sum(RO_COMPAT), SUPER.roCompat);
+  uuid.copy(sb, SUPER.uuid);
+  sb.writeUInt32LE(JOURNAL_INODE, SUPER.journalInode);
+  hashSeed.copy(sb, SUPER.hashSeed);
   // half_md4; the journal's blocks are backed up below.
-  sb[252] = 1;
-  sb[253] = 1;
-  sb.writeUInt16LE(DESCRIPTOR_BYTES, 254);
+  sb[SUPER.hashVersion] = 1;
+  sb[SUPER.journalBackupType] = 1;
+  sb.writeUInt16LE(DESCRIPTOR_BYTES, SUPER.descriptorBytes);
   // Default mount options: user_xattr and acl.
-  sb.writeUInt32LE(0xc, 256);
-  journalContent.copy(sb, 268);
-  sb.writeUInt32LE(JOURNAL_BLOCKS * BLOCK_BYTES, 268 + 16 * 4);
-  sb.writeUInt16LE(32, 348);
-  sb.writeUInt16LE(32, 350);
+  sb.writeUInt32LE(0xc, SUPER.mountOptions);
+  journalContent.copy(sb, SUPER.journalContent);
+  sb.writeUInt32LE(JOURNAL_BLOCKS * BLOCK_BYTES, SUPER.journalContent + 16 * 4);
+  sb.writeUInt16LE(32, SUPER.extraBytesMin);
+  sb.writeUInt16LE(32, SUPER.extraBytesWanted);
   // Directory hashes are over unsigned bytes.
-  sb.writeUInt32LE(2, 352);
-  sb[372] = 4;
+  sb.writeUInt32LE(2, SUPER.flags);
+  sb[SUPER.logGroupsPerFlex] = 4;
   // Checksums are CRC-32C.
-  sb[373] = 1;
-  sb.writeUInt32LE(crc32c(CRC_START, sb, 0, 1020), 1020);
+  sb[SUPER.checksumType] = 1;
+  sb.writeUInt32LE(crc32c(CRC_START, sb, 0, SUPER.checksum), SUPER.checksum);
 }
 
 export interface GroupFields {
@@ -118,17 +115,17 @@ export function writeDescriptor(
     descriptor.writeUIntLE(value % split, low, bytes);
     descriptor.writeUIntLE(Math.floor(value / split), high, bytes);
   };
-  put(geometry.blockBitmaps + group, 0, 32, 4);
-  put(geometry.inodeBitmaps + group, 4, 36, 4);
-  put(geometry.inodeTables + group * geometry.tableBlocks, 8, 40, 4);
-  put(fields.freeBlocks, 12, 44, 2);
-  put(fields.freeInodes, 14, 46, 2);
-  put(fields.directories, 16, 48, 2);
-  descriptor.writeUInt16LE(fields.flags, 18);
-  put(fields.blockBitmapSum, 24, 56, 2);
-  put(fields.inodeBitmapSum, 26, 58, 2);
-  put(fields.unusedInodes, 28, 50, 2);
-  descriptor.writeUInt16LE(crc32c(crc32cOfUint32(seed, group), descriptor) & 0xffff, 30);
+  put(geometry.blockBitmaps + group, GROUP.blockBitmap, GROUP.blockBitmapHigh, 4);
+  put(geometry.inodeBitmaps + group, GROUP.inodeBitmap, GROUP.inodeBitmapHigh, 4);
+  put(geometry.inodeTables + group * geometry.tableBlocks, GROUP.inodeTable, GROUP.inodeTableHigh, 4);
+  put(fields.freeBlocks, GROUP.freeBlocks, GROUP.freeBlocksHigh, 2);
+  put(fields.freeInodes, GROUP.freeInodes, GROUP.freeInodesHigh, 2);
+  put(fields.directories, GROUP.directories, GROUP.directoriesHigh, 2);
+  descriptor.writeUInt16LE(fields.flags, GROUP.flags);
+  put(fields.blockBitmapSum, GROUP.blockBitmapSum, GROUP.blockBitmapSumHigh, 2);
+  put(fields.inodeBitmapSum, GROUP.inodeBitmapSum, GROUP.inodeBitmapSumHigh, 2);
+  put(fields.unusedInodes, GROUP.unusedInodes, GROUP.unusedInodesHigh, 2);
+  descriptor.writeUInt16LE(crc32c(crc32cOfUint32(seed, group), descriptor) & 0xffff, GROUP.checksum);
 }
 
 /** Fills the first block of the journal: version 2, empty, big-endian as all of the journal is. */

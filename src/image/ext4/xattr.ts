@@ -6,7 +6,7 @@ import { LazydiskError } from '../../errors.ts';
 import { quote } from '../quote.ts';
 import { crc32c, crc32cOfUint64 } from './crc32c.ts';
 import { BLOCK_BYTES, INODE_BYTES } from './geometry.ts';
-import { XATTR_OFFSET } from './inode.ts';
+import { INODE } from './layout.ts';
 
 const MAGIC = 0xea020000;
 const INODE_HEADER_BYTES = 4;
@@ -56,7 +56,7 @@ export function divideXattrs(xattrs: ReadonlyMap<string, Buffer>): DividedXattrs
   all.sort((a, b) => a.index - b.index || a.name.length - b.name.length || Buffer.compare(a.name, b.name));
   const inInode: Attribute[] = [];
   const inBlock: Attribute[] = [];
-  let inodeRoom = INODE_BYTES - XATTR_OFFSET - INODE_HEADER_BYTES - END_BYTES;
+  let inodeRoom = INODE_BYTES - INODE.xattrs - INODE_HEADER_BYTES - END_BYTES;
   let blockRoom = BLOCK_BYTES - BLOCK_HEADER_BYTES - END_BYTES;
   for (const attribute of all) {
     const bytes = ENTRY_BYTES + align4(attribute.name.length) + align4(attribute.value.length);
@@ -74,7 +74,7 @@ export function divideXattrs(xattrs: ReadonlyMap<string, Buffer>): DividedXattrs
   return { inInode, inBlock };
 }
 
-/** Fills the area from XATTR_OFFSET to the inode's end. */
+/** Fills the area from INODE.xattrs to the inode's end. */
 export function writeInodeXattrs(area: Buffer, attributes: readonly Attribute[]): void {
   if (attributes.length === 0) return;
   area.writeUInt32LE(MAGIC, 0);

@@ -6,7 +6,7 @@
 import { SEALED_BYTES_MIN } from '../../format/chunk-codec.ts';
 import { type ChunkId, ID_BYTES } from '../../format/chunk-id.ts';
 import type { ClearManifest } from '../../format/manifest-clear.ts';
-import { IdTable } from '../gc/id-table.ts';
+import { IdTable } from '../id-table.ts';
 import { SHARDS } from '../roots/layout.ts';
 
 /** An image in the active root has it; one that still has to move there. */

@@ -9,6 +9,7 @@ import { codeOf, LazydiskError, withContext } from '../../errors.ts';
 import { ID_BYTES } from '../../format/chunk-id.ts';
 import type { ImageDigest } from '../../format/image-digest.ts';
 import type { ClearManifest } from '../../format/manifest-clear.ts';
+import { IdTable } from '../id-table.ts';
 import { leasedOf, leaseTermMs } from '../leases.ts';
 import type { ObjectStore } from '../objects/object-store.ts';
 import { firstClear, manifestKeysIn } from '../roots/carry.ts';
@@ -17,7 +18,6 @@ import type { StoreParts } from '../roots/parts.ts';
 import type { DatedRecord } from '../roots/references.ts';
 import type { Area, View } from '../roots/view.ts';
 import type { Reference } from '../store.ts';
-import { IdTable } from './id-table.ts';
 
 const MANIFESTS_MAX = 8;
 

@@ -6,6 +6,7 @@
 import { codeOf, LazydiskError } from '../../errors.ts';
 import { ID_BYTES } from '../../format/chunk-id.ts';
 import type { ImageDigest } from '../../format/image-digest.ts';
+import { IdTable } from '../id-table.ts';
 import { leasedOf, leaseTermMs } from '../leases.ts';
 import type { ObjectStore } from '../objects/object-store.ts';
 import { ensureIn, manifestKeysIn } from '../roots/carry.ts';
@@ -15,7 +16,6 @@ import { carryManifest } from '../roots/place-manifest.ts';
 import type { NamedDigest } from '../roots/references.ts';
 import { type Area, type View, writeIndex } from '../roots/view.ts';
 import { carryLeased } from './carry-leased.ts';
-import { IdTable } from './id-table.ts';
 import { type Journal, journaled } from './journal.ts';
 import { areasOfRoot, findClear, imagesIn } from './mark.ts';
 import type { GcOptions } from './sweep.ts';

@@ -1,14 +1,9 @@
 /** Garbage collection against the model: whatever interleaves, nothing that is named or attached is lost. */
 import fc from 'fast-check';
 import t from 'tap';
-import type {
-  ListOptions,
-  ObjectInfo,
-  ObjectOptions,
-  ObjectStore,
-} from '../../../src/store/objects/object-store.ts';
+import type { ListOptions, ObjectInfo, ObjectOptions } from '../../../src/store/objects/object-store.ts';
 import type { StoreParts } from '../../../src/store/roots/parts.ts';
-import { DyingObjects } from '../../support/dying-objects.ts';
+import { HookedObjects } from '../../support/hooked-objects.ts';
 import { Model } from './model.ts';
 
 /** Runs of the model; more of them with LAZYDISK_MODEL_RUNS, for a change to what it checks. */
@@ -48,22 +43,14 @@ const BROKEN: Record<string, (parts: StoreParts) => StoreParts> = {
 };
 
 /** Shows nothing of what hosts write. */
-class Leaseless extends DyingObjects {
-  constructor(inner: ObjectStore) {
-    super(inner, Number.POSITIVE_INFINITY);
-  }
-
+class Leaseless extends HookedObjects {
   override async *list(prefix: string, options?: ListOptions): AsyncIterable<readonly ObjectInfo[]> {
     if (!prefix.startsWith('hosts/')) yield* super.list(prefix, options);
   }
 }
 
 /** Says that it has copied what is to be swept, and has not. */
-class Hasty extends DyingObjects {
-  constructor(inner: ObjectStore) {
-    super(inner, Number.POSITIVE_INFINITY);
-  }
-
+class Hasty extends HookedObjects {
   override async copy(from: string, to: string, options?: ObjectOptions): Promise<boolean> {
     return to.startsWith('trash/') || super.copy(from, to, options);
   }

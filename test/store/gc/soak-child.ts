@@ -6,7 +6,6 @@ import { hash, randomBytes } from 'node:crypto';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { errorText, LazydiskError } from '../../../src/errors.ts';
 import { CHUNK_BYTES, type ChunkId } from '../../../src/format/chunk-id.ts';
-import { sealManifest } from '../../../src/format/manifest-seal.ts';
 import { loadKeyFile } from '../../../src/keys/key-file.ts';
 import { KeyRing } from '../../../src/keys/key-ring.ts';
 import { purge } from '../../../src/store/gc/purge.ts';
@@ -15,6 +14,7 @@ import { sweep } from '../../../src/store/gc/sweep.ts';
 import { openStore } from '../../../src/store/open.ts';
 import { openManifest } from '../../../src/store/open-manifest.ts';
 import type { RootStore } from '../../../src/store/roots/root-store.ts';
+import { putEntries } from '../../support/stored-disk.ts';
 
 const NAMES = ['a', 'b', 'c', 'd'];
 const CONTENTS = 30;
@@ -40,19 +40,7 @@ async function build(store: RootStore): Promise<void> {
     if (!(await writer.hasChunk(id, sealed.length))) await writer.putChunk(id, sealed);
     entries.push({ index, ref: { id, key: randomBytes(32), sealedBytes: sealed.length } });
   }
-  const { digest, bytes } = sealManifest({
-    ...{ key, saltEpoch: writer.epoch, diskBytes: CONTENTS * CHUNK_BYTES, entries },
-    ...{ writerVersion: 'soak/1', encoderVersion: 'soak/1' },
-    metadata: {
-      architecture: 'amd64',
-      os: 'linux',
-      config: { entrypoint: [], cmd: [], env: [], user: '', workingDir: '', labels: {} },
-      source: { digest: 'sha256:0' },
-      layers: [],
-    },
-  });
-  await writer.putManifest(digest, key.id, bytes);
-  await writer.putReference(pick(NAMES), digest);
+  await putEntries(writer, key, { name: pick(NAMES), diskBytes: CONTENTS * CHUNK_BYTES, entries });
 }
 
 async function retag(store: RootStore): Promise<void> {

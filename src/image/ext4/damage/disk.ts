@@ -4,7 +4,7 @@
  */
 import { LazydiskError } from '../../../errors.ts';
 import { CHUNK_BYTES } from '../../../format/chunk-id.ts';
-import { SUPERBLOCK_BYTES, SUPERBLOCK_OFFSET } from '../superblock.ts';
+import { SUPERBLOCK_BYTES, SUPERBLOCK_OFFSET } from '../layout.ts';
 import { type DiskShape, parseShape } from './shape.ts';
 
 /**

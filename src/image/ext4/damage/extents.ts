@@ -2,7 +2,15 @@
  * Walks extent trees that may be broken: every block of a tree is visited once and by one inode only, and keys must
  * rise, so a tree that leads back into itself or into another's ends there. What is left of a tree is walked to its end.
  */
-import { type BlockRun, ENTRY_BYTES, EXTENT_MAGIC, HEADER_BYTES, RUN_BLOCKS_MAX } from '../extents.ts';
+import { type BlockRun, RUN_BLOCKS_MAX } from '../extents.ts';
+import {
+  EXTENT,
+  EXTENT_ENTRY_BYTES,
+  EXTENT_HEADER,
+  EXTENT_HEADER_BYTES,
+  EXTENT_INDEX,
+  EXTENT_MAGIC,
+} from '../layout.ts';
 import type { DamagedDisk } from './disk.ts';
 import { PagedMarks } from './marks.ts';
 
@@ -27,7 +35,13 @@ export class ExtentTrees {
 
   /** Walks the tree below an inode's 60 bytes. False if any of it is broken or cannot be read. */
   walk(root: Buffer, visitor: ExtentVisitor): Promise<boolean> {
-    return this.#walkNode(root, Math.min(root.readUInt16LE(6), DEPTH_MAX), 0, LOGICAL_END, visitor);
+    return this.#walkNode(
+      root,
+      Math.min(root.readUInt16LE(EXTENT_HEADER.depth), DEPTH_MAX),
+      0,
+      LOGICAL_END,
+      visitor,
+    );
   }
 
   /** A node at `depth` (0: its entries are extents) for the file's blocks [from, to). */
@@ -38,29 +52,34 @@ export class ExtentTrees {
     to: number,
     visitor: ExtentVisitor,
   ): Promise<boolean> {
-    const entries = node.readUInt16LE(2);
-    const isNode = node.readUInt16LE(0) === EXTENT_MAGIC && node.readUInt16LE(6) === depth;
-    if (!isNode || HEADER_BYTES + entries * ENTRY_BYTES > node.length) return false;
+    const entries = node.readUInt16LE(EXTENT_HEADER.entries);
+    const isNode =
+      node.readUInt16LE(EXTENT_HEADER.magic) === EXTENT_MAGIC &&
+      node.readUInt16LE(EXTENT_HEADER.depth) === depth;
+    if (!isNode || EXTENT_HEADER_BYTES + entries * EXTENT_ENTRY_BYTES > node.length) return false;
     let isWhole = true;
     let least = from;
     for (let n = 0; n < entries; n++) {
-      const at = HEADER_BYTES + n * ENTRY_BYTES;
-      const logical = node.readUInt32LE(at);
+      const at = EXTENT_HEADER_BYTES + n * EXTENT_ENTRY_BYTES;
+      const logical = node.readUInt32LE(at + EXTENT.logical);
       if (logical < least) return false;
       if (depth === 0) {
-        const length = node.readUInt16LE(at + 4);
+        const length = node.readUInt16LE(at + EXTENT.blocks);
         // Longer ones are set aside but unwritten: they read as zeroes, whatever lies there.
         const isWritten = length <= RUN_BLOCKS_MAX;
         const blocks = isWritten ? length : length - RUN_BLOCKS_MAX;
-        const physical = node.readUInt16LE(at + 6) * 2 ** 32 + node.readUInt32LE(at + 8);
+        const physical =
+          node.readUInt16LE(at + EXTENT.physicalHigh) * 2 ** 32 + node.readUInt32LE(at + EXTENT.physical);
         least = logical + blocks;
         if (blocks === 0 || least > to || !this.#disk.holds(physical, blocks)) return false;
         const visit = isWritten ? visitor.run({ logical, physical, blocks }) : undefined;
         if (visit) await visit;
       } else {
-        least = n + 1 < entries ? node.readUInt32LE(at + ENTRY_BYTES) : to;
+        least = n + 1 < entries ? node.readUInt32LE(at + EXTENT_ENTRY_BYTES + EXTENT_INDEX.logical) : to;
         if (least <= logical || least > to) return false;
-        const block = node.readUInt16LE(at + 8) * 2 ** 32 + node.readUInt32LE(at + 4);
+        const block =
+          node.readUInt16LE(at + EXTENT_INDEX.blockHigh) * 2 ** 32 +
+          node.readUInt32LE(at + EXTENT_INDEX.block);
         const isChildWhole = await this.#walkChild(block, depth - 1, logical, least, visitor);
         isWhole &&= isChildWhole;
       }

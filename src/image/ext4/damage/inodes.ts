@@ -4,7 +4,8 @@
  */
 
 import { ROOT_INODE } from '../geometry.ts';
-import { CONTENT_BYTES, CONTENT_OFFSET, FLAG_EXTENTS, TYPE_BITS } from '../inode.ts';
+import { FLAG_EXTENTS, TYPE_BITS } from '../inode.ts';
+import { CONTENT_BYTES, GROUP, INODE } from '../layout.ts';
 import { FAST_SYMLINK_BYTES } from '../plan.ts';
 import { GROUP_BLOCK_UNINIT, GROUP_INODE_UNINIT } from '../superblock.ts';
 import type { DamagedDisk } from './disk.ts';
@@ -94,14 +95,17 @@ export class DamagedInodes {
   #readDescriptor(group: number, descriptor: Buffer): void {
     const { descriptorBytes, hasGroupFlags, inodesPerGroup, tableBlocks } = this.#disk.shape;
     const wide = descriptorBytes >= 64;
-    const blockAt = (low: number) =>
-      descriptor.readUInt32LE(low) + (wide ? descriptor.readUInt32LE(low + 32) * 2 ** 32 : 0);
-    const flags = hasGroupFlags ? descriptor.readUInt16LE(18) : 0;
-    const unused = descriptor.readUInt16LE(28) + (wide ? descriptor.readUInt16LE(50) * 2 ** 16 : 0);
+    const blockAt = (low: number, high: number) =>
+      descriptor.readUInt32LE(low) + (wide ? descriptor.readUInt32LE(high) * 2 ** 32 : 0);
+    const flags = hasGroupFlags ? descriptor.readUInt16LE(GROUP.flags) : 0;
+    const unused =
+      descriptor.readUInt16LE(GROUP.unusedInodes) +
+      (wide ? descriptor.readUInt16LE(GROUP.unusedInodesHigh) * 2 ** 16 : 0);
     const hasNone = (flags & GROUP_INODE_UNINIT) !== 0;
-    if (!(flags & GROUP_BLOCK_UNINIT)) this.#disk.noteMetadata(blockAt(0), 1);
-    if (!hasNone) this.#disk.noteMetadata(blockAt(4), 1);
-    const block = blockAt(8);
+    if (!(flags & GROUP_BLOCK_UNINIT))
+      this.#disk.noteMetadata(blockAt(GROUP.blockBitmap, GROUP.blockBitmapHigh), 1);
+    if (!hasNone) this.#disk.noteMetadata(blockAt(GROUP.inodeBitmap, GROUP.inodeBitmapHigh), 1);
+    const block = blockAt(GROUP.inodeTable, GROUP.inodeTableHigh);
     if (!this.#disk.holds(block, tableBlocks)) return;
     const isSaid = hasGroupFlags && unused <= inodesPerGroup;
     const inodes = hasNone ? 0 : inodesPerGroup - (isSaid ? unused : 0);
@@ -145,9 +149,10 @@ export class DamagedInodes {
     const hit = (block: number, blocks: number) => {
       if (this.#disk.isHit(block, blocks)) marks |= HIT;
     };
-    const kind = inode.readUInt16LE(0) & TYPE_MASK;
+    const kind = inode.readUInt16LE(INODE.mode) & TYPE_MASK;
     if (kind === TYPE_BITS.directory) marks |= DIRECTORY;
-    const xattrBlock = inode.readUInt32LE(104) + inode.readUInt16LE(118) * 2 ** 32;
+    const xattrBlock =
+      inode.readUInt32LE(INODE.xattrBlock) + inode.readUInt16LE(INODE.xattrBlockHigh) * 2 ** 32;
     if (xattrBlock !== 0) {
       if (this.#disk.holds(xattrBlock, 1)) hit(xattrBlock, 1);
       else marks |= UNREADABLE;
@@ -155,7 +160,7 @@ export class DamagedInodes {
     if (KINDS_WITH_BLOCKS.includes(kind) && !isFastSymlink(inode, kind)) {
       const content = contentOf(inode);
       const isWhole =
-        inode.readUInt32LE(32) & FLAG_EXTENTS
+        inode.readUInt32LE(INODE.flags) & FLAG_EXTENTS
           ? await trees.walk(content, {
               node: (block) => hit(block, 1),
               run: ({ physical, blocks }) => hit(physical, blocks),
@@ -170,15 +175,15 @@ export class DamagedInodes {
 }
 
 function contentOf(inode: Buffer): Buffer {
-  return inode.subarray(CONTENT_OFFSET, CONTENT_OFFSET + CONTENT_BYTES);
+  return inode.subarray(INODE.content, INODE.content + CONTENT_BYTES);
 }
 
 /** It has a kind and a name. */
 function isUsed(inode: Buffer): boolean {
-  return inode.readUInt16LE(0) !== 0 && inode.readUInt16LE(26) !== 0;
+  return inode.readUInt16LE(INODE.mode) !== 0 && inode.readUInt16LE(INODE.links) !== 0;
 }
 
 function isFastSymlink(inode: Buffer, kind: number): boolean {
-  const isExtents = (inode.readUInt32LE(32) & FLAG_EXTENTS) !== 0;
-  return kind === TYPE_BITS.symlink && !isExtents && inode.readUInt32LE(4) < FAST_SYMLINK_BYTES;
+  const isExtents = (inode.readUInt32LE(INODE.flags) & FLAG_EXTENTS) !== 0;
+  return kind === TYPE_BITS.symlink && !isExtents && inode.readUInt32LE(INODE.size) < FAST_SYMLINK_BYTES;
 }

@@ -7,6 +7,7 @@
  */
 import { printable } from '../../quote.ts';
 import { ROOT_INODE } from '../geometry.ts';
+import { DIRENT } from '../layout.ts';
 import { type BlockPiece, DamagedDisk, type DiskRead } from './disk.ts';
 import { ExtentTrees } from './extents.ts';
 import { DamagedInodes, DIRECTORY, HIT, UNREADABLE, USED } from './inodes.ts';
@@ -17,7 +18,6 @@ export type { DiskRead };
 const PATHS_MAX = 1000;
 /** Four times what Linux can name; no directory is walked beyond it. */
 const PATH_BYTES_MAX = 16384;
-const ENTRY_HEADER_BYTES = 8;
 /** Marks of the second pass: the directory was walked, the inode is in the count of unreadable ones. */
 const WALKED = 16;
 const COUNTED = 32;
@@ -179,13 +179,13 @@ class PathWalk {
   #readBlock(block: Buffer, { path }: Folder, found: Folder[]): boolean {
     for (let at = 0; at < block.length; ) {
       const room = block.length - at;
-      if (room < ENTRY_HEADER_BYTES) return false;
-      const number = block.readUInt32LE(at);
-      const entryBytes = block.readUInt16LE(at + 4);
-      const nameBytes = block[at + 6]!;
-      const nameAt = at + ENTRY_HEADER_BYTES;
+      if (room < DIRENT.name) return false;
+      const number = block.readUInt32LE(at + DIRENT.inode);
+      const entryBytes = block.readUInt16LE(at + DIRENT.entryBytes);
+      const nameBytes = block[at + DIRENT.nameBytes]!;
+      const nameAt = at + DIRENT.name;
       if (entryBytes > room || entryBytes % 4 !== 0) return false;
-      if (ENTRY_HEADER_BYTES + nameBytes > entryBytes) return false;
+      if (DIRENT.name + nameBytes > entryBytes) return false;
       // Number 0: nothing is there, or an index or the checksum at the block's end.
       if (number !== 0) {
         const name = block.toString('latin1', nameAt, nameAt + nameBytes);

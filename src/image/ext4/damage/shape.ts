@@ -4,7 +4,8 @@
  * Source: the kernel's Documentation/filesystems/ext4/super.rst.
  */
 import { LazydiskError } from '../../../errors.ts';
-import { INCOMPAT, RO_COMPAT, SUPERBLOCK_MAGIC } from '../superblock.ts';
+import { SUPER, SUPERBLOCK_MAGIC } from '../layout.ts';
+import { INCOMPAT, RO_COMPAT } from '../superblock.ts';
 
 /** Features that change nothing of where a file's blocks are found. */
 const HARMLESS = { recover: 0x4, mmp: 0x100, csumSeed: 0x2000, largeDir: 0x4000, casefold: 0x20000 };
@@ -48,9 +49,9 @@ export interface DiskShape {
 export function parseShape(superblock: Buffer, diskBytes: number): DiskShape {
   const u16 = (at: number) => superblock.readUInt16LE(at);
   const u32 = (at: number) => superblock.readUInt32LE(at);
-  if (u16(56) !== SUPERBLOCK_MAGIC) throw new LazydiskError('UNSUPPORTED', 'not an ext4 disk');
-  const incompat = u32(96);
-  const roCompat = u32(100);
+  if (u16(SUPER.magic) !== SUPERBLOCK_MAGIC) throw new LazydiskError('UNSUPPORTED', 'not an ext4 disk');
+  const incompat = u32(SUPER.incompat);
+  const roCompat = u32(SUPER.roCompat);
   const unknown = incompat & ~READABLE;
   if (unknown !== 0 || !(incompat & INCOMPAT.extents) || !(incompat & INCOMPAT.filetype)) {
     throw new LazydiskError(
@@ -60,37 +61,37 @@ export function parseShape(superblock: Buffer, diskBytes: number): DiskShape {
   }
   if (roCompat & RO_BIGALLOC) throw new LazydiskError('UNSUPPORTED', 'an ext4 disk of block clusters');
   const wide = (incompat & INCOMPAT.bits64) !== 0;
-  const isOld = u32(76) === 0;
-  if (u32(24) > LOG_BLOCK_KIB_MAX) {
-    throw new LazydiskError('UNSUPPORTED', `an ext4 disk with blocks of 2^${u32(24)} KiB`);
+  const isOld = u32(SUPER.revision) === 0;
+  if (u32(SUPER.logBlockKib) > LOG_BLOCK_KIB_MAX) {
+    throw new LazydiskError('UNSUPPORTED', `an ext4 disk with blocks of 2^${u32(SUPER.logBlockKib)} KiB`);
   }
-  const blockBytes = 1024 << u32(24);
-  const blocks = u32(4) + (wide ? u32(336) * 2 ** 32 : 0);
+  const blockBytes = 1024 << u32(SUPER.logBlockKib);
+  const blocks = u32(SUPER.blocks) + (wide ? u32(SUPER.blocksHigh) * 2 ** 32 : 0);
   demand(
     blocks * blockBytes <= diskBytes,
     `${blocks} blocks of ${blockBytes} on a disk of ${diskBytes} bytes`,
   );
-  const firstBlock = u32(20);
+  const firstBlock = u32(SUPER.firstBlock);
   demand(
     firstBlock === (blockBytes === 1024 ? 1 : 0) && firstBlock < blocks,
     `data from block ${firstBlock}`,
   );
   // As many as a bitmap of one block has bits, unless whoever made the disk asked for less.
-  if (u32(32) !== blockBytes * 8) {
-    throw new LazydiskError('UNSUPPORTED', `an ext4 disk with groups of ${u32(32)} blocks`);
+  if (u32(SUPER.blocksPerGroup) !== blockBytes * 8) {
+    throw new LazydiskError('UNSUPPORTED', `an ext4 disk with groups of ${u32(SUPER.blocksPerGroup)} blocks`);
   }
   const groups = Math.ceil((blocks - firstBlock) / (blockBytes * 8));
-  const descriptorBytes = wide ? u16(254) : 32;
+  const descriptorBytes = wide ? u16(SUPER.descriptorBytes) : 32;
   const fits = descriptorBytes >= (wide ? 64 : 32) && descriptorBytes <= DESCRIPTOR_BYTES_MAX;
   demand(fits && isPowerOf2(descriptorBytes), `group descriptors of ${descriptorBytes} bytes`);
-  const inodeBytes = isOld ? OLD_INODE_BYTES : u16(88);
+  const inodeBytes = isOld ? OLD_INODE_BYTES : u16(SUPER.inodeBytes);
   const isSize = inodeBytes >= OLD_INODE_BYTES && inodeBytes <= blockBytes && isPowerOf2(inodeBytes);
   demand(isSize, `inodes of ${inodeBytes} bytes`);
-  const inodesPerGroup = u32(40);
+  const inodesPerGroup = u32(SUPER.inodesPerGroup);
   const inodesPerBlock = blockBytes / inodeBytes;
   const isTable = inodesPerGroup > 0 && inodesPerGroup <= blockBytes * 8;
   demand(isTable && inodesPerGroup % inodesPerBlock === 0, `groups of ${inodesPerGroup} inodes`);
-  const inodes = u32(0);
+  const inodes = u32(SUPER.inodes);
   demand(inodes === groups * inodesPerGroup, `${inodes} inodes in ${groups} groups of ${inodesPerGroup}`);
   if (inodes > INODES_MAX) throw new LazydiskError('UNSUPPORTED', `an ext4 disk of ${inodes} inodes`);
   return {
@@ -105,7 +106,7 @@ export function parseShape(superblock: Buffer, diskBytes: number): DiskShape {
     inodeBytes,
     inodesPerBlock,
     tableBlocks: inodesPerGroup / inodesPerBlock,
-    firstInode: isOld ? OLD_FIRST_INODE : u32(84),
+    firstInode: isOld ? OLD_FIRST_INODE : u32(SUPER.firstInode),
   };
 }
 

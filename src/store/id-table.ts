@@ -1,11 +1,11 @@
 /**
  * A set of chunk ids for ten million of them in little memory: an open-addressed table of 64-bit fingerprints, the first
- * eight bytes of each id, and flags for each: a byte, or four. Ids are SHA-256, so their bytes are their own hash. Two ids of one
- * fingerprint count as one: among ten million, one pair in 400,000 such stores; for garbage collection that keeps a chunk
- * too long and never loses one.
+ * eight bytes of each id, and a small number for each, often used as flags. Ids are SHA-256, so their bytes are their own hash.
+ * Two ids of one fingerprint count as one: among ten million, one pair in 400,000 such stores; for garbage collection
+ * that keeps a chunk too long and never loses one.
  */
-import { LazydiskError } from '../../errors.ts';
-import type { ChunkId } from '../../format/chunk-id.ts';
+import { LazydiskError } from '../errors.ts';
+import type { ChunkId } from '../format/chunk-id.ts';
 
 const SLOTS_MIN = 1 << 12;
 /** A gigabyte and more of ids. */
@@ -18,7 +18,7 @@ export class IdTable {
   #mask: number;
   #size = 0;
 
-  /** A slot takes 8 bytes and the flags; of `flagBits` 32, the topmost is not for use. */
+  /** A slot takes 8 bytes and the flags; of `flagBits` 32, the topmost is not for `flag`. */
   constructor(flagBits: 8 | 32 = 8) {
     this.#high = new Uint32Array(SLOTS_MIN);
     this.#low = new Uint32Array(SLOTS_MIN);
@@ -73,6 +73,13 @@ export class IdTable {
     const slot = this.#slotAt(ids, offset);
     if (this.#low[slot] === 0) throw new LazydiskError('INTERNAL', 'flags of an id that is not there');
     this.#flags[slot]! |= bits;
+  }
+
+  /** Sets all of the flags of the id at `offset` of `ids`, which must be there. */
+  setAt(ids: Buffer, offset: number, flags: number): void {
+    const slot = this.#slotAt(ids, offset);
+    if (this.#low[slot] === 0) throw new LazydiskError('INTERNAL', 'flags of an id that is not there');
+    this.#flags[slot] = flags;
   }
 
   #find(id: ChunkId): number {
