@@ -26,12 +26,17 @@ const ctx = (milliseconds = 10_000): ReadContext => ({
   deadline: performance.now() + milliseconds,
 });
 
-function fleet(t: Test, nodes: readonly NodeAddress[], k = 4, m = 1): FleetTier {
+/** No node of a healthy fleet is too slow for this, however loaded the machine is. */
+const PATIENT_MS = 15_000;
+/** Where a node never answers, so that the test ends. */
+const HASTY_MS = 1_000;
+
+function fleet(t: Test, nodes: readonly NodeAddress[], timeoutMs = PATIENT_MS): FleetTier {
   const tier = new FleetTier({
-    code: { k, m },
+    code: { k: 4, m: 1 },
     nodes,
-    node: { connectTimeoutMs: 500, inflightMax: 1024, queuedBytesMax: 64 << 20 },
-    timeoutMs: 400,
+    node: { connectTimeoutMs: timeoutMs, inflightMax: 1024, queuedBytesMax: 64 << 20 },
+    timeoutMs,
     fillBytesMax: 256 << 20,
   });
   t.teardown(() => tier.close());
@@ -114,8 +119,7 @@ t.test('with real memcached', async (t) => {
       stats.reduce((sum, { ejections }) => sum + ejections, 0),
       0,
     );
-    // On a machine that has no time for it a node may be late, and then parity has to do; nearly all come.
-    t.ok(got.filter(Boolean).length > 590);
+    t.equal(got.filter(Boolean).length, stored.length);
   });
 
   t.test('what was put is there for another worker; what was not is a miss', async (t) => {
@@ -139,6 +143,7 @@ t.test('with real memcached', async (t) => {
       const tier = fleet(
         t,
         nodes.map((node) => node.address),
+        HASTY_MS,
       );
       const stored = chunks(40);
       for (const { id, bytes } of stored) await tier.put(id, bytes);
@@ -233,7 +238,7 @@ t.test('with real memcached', async (t) => {
     const proxy = await startProxy(nodes[0]!.port);
     t.teardown(() => proxy.close());
     const list = nodes.map((node, n) => (n === 0 ? { ...node.address, port: proxy.port } : node.address));
-    const tier = fleet(t, list);
+    const tier = fleet(t, list, HASTY_MS);
     const stored = chunks(30);
     for (const { id, bytes } of stored) await tier.put(id, bytes);
     proxy.faults.resetShare = 0.3;
@@ -251,6 +256,7 @@ t.test('with real memcached', async (t) => {
     const tier = fleet(
       t,
       nodes.map((node) => node.address),
+      HASTY_MS,
     );
     const stored = chunks(5);
     for (const { id, bytes } of stored) await tier.put(id, bytes);
