@@ -5,8 +5,8 @@
  */
 import { LazydiskError } from '../../../errors.ts';
 
-/** Far more than a request costs, and few enough of them are held. */
-const PART_BYTES = 4 * 1024 * 1024;
+/** A request costs much less. The memory of a build grows by six of them, and by what the collector has not yet freed. */
+const PART_BYTES = 1024 * 1024;
 /** That are held: on their way, waiting to be read, being read. */
 const PARTS = 6;
 

@@ -17,7 +17,7 @@ import { skipWithout } from '../../../support/tools.ts';
 const PASSWORD = 'open sesame';
 const LOGIN = Buffer.from(`alice:${PASSWORD}`).toString('base64');
 
-/** Of three parts, and of less than one. */
+/** Of ten parts, and of less than one. */
 const tars = [packTar([{ name: 'large', body: randomBytes(9 * 2 ** 20) }]), packTar([{ name: 'small' }])];
 
 const dir = t.testdir({ image: {}, auth: {} });
@@ -88,12 +88,12 @@ if (!skipWithout(t, 'docker-registry', 'skopeo', 'openssl')) {
       return cut(request);
     };
     t.ok(await readAll(spec));
-    const part = 4 * 2 ** 20;
-    for (const start of [0, part, 2 * part]) {
+    const part = 2 ** 20;
+    for (const start of [0, part, 5 * part]) {
       const later = asked.filter((range) => range?.startsWith(`bytes=${start + 1_000_000}-`));
       t.ok(later.length > 0, `the part at ${start} went on at its millionth byte`);
     }
-    t.notOk(asked.filter((range) => range === 'bytes=0-4194303').length > 1, 'nothing was fetched twice');
+    t.notOk(asked.filter((range) => range === 'bytes=0-1048575').length > 1, 'nothing was fetched twice');
   });
 
   t.test('a server that gives whole blobs only', async (t) => {
@@ -108,8 +108,8 @@ if (!skipWithout(t, 'docker-registry', 'skopeo', 'openssl')) {
     t.ok(await readAll(spec));
     t.equal(proxy.seen.filter((line) => line.endsWith(large)).length, 1, 'one request for all parts');
 
-    // It breaks in the second part, and again in the third.
-    for (const cutBytes of [6_000_000, 9_000_000]) {
+    // It breaks in the second part, or in the last but one.
+    for (const cutBytes of [1_500_000, 9_000_000]) {
       let cuts = 0;
       proxy.fault = (request) => {
         if (!isBlob(request)) return undefined;
