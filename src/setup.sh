@@ -17,6 +17,7 @@ demo | test | bench | soak)
   program qemu-system-x86 qemu-system-x86_64
   program busybox-static busybox
   program debootstrap debootstrap
+  program docker-registry docker-registry
   want debian-archive-keyring /usr/share/keyrings/debian-archive-keyring.gpg
   # Without root, the image is made as if.
   [ "$(id -u)" = 0 ] || { program fakechroot fakechroot && program fakeroot fakeroot; }
@@ -41,7 +42,6 @@ test | bench | soak)
   program curl curl
   program umoci umoci
   program skopeo skopeo
-  program docker-registry docker-registry
   program prometheus promtool
   program e2fsprogs e2fsck
   program attr getfattr
