@@ -2,7 +2,7 @@
  * Requests to one registry about one repository: with what it wants to see of us, and through the redirects to wherever it
  * keeps its blobs, which see nothing of that.
  */
-import { LazydiskError } from '../../../errors.ts';
+import { LazydiskError, withContext } from '../../../errors.ts';
 import { type HttpClient, type HttpStream, targetOf } from '../../../http-client/client.ts';
 import { VERSION } from '../../../version.ts';
 import { causeCode, ERROR_BYTES_MAX, type ErrorAnswer, errorOfAnswer, refusal } from './answer-error.ts';
@@ -30,7 +30,8 @@ const REDIRECTS_MAX = 5;
 const TOKEN_ANSWER_BYTES_MAX = 256 * 1024;
 /** Of a TLS connection to a server that speaks none. */
 const NO_TLS = /^(?:ERR_SSL_WRONG_VERSION_NUMBER|ERR_SSL_PACKET_LENGTH_TOO_LONG|EPROTO)$/;
-const COMMON_HEADERS = { 'user-agent': `lazydisk/${VERSION}` };
+/** Digests are of the bytes as they are, compressed by nobody on the way. */
+const COMMON_HEADERS = { 'user-agent': `lazydisk/${VERSION}`, 'accept-encoding': 'identity' };
 
 export class RegistryClient {
   /** `HOST/REPOSITORY`. */
@@ -53,7 +54,8 @@ export class RegistryClient {
   }
 
   /**
-   * A good answer, status 200 or 206. Throws NOT_FOUND, OVERLOAD, UNAVAILABLE, TIMEOUT, ABORTED; the text names neither the registry nor what was asked for.
+   * A good answer, status 200 or 206. Throws NOT_FOUND, OVERLOAD, UNAVAILABLE, TIMEOUT, ABORTED; the text names neither the
+   * registry nor what was asked for.
    */
   async get(get: Get): Promise<Answer> {
     if (get.location) {
@@ -85,7 +87,10 @@ export class RegistryClient {
   #failure(answer: ErrorAnswer, isHome: boolean, from: URL): LazydiskError {
     const error = errorOfAnswer(answer);
     // The registry says that it is there, and makes a new place for it the next time.
-    if (!isHome) return new LazydiskError('UNAVAILABLE', `${from.host}: ${error.message}`);
+    if (!isHome)
+      return error.retryable
+        ? withContext(error, from.host)
+        : new LazydiskError('UNAVAILABLE', `${from.host}: ${error.message}`);
     if (answer.status !== 401 && answer.status !== 403) return error;
     return refusal(`${error.message}, ${this.#authorizer.login}`);
   }

@@ -85,7 +85,8 @@ export class Repository {
         try {
           await this.#askOnce(question, take);
         } catch (error) {
-          if (!isRetryable(error) || progress.doneBytes - before < PROGRESS_BYTES) throw error;
+          const hasMoved = progress.isDone || progress.doneBytes - before >= PROGRESS_BYTES;
+          if (!isRetryable(error) || !hasMoved) throw error;
         }
       });
     }

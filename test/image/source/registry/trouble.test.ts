@@ -96,6 +96,18 @@ if (!skipWithout(t, 'docker-registry', 'skopeo', 'openssl')) {
     t.notOk(asked.filter((range) => range === 'bytes=0-1048575').length > 1, 'nothing was fetched twice');
   });
 
+  t.test('a connection that breaks behind the last byte has given it', async (t) => {
+    const { proxy, spec } = await proxied(t);
+    const endless: Fault = async ({ response, ask }) => {
+      const { status, headers, body } = await ask();
+      delete headers['content-length'];
+      response.writeHead(status, headers);
+      response.write(body, () => response.socket?.destroy());
+    };
+    proxy.fault = (request) => (isBlob(request) && request.headers.range ? endless : undefined);
+    t.ok(await readAll(spec));
+  });
+
   t.test('a server that gives whole blobs only', async (t) => {
     const { proxy, spec } = await proxied(t);
     const whole: Fault = async ({ request, response, ask }) => {
