@@ -15,8 +15,6 @@ namespace lazydisk {
 namespace {
 
 constexpr size_t kQueueMax = 16;
-// Never written to, so it takes no memory: the kernel reads its page of zeroes.
-uint8_t zeroes[Notifier::kBytesMax];
 
 // A write may wait for a read, and the read for a free slot: pushes hold at most about a quarter of the slots, and
 // never the only one.
@@ -75,7 +73,7 @@ void Notifier::Loop(unsigned fd) {
 }
 
 bool Notifier::Push(uint64_t node_id, uint64_t offset, uint32_t length, std::shared_ptr<HitMap> map) {
-  const uint8_t* bytes = zeroes;
+  const uint8_t* bytes = kZeroChunk;
   std::lock_guard<std::mutex> lock(mutex_);
   if (stopping_ || queue_.size() >= PinsMax(map.get()) || length > kBytesMax) return false;
   if (map) {

@@ -18,7 +18,7 @@ namespace lazydisk {
 class Notifier {
  public:
   // What one chunk has at most. What is pushed as zeroes is not longer either.
-  static constexpr size_t kBytesMax = 512 * 1024;
+  static constexpr size_t kBytesMax = kChunkBytesMax;
 
   struct Counts {
     uint64_t sent, failed, waiting;

@@ -15,7 +15,7 @@ napi_value ResidencyOpen(napi_env env, napi_callback_info info) {
   Bytes slab;
   uint32_t slot_bytes = 0;
   if (!args.ok() || !GetBytes(env, args[0], &slab) || !args.GetUint32(1, &slot_bytes) || slot_bytes == 0 ||
-      slab.length / slot_bytes > Residency::kSlotsMax) {
+      slot_bytes > kChunkBytesMax ||      slab.length / slot_bytes > Residency::kSlotsMax) {
     return ThrowUsage(env, "residencyOpen(slab: Uint8Array, slotBytes)");
   }
   return NewHandle(env, std::make_shared<Residency>(slab.data, slot_bytes, slab.length / slot_bytes));
@@ -49,14 +49,16 @@ napi_value ResidencyReads(napi_env env, napi_callback_info info) {
 }
 
 napi_value HitMapOpen(napi_env env, napi_callback_info info) {
-  Arguments<2> args(env, info);
+  Arguments<3> args(env, info);
   int64_t chunks = 0;
+  Bytes stored;
   auto residency = args.ok() ? HandleOf<Residency>(env, args[0]) : nullptr;
-  if (!residency || !args.GetInt64(1, &chunks) || chunks < 1 || static_cast<uint64_t>(chunks) > kChunksMax) {
-    return ThrowUsage(env, "hitMapOpen(residency, chunks)");
+  if (!residency || !args.GetInt64(1, &chunks) || chunks < 1 || static_cast<uint64_t>(chunks) > kChunksMax ||
+      !GetBytes(env, args[2], &stored) || stored.length != (static_cast<size_t>(chunks) + 7) / 8) {
+    return ThrowUsage(env, "hitMapOpen(residency, chunks, stored: Uint8Array of a bit a chunk)");
   }
   try {
-    return NewHandle(env, std::make_shared<HitMap>(std::move(residency), static_cast<size_t>(chunks)));
+    return NewHandle(env, std::make_shared<HitMap>(std::move(residency), static_cast<size_t>(chunks), stored.data));
   } catch (const std::bad_alloc&) {
     napi_throw_error(env, nullptr, "hitMapOpen: out of memory");
     return nullptr;

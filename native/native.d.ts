@@ -120,8 +120,11 @@ export interface NativeAddon {
   /** Reads by way of all its hit maps. */
   residencyReads(residency: Residency): number;
 
-  /** Which chunks of a drive, `chunks` of them of a slot's size, lie in which slots. 8 bytes for each that is published. */
-  hitMapOpen(residency: Residency, chunks: number): HitMapHandle;
+  /**
+   * Which chunks of a drive, `chunks` of them of a slot's size, lie in which slots; 8 bytes for each that is published.
+   * Chunk n is all zero unless bit n % 8 of `stored[n >> 3]` is set. `stored` has a bit for each chunk and is copied.
+   */
+  hitMapOpen(residency: Residency, chunks: number, stored: Uint8Array): HitMapHandle;
 
   /** Says that `slot` holds `chunk` whole, until it is claimed. */
   hitMapPublish(hitMap: HitMapHandle, chunk: number, slot: number): void;

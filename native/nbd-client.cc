@@ -208,7 +208,7 @@ bool NbdClient::Send(HitBatch& batch) {
   if (batch.is_empty()) return true;
   shared_->hit_reads.fetch_add(batch.replies(), std::memory_order_relaxed);
   shared_->hit_bytes.fetch_add(batch.read_bytes(), std::memory_order_relaxed);
-  map_->residency().reads.fetch_add(batch.replies(), std::memory_order_relaxed);
+  map_->residency().reads.fetch_add(batch.pin_count(), std::memory_order_relaxed);
   map_->reads.fetch_add(batch.replies(), std::memory_order_relaxed);
   map_->read_bytes.fetch_add(batch.read_bytes(), std::memory_order_relaxed);
   std::lock_guard<std::mutex> lock(mutex_);

@@ -16,6 +16,7 @@ constexpr uint16_t kRead = 0;
 constexpr uint16_t kFlagDf = 1 << 2;
 constexpr uint16_t kReplyDone = 1 << 0;
 constexpr uint16_t kReplyOffsetData = 1;
+constexpr uint16_t kReplyOffsetHole = 2;
 constexpr size_t kCookieAt = 8;
 
 template <typename T>
@@ -38,6 +39,23 @@ NbdRequest ParseRequest(const uint8_t* at) {
           be16toh(Load<uint16_t>(at + 6)), be64toh(Load<uint64_t>(at + 16)), be32toh(Load<uint32_t>(at + 24))};
 }
 
+const uint8_t* HitBatch::Take(size_t chunk) {
+  if (map_->IsZero(chunk)) return kZeroChunk;
+  const uint8_t* bytes = map_->Pin(chunk);
+  if (bytes) pins_[pin_count_++] = bytes;
+  return bytes;
+}
+
+void HitBatch::UnpinFrom(size_t pin) {
+  while (pin_count_ > pin) map_->residency().Unpin(pins_[--pin_count_]);
+}
+
+// SAFETY: slots are pinned until Clear, and nobody writes to what is sent.
+void HitBatch::AddPart(const uint8_t* bytes, size_t length) {
+  parts_[part_count_++] = {const_cast<uint8_t*>(bytes), length};
+  bytes_ += length;
+}
+
 bool HitBatch::Add(const uint8_t* at, const NbdRequest& request, HitMap* map, bool is_structured) {
   const uint64_t length = request.length;
   if (request.type != kRead || (request.flags != 0 && !(is_structured && request.flags == kFlagDf)) || length == 0 ||
@@ -51,49 +69,44 @@ bool HitBatch::Add(const uint8_t* at, const NbdRequest& request, HitMap* map, bo
   const size_t chunk = request.offset / chunk_bytes;
   const size_t first_length = length < chunk_bytes - from ? length : chunk_bytes - from;
 
-  const uint8_t* first = map->Pin(chunk);
-  if (!first) return false;
-  pins_[pin_count_] = first;
-  if (first_length < length) {
-    const uint8_t* second = map->Pin(chunk + 1);
-    if (!second) {
-      map->residency().Unpin(first);
-      return false;
-    }
-    pins_[++pin_count_] = second;
-  }
-  pin_count_++;
   map_ = map;
+  const size_t pins_before = pin_count_;
+  const uint8_t* first = Take(chunk);
+  const uint8_t* second = first && first_length < length ? Take(chunk + 1) : first;
+  if (!second) {
+    UnpinFrom(pins_before);
+    return false;
+  }
 
+  const bool is_hole = is_structured && request.flags == 0 && length >= kHoleBytesMin && first == kZeroChunk &&
+                       second == kZeroChunk;
   uint8_t* const header = headers_[replies_++];
   uint8_t* end = header;
   if (is_structured) {
     end = Store(end, htobe32(kStructuredMagic));
     end = Store(end, htobe16(kReplyDone));
-    end = Store(end, htobe16(kReplyOffsetData));
+    end = Store(end, htobe16(is_hole ? kReplyOffsetHole : kReplyOffsetData));
     end = Store(end, Load<uint64_t>(at + kCookieAt));
-    end = Store(end, htobe32(static_cast<uint32_t>(sizeof(uint64_t) + length)));
+    end = Store(end, htobe32(static_cast<uint32_t>(sizeof(uint64_t) + (is_hole ? sizeof(uint32_t) : length))));
     end = Store(end, htobe64(request.offset));
+    if (is_hole) end = Store(end, htobe32(request.length));
   } else {
     end = Store(end, htobe32(kSimpleMagic));
     end = Store(end, uint32_t{0});
     end = Store(end, Load<uint64_t>(at + kCookieAt));
   }
-  // SAFETY: the slots are pinned until Clear, and nobody writes to what is sent.
-  const auto add = [this](const uint8_t* bytes, size_t count) {
-    parts_[part_count_++] = {const_cast<uint8_t*>(bytes), count};
-    bytes_ += count;
-  };
-  add(header, static_cast<size_t>(end - header));
-  add(first + from, first_length);
-  if (first_length < length) add(pins_[pin_count_ - 1], length - first_length);
+  AddPart(header, static_cast<size_t>(end - header));
+  if (!is_hole) {
+    AddPart(first + from, first_length);
+    if (first_length < length) AddPart(second, length - first_length);
+  }
   read_bytes_ += length;
   return true;
 }
 
 void HitBatch::Clear() {
-  for (size_t at = 0; at < pin_count_; at++) map_->residency().Unpin(pins_[at]);
-  replies_ = bytes_ = read_bytes_ = part_count_ = pin_count_ = 0;
+  UnpinFrom(0);
+  replies_ = bytes_ = read_bytes_ = part_count_ = 0;
 }
 
 }  // namespace lazydisk

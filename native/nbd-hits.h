@@ -15,6 +15,8 @@ namespace lazydisk {
 constexpr size_t kRequestBytes = 28;
 // A longer read goes to JavaScript, which cuts it where the client allows.
 constexpr size_t kHitBytesMax = 256 * 1024;
+// As HOLE_BYTES_MIN in src/export/nbd/read-pieces.ts.
+constexpr size_t kHoleBytesMin = 64 * 1024;
 
 struct NbdRequest {
   bool is_valid;
@@ -40,7 +42,7 @@ class HitBatch {
     return replies_ == 0 || (replies_ < kRepliesMax && bytes_ + kHeaderBytesMax + request.length <= bytes_max_);
   }
 
-  // Adds the reply to the request at `at`, for which there is room, if it is a read whose bytes are all in memory.
+  // Adds the reply to the request at `at`, for which there is room, if it is a read whose bytes are all in memory or zero.
   bool Add(const uint8_t* at, const NbdRequest& request, HitMap* map, bool is_structured);
   bool is_empty() const { return replies_ == 0; }
 
@@ -49,12 +51,19 @@ class HitBatch {
   size_t bytes() const { return bytes_; }
   size_t replies() const { return replies_; }
   size_t read_bytes() const { return read_bytes_; }
+  // Chunks that the replies read out of slots.
+  size_t pin_count() const { return pin_count_; }
 
   void Clear();
 
  private:
+  // The chunk's bytes, pinned unless they are zeroes, or null.
+  const uint8_t* Take(size_t chunk);
+  void UnpinFrom(size_t pin);
+  void AddPart(const uint8_t* bytes, size_t length);
+
   static constexpr size_t kRepliesMax = 64;
-  static constexpr size_t kHeaderBytesMax = 28;
+  static constexpr size_t kHeaderBytesMax = 32;
 
   size_t bytes_max_;
   size_t replies_ = 0;

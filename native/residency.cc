@@ -10,7 +10,10 @@ namespace {
 constexpr int kSlotBits = 24;
 constexpr uint64_t kSlotMask = (uint64_t{1} << kSlotBits) - 1;
 static_assert(Residency::kSlotsMax <= kSlotMask);
+uint8_t zeroes[kChunkBytesMax];
 }  // namespace
+
+const uint8_t* const kZeroChunk = zeroes;
 
 Residency::Residency(const uint8_t* slab, size_t slot_bytes, size_t slots)
     : slab_(slab), slot_bytes_(slot_bytes), slots_(slots) {}
@@ -43,9 +46,10 @@ bool Residency::Claim(size_t slot) {
 
 bool Residency::TakeUsed(size_t slot) { return slots_[slot].used.exchange(false, std::memory_order_relaxed); }
 
-HitMap::HitMap(std::shared_ptr<Residency> residency, size_t chunks)
+HitMap::HitMap(std::shared_ptr<Residency> residency, size_t chunks, const uint8_t* stored)
     : residency_(std::move(residency)),
       chunks_(chunks),
+      stored_(stored, stored + (chunks + 7) / 8),
       tickets_(static_cast<std::atomic<uint64_t>*>(calloc(chunks, sizeof(std::atomic<uint64_t>))), free) {
   // SAFETY: zeroed memory is what an atomic integer of value 0 is, in every C++ library of this platform.
   static_assert(sizeof(std::atomic<uint64_t>) == sizeof(uint64_t));

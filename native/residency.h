@@ -9,13 +9,19 @@
 #include <memory>
 #include <vector>
 
+#include "codec.h"
+
 namespace lazydisk {
+
+// What a zero chunk holds. Never written to, so it takes no memory: it is the kernel's page of zeroes.
+extern const uint8_t* const kZeroChunk;
 
 // The state of a slab's slots beside their bytes, which JavaScript owns and keeps alive.
 class Residency {
  public:
   static constexpr size_t kSlotsMax = (size_t{1} << 24) - 1;
 
+  // Slots have kChunkBytesMax at most.
   Residency(const uint8_t* slab, size_t slot_bytes, size_t slots);
 
   size_t slot_bytes() const { return slot_bytes_; }
@@ -34,7 +40,7 @@ class Residency {
   // Whether the slot was pinned since this was asked last. Of the event loop.
   bool TakeUsed(size_t slot);
 
-  // Reads by way of all hit maps.
+  // Chunks that were read by way of all hit maps.
   std::atomic<uint64_t> reads{0};
 
  private:
@@ -49,18 +55,21 @@ class Residency {
   std::vector<Slot> slots_;
 };
 
-// For each chunk of one drive the ticket of the slot that it was last seen in, or 0.
+// For each chunk of one drive whether it is all zero, and if not the ticket of the slot that it was last seen in, or 0.
 class HitMap {
  public:
-  HitMap(std::shared_ptr<Residency> residency, size_t chunks);
+  // Chunk n is all zero unless bit n % 8 of `stored[n / 8]` is set.
+  HitMap(std::shared_ptr<Residency> residency, size_t chunks, const uint8_t* stored);
 
   Residency& residency() { return *residency_; }
   size_t chunks() const { return chunks_; }
   uint64_t size_bytes() const { return static_cast<uint64_t>(chunks_) * residency_->slot_bytes(); }
 
+  bool IsZero(size_t chunk) const { return !(stored_[chunk / 8] >> chunk % 8 & 1); }
+
   // Of the event loop.
   void Publish(size_t chunk, size_t slot);
-  // Null unless the chunk is in memory.
+  // Null unless the chunk is in a slot.
   const uint8_t* Pin(size_t chunk);
 
   // Reads that were answered by it, and their bytes.
@@ -70,6 +79,7 @@ class HitMap {
  private:
   std::shared_ptr<Residency> residency_;
   size_t chunks_;
+  const std::vector<uint8_t> stored_;
   // From calloc: the pages of a large drive that is hardly read take no memory.
   std::unique_ptr<std::atomic<uint64_t>[], void (*)(void*)> tickets_;
 };

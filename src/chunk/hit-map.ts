@@ -22,9 +22,11 @@ export class SlabResidency {
     this.#residency = residencyOpen(slab, slotBytes);
   }
 
-  /** For a drive of `chunks` chunks, each of a slot's size. */
-  hitMap(chunks: number): HitMap {
-    return new HitMap(hitMapOpen(this.#residency, chunks));
+  /** For a drive of `chunks` chunks, each of a slot's size; those at the indices `stored` are not all zero. */
+  hitMap(chunks: number, stored: Iterable<number>): HitMap {
+    const bits = new Uint8Array(Math.ceil(chunks / 8));
+    for (const index of stored) bits[index >> 3]! |= 1 << (index & 7);
+    return new HitMap(hitMapOpen(this.#residency, chunks, bits));
   }
 
   /** Takes back what was published for `slot`. False: somebody reads it just now, and it may not be written to. */
@@ -32,7 +34,7 @@ export class SlabResidency {
     return residencyClaim(this.#residency, slot);
   }
 
-  /** Reads by way of all its hit maps. */
+  /** Chunks that were read by way of all its hit maps. */
   get reads(): number {
     return residencyReads(this.#residency);
   }
@@ -43,7 +45,7 @@ export class SlabResidency {
   }
 }
 
-/** The chunks of one drive. */
+/** The chunks of one drive. Those that are all zero need not be published. */
 export class HitMap {
   /** For the native threads. */
   readonly handle: HitMapHandle;

@@ -82,14 +82,17 @@ export class ChunkMemory {
     return this.#slab.pinnedSlots > this.#crowdedSlots;
   }
 
-  /** Reads that native threads answered from here. */
+  /** Chunks that native threads read from here. */
   get hitMapReads(): number {
     return this.#slab.residency?.reads ?? 0;
   }
 
-  /** For a drive of `chunks` chunks; what it publishes there are slots of chunks that it got from here. */
-  hitMap(chunks: number): HitMap {
-    return this.#slab.hitMap(chunks);
+  /**
+   * For a drive of `chunks` chunks, zero but at the indices `stored`; what it publishes there are slots of chunks that it
+   * got from here.
+   */
+  hitMap(chunks: number, stored: Iterable<number>): HitMap {
+    return this.#slab.hitMap(chunks, stored);
   }
 
   /** The chunk, pinned once for the caller and now the last to be evicted; undefined if it is not here. */

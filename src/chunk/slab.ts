@@ -97,10 +97,10 @@ export class Slab {
     return this.#free.length;
   }
 
-  /** For a drive of `chunks` chunks: what lets native threads read from the slots. */
-  hitMap(chunks: number): HitMap {
+  /** For a drive of `chunks` chunks, zero but at the indices `stored`: what lets native threads read from the slots. */
+  hitMap(chunks: number, stored: Iterable<number>): HitMap {
     this.residency ??= new SlabResidency(this.#memory, CHUNK_BYTES);
-    return this.residency.hitMap(chunks);
+    return this.residency.hitMap(chunks, stored);
   }
 
   /** A slot that nobody uses, or undefined. */

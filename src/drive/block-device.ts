@@ -43,7 +43,7 @@ export interface BlockDevice {
   extents(offset: number, lengthBytes: number, extentsMax: number): BlockExtent[];
 
   /**
-   * Where native threads may read what is in memory, made at the first call; from then on whatever is read is published
+   * Where native threads may read what is in memory or all zero, made at the first call; from then on whatever is read is published
    * in it. A device without it is asked for everything.
    */
   hitMap?(): HitMap;

@@ -158,8 +158,12 @@ export class Drive implements BlockDevice {
   }
 
   hitMap(): HitMap {
-    this.#hits ??= this.#reader.memory.hitMap(this.sizeBytes / CHUNK_BYTES);
+    this.#hits ??= this.#reader.memory.hitMap(this.sizeBytes / CHUNK_BYTES, this.#storedIndices());
     return this.#hits;
+  }
+
+  *#storedIndices(): Generator<number> {
+    for (let entry = 0; entry < this.#map.storedChunks; entry++) yield this.#map.indexOf(entry);
   }
 
   stats(): DriveStats {

@@ -10,6 +10,7 @@ import { mkdtemp, rm, stat, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { promisify } from 'node:util';
+import { CHUNK_BYTES } from '../../src/format/chunk-id.ts';
 import { startServer } from '../export/nbd/server-child.ts';
 import { hasTool } from '../support/tools.ts';
 import { formatRows, type Row } from './row.ts';
@@ -72,14 +73,19 @@ export async function benchNbd(): Promise<Row[]> {
   try {
     const content = join(shared, 'content');
     // No zeroes, which we would send as holes: everybody is to move the same bytes.
-    await writeFile(content, Buffer.alloc(SIZE_BYTES, randomFillSync(Buffer.alloc(1024 * 1024))));
+    const bytes = Buffer.alloc(SIZE_BYTES, randomFillSync(Buffer.alloc(1024 * 1024)));
+    await writeFile(content, bytes);
+    // One chunk in eight is all zero, as in the image of a disk.
+    const sparse = join(shared, 'sparse');
+    for (let at = 0; at < SIZE_BYTES; at += 8 * CHUNK_BYTES) bytes.fill(0, at, at + CHUNK_BYTES);
+    await writeFile(sparse, bytes);
     servers.push(await startOurs(join(dir, 'ours.sock'), content));
     if (hasTool('nbdkit') && hasTool('nbdcopy'))
       servers.push(await startNbdkit(join(dir, 'kit.sock'), content));
     if (hasTool('qemu-nbd')) servers.push(await startQemuNbd(join(dir, 'qemu.sock'), content));
     const rows: Row[] = [];
     for (const load of LOADS) rows.push(...(await benchLoad(load, servers)));
-    rows.push(await benchBusy(dir, content));
+    rows.push(await benchBusy(dir, sparse));
     return rows;
   } finally {
     for (const server of servers) await server.stop();

@@ -44,7 +44,8 @@ bool IsRight(const Message& message) {
 int main() {
   static uint8_t slab[kSlotBytes * kSlots];
   const auto residency = std::make_shared<Residency>(slab, kSlotBytes, kSlots);
-  const auto map = std::make_shared<HitMap>(residency, kChunks);
+  const std::vector<uint8_t> stored((kChunks + 7) / 8, 0xff);
+  const auto map = std::make_shared<HitMap>(residency, kChunks, stored.data());
   int pair[2];
   if (socketpair(AF_UNIX, SOCK_SEQPACKET, 0, pair) != 0) abort();
   std::atomic<int> wrong{0};

@@ -12,7 +12,7 @@ export interface BufferDeviceOptions {
   imageDigest?: string;
   cold?: boolean;
   readTimeoutMs?: number;
-  /** Whether native threads may read its whole chunks that are not zero. */
+  /** Whether native threads may read its whole chunks. */
   hits?: boolean;
   /** Called before each asynchronous read; throw or delay in it. */
   beforeRead?: (offset: number, lengthBytes: number) => Promise<void> | void;
@@ -45,11 +45,12 @@ export class BufferDevice implements BlockDevice {
     this.imageDigest = options.imageDigest ?? `sha256:${this.name}`;
     if (options.hits) {
       const chunks = Math.floor(bytes.length / CHUNK_BYTES);
-      const map = new SlabResidency(bytes, CHUNK_BYTES).hitMap(chunks);
-      for (let index = 0; index < chunks; index++) {
+      const stored = Array.from({ length: chunks }, (_, index) => index).filter((index) => {
         const at = index * CHUNK_BYTES;
-        if (bytes.compare(zeroes, 0, CHUNK_BYTES, at, at + CHUNK_BYTES) !== 0) map.publish(index, index);
-      }
+        return bytes.compare(zeroes, 0, CHUNK_BYTES, at, at + CHUNK_BYTES) !== 0;
+      });
+      const map = new SlabResidency(bytes, CHUNK_BYTES).hitMap(chunks, stored);
+      for (const index of stored) map.publish(index, index);
       this.hitMap = () => map;
     }
   }

@@ -5,7 +5,7 @@ import t, { type Test } from 'tap';
 import { ChunkMemory } from '../../../src/chunk/memory.ts';
 import { ChunkReader } from '../../../src/chunk/reader.ts';
 import { Drive } from '../../../src/drive/drive.ts';
-import { COMMAND, COMMAND_FLAG } from '../../../src/export/nbd/protocol.ts';
+import { CHUNK_TYPE, COMMAND, COMMAND_FLAG } from '../../../src/export/nbd/protocol.ts';
 import { CHUNK_BYTES } from '../../../src/format/chunk-id.ts';
 import { NbdClient, writeRequest } from '../../support/nbd-client.ts';
 import { CountingObserver, MapTier, makeImage } from '../../support/tiers.ts';
@@ -39,8 +39,13 @@ async function open(t: Test, slots: number) {
   return { ...serving, drive, memory, reader, fetched };
 }
 
+interface Range {
+  readonly offset: number;
+  readonly lengthBytes: number;
+}
+
 /** A client in a thread of its own reads `count` times; `done` becomes `count`, or -1 for an answer that is wrong. */
-function clientThread(path: string, count: number, done: Int32Array): Worker {
+function clientThread(path: string, range: Range, count: number, done: Int32Array): Worker {
   const code = `
     const { workerData } = require('node:worker_threads');
     const net = require('node:net');
@@ -61,37 +66,69 @@ function clientThread(path: string, count: number, done: Int32Array): Worker {
     });`;
   // Fixed newstyle without zeroes, and EXPORT_NAME of the empty name.
   const head = Buffer.from('00000003' + '49484156454f5054' + '00000001' + '00000000', 'hex');
-  const offset = 5 * CHUNK_BYTES + 4096;
+  const { offset, lengthBytes } = range;
   const request = writeRequest({
     type: read,
     flags: 0,
     cookieHigh: 1,
     cookieLow: 2,
     offset,
-    lengthBytes: 4096,
+    lengthBytes,
   });
   const reply = Buffer.concat([
     Buffer.from('67446698' + '00000000' + '00000001' + '00000002', 'hex'),
-    image.disk.subarray(offset, offset + 4096),
+    image.disk.subarray(offset, offset + lengthBytes),
   ]);
   return new Worker(code, { eval: true, workerData: { path, head, request, reply, count, done } });
 }
 
-t.test('reads of what is in memory are answered while the event loop is busy', async (t) => {
-  const { where, server } = await open(t, 16);
-  const done = new Int32Array(new SharedArrayBuffer(4));
-  const worker = clientThread(where.path, 100, done);
-  // The first read fetches the chunk, which needs the event loop.
-  await until(() => done[0] !== 0);
-  // From here on it is stopped; only another thread can answer.
-  for (let seen = done[0]!; seen >= 0 && seen < 100; seen = done[0]!) {
-    if (Atomics.wait(done, 0, seen, 10_000) === 'timed-out') break;
-  }
-  t.equal(done[0], 100);
-  await worker.terminate();
-  await until(() => server.stats().connections === 0);
-  t.ok(server.stats().ops.read >= 100, 'they are counted');
-  t.equal(server.stats().readBytes, server.stats().ops.read * 4096);
+/** Chunks 3 and 9 are zero. Chunk `index` from its `from`-th page on. */
+const pages = (index: number, from: number, count: number): Range => ({
+  offset: index * CHUNK_BYTES + from * 4096,
+  lengthBytes: count * 4096,
+});
+const inMemory = {
+  data: pages(5, 1, 1),
+  zeroes: pages(3, 1, 1),
+  'data, then zeroes': pages(2, 127, 2),
+  'zeroes, then data': pages(9, 120, 16),
+};
+
+for (const [what, range] of Object.entries(inMemory)) {
+  t.test(`reads of what is in memory are answered while the event loop is busy: ${what}`, async (t) => {
+    const { where, server, drive, reader } = await open(t, 16);
+    const done = new Int32Array(new SharedArrayBuffer(4));
+    const worker = clientThread(where.path, range, 100, done);
+    // The first read fetches the chunk, which needs the event loop.
+    await until(() => done[0] !== 0);
+    // From here on it is stopped; only another thread can answer.
+    for (let seen = done[0]!; seen >= 0 && seen < 100; seen = done[0]!) {
+      if (Atomics.wait(done, 0, seen, 10_000) === 'timed-out') break;
+    }
+    t.equal(done[0], 100);
+    await worker.terminate();
+    await until(() => server.stats().connections === 0);
+    t.ok(server.stats().ops.read >= 100, 'they are counted');
+    t.equal(server.stats().readBytes, server.stats().ops.read * range.lengthBytes);
+    const isZero = what === 'zeroes';
+    t.equal(drive.hitMap().counts().reads, isZero ? 100 : 99, 'but the first, which fetched a chunk');
+    t.equal(reader.stats().memoryHits === 0, isZero, 'zeroes are not counted as hits of memory');
+  });
+}
+
+t.test('a long read of zeroes is a hole, and with DF data', async (t) => {
+  const { where, drive } = await open(t, 16);
+  const client = await NbdClient.open(where, '', { structured: true });
+  const typesOf = async (flags: number) => {
+    const wanted = { type: read, flags, offset: 9 * CHUNK_BYTES, lengthBytes: 64 * 1024 };
+    const { data, chunks } = await client.request(wanted);
+    t.ok(data.equals(Buffer.alloc(64 * 1024)));
+    return chunks.map(({ type }) => type);
+  };
+  t.same(await typesOf(0), [CHUNK_TYPE.offsetHole]);
+  t.same(await typesOf(COMMAND_FLAG.df), [CHUNK_TYPE.offsetData]);
+  t.equal(drive.hitMap().counts().reads, 2);
+  client.close();
 });
 
 t.test('they are counted for the drive and as hits of memory', async (t) => {
