@@ -15,7 +15,7 @@ napi_value ResidencyOpen(napi_env env, napi_callback_info info) {
   Bytes slab;
   uint32_t slot_bytes = 0;
   if (!args.ok() || !GetBytes(env, args[0], &slab) || !args.GetUint32(1, &slot_bytes) || slot_bytes == 0 ||
-      slot_bytes > kChunkBytesMax ||      slab.length / slot_bytes > Residency::kSlotsMax) {
+      slot_bytes > kChunkBytesMax || slab.length / slot_bytes > Residency::kSlotsMax) {
     return ThrowUsage(env, "residencyOpen(slab: Uint8Array, slotBytes)");
   }
   return NewHandle(env, std::make_shared<Residency>(slab.data, slot_bytes, slab.length / slot_bytes));

@@ -117,7 +117,7 @@ export interface NativeAddon {
   /** Whether another thread read from `slot` since this was asked last. */
   residencyTakeUsed(residency: Residency, slot: number): boolean;
 
-  /** Reads by way of all its hit maps. */
+  /** Chunks that were read by way of all its hit maps. */
   residencyReads(residency: Residency): number;
 
   /**

@@ -162,10 +162,6 @@ export class Drive implements BlockDevice {
     return this.#hits;
   }
 
-  *#storedIndices(): Generator<number> {
-    for (let entry = 0; entry < this.#map.storedChunks; entry++) yield this.#map.indexOf(entry);
-  }
-
   stats(): DriveStats {
     if (this.#hits) this.#counters.readsElsewhere(this.#hits.counts());
     const [oldest] = this.#operations;
@@ -185,6 +181,10 @@ export class Drive implements BlockDevice {
       'INTERNAL',
       `drive ${this.name}: ${lengthBytes} bytes at ${offset} are outside its ${this.sizeBytes} bytes`,
     );
+  }
+
+  *#storedIndices(): Generator<number> {
+    for (let entry = 0; entry < this.#map.storedChunks; entry++) yield this.#map.indexOf(entry);
   }
 
   #pieces(offset: number, lengthBytes: number): Piece[] {
