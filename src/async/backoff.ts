@@ -1,6 +1,6 @@
 /**
- * Asking again what could not be told: pauses that double, up to a longest one, and are jittered, for a thousand workers
- * must not come back in step. An answer is not asked again, nor is a refusal that would only be repeated.
+ * Retries for calls that may succeed later: pauses that double up to a longest one, with jitter, because a thousand
+ * workers must not come back in step. An answer is not retried, and neither is a refusal that would only repeat.
  */
 import { setTimeout as sleep } from 'node:timers/promises';
 import { errorText, isRetryable, LazydiskError, withMessage } from '../errors.ts';
@@ -11,12 +11,12 @@ export interface Pauses {
   readonly longestMs: number;
 }
 
-/** The pause after so many failures, in milliseconds. Jitter makes it shorter, by half at most. */
+/** The pause after this many failures, in milliseconds. Jitter shortens it, by half at most. */
 export function pauseAfterMs(failures: number, { firstMs, longestMs }: Pauses): number {
   return Math.min(firstMs * 2 ** (failures - 1), longestMs);
 }
 
-/** What the pauses between so many tries come to, in milliseconds, at most. */
+/** The sum of the pauses between this many tries, in milliseconds, at most. */
 export function pausesTotalMs(tries: number, pauses: Pauses): number {
   let totalMs = 0;
   for (let failures = 1; failures < tries; failures++) totalMs += pauseAfterMs(failures, pauses);
@@ -25,11 +25,11 @@ export function pausesTotalMs(tries: number, pauses: Pauses): number {
 
 export interface BackoffOptions {
   readonly pauses: Pauses;
-  /** Tries together, the first one included. */
+  /** Tries in total, including the first. */
   readonly tries: number;
-  /** For so long after the first failure there are more tries than that. Default none. */
+  /** For this long after the first failure, more tries than that are made. Default none. */
   readonly patienceMs?: number | undefined;
-  /** No pause goes beyond it. On the clock of performance.now(); looked at after each failure. Default never. */
+  /** No pause goes beyond it. On the clock of performance.now(); read after each failure. Default never. */
   readonly deadline?: () => number;
   /** Ends the wait. */
   readonly signal?: AbortSignal | undefined;
@@ -46,8 +46,8 @@ export class Backoff {
   }
 
   /**
-   * Resolves when it is time for the next try; `onPause` is called before the wait. Throws `error` if there is to be none,
-   * with how many there were, and ABORTED after `signal`.
+   * Resolves when it is time for the next try; calls `onPause` before the wait. If there is no further try, throws
+   * `error` with the number of tries; throws ABORTED after `signal`.
    */
   async failed(error: unknown, onPause?: () => void): Promise<void> {
     const { pauses, tries, patienceMs = 0, deadline, signal } = this.#options;
@@ -58,7 +58,7 @@ export class Backoff {
     const isPatient = nowMs - this.#firstMs < patienceMs;
     if (this.#failures >= tries && !isPatient) throw this.#final(error);
     const askedMs = (error instanceof LazydiskError && error.retryAfterMs) || 0;
-    // Whoever is to wait for longer than they would anyway is told so at once.
+    // If the server asks for a longer wait than we would grant, give up at once.
     if (askedMs > Math.max(pauses.longestMs, this.#firstMs + patienceMs - nowMs)) throw this.#final(error);
     const jitteredMs = pauseAfterMs(this.#failures, pauses) * (0.5 + Math.random() / 2);
     const pauseMs = Math.max(jitteredMs, askedMs);
@@ -80,7 +80,10 @@ export class Backoff {
   }
 }
 
-/** What `attempt` gives; as often as `options` allow while it fails with what may pass. Rejects as `Backoff.failed`. */
+/**
+ * The result of `attempt`, which is retried as `options` allow while its error is retryable. Rejects as
+ * `Backoff.failed`.
+ */
 export async function retrying<T>(options: BackoffOptions, attempt: () => Promise<T>): Promise<T> {
   let backoff: Backoff | undefined;
   for (;;) {

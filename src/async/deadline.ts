@@ -1,18 +1,18 @@
 /**
- * One way to hold a wait to its deadline and its abort signal. A read's deadline may move while it waits (a later
- * caller with more time joins the flight), so when the timer fires the deadline is looked at again.
+ * Ends a wait at its deadline or when its signal aborts. A read's deadline may move while it waits (a later caller with
+ * more time joins the flight), so the deadline is read again when the timer fires.
  */
 import { LazydiskError } from '../errors.ts';
 import type { ReadContext } from './read-context.ts';
 
-/** setTimeout takes no more. */
+/** The longest delay that setTimeout accepts. */
 const TIMER_MS_MAX = 2 ** 31 - 1;
 
 export type Ended = 'deadline' | 'signal';
 
 /**
- * Calls `ended` once, when `ctx` says that the wait is over; never before this has returned. Returns what stops
- * the watch; after it `ended` is not called.
+ * Calls `ended` once when the deadline of `ctx` has passed or its signal has aborted, and never before this function
+ * has returned. Returns a function that stops the watch; after that, `ended` is not called.
  */
 export function onDeadline(
   ctx: Pick<ReadContext, 'deadline' | 'signal'>,
@@ -42,7 +42,7 @@ export function onDeadline(
     }, leftMs);
   };
   if (signal?.aborted) {
-    // Not synchronously: the caller has not got the stop function yet.
+    // Not synchronously: the caller does not have the stop function yet.
     queueMicrotask(aborted);
     return stop;
   }
@@ -51,7 +51,7 @@ export function onDeadline(
   return stop;
 }
 
-/** TIMEOUT or ABORTED, with what was waited for. */
+/** TIMEOUT or ABORTED; `what` says what did not happen in time. */
 export function deadlineError(why: Ended, what: string): LazydiskError {
   return why === 'deadline'
     ? new LazydiskError('TIMEOUT', `${what} before the deadline`)
@@ -59,8 +59,8 @@ export function deadlineError(why: Ended, what: string): LazydiskError {
 }
 
 /**
- * Settles as `promise` does, or rejects with TIMEOUT or ABORTED (`what` says what did not happen) when `ctx` is over
- * first; then `late` gets the value if it comes after all, to give it back.
+ * Settles as `promise` does, or rejects with TIMEOUT or ABORTED (`what` says what did not happen) when `ctx` ends
+ * first. If the value arrives later, it is passed to `late`, which gives it back.
  */
 export function withDeadline<T>(
   promise: Promise<T>,

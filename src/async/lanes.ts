@@ -1,25 +1,28 @@
 /**
- * How many transfers to have in flight at once. A far store needs many to fill a line that a few fill to a near one; and many
- * cost a near one nothing, unless it gets slower the more it has to do at once. So it begins with the most, tries half or
- * twice as many now and then, and stays with what moves clearly more.
+ * How many transfers to have in flight at once. A distant store needs many to fill a link that a nearby one fills with
+ * a few. Many cost a nearby store nothing, unless it slows down under concurrent requests. So this starts at the
+ * maximum, tries half or twice as many now and then, and keeps a number that is clearly faster.
  */
 
 export const LANES_MIN = 16;
 export const LANES_MAX = 64;
 
-/** Another number must move this much more to be worth it: below it is what else goes on on the machine. */
+/** Another number must be this much faster to be worth it; smaller differences come from other work on the machine. */
 const GAIN_MIN = 1.15;
-/** Rounds, each as many transfers as there are lanes, that a rate is taken over. The one after a change does not count. */
+/**
+ * Rounds that a rate is measured over, each of as many transfers as there are lanes. The round after a change does not
+ * count.
+ */
 const MEASURED_ROUNDS = 2;
-/** Until another number is tried after one that was not worth it. */
+/** Rounds before the next trial, after one that was not worth it. */
 const HELD_ROUNDS = 40;
 
 export class Lanes {
   #limit = LANES_MAX;
-  /** What was tried last came from this number, which moved so many bytes a millisecond. */
+  /** While a trial runs: the number before it, and its rate in bytes per millisecond. */
   #before: { readonly limit: number; readonly rate: number } | undefined;
   #isRising = false;
-  /** Rounds that do not count; the first one opens connections. */
+  /** Rounds to skip; the first round opens connections. */
   #skip = 1;
   #measured = 0;
   #transfers = 0;
@@ -27,7 +30,7 @@ export class Lanes {
   #sinceMs: number;
   readonly #now: () => number;
 
-  /** `now` in milliseconds, for tests. */
+  /** `now` is a clock in milliseconds, for tests. */
   constructor(now: () => number = () => performance.now()) {
     this.#now = now;
     this.#sinceMs = now();
@@ -38,7 +41,7 @@ export class Lanes {
     return this.#limit;
   }
 
-  /** One transfer has ended that moved `bytes`. */
+  /** Called when a transfer that moved `bytes` has finished. */
   ended(bytes: number): void {
     this.#bytes += bytes;
     this.#transfers++;
@@ -70,7 +73,7 @@ export class Lanes {
     this.#skip = 1;
   }
 
-  /** Stays with the number for now; the next trial goes the other way. */
+  /** Keeps the current number for now; the next trial goes the other way. */
   #hold(): void {
     this.#isRising = !this.#isRising;
     this.#skip = HELD_ROUNDS;

@@ -1,6 +1,6 @@
 /**
- * Asking a server again for as long as the caller is patient, and telling them meanwhile. Work that takes long has
- * patience: its calls are tried for minutes, so that a server's restart does not end it.
+ * Retries calls to a server for as long as the caller is patient, and reports the outage meanwhile. Long-running work
+ * has patience: its calls are retried for minutes, so that a restart of the server does not end it.
  */
 import { errorText, isRetryable } from '../errors.ts';
 import { Backoff, type Pauses } from './backoff.ts';
@@ -8,34 +8,34 @@ import { Backoff, type Pauses } from './backoff.ts';
 const PAUSES: Pauses = { firstMs: 100, longestMs: 3_000 };
 
 export interface Patience {
-  /** How long a call is tried, in milliseconds from its first failure; `tries` at least. */
+  /** How long a call is retried, in milliseconds from its first failure; it gets at least `tries`. */
   readonly forMs: number;
   /** Ends all waits; their calls reject with ABORTED. */
   readonly signal?: AbortSignal;
-  /** Told of each failure while no call succeeds, and with undefined when one does. */
+  /** Called at each failure while no call succeeds, and with undefined when one does. */
   onOutage?(outage: Outage | undefined): void;
 }
 
-/** A time in which every call to a server has failed; on the clock of performance.now(). */
+/** A period in which every call to a server has failed; times are on the clock of performance.now(). */
 export interface Outage {
-  /** What the server is, for people: `store`, `registry`. */
+  /** What the server is, for messages: `store`, `registry`. */
   readonly peer: string;
   /** When the first call failed. */
   readonly sinceMs: number;
-  /** When calls that failed first then are given up. */
+  /** When calls that first failed at `sinceMs` are given up. */
   readonly untilMs: number;
-  /** What the last one failed with. */
+  /** The error text of the last call. */
   readonly reason: string;
 }
 
 export interface RetryOptions {
   /** As in Outage. */
   readonly peer: string;
-  /** Tries together, the first one included. Default 5. */
+  /** Tries in total, including the first. Default 5. */
   readonly tries?: number;
-  /** Default from 100 ms to 3 s. */
+  /** Default 100 ms to 3 s. */
   readonly pauses?: Pauses;
-  /** Default none: `tries` and no more. */
+  /** Default none: only `tries`. */
   readonly patience?: Patience | undefined;
 }
 
@@ -58,7 +58,7 @@ export class PatientRetries {
     return this.#patience?.forMs;
   }
 
-  /** What `attempt` gives. Rejects as the last try did; the message says how many there were. */
+  /** The result of `attempt`. Rejects as the last try did; the message says how many there were. */
   async run<T>(signal: AbortSignal | undefined, attempt: () => Promise<T>): Promise<T> {
     let backoff: Backoff | undefined;
     for (;;) {
@@ -73,7 +73,7 @@ export class PatientRetries {
     }
   }
 
-  /** For the failures of one call that `run` does not do. */
+  /** For the failures of one call that does not go through `run`. */
   backoff(signal: AbortSignal | undefined): Backoff {
     const signals = [signal, this.#patience?.signal].filter((one) => one !== undefined);
     return new Backoff({
@@ -84,7 +84,7 @@ export class PatientRetries {
     });
   }
 
-  /** Resolves when it is time for the next try; throws if there is to be none. */
+  /** Resolves when it is time for the next try; throws if there is no further try. */
   failed(error: unknown, backoff: Backoff): Promise<void> {
     if (!isRetryable(error)) this.#answered();
     return backoff.failed(error, () => this.#tell(error));

@@ -1,13 +1,13 @@
-/** Bounded concurrency for work on many things: lanes that take the next item each. */
+/** Bounded concurrency for work on many items: each lane takes the next item. */
 
-/** Lanes there may be; may change while they run. */
+/** The number of lanes; may change while they run. */
 interface Limit {
   readonly limit: number;
 }
 
 /**
- * `work` on all of `items`, at most `lanes` at a time. Rejects with the first failure once nothing is in flight; what
- * had not begun by then is not begun.
+ * Calls `work` on all of `items`, at most `lanes` at a time. After the first failure it starts nothing more, waits for
+ * what is in flight, and rejects with that failure.
  */
 export async function pooled<T>(
   lanes: number | Limit,
@@ -19,7 +19,7 @@ export async function pooled<T>(
   let failure: { readonly error: unknown } | undefined;
   let isOver = false;
   let running = 0;
-  // Async iterators are asked one question at a time.
+  // An async iterator is asked for one item at a time.
   let turn: Promise<unknown> = Promise.resolve();
   const take = (): Promise<IteratorResult<T>> => {
     const next = turn.then(() => iterator.next());
@@ -28,7 +28,7 @@ export async function pooled<T>(
   };
   await new Promise<void>((resolve) => {
     const lane = async (): Promise<void> => {
-      // One that is too many ends.
+      // A lane exits when there are more than the limit.
       while (!failure && !isOver && running <= limit()) {
         const next = await take();
         if (next.done) isOver = true;

@@ -1,26 +1,26 @@
-/** What travels with a read, through every queue and wait: how urgent it is, for whom, and until when. */
+/** What travels with a read through every queue and wait: how urgent it is, for which drives, and until when. */
 
-/** Why something is being read; demand goes before readahead, readahead before prefetch. */
+/** Why something is being read. Demand goes before readahead, and readahead before prefetch. */
 export type ReadClass = 'demand' | 'readahead' | 'prefetch';
 
 /**
- * It is alive: when a more urgent caller joins a read in flight, `class` and `deadline` move up, so whoever queues or
- * waits looks at them when it matters, and keeps no copy; `drives` grows.
+ * A live object: when a more urgent caller joins a read in flight, `class` and `deadline` move up and `drives` grows.
+ * Code that queues or waits must read the fields when it needs them, and must not copy them.
  */
 export interface ReadContext {
   readonly class: ReadClass;
   /** On the clock of `performance.now()`, milliseconds. */
   readonly deadline: number;
   readonly signal?: AbortSignal;
-  /** Whose read this is: for error texts, for its share of what all drives use, and for whose failure it is. */
+  /** The drive that reads: for error texts, for its share of what all drives use, and for blaming failures on it. */
   readonly drive?: string;
-  /** All drives that wait for it, `drive` first; undefined where it is that one alone. */
+  /** All drives that wait for the read, `drive` first; undefined where that is the only one. */
   readonly drives?: ReadonlySet<string>;
-  /** Has `listener` called when `class` or `drives` has changed, until the returned function is called. For who queues. */
+  /** Calls `listener` when `class` or `drives` has changed, until the returned function is called. For queues. */
   onPromote?(listener: () => void): () => void;
 }
 
-/** The classes in the order in which they go. */
+/** The classes, most urgent first. */
 export const BY_URGENCY: readonly ReadClass[] = ['demand', 'readahead', 'prefetch'];
 
 /** Whether `a` goes before `b`. */
@@ -28,12 +28,12 @@ export function isMoreUrgent(a: ReadClass, b: ReadClass): boolean {
   return BY_URGENCY.indexOf(a) < BY_URGENCY.indexOf(b);
 }
 
-/** `ctx`, as alive as it is, with a deadline that is never later than `deadline`. */
+/** A live view of `ctx` whose deadline is never later than `deadline`. */
 export function withNearerDeadline(ctx: ReadContext, deadline: number): ReadContext {
   return derived(ctx, deadline, ctx.signal);
 }
 
-/** `ctx`, as alive as it is, with a signal of its own. */
+/** A live view of `ctx` with another signal. */
 export function withSignal(ctx: ReadContext, signal: AbortSignal): ReadContext {
   return derived(ctx, Number.POSITIVE_INFINITY, signal);
 }

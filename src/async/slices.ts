@@ -1,19 +1,19 @@
 /**
- * Long work on the event loop, cut into slices: a generator that yields where it may pause runs either at once, where
- * nobody waits (a command), or a slice a turn of the loop (the daemon). All of a process share the turns, so ten such
- * works at once take ten times as long and never ten slices in one turn.
+ * Long work on the event loop, cut into slices: a generator that yields wherever it may pause. It runs either in one
+ * go, where nothing else waits (a command), or one slice per turn of the loop (the daemon). All work in a process
+ * shares the turns, so ten such jobs at once take ten times as long but never run ten slices in one turn.
  */
 import { noteWork } from '../loop-work.ts';
 
-/** Work that may pause wherever it yields, a millisecond apart at most. */
+/** Work that may pause wherever it yields, at most a millisecond apart. */
 export type Steps<T> = Generator<void, T, void>;
 
-/** One slice, in which nothing else of the loop happens. */
+/** The length of a slice, during which the loop does nothing else. */
 const SLICE_MS = 1;
 
 const waiting: (() => void)[] = [];
 
-/** Resolves in a turn of the event loop in which nobody else's long work goes on. */
+/** Resolves in a turn of the event loop in which no other long work runs. */
 export function ownTurn(): Promise<void> {
   return new Promise((resolve) => {
     waiting.push(resolve);
@@ -26,7 +26,7 @@ function giveTurn(): void {
   if (waiting.length > 0) setImmediate(giveTurn);
 }
 
-/** All of the work, now. */
+/** Runs all of the work now. */
 export function runNow<T>(steps: Steps<T>): T {
   for (;;) {
     const step = steps.next();
@@ -34,7 +34,7 @@ export function runNow<T>(steps: Steps<T>): T {
   }
 }
 
-/** All of the work, a slice a turn. */
+/** Runs all of the work, one slice per turn. */
 export async function runInSlices<T>(steps: Steps<T>): Promise<T> {
   for (;;) {
     await ownTurn();

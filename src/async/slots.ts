@@ -1,4 +1,6 @@
-/** A bound on how much is in flight: take a slot, wait if there is none, give it back. First come, first served. */
+/**
+ * A bound on how much is in flight: take a slot, or wait until one is free, and give it back. First come, first served.
+ */
 export class Slots {
   #free: number;
   readonly #waiting: (() => void)[] = [];
@@ -7,7 +9,7 @@ export class Slots {
     this.#free = count;
   }
 
-  /** Resolves when a slot is the caller's. */
+  /** Resolves when the caller has a slot. */
   async take(): Promise<void> {
     if (this.#free > 0) this.#free--;
     else await new Promise<void>((resolve) => this.#waiting.push(resolve));

@@ -1,6 +1,6 @@
 /**
- * A queue in which owners take turns: whoever has put in a thousand items waits behind whoever has put in one. What
- * drives share is given out by it. An item may stand in the queues of several owners.
+ * A queue in which owners take turns, so an owner with a thousand items does not delay one with a single item. It
+ * shares common resources out among drives. An item may be in the queues of several owners.
  */
 export class Turns<Owner, Item> {
   /** In the order of their turns; an owner without items is not here. */
@@ -17,8 +17,8 @@ export class Turns<Owner, Item> {
   }
 
   /**
-   * Takes the first item of the first owner for which `mayHave` holds, and sends that owner to the end. Undefined if
-   * there is none, or if that one may not `go` yet, before which no other is to go.
+   * Takes the first item of the first owner for which `mayHave` holds, and sends that owner to the end. Returns
+   * undefined if there is none, or if `mayGo` refuses that item, which no other may overtake.
    */
   take(
     mayHave: (owner: Owner, item: Item) => boolean = () => true,
@@ -36,14 +36,14 @@ export class Turns<Owner, Item> {
     return undefined;
   }
 
-  /** The newest item of the owner who has most; it stays. */
+  /** The newest item of the owner with the most items; it stays in the queue. */
   lastOfLongest(): Item | undefined {
     let longest: Set<Item> | undefined;
     for (const items of this.#owners.values()) if (!longest || items.size > longest.size) longest = items;
     return longest && [...longest].at(-1);
   }
 
-  /** Takes `item` of `owner` out, wherever it is; one that is not there is no error. */
+  /** Removes `item` from the queue of `owner`; does nothing if it is not there. */
   remove(owner: Owner, item: Item): void {
     const items = this.#owners.get(owner);
     if (items?.delete(item) && items.size === 0) this.#owners.delete(owner);

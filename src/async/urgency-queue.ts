@@ -1,18 +1,18 @@
 /**
- * Who goes first when many reads wait for one thing: demand, then readahead, then prefetch; within a class the drives
- * take turns, and within a drive it is first come, first served. So a drive with a thousand reads delays another's one
- * read by one turn. A read that several drives wait for stands in the queue of each, and goes when the first of them
- * has its turn. Whoever waits leaves at its deadline or when it is cancelled.
+ * The order in which reads that wait for one thing are served: demand, then readahead, then prefetch. Within a class
+ * the drives take turns, and within a drive it is first come, first served. So a drive with a thousand reads delays a
+ * single read of another drive by one turn. A read that several drives wait for is in the queue of each, and goes at
+ * the first turn of any of them. A waiting read leaves at its deadline or when it is cancelled.
  */
 import type { LazydiskError } from '../errors.ts';
 import { type Ended, onDeadline } from './deadline.ts';
 import { BY_URGENCY, type ReadClass, type ReadContext } from './read-context.ts';
 import { Turns } from './turns.ts';
 
-/** Drives in whose turn one read may go; more than these only wait with it. */
+/** The number of drives in whose turn one read may go; any further drives only wait with it. */
 const OWNERS_MAX = 16;
 
-/** One that waits. It leaves the queue with `give` or `refuse`. */
+/** A waiting read. It leaves the queue with `give` or `refuse`. */
 export interface Ticket<T> {
   readonly ctx: ReadContext;
   readonly sealedBytes: number;
@@ -25,7 +25,7 @@ interface Filed {
   readonly owners: readonly string[];
 }
 
-/** The drives that a read is counted to; '' where nobody says. */
+/** The drives that a read is charged to; '' where none is named. */
 export function ownersOf(ctx: ReadContext): readonly string[] {
   if (!ctx.drives) return [ctx.drive ?? ''];
   const owners: string[] = [];
@@ -45,7 +45,7 @@ export class UrgencyQueue<T> {
   };
   readonly #filed = new Map<Ticket<T>, Filed>();
 
-  /** `onMoved` is called when one that waits has become more urgent, or another drive's too: it may go now. */
+  /** `onMoved` is called when a waiting read has become more urgent or is shared with another drive: it may go now. */
   constructor(onMoved: () => void) {
     this.#onMoved = onMoved;
   }
@@ -54,12 +54,12 @@ export class UrgencyQueue<T> {
     return this.#filed.size;
   }
 
-  /** The most urgent class of those that wait; undefined if nobody does. */
+  /** The most urgent class of the waiting reads; undefined if there are none. */
   get urgency(): ReadClass | undefined {
     return BY_URGENCY.find((each) => !this.#lines[each].isEmpty);
   }
 
-  /** Resolves with what it is given. Rejects as it is refused, or with `late` when `ctx` is over. */
+  /** Resolves with the value given to its ticket. Rejects when it is refused, or with `late` when `ctx` ends. */
   wait(ctx: ReadContext, late: (why: Ended) => LazydiskError, sealedBytes = 0): Promise<T> {
     return new Promise((resolve, reject) => {
       const leave = () => {
@@ -89,7 +89,10 @@ export class UrgencyQueue<T> {
     });
   }
 
-  /** Whose turn it is, of those that may go; the turn of its drive is over with that, and it must be given or refused. */
+  /**
+   * The next ticket among those that `may` allows. This uses up the turn of its drive; the ticket must be given or
+   * refused.
+   */
   next(may: (readClass: ReadClass, owner: string) => boolean = () => true): Ticket<T> | undefined {
     for (const readClass of BY_URGENCY) {
       const ticket = this.#lines[readClass].take((owner) => may(readClass, owner));
@@ -98,7 +101,7 @@ export class UrgencyQueue<T> {
     return undefined;
   }
 
-  /** The last of the least urgent, of the drive that has most of them. */
+  /** The newest of the least urgent reads, of the drive that has the most of them. */
   last(): Ticket<T> | undefined {
     const readClass = BY_URGENCY.findLast((each) => !this.#lines[each].isEmpty);
     return readClass && this.#lines[readClass].lastOfLongest();
