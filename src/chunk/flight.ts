@@ -1,7 +1,8 @@
 /**
- * One chunk on its way into memory, and everybody who waits for it. A flight is the context that its tiers see:
- * its class and deadline move up as more urgent callers join, and it goes in the turn of any drive that waits. Each caller waits under its own deadline and signal,
- * and leaves without disturbing the others; when the last one has left, the flight is cancelled.
+ * One chunk on its way into memory, and all the callers that wait for it. A flight is the context that its tiers see:
+ * its class and deadline move up as more urgent callers join, and it goes in the turn of any drive that waits. Each
+ * caller waits under its own deadline and signal, and leaves without disturbing the others; when the last one has left,
+ * the flight is cancelled.
  */
 import { deadlineError, type Ended, onDeadline } from '../async/deadline.ts';
 import { isMoreUrgent, type ReadClass, type ReadContext } from '../async/read-context.ts';
@@ -25,13 +26,15 @@ interface Waiter {
 }
 
 export class Flight implements ReadContext {
-  /** As ChunkMemory knows the chunk. */
+  /** The chunk's key in ChunkMemory. */
   readonly key: string;
   readonly ref: ChunkRef;
   readonly drive: string;
-  /** What the tiers gave so far, for errors: `disk: not there; origin: asked`. Empty while it waits for its turn. */
+  /**
+   * What the tiers answered so far, for errors: `disk: not there; origin: asked`. Empty while it waits for its turn.
+   */
   progress = '';
-  /** Grows while there are others to wait for it. */
+  /** Grows as callers of other drives join. */
   readonly drives: Set<string>;
   #class: ReadClass;
   #deadline: number;
@@ -68,7 +71,7 @@ export class Flight implements ReadContext {
     return () => this.#promotionListeners.delete(listener);
   }
 
-  /** Waits for the chunk. Rejects with what the flight failed with, or TIMEOUT, ABORTED as `ctx` says. */
+  /** Waits for the chunk. Rejects with the flight's failure, or with TIMEOUT or ABORTED as `ctx` says. */
   join(ctx: ReadContext): Promise<ChunkRead> {
     this.#deadline = Math.max(this.#deadline, ctx.deadline);
     const isPromoted = isMoreUrgent(ctx.class, this.#class);
@@ -87,7 +90,7 @@ export class Flight implements ReadContext {
     });
   }
 
-  /** Gives everybody the chunk; each gets a pin of its own. */
+  /** Resolves every waiter with the chunk; each gets its own pin. */
   land(slot: Slot, tier: TierName, fetchedBytes: number): void {
     let unattributedBytes = fetchedBytes;
     for (const waiter of this.#finish()) {
@@ -100,7 +103,7 @@ export class Flight implements ReadContext {
     for (const waiter of this.#finish()) waiter.reject(error);
   }
 
-  /** Nobody waits any longer, or the reader closes: whoever still does gets ABORTED. */
+  /** Called when no caller waits any longer, or when the reader closes; remaining waiters get ABORTED. */
   cancel(): void {
     if (this.#landed) return;
     this.fail(new LazydiskError('ABORTED', `chunk ${this.ref.id}: the read was cancelled`));
@@ -111,7 +114,7 @@ export class Flight implements ReadContext {
   #late(why: Ended): LazydiskError {
     const what = `chunk ${this.ref.id} (${this.progress || 'waiting for its turn'}): not read`;
     if (why === 'signal' || this.progress) return deadlineError(why, what);
-    // No tier was slow: more was asked of them all than they could give in this time.
+    // No tier was slow: the load was more than the tiers could serve in this time.
     return new LazydiskError('OVERLOAD', `${what} before the deadline`);
   }
 

@@ -1,6 +1,6 @@
 /**
- * Whether somebody is worth asking: a cache node, or the origin. Requests are counted in a window; whose failures in
- * it pass a share, or who fails several times in a row, is ejected, and from then on only a probe asks it, at growing
+ * Whether a cache node or the origin is worth asking. Requests are counted in a window. A peer whose share of failures
+ * in it passes a limit, or that fails several times in a row, is ejected. From then on only probes ask it, at growing
  * intervals with jitter, until one succeeds.
  */
 export interface HealthOptions {
@@ -14,7 +14,7 @@ export interface HealthOptions {
   readonly probeMaxMs: number;
 }
 
-/** For a cache node: ejecting one costs nothing but hits, since placement does not change. */
+/** For a cache node: ejecting one costs only hits, because placement does not change. */
 const NODE_HEALTH: HealthOptions = {
   windowMs: 10_000,
   failuresInRow: 3,
@@ -48,19 +48,19 @@ export class Health {
     this.#windowStart = now();
   }
 
-  /** False while ejected: do not ask. */
+  /** False while ejected: do not ask it. */
   get up(): boolean {
     return !this.#ejected;
   }
 
-  /** True once per probe interval while ejected; the caller then asks once and reports what came of it. */
+  /** True once per probe interval while ejected; the caller then asks once and reports the result. */
   takeProbe(): boolean {
     if (!this.#ejected || this.#now() < this.#probeAt) return false;
     this.#schedule();
     return true;
   }
 
-  /** While ejected: there is reason to hope, so a probe is due. */
+  /** While ejected: makes a probe due now, because the peer may be back. */
   probeNow(): void {
     this.#probeAt = Math.min(this.#probeAt, this.#now());
   }

@@ -1,6 +1,6 @@
 /**
- * Latencies in fixed buckets, four to an octave from a microsecond to two minutes: half a kilobyte whatever it
- * counts, so that each of a thousand drives can have one a tier; percentiles are right to a fifth.
+ * Latencies in fixed buckets, four per octave from a microsecond to two minutes. It takes half a kilobyte however much
+ * it counts, so each of a thousand drives can have one per tier; percentiles are exact to a fifth.
  */
 
 const BUCKETS_PER_OCTAVE = 4;
@@ -9,7 +9,7 @@ const BUCKETS = BUCKETS_PER_OCTAVE * OCTAVES;
 
 export interface LatencySummary {
   readonly count: number;
-  /** The bounds of the buckets that the percentiles lie in. */
+  /** The upper bounds of the buckets that hold the percentiles. */
   readonly p50Ms: number;
   readonly p99Ms: number;
   /** Exact. */
@@ -29,13 +29,13 @@ export class Histogram {
     if (durationMs > this.#maxMs) this.#maxMs = durationMs;
   }
 
-  /** Counts something that took under a microsecond, without a clock. */
+  /** Counts something that took less than a microsecond, without reading the clock. */
   recordInstant(times = 1): void {
     this.#counts[0]! += times;
     this.#count += times;
   }
 
-  /** The upper bound, in milliseconds, of the bucket that the `share` (0 to 1) of the values lies in or below. */
+  /** The upper bound, in milliseconds, of the bucket that holds the percentile `share` (0 to 1). */
   percentileMs(share: number): number {
     let left = Math.ceil(this.#count * share);
     if (left === 0) return 0;

@@ -1,6 +1,6 @@
 /**
- * What a thread without JavaScript must know to read decoded chunks in place: which of them lie in which slot of the
- * slab, and who reads from them now. The event loop publishes; before a slot is written to anew it claims it.
+ * What a thread without JavaScript must know to read decoded chunks in place: which of them are in which slot of the
+ * slab, and which slots are being read. The event loop publishes slots, and claims a slot before it is overwritten.
  */
 import {
   type HitMapHandle,
@@ -29,17 +29,17 @@ export class SlabResidency {
     return new HitMap(hitMapOpen(this.#residency, chunks, bits));
   }
 
-  /** Takes back what was published for `slot`. False: somebody reads it just now, and it may not be written to. */
+  /** Takes back what was published for `slot`. False: a thread is reading it, and it must not be overwritten. */
   claim(slot: number): boolean {
     return residencyClaim(this.#residency, slot);
   }
 
-  /** Chunks that were read by way of all its hit maps. */
+  /** Chunks that were read through all its hit maps. */
   get reads(): number {
     return residencyReads(this.#residency);
   }
 
-  /** Whether `slot` was read by way of a hit map since this was asked last. */
+  /** Whether `slot` was read through a hit map since the last call. */
   takeUsed(slot: number): boolean {
     return residencyTakeUsed(this.#residency, slot);
   }
@@ -59,7 +59,7 @@ export class HitMap {
     hitMapPublish(this.handle, index, slot);
   }
 
-  /** Reads that were answered by way of it, and their bytes. */
+  /** Reads that were answered through it, and their bytes. */
   counts(): { readonly reads: number; readonly readBytes: number } {
     const [reads, readBytes] = hitMapCounts(this.handle);
     return { reads, readBytes };

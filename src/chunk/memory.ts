@@ -1,7 +1,7 @@
 /**
- * Decoded chunks in memory: an LRU over the slab's slots. A slot is free, being filled, or cached; a pinned one
- * is never reused, so a reply can be written straight from it. Chunks are known by id and key together: an id is
- * public (it stands at the origin and in every manifest's clear part), so an id alone must not get a tenant the
+ * Decoded chunks in memory: an LRU over the slab's slots. A slot is free, being filled, or cached; a pinned slot is
+ * never reused, so a reply can be written straight from it. Chunks are known by id and key together. An id is public
+ * (it is visible at the origin and in the clear part of every manifest), so an id alone must not get a tenant the
  * plaintext that another tenant's read left here.
  */
 import { hash } from 'node:crypto';
@@ -13,12 +13,15 @@ import { CHUNK_BYTES, type ChunkRef } from '../format/chunk-id.ts';
 import type { HitMap } from './hit-map.ts';
 import { Slab, type Slot } from './slab.ts';
 
-/** Native threads hold a slot while they send from it, which never waits. */
+/**
+ * How soon a slot that a native thread held is tried again. Such a thread holds a slot only while it sends from it,
+ * without waiting.
+ */
 const CLAIM_RETRY_MS = 1;
 
 const memoryKeys = new WeakMap<ChunkRef, string>();
 
-/** What a chunk is known by in memory: a digest of id and key, worked out once for each ref object. */
+/** The key of a chunk in memory: a digest of id and chunk key, computed once for each ref object. */
 export function memoryKey(ref: ChunkRef): string {
   let key = memoryKeys.get(ref);
   if (key === undefined) {
@@ -29,7 +32,7 @@ export function memoryKey(ref: ChunkRef): string {
 }
 
 export interface ChunkMemoryOptions {
-  /** Ceiling of the decoded chunks, rounded down to whole chunks. */
+  /** The most that decoded chunks take up, rounded down to whole chunks. */
   readonly capacityBytes: number;
 }
 
@@ -39,7 +42,7 @@ export interface ChunkMemoryStats {
   readonly pinnedBytes: number;
   /** Slots that are being filled. */
   readonly filling: number;
-  /** Fills that wait for a slot. */
+  /** Fills waiting for a slot. */
   readonly waiting: number;
   readonly evictions: number;
 }
@@ -47,7 +50,7 @@ export interface ChunkMemoryStats {
 export class ChunkMemory {
   readonly #slab: Slab;
   readonly #cached: LRUCache<string, Slot>;
-  /** As long as there are fills, which the reader bounds. */
+  /** At most as long as there are fills, whose number the reader bounds. */
   readonly #queue = new UrgencyQueue<Slot>(() => {});
   readonly #crowdedSlots: number;
   readonly #prefetchFreeSlots: number;
@@ -55,13 +58,13 @@ export class ChunkMemory {
   #evictions = 0;
   #isRetryPlanned = false;
 
-  /** Throws USAGE for a capacity under one chunk, UNAVAILABLE when there is no such memory. */
+  /** Throws USAGE for a capacity under one chunk, UNAVAILABLE if the memory cannot be allocated. */
   constructor(options: ChunkMemoryOptions) {
     this.#slab = new Slab(options.capacityBytes);
     this.#slab.onIdle = (slot) => this.#idle(slot);
     this.#crowdedSlots = this.slots / 2;
     this.#prefetchFreeSlots = this.slots / 8;
-    // Never evicts by itself: there are as many entries as slots, and a slot is taken before an entry is made.
+    // Never evicts by itself: it has as many entries as slots, and a slot is taken before an entry is made.
     this.#cached = new LRUCache({ max: this.slots });
   }
 
@@ -75,7 +78,7 @@ export class ChunkMemory {
   }
 
   /**
-   * True while over half of the slots are pinned. Who would hold bytes for long (a reply to a slow client) must
+   * True while over half of the slots are pinned. Code that would hold bytes for long (a reply to a slow client) must
    * then copy them out, so that slow holders never starve the fills of slots.
    */
   get crowded(): boolean {
@@ -88,14 +91,14 @@ export class ChunkMemory {
   }
 
   /**
-   * For a drive of `chunks` chunks, zero but at the indices `stored`; what it publishes there are slots of chunks that it
-   * got from here.
+   * For a drive of `chunks` chunks, all zero except at the indices `stored`. The drive publishes there the slots of
+   * chunks that it got from here.
    */
   hitMap(chunks: number, stored: Iterable<number>): HitMap {
     return this.#slab.hitMap(chunks, stored);
   }
 
-  /** The chunk, pinned once for the caller and now the last to be evicted; undefined if it is not here. */
+  /** The chunk, pinned once for the caller and now most recently used; undefined if it is not here. */
   get(key: string): Slot | undefined {
     return this.#cached.get(key)?.pin();
   }
@@ -106,8 +109,8 @@ export class ChunkMemory {
   }
 
   /**
-   * A slot to fill: a free one, or that of the chunk not used for longest. While all are pinned or being filled,
-   * waits in a fair queue. It must then go to `commit` or `cancel`. Rejects with TIMEOUT, ABORTED.
+   * A slot to fill: a free one, or that of the least recently used chunk. While all are pinned or being filled, waits
+   * in a fair queue. The slot must then go to `commit` or `cancel`. Rejects with TIMEOUT, ABORTED.
    */
   reserve(ctx: ReadContext): Promise<Slot> {
     const slot = this.#slab.take() ?? this.#evict();
@@ -115,13 +118,13 @@ export class ChunkMemory {
       this.#filling++;
       return Promise.resolve(slot);
     }
-    return this.#queue.wait(ctx, (why) => deadlineError(why, 'memory: no chunk of it came free'));
+    return this.#queue.wait(ctx, (why) => deadlineError(why, 'memory: no slot became free'));
   }
 
   /**
-   * The slot is filled: from now on it is found by `key`. Returns the slot that holds the chunk, pinned once for
-   * the caller: another one when somebody else was quicker. A prefetched chunk is not kept once its pins are gone
-   * when memory is nearly full, so that prefetching never pushes out what guests have read.
+   * The slot is filled: from now on it is found by `key`. Returns the slot that holds the chunk, pinned once for the
+   * caller; it is another slot when another fill was quicker. When memory is nearly full, a prefetched chunk is not
+   * kept once its pins are gone, so that prefetching never pushes out what guests have read.
    */
   commit(key: string, slot: Slot, readClass: ReadClass): Slot {
     const known = this.get(key);
@@ -137,7 +140,7 @@ export class ChunkMemory {
     return slot;
   }
 
-  /** The slot was not filled, or what is in it is not to be kept. */
+  /** The slot was not filled, or its content must not be kept. */
   cancel(slot: Slot): void {
     this.#filling--;
     this.#handOn(slot);
@@ -154,11 +157,11 @@ export class ChunkMemory {
     };
   }
 
-  /** The least recently used slot that nobody holds, no longer cached. */
+  /** Removes the least recently used slot without a holder from the cache and returns it. */
   #evict(): Slot | undefined {
     let victim: Slot | undefined;
     let isHeld = false;
-    // The LRU does not know what native threads read: those have their second chance here.
+    // The LRU does not see reads by native threads, so slots that they used get a second chance here.
     const used: Slot[] = [];
     for (const slot of this.#cached.rvalues()) {
       if (!slot || slot.pinned) continue;
@@ -174,7 +177,7 @@ export class ChunkMemory {
     return victim;
   }
 
-  /** A native thread held a slot that was wanted, and says nothing when it lets go. */
+  /** A native thread held a slot that was wanted, and does not notify us when it lets go. */
   #retryLater(): void {
     if (this.#isRetryPlanned) return;
     this.#isRetryPlanned = true;

@@ -1,6 +1,6 @@
 /**
- * What the read path tells whoever counts (the daemon's Prometheus metrics, a drive's own statistics, a test).
- * Calls are synchronous and must be cheap: they sit on the path of every chunk, though not of every read.
+ * What the read path reports to statistics (the daemon's Prometheus metrics, a drive's own statistics, a test). Calls
+ * are synchronous and must be cheap: they are on the path of every chunk, though not of every read.
  */
 import type { ReadClass } from '../async/read-context.ts';
 import type { TierName } from './tier.ts';
@@ -14,10 +14,10 @@ export interface ReadObserver {
     sealedBytes: number,
     durationMs: number,
   ): void;
-  /** A tier's copy failed its proof and was dropped. */
+  /** A tier's copy failed verification and was dropped. */
   verifyFailure(tier: TierName): void;
-  /** After a failure in `tier`, proven bytes from elsewhere were put there again. */
+  /** After a failed copy in `tier`, verified bytes from elsewhere were put there again. */
   heal(tier: TierName): void;
-  /** A read found its chunk being fetched already and waited for that. */
+  /** A read found its chunk already being fetched and waited for that fetch. */
   singleFlightWait(): void;
 }

@@ -1,11 +1,11 @@
 /**
- * The store as the last tier. It is only read: workers never write to the origin, and a bad object there is for its
- * owner to mend, after which it is good again without a restart here, so nothing is remembered about it.
+ * The store as the last tier. It is only read: workers never write to the origin. The owner of a bad object must repair
+ * it there; because nothing about it is remembered here, it is good again without a restart.
  *
- * A store in a file system has a bounded share of the thread pool: a read that was given up keeps its thread until the
- * file system lets go of it. For those there are threads beside, shared fairly too, so that the objects that hang, one
- * disk of many perhaps, leave the others' threads alone. And an object whose read hangs is not read once more: whoever
- * wants it waits for that one.
+ * A store in a file system has a bounded share of the thread pool: an abandoned read keeps its thread until the file
+ * system returns. Hung reads move to extra threads, which are shared fairly too, so that hung objects (one disk of many
+ * perhaps) do not use up the threads of the others. An object whose read hangs is not read a second time: later callers
+ * wait for the same read.
  */
 import { withDeadline } from '../async/deadline.ts';
 import type { ReadContext } from '../async/read-context.ts';
@@ -19,11 +19,11 @@ import type { ChunkTier, SealedLoan } from './tier.ts';
 export type ChunkSource = Pick<Store, 'url' | 'getChunkOnce'>;
 
 export interface OriginTierOptions {
-  /** Of a store whose reads take a thread each: how many it may have, and how many more for reads that hang. */
+  /** For a store whose reads take a thread each: how many threads it may use, and how many more for reads that hang. */
   readonly threads?: { readonly reads: number; readonly hung: number };
 }
 
-/** Buffers that wait for the next read from the network; fresh ones cost page faults, and garbage collection. */
+/** Buffers kept for the next read from the network; fresh ones cost page faults and garbage collection. */
 const SPARE_MAX = 16;
 
 export class OriginTier implements ChunkTier {
@@ -33,7 +33,7 @@ export class OriginTier implements ChunkTier {
   readonly #inThreads = new Map<ChunkId, ThreadRead>();
   readonly #spare: Buffer[] = [];
 
-  /** The store is lent: `close` leaves it open. */
+  /** The store is on loan: `close` leaves it open. */
   constructor(store: ChunkSource, { threads }: OriginTierOptions = {}) {
     this.#store = store;
     if (!threads) return;
@@ -43,7 +43,7 @@ export class OriginTier implements ChunkTier {
     };
   }
 
-  /** Rejects with TIMEOUT, ABORTED, UNAVAILABLE, or what the store says; messages name the store. */
+  /** Rejects with TIMEOUT, ABORTED, UNAVAILABLE, or the store's error; messages name the store. */
   async get(id: ChunkId, _sealedBytes: number, ctx: ReadContext): Promise<SealedLoan | undefined> {
     try {
       if (!this.#threads) return await this.#fromNetwork(id, ctx);
@@ -73,7 +73,7 @@ export class OriginTier implements ChunkTier {
     const release = (): void => {
       if (this.#spare.length < SPARE_MAX) this.#spare.push(into);
     };
-    // Whether to try again, and when, is decided above (daemon/origin.ts).
+    // Retries are decided above (daemon/origin.ts).
     const asked = this.#store.getChunkOnce(id, { signal: controller.signal, into });
     try {
       const bytes = await withDeadline(asked, ctx, `${this.#store.url}: no answer`);
@@ -87,7 +87,10 @@ export class OriginTier implements ChunkTier {
     }
   }
 
-  /** Resolves when there is a thread for it; the read itself is in an object, or it would be waited for too. */
+  /**
+   * Resolves when there is a thread for it. The read is wrapped in an object, because a bare promise would be awaited
+   * too.
+   */
   async #inThread(threads: Places, id: ChunkId, ctx: ReadContext): Promise<ThreadRead> {
     const place = this.#inThreads.has(id) ? undefined : await threads.enter(ctx);
     const known = this.#inThreads.get(id);
@@ -111,7 +114,9 @@ export class OriginTier implements ChunkTier {
     return read;
   }
 
-  /** Its place is for another one, as long as there are threads for those that hang, and its drive has not its share. */
+  /**
+   * Moves a hung read to the extra threads and frees its place, unless they are full or its drive has used its share.
+   */
   #hangs(read: ThreadRead): void {
     const { hung } = this.#threads!;
     if (read.isHung || this.#inThreads.get(read.id) !== read) return;
@@ -127,9 +132,9 @@ export class OriginTier implements ChunkTier {
 interface ThreadRead {
   readonly id: ChunkId;
   readonly bytes: Promise<Buffer | undefined>;
-  /** Of whoever asked first. */
+  /** Of the first caller. */
   readonly ctx: ReadContext;
   isHung: boolean;
-  /** Gives back the place that it holds now. */
+  /** Gives back the place that it holds at present. */
   leave: () => void;
 }

@@ -1,8 +1,8 @@
 /**
- * A bound on how much runs at once, shared fairly: the bulkhead between drives. Some places are kept for demand, so that
- * a guest that waits never queues behind readahead. And no drive gets all of them: it may hold up to SHARE times as many
- * as are free, so one drive alone gets three quarters, two together six sevenths, and there is a place for whoever comes
- * next, however long those that are taken are held.
+ * A bound on how much runs at once, shared fairly: the bulkhead between drives. Some places are kept for demand, so
+ * that a waiting guest never queues behind readahead. No drive gets all of them: it may hold up to SHARE times as many
+ * as are free. So one drive alone gets three quarters, two together six sevenths, and there is always a place for the
+ * next one, however long the taken places are held.
  * Source of the idea: Choudhury and Hahne, "Dynamic Queue Length Thresholds for Shared-Memory Packet Switches",
  * IEEE/ACM Transactions on Networking, 1998.
  */
@@ -17,20 +17,22 @@ const SHARE = 3;
 export interface PlacesOptions {
   /** For error texts: `origin`. */
   readonly name: string;
-  /** All classes together. */
+  /** For all classes together. */
   readonly places: number;
-  /** Readahead and prefetch together may take no more. Default three quarters of `places`. */
+  /** Readahead and prefetch together may take no more than this. Default three quarters of `places`. */
   readonly backgroundMax?: number;
-  /** Prefetch may take no more. Default a quarter of `places`. */
+  /** Prefetch may take no more than this. Default a quarter of `places`. */
   readonly prefetchMax?: number;
-  /** Reads that wait for a place; beyond it the last of the drive with most of them is refused. Default 4096. */
+  /**
+   * Reads that may wait for a place; beyond that, the newest read of the drive with the most is refused. Default 4096.
+   */
   readonly queueMax?: number;
 }
 
-/** Held from `enter` to `leave`; an object of its own, because one context may ask twice. */
+/** Held from `enter` to `leave`. A separate object, because one context may ask twice. */
 export interface Place {
   readonly ctx: ReadContext;
-  /** The drive that it is counted to. */
+  /** The drive that it is charged to. */
   readonly owner: string;
 }
 
@@ -62,26 +64,26 @@ export class Places {
     return this.#queue.size;
   }
 
-  /** Whether a guest waits for a read that waits here. */
+  /** Whether demand reads wait here. */
   get holdsDemand(): boolean {
     return this.#queue.urgency === 'demand';
   }
 
-  /** Places that readahead and prefetch have now. */
+  /** Places that readahead and prefetch hold now. */
   get background(): number {
     return this.#count().background;
   }
 
-  /** A place at once, if there is one for this read and no other waits for it. */
+  /** A place at once, if there is one for this read that no other waits for. */
   tryEnter(ctx: ReadContext): Place | undefined {
     const owner = ownersOf(ctx)[0] ?? '';
-    // Whoever waits does so because there is no place for its class or drive, or will be let in before this returns.
+    // A read waits only if its class or drive has no place; otherwise it is admitted before this returns.
     if (!this.#hasShare(owner)) return undefined;
     if (ctx.class !== 'demand' && !this.#openClasses()[ctx.class]) return undefined;
     return this.#take(ctx, owner);
   }
 
-  /** Rejects with TIMEOUT or ABORTED while it waits, OVERLOAD if too many do. */
+  /** Rejects with TIMEOUT or ABORTED while it waits, OVERLOAD if too many wait. */
   async enter(ctx: ReadContext): Promise<Place> {
     const place = this.tryEnter(ctx);
     if (place) return place;
@@ -92,7 +94,7 @@ export class Places {
     return waiting;
   }
 
-  /** Called once for each place. */
+  /** Called exactly once for each place. */
   leave(place: Place): void {
     this.#taken.delete(place);
     const held = this.#held.get(place.owner)! - 1;
@@ -101,7 +103,7 @@ export class Places {
     this.#admit();
   }
 
-  /** `loan`, with which `place` goes: when it is returned, or only its bytes are still needed. */
+  /** `loan` tied to `place`, which is freed when the loan is returned, or when only its bytes are still needed. */
   withPlace(place: Place, loan: SealedLoan): SealedLoan {
     let isHeld = true;
     const freePlace = () => {
@@ -115,7 +117,7 @@ export class Places {
     return { bytes: loan.bytes, freePlace, release };
   }
 
-  /** Whoever waits is refused. */
+  /** Refuses all that wait. */
   refuseAll(error: LazydiskError): void {
     this.#queue.refuseAll(error);
   }
@@ -146,14 +148,14 @@ export class Places {
     return (this.#held.get(owner) ?? 0) < SHARE * (this.#places - this.#taken.size);
   }
 
-  /** The classes that may have one place more, if there is one. */
+  /** The classes that may have one more place, provided one is free. */
   #openClasses(): { readonly [C in ReadClass]: boolean } {
     const { background, prefetches } = this.#count();
     const readahead = background < this.#backgroundMax;
     return { demand: true, readahead, prefetch: readahead && prefetches < this.#prefetchMax };
   }
 
-  /** Counted now and not kept: what has a place may have been promoted since. */
+  /** Counted on each call, because reads that hold a place may have been promoted since. */
   #count(): { background: number; prefetches: number } {
     let background = 0;
     let prefetches = 0;

@@ -1,15 +1,15 @@
 /**
- * What the tiers gave for one chunk, tier by tier, and the one error that it makes when none gave the chunk: its
- * text names every tier and its cause, its code says what a person can do about it.
+ * What the tiers answered for one chunk, and the error when none had it: the text names every tier and its cause, and
+ * the code says what an operator can do about it.
  */
 import { errorText, LazydiskError, withMessage } from '../errors.ts';
 import type { ChunkId } from '../format/chunk-id.ts';
 import type { TierName } from './tier.ts';
 
-/** Why a tier did not give the chunk. */
+/** Why a tier did not return the chunk. */
 export type TierFailure =
   | { readonly tier: TierName; readonly kind: 'miss' }
-  /** It gave bytes that are not the chunk's. */
+  /** It returned bytes that are not the chunk's. */
   | { readonly tier: TierName; readonly kind: 'bad'; readonly why: string }
   | { readonly tier: TierName; readonly kind: 'error'; readonly error: unknown };
 
@@ -25,8 +25,8 @@ function failureText(failure: TierFailure): string {
 }
 
 /**
- * The error of a chunk that no tier gave. Only the last tier is bound to have it, so if that one could not tell, its code
- * stands, and whether asking again can help; else CORRUPT if there were bad copies; else NOT_FOUND.
+ * The error for a chunk that no tier returned. Only the last tier must have it, so if that tier failed, its code and
+ * retryability stand; otherwise CORRUPT if there were bad copies; otherwise NOT_FOUND.
  */
 export function readFailure(id: ChunkId, failures: readonly TierFailure[]): LazydiskError {
   const text = `chunk ${id}: ${failuresText(failures)}`;

@@ -1,8 +1,8 @@
 /**
- * Gets chunks into memory. What is there already is given at once and without a promise; everything else is one
- * flight per chunk, however many ask for it. A flight asks the tiers in order, proves and decodes each copy into a
- * slab slot in one native job, throws bad copies out where they lay, and puts good ones into the tiers above that
- * should have had them. Nothing that has not been proven is ever seen by a caller or kept by a tier.
+ * Gets chunks into memory. A chunk already there is returned at once and without a promise; every other chunk is one
+ * flight, however many callers ask for it. A flight asks the tiers in order, verifies and decodes each copy into a slab
+ * slot in one native job, discards bad copies in the tier that had them, and puts good copies into the tiers above. No
+ * caller sees and no tier keeps bytes that have not been verified.
  */
 import { OPEN_OK, OPEN_WRONG_ID, openChunk } from '../../native/index.ts';
 import { withDeadline } from '../async/deadline.ts';
@@ -24,36 +24,36 @@ export interface ChunkReaderOptions {
   readonly tiers: readonly ChunkTier[];
   readonly observer: ReadObserver;
   /**
-   * What a tier that is not the last may take before the next one is asked (never over half of what the read has
-   * left), so that a hanging cache makes reads slow instead of failed. Default 2 s.
+   * How long a tier other than the last may take before the next one is asked (never over half of the read's remaining
+   * time), so that a hung cache makes reads slow instead of failed. Default 2 s.
    */
   readonly cacheTimeoutMs?: number;
-  /** Chunks on their way at once; others wait in a fair queue. Default 1024. */
+  /** Chunks being fetched at once; others wait in a fair queue. Default 1024. */
   readonly flightsMax?: number;
-  /** Chunks that may wait; beyond it the last of the drive with most of them is refused. Default 16384. */
+  /** Chunks that may wait; beyond that, the newest of the drive with the most is refused. Default 16384. */
   readonly waitingMax?: number;
   /**
-   * Of those on their way, readahead and prefetch together; one more is refused with OVERLOAD, as it does not wait.
-   * Default a quarter of what memory holds, at most 256.
+   * The most flights of readahead and prefetch together; they do not wait, so one more is refused with OVERLOAD.
+   * Default a quarter of the slots in memory, at most 256.
    */
   readonly backgroundFlightsMax?: number;
-  /** Memory of sealed bytes on their way into one upper tier at once; more is dropped. Default 16 MiB. */
+  /** Memory of sealed bytes being written into one upper tier at once; more is dropped. Default 16 MiB. */
   readonly writeBackBytesMax?: number;
 }
 
 export interface ChunkReaderStats {
-  /** Chunk reads that memory answered, and that it did not. */
+  /** Chunk reads that memory answered, and those that it did not. */
   readonly memoryHits: number;
   readonly memoryMisses: number;
-  /** Chunks that tiers are asked for, and those whose turn has not come. */
+  /** Chunks being fetched from tiers, and those whose turn has not come. */
   readonly flights: number;
   readonly waiting: number;
   readonly backgroundFlights: number;
-  /** Chunks that were not put into a tier above, because too much was on its way there. */
+  /** Chunks that were not put into a tier above because too much was being written there. */
   readonly droppedWriteBacks: number;
 }
 
-/** What one tier gave: the chunk in a slot (pinned once, by the flight), or why not. */
+/** What one tier returned: the chunk in a slot (pinned once, by the flight), or why not. */
 type TierAnswer = { readonly slot: Slot; readonly loan: SealedLoan } | TierFailure;
 
 export class ChunkReader {
@@ -64,7 +64,7 @@ export class ChunkReader {
   readonly #places: Places;
   readonly #writeBack: WriteBack;
   readonly #flights = new Map<string, Flight>();
-  /** Every flight's work, also of those that were cancelled and wind up. */
+  /** The work of every flight, including cancelled ones that are winding up. */
   readonly #running = new Set<Promise<void>>();
   #memoryHits = 0;
   #memoryMisses = 0;
@@ -94,14 +94,14 @@ export class ChunkReader {
     return slot;
   }
 
-  /** Whether the chunk is in memory or on its way there: then reading ahead for it is no use. */
+  /** Whether the chunk is in memory or being fetched; reading it ahead is then useless. */
   isNear(ref: ChunkRef): boolean {
     const key = memoryKey(ref);
     return this.memory.has(key) || this.#flights.has(key);
   }
 
   /**
-   * The chunk, pinned. A read of a chunk that is on its way joins that flight and makes it as urgent as itself.
+   * The chunk, pinned. A read of a chunk that is being fetched joins that flight and makes it as urgent as itself.
    * Rejects with a LazydiskError that names the chunk, each tier and its cause: NOT_FOUND, CORRUPT, TIMEOUT,
    * UNAVAILABLE, ABORTED; OVERLOAD when its turn did not come before its deadline.
    */
@@ -134,7 +134,7 @@ export class ChunkReader {
     };
   }
 
-  /** Cancels what is in flight (its callers get ABORTED), lets write-backs end, closes the tiers. */
+  /** Cancels what is in flight (its callers get ABORTED), waits for write-backs, and closes the tiers. */
   async close(): Promise<void> {
     this.#closed = true;
     for (const flight of this.#flights.values()) flight.cancel();
@@ -147,7 +147,7 @@ export class ChunkReader {
     const flight = new Flight(key, ref, ctx, (abandoned) => this.#remove(abandoned));
     const place = this.#places.tryEnter(flight);
     if (!place && ctx.class !== 'demand')
-      throw new LazydiskError('OVERLOAD', `chunk ${ref.id}: ${this.#places.taken} chunks are on their way`);
+      throw new LazydiskError('OVERLOAD', `chunk ${ref.id}: ${this.#places.taken} chunks are being fetched`);
     this.#flights.set(key, flight);
     const read = flight.join(ctx);
     const running = this.#fly(flight, place).finally(() => this.#running.delete(running));
@@ -156,11 +156,11 @@ export class ChunkReader {
   }
 
   #remove(flight: Flight): void {
-    // A cancelled flight has left the map already, and a newer one of the same chunk may be there.
+    // A cancelled flight has already left the map, and a newer one of the same chunk may be there.
     if (this.#flights.get(flight.key) === flight) this.#flights.delete(flight.key);
   }
 
-  /** Never rejects: what goes wrong is the flight's failure. */
+  /** Never rejects: errors become the flight's failure. */
   async #fly(flight: Flight, given: Place | undefined): Promise<void> {
     let place = given;
     try {
@@ -212,7 +212,7 @@ export class ChunkReader {
     try {
       const cacheMs = Math.min(this.#cacheTimeoutMs, (flight.deadline - startedAt) / 2);
       const ctx = isLast ? flight : withNearerDeadline(flight, startedAt + cacheMs);
-      // Tiers keep the deadline themselves; one that does not must still not hold the flight, and all who join it.
+      // Tiers keep the deadline themselves; one that does not must not hold up the flight and all its callers.
       const asked = tier.get(id, sealedBytes, ctx);
       loan = await withDeadline(asked, ctx, `${tier.name}: no answer`, (late) => late?.release());
     } catch (error) {
@@ -244,7 +244,7 @@ export class ChunkReader {
     return answer;
   }
 
-  /** Proves and decodes a copy. Rejects when no other copy could do better. */
+  /** Verifies and decodes a copy. Rejects when no other copy could do better. */
   async #open(flight: Flight, tier: ChunkTier, loan: SealedLoan): Promise<TierAnswer> {
     const { ref } = flight;
     const slot = await this.memory.reserve(flight);
@@ -266,13 +266,13 @@ export class ChunkReader {
     if (length !== ref.sealedBytes)
       throw new LazydiskError(
         'CORRUPT',
-        `chunk ${ref.id}: ${tier.name} has the ${length} bytes that its id names, and the manifest says ${ref.sealedBytes}`,
+        `chunk ${ref.id}: ${tier.name} has ${length} bytes that match its id, but the manifest says ${ref.sealedBytes}`,
       );
-    // The copy is what its id names, in every tier. What is wrong is the manifest's key or the writer, and a drive
-    // with a wrong key must not get good copies thrown out of a shared cache.
+    // The copy matches its id, so every tier's copy is the same. The manifest's key or the writer is wrong, and a drive
+    // with a wrong key must not get good copies discarded from a shared cache.
     throw new LazydiskError(
       'CORRUPT',
-      `chunk ${ref.id}: ${tier.name} has the bytes that its id names, and they do not open with the manifest's key`,
+      `chunk ${ref.id}: ${tier.name} has bytes that match its id, but they do not open with the manifest's key`,
     );
   }
 }

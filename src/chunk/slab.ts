@@ -1,25 +1,25 @@
 /**
- * The memory that decoded chunks live in: one big buffer, cut into slots of a chunk each. The trick is that
- * nothing of a chunk's size is ever allocated after start: touching a fresh 512 KiB costs as much as decoding
- * it, so the views are made once, the pages are touched once, and what moves are slots.
+ * The memory that decoded chunks live in: one big buffer, cut into slots of one chunk each. Nothing of a chunk's size
+ * is allocated after start, because touching a fresh 512 KiB costs as much as decoding it: the views are made once, the
+ * pages are touched once, and only slots change hands.
  */
 import { LazydiskError } from '../errors.ts';
 import { CHUNK_BYTES } from '../format/chunk-id.ts';
 import { type HitMap, SlabResidency } from './hit-map.ts';
 
-/** A decoded chunk in place. Its bytes stay what they are until `release()`, called once for each time it was got. */
+/** A decoded chunk in place. Its bytes do not change until `release()`, which must be called once for each pin. */
 export interface PinnedChunk {
-  /** CHUNK_BYTES long; never written to by the holder. */
+  /** CHUNK_BYTES long; the holder must not write to it. */
   readonly bytes: Buffer;
-  /** The slot to publish in a hit map; undefined if the chunk is not kept once it is released. */
+  /** The slot to publish in a hit map; undefined if the chunk is not kept after its release. */
   readonly residentSlot: number | undefined;
   release(): void;
 }
 
-/** One slot. It is its own pin: there is no object per read, so `release` counts down what `pin` counted up. */
+/** One slot. It is its own pin, so a read allocates no object: `release` counts down what `pin` counted up. */
 export class Slot implements PinnedChunk {
   readonly bytes: Buffer;
-  /** Under which key it is cached; undefined while it is free, being filled, or held without being cached. */
+  /** The key that it is cached under; undefined while it is free, being filled, or held without being cached. */
   key: string | undefined;
   #pins = 0;
   readonly #slab: Slab;
@@ -35,12 +35,12 @@ export class Slot implements PinnedChunk {
     return this.key === undefined ? undefined : this.#index;
   }
 
-  /** Whether a native thread read from it since this was asked last. */
+  /** Whether a native thread has read from it since the last call. */
   takeUsed(): boolean {
     return this.#slab.residency?.takeUsed(this.#index) ?? false;
   }
 
-  /** Takes it back from native threads, before it is written to anew. False: one reads from it just now. */
+  /** Takes it back from native threads before it is overwritten. False: one is reading from it. */
   claim(): boolean {
     return this.#slab.residency?.claim(this.#index) ?? true;
   }
@@ -66,24 +66,24 @@ export class Slab {
   readonly slots: readonly Slot[];
   /** Slots with at least one pin. */
   pinnedSlots = 0;
-  /** Called when the last pin of a slot goes. */
+  /** Called when the last pin of a slot is released. */
   onIdle: (slot: Slot) => void = () => {};
-  /** There once a drive has a hit map. */
+  /** Set once a drive has a hit map. */
   residency: SlabResidency | undefined;
   readonly #memory: Buffer;
   readonly #free: Slot[];
 
-  /** Rounds `capacityBytes` down to whole slots. Throws USAGE when that is none, UNAVAILABLE without the memory. */
+  /** Rounds `capacityBytes` down to whole slots. Throws USAGE if that leaves none, UNAVAILABLE without the memory. */
   constructor(capacityBytes: number) {
     const count = Math.floor(capacityBytes / CHUNK_BYTES);
     if (!(count >= 1))
-      throw new LazydiskError('USAGE', `memory of ${capacityBytes} bytes: not even one chunk`);
+      throw new LazydiskError('USAGE', `memory of ${capacityBytes} bytes: too small for one chunk`);
     let memory: Buffer;
     try {
-      // Not zeroed: the kernel gives its pages when they are first written.
+      // Not zeroed: the kernel provides its pages when they are first written.
       memory = Buffer.allocUnsafeSlow(count * CHUNK_BYTES);
     } catch (cause) {
-      throw new LazydiskError('UNAVAILABLE', `memory of ${capacityBytes} bytes cannot be had`, { cause });
+      throw new LazydiskError('UNAVAILABLE', `cannot allocate ${capacityBytes} bytes of memory`, { cause });
     }
     this.#memory = memory;
     this.slots = Array.from(
@@ -103,12 +103,12 @@ export class Slab {
     return this.residency.hitMap(chunks, stored);
   }
 
-  /** A slot that nobody uses, or undefined. */
+  /** A free slot, or undefined. */
   take(): Slot | undefined {
     return this.#free.pop();
   }
 
-  /** Back to the free ones; it must not be pinned. */
+  /** Returns a slot to the free ones; it must not be pinned. */
   give(slot: Slot): void {
     if (slot.pinned) throw new LazydiskError('INTERNAL', 'a pinned slot cannot be free');
     this.#free.push(slot);

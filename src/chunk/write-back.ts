@@ -1,39 +1,39 @@
 /**
- * Puts proven chunks into the tiers above the one that had them, behind the reader's back. It is a courtesy to
- * later reads and so bounded and droppable: a cache that takes its writes slowly costs hits, not memory, and never makes
- * a read wait. Each tier has a bound of its own, so one that hangs keeps nothing from the others.
+ * Puts verified chunks into the tiers above the one that had them, in the background. This helps later reads only, so
+ * it is bounded and may be dropped: a cache with slow writes costs hits, not memory, and never makes a read wait. Each
+ * tier has its own bound, so a hung tier takes nothing from the others.
  */
 import type { ChunkId } from '../format/chunk-id.ts';
 import type { ReadObserver } from './observer.ts';
 import type { ChunkTier, SealedLoan } from './tier.ts';
 
-/** A tier that should have had the chunk. `heals`: it had a copy, and that was bad. */
+/** A tier that should have had the chunk. `heals`: it had a bad copy. */
 export interface WriteBackTarget {
   readonly tier: ChunkTier;
   readonly heals: boolean;
 }
 
-/** What a tier that hangs may hold up a stop. */
+/** How long a hung tier may delay a stop. */
 const DRAIN_MS = 3_000;
 
 export class WriteBack {
   readonly #bytesMax: number;
   readonly #observer: ReadObserver;
   readonly #running = new Set<Promise<void>>();
-  /** Bytes on their way, by tier. */
+  /** Bytes being written, by tier. */
   readonly #bytes = new Map<ChunkTier, number>();
-  /** Chunks that were not offered to a tier, because too much was on its way there already. */
+  /** Chunks that were not offered to a tier because too much was already being written there. */
   dropped = 0;
 
-  /** `bytesMax`: on their way to one tier, counted as the memory that they hold. */
+  /** `bytesMax`: the most being written to one tier, counted as the memory that it holds. */
   constructor(bytesMax: number, observer: ReadObserver) {
     this.#bytesMax = bytesMax;
     this.#observer = observer;
   }
 
-  /** Takes over the loan, gives its place back, and returns it when the tiers have what they want of it. */
+  /** Takes over the loan, frees its place, and releases it when the tiers have taken what they want. */
   offer(targets: readonly WriteBackTarget[], id: ChunkId, loan: SealedLoan): void {
-    // A loan out of a pool holds all of its buffer.
+    // A loan from a pool holds its whole buffer.
     const heldBytes = loan.bytes.buffer.byteLength;
     const open = targets.filter(({ tier }) => this.#bytesOf(tier) + heldBytes <= this.#bytesMax);
     this.dropped += targets.length - open.length;
@@ -55,7 +55,7 @@ export class WriteBack {
     }
   }
 
-  /** Resolves when nothing is on its way any longer, or a tier has held that up for too long. */
+  /** Resolves when no writes are left, or after DRAIN_MS. */
   async drain(): Promise<void> {
     let timer: NodeJS.Timeout | undefined;
     const late = new Promise<void>((resolve) => {
@@ -73,7 +73,7 @@ export class WriteBack {
   }
 
   async #put({ tier, heals }: WriteBackTarget, id: ChunkId, loan: SealedLoan): Promise<void> {
-    // What a tier cannot take it does not have; the next read finds that out and needs no news of it.
+    // The failure needs no report: a later read finds the chunk missing there.
     const isThere = await tier.put(id, loan.bytes).catch(() => false);
     if (isThere && heals) this.#observer.heal(tier.name);
   }

@@ -207,7 +207,7 @@ t.test(
     for (const sealedBytes of [ref.sealedBytes - 1, ref.sealedBytes + 1, 1]) {
       const error = await failureOf(reader.get({ ...ref, sealedBytes }, demand()));
       t.equal(error.code, 'CORRUPT');
-      t.match(error.message, /origin has the \d+ bytes that its id names, and the manifest says \d+$/);
+      t.match(error.message, /origin has \d+ bytes that match its id, but the manifest says \d+$/);
     }
     t.same([diskMap.discarded, observer.verifyFailures], [[], []]);
     await readRight(reader, image, 0);

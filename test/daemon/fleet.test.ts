@@ -134,7 +134,7 @@ t.test('a list of nodes in a file is read again when it changes', async (t) => {
   await writeFile(list, `# the fleet\n${nodes.slice(0, 2).map(line).join('\n')}\n`);
   await until(async () => (await daemon.ask<DaemonStatus>('status')).fleet!.nodes === 2);
   await writeFile(list, 'not a node!\n');
-  await daemon.logged(({ msg }) => /the list of nodes stays as it is/.test(`${msg}`));
+  await daemon.logged(({ msg }) => /keeping the last list of nodes/.test(`${msg}`));
   t.match(await daemon.ask('fleet', 'status'), { nodes: [{ name: 'n0', zone: 'z0' }, { name: 'n1' }] });
   await writeFile(list, nodes.map(line).join('\n'));
   await until(async () => (await daemon.ask<DaemonStatus>('status')).fleet!.nodes === 3);

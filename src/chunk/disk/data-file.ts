@@ -1,4 +1,6 @@
-/** The cache's one data file: its size is what cap and free space allow, and is taken when the cache is opened. */
+/**
+ * The cache's one data file. The cap and the free space decide its size, which is allocated when the cache is opened.
+ */
 import { type FileHandle, rm } from 'node:fs/promises';
 import { join } from 'node:path';
 import {
@@ -12,17 +14,17 @@ import {
 import { freeBytes, preallocate } from './preallocate.ts';
 
 export interface DataFileOptions {
-  /** Made if it is not there; nobody else may use it. */
+  /** Created if absent; no other process may use it. */
   dir: string;
-  /** Everything that the cache ever has in `dir` together; at least CAP_BYTES_MIN. */
+  /** The most that all of the cache's files in `dir` take up; at least CAP_BYTES_MIN. */
   capBytes: number;
-  /** Left free on the file system when space is taken at start; by default a tenth of it, but at most 1 GiB. */
+  /** Bytes to leave free on the file system at start; by default a tenth of it, but at most 1 GiB. */
   keepFreeBytes?: number;
-  /** Told what a person should know: less space than asked for, a damaged index, a failing disk. */
+  /** Called with what an operator should know: less space than asked for, a damaged index, a failing disk. */
   onWarning?: (text: string) => void;
 }
 
-/** Brings the data file to the size that cap and free space allow, and says how it is divided. */
+/** Resizes the data file to what the cap and the free space allow, and returns its geometry. */
 export async function prepareFile(
   file: FileHandle,
   path: string,
@@ -35,7 +37,7 @@ export async function prepareFile(
   const wanted = geometryFor(options.capBytes, known);
   const space = await freeBytes(path);
   const room = space.freeBytes + blocks * 512 - (options.keepFreeBytes ?? space.headroomBytes);
-  // A file made for a much larger cap may have segments too big for this one: then it starts anew.
+    // A file made for a much larger cap may have segments too big for this one; it then starts anew.
   const reuse = known !== undefined && wanted.segments > 0;
   const geometry = geometryFor(Math.min(options.capBytes, Math.max(room, 1)), reuse ? known : undefined);
   const bytes = geometry.segments === 0 ? 0 : dataFileBytes(geometry);
@@ -49,7 +51,7 @@ export async function prepareFile(
   if (geometry.segments === 0) return geometry;
   if (!(await preallocate(path, bytes))) {
     options.onWarning?.(
-      `disk cache in ${options.dir}: space cannot be taken ahead here; writes may fail later`,
+      `disk cache in ${options.dir}: the space cannot be preallocated; writes may fail later`,
     );
   }
   if (!reuse) {

@@ -1,9 +1,9 @@
 /**
- * The local disk cache: sealed chunks in fixed-size segments of one preallocated file. Records are appended;
- * when the file is full the oldest segment goes, except for what was read twice since it came, which is
- * appended again (so one scan over a big image does not wash out what every start needs). A full, slow or
- * broken disk costs hits, never a read: whatever cannot be written is dropped and counted, and whatever is read
- * is proven by the reader, who calls `discard` on a bad copy.
+ * The local disk cache: sealed chunks in fixed-size segments of one preallocated file. Records are appended; when the
+ * file is full, the oldest segment is evicted. Chunks in it that were read twice since they were written are appended
+ * again, so that one scan over a big image does not wash out what every start needs. A full, slow or broken disk costs
+ * hits, never a read: what cannot be written is dropped and counted, and the reader verifies what is read and calls
+ * `discard` on a bad copy.
  */
 import { read, writev } from 'node:fs';
 import type { FileHandle } from 'node:fs/promises';
@@ -38,9 +38,9 @@ const PENDING_BYTES_MAX = 16 * 1024 * 1024;
 const WRITES_MAX = 2;
 /** While a write takes longer than this, nothing more is taken. */
 const WRITE_SLOW_MS = 1_000;
-/** What a disk that hangs may hold up a stop. */
+/** How long a hung disk may delay a stop. */
 const CLOSE_MS = 3_000;
-/** What tells whether the disk reads. */
+/** The size of the read that tests whether the disk works. */
 const PROBE_BYTES = 4096;
 /** Read buffers kept for reuse. */
 const POOL_MAX = 16;
@@ -57,13 +57,13 @@ export interface DiskCacheStats {
   usedBytes: number;
   entries: number;
   evictions: number;
-  /** Copies that failed their proof. */
+  /** Copies that failed verification. */
   quarantined: number;
   droppedPuts: number;
   writeErrors: number;
-  /** False while nothing is written: a write has failed lately, or hangs, or the index is not complete. */
+  /** False while writes are suspended: a write has failed lately or hangs, or the index is not complete. */
   writable: boolean;
-  /** True until the index is complete after a crash. */
+  /** True after an unclean shutdown, until the index is complete. */
   recovering: boolean;
 }
 
@@ -81,7 +81,7 @@ export class DiskCache implements ChunkTier {
   readonly #writes = new Slots(WRITES_MAX);
   /** When the writes in the thread pool began, oldest first. */
   readonly #writesSince = new Set<{ readonly atMs: number }>();
-  /** Where the last read was. */
+  /** The position of the last read. */
   #askedAt = 0;
   readonly #work = new Set<Promise<unknown>>();
   #recovery: Promise<void> | undefined;
@@ -109,9 +109,9 @@ export class DiskCache implements ChunkTier {
   }
 
   /**
-   * Opens or makes the cache in `dir`. Too little space gives a smaller cache, down to none, with a warning.
-   * Throws USAGE for a cap below CAP_BYTES_MIN or a directory that is not this user's alone, BUSY if another process has
-   * it, UNAVAILABLE if `dir` cannot be made or written.
+   * Opens or creates the cache in `dir`. Too little space makes a smaller cache, down to none, with a warning. Throws
+   * USAGE for a cap below CAP_BYTES_MIN or a directory that does not belong to this user alone, BUSY if another process uses it,
+   * UNAVAILABLE if `dir` cannot be created or written.
    */
   static async open(options: DiskCacheOptions): Promise<DiskCache> {
     const { dir, capBytes } = options;
@@ -142,15 +142,15 @@ export class DiskCache implements ChunkTier {
     }
   }
 
-  /** Whether `get` would read the disk for it. */
+  /** Whether `get` would read this chunk from the disk. */
   holds(id: ChunkId, sealedBytes: number): boolean {
-    // An id has one length: a manifest that says another is wrong, not this copy.
+    // An id has one length, so a manifest with another length is wrong, not this copy.
     return !this.#closed && this.#segments.get(id)?.sealedBytes === sealedBytes;
   }
 
   /**
-   * Settles when the thread pool is done with it, however long that takes: deadlines are DiskTier's. Rejects with
-   * UNAVAILABLE.
+   * Settles when the thread pool has finished the read, however long that takes; deadlines are up to DiskTier. Rejects
+   * with UNAVAILABLE.
    */
   async get(id: ChunkId, sealedBytes: number): Promise<SealedLoan | undefined> {
     const entry = this.#segments.get(id);
@@ -163,7 +163,7 @@ export class DiskCache implements ChunkTier {
       const { bytesRead } = await readAt(this.#file.fd, buffer, 0, sealedBytes, position);
       if (bytesRead === sealedBytes)
         return { bytes: buffer.subarray(0, sealedBytes), release: () => this.#recycle(buffer) };
-      // A short read is a file that somebody cut; the reader's proof would fail, so this copy is gone already.
+      // A short read means a truncated file; the copy could not be verified, so it is discarded here.
       this.discard(id);
       this.#recycle(buffer);
       return undefined;
@@ -176,14 +176,14 @@ export class DiskCache implements ChunkTier {
     }
   }
 
-  /** Whether the disk reads where it was last asked, and may have failed. Rejects if it does not; settles as `get`. */
+  /** Reads again where the last read was, which may have failed. Rejects if that fails; settles as `get` does. */
   async probe(): Promise<void> {
     await readAt(this.#file.fd, Buffer.allocUnsafe(PROBE_BYTES), 0, PROBE_BYTES, this.#askedAt);
   }
 
   async put(id: ChunkId, sealed: Uint8Array): Promise<boolean> {
     if (this.#closed || this.#writing.has(id)) return false;
-    // What is proven now has the length of its id; a copy of another one is of no use.
+    // The verified bytes have the length of the id; a cached copy of another length is useless.
     if (this.#segments.get(id)?.sealedBytes === sealed.length) return true;
     const isBusy = this.#pendingBytes + sealed.length > PENDING_BYTES_MAX;
     if (isBusy || !this.#isWritable) {
@@ -197,7 +197,7 @@ export class DiskCache implements ChunkTier {
     const entry = this.#segments.get(id);
     if (!entry || !this.#segments.remove(entry)) return;
     this.#quarantined++;
-    // Marked on disk too, or a scan after a crash would find it again.
+    // Marked dead on disk too, so that a scan after a crash does not find it again.
     const segment = this.#segments.list[entry.segment]!;
     const { sequence } = segment;
     segment.users++;
@@ -225,12 +225,12 @@ export class DiskCache implements ChunkTier {
     };
   }
 
-  /** Resolves when the index is complete (a test waits for it; readers need not). */
+  /** Resolves when the index is complete (for tests; readers need not wait). */
   async recovered(): Promise<void> {
     await this.#recovery;
   }
 
-  /** Lets writes end, saves the index, closes. Where the disk hangs, the end of the process has to do. */
+  /** Waits for writes, saves the index, and closes. If the disk hangs, the files stay open until the process exits. */
   async close(): Promise<void> {
     if (this.#closed) return;
     this.#closed = true;
@@ -251,7 +251,7 @@ export class DiskCache implements ChunkTier {
     }
   }
 
-  /** Whether nothing is under way any longer, soon enough. */
+  /** Resolves to whether all work finished within CLOSE_MS. */
   async #idle(): Promise<boolean> {
     let timer: NodeJS.Timeout | undefined;
     const late = new Promise<false>((resolve) => {
@@ -284,7 +284,7 @@ export class DiskCache implements ChunkTier {
       });
   }
 
-  /** False if it was dropped. */
+  /** False if the chunk was dropped. */
   async #append(id: ChunkId, sealed: Uint8Array, hits: number): Promise<boolean> {
     this.#writing.add(id);
     this.#pendingBytes += sealed.length;
@@ -355,7 +355,7 @@ export class DiskCache implements ChunkTier {
       try {
         const position = this.#position(entry) + RECORD_HEADER_BYTES;
         const { bytesRead } = await readAt(this.#file.fd, buffer, 0, entry.sealedBytes, position);
-        // Appended anew with no hits: to stay another round it must be read twice again.
+        // Appended with no hits: to survive another round it must be read twice again.
         if (bytesRead === entry.sealedBytes && this.#segments.get(entry.id) === entry) {
           await this.#append(entry.id, buffer.subarray(0, entry.sealedBytes), 0);
         }
@@ -373,7 +373,7 @@ export class DiskCache implements ChunkTier {
   #writeFailed(error: unknown): void {
     this.#writeErrors++;
     if (performance.now() >= this.#pausedUntil) {
-      this.#warn(`disk cache: write failed, reads go on uncached: ${errorText(error)}`);
+      this.#warn(`disk cache: write failed, new chunks are not cached for now: ${errorText(error)}`);
     }
     this.#pausedUntil = performance.now() + WRITE_PAUSE_MS;
   }

@@ -1,7 +1,8 @@
 /**
- * The disk cache as a tier that may hang. Its reads have a bounded share of the thread pool: one that is given up keeps
- * its place until the disk lets go of it. A disk that does not answer, or only with errors, is left out as a cache node
- * is: reads pass it by at once until a probe, off their path, comes back. What is not in the cache never waits for it.
+ * The disk cache as a tier that may hang. Its reads have a bounded share of the thread pool; an abandoned read keeps
+ * its place until the disk returns. A disk that does not answer, or answers only with errors, is ejected as a cache
+ * node is: reads pass it by at once until a probe in the background succeeds. Reads of chunks that are not in the cache
+ * never wait for the disk.
  */
 import { withDeadline } from '../../async/deadline.ts';
 import { type ReadContext, withNearerDeadline } from '../../async/read-context.ts';
@@ -12,24 +13,24 @@ import { type Place, Places } from '../places.ts';
 import type { ChunkTier, SealedLoan } from '../tier.ts';
 import type { DiskCache } from './disk-cache.ts';
 
-/** Threads of the pool that reads of the cache may take. */
+/** Threads of the pool that reads of the cache may occupy. */
 export const CACHE_READ_THREADS = 8;
-/** The cache's other calls in the pool: two writes, one read of what an eviction keeps, four of a scan after a crash. */
+/** The cache's other calls in the pool: two writes, one eviction read, and four reads of a scan after a crash. */
 export const CACHE_OTHER_THREADS = 7;
 
 export interface DiskTierOptions {
-  /** A read that has not come back by then counts against the disk, and the next tier is asked. */
+  /** A read that takes longer counts against the disk, and the next tier is asked. */
   readonly timeoutMs: number;
-  /** The disk is left out, or is back. */
+  /** Called when the disk is ejected, and when it is back. */
   readonly onChange?: (up: boolean, cause: string) => void;
 }
 
 export interface DiskTierStats {
-  /** Whether reads ask it. */
+  /** Whether reads use it. */
   readonly up: boolean;
-  /** Times that it was left out. */
+  /** Times that it was ejected. */
   readonly ejections: number;
-  /** Reads in the thread pool, those that were given up included. */
+  /** Reads in the thread pool, including abandoned ones. */
   readonly reads: number;
 }
 
@@ -48,7 +49,7 @@ export class DiskTier implements ChunkTier {
     this.#options = options;
   }
 
-  /** Rejects with UNAVAILABLE while the disk is left out or if it fails, TIMEOUT, ABORTED. */
+  /** Rejects with UNAVAILABLE while the disk is ejected or if it fails, TIMEOUT, ABORTED. */
   async get(id: ChunkId, sealedBytes: number, ctx: ReadContext): Promise<SealedLoan | undefined> {
     if (!this.#cache.holds(id, sealedBytes)) return undefined;
     this.#checkUp();
@@ -76,7 +77,7 @@ export class DiskTier implements ChunkTier {
     return this.#cache.close();
   }
 
-  /** Waits for `reading` until the deadline; `place` is left when it has ended. */
+  /** Waits for `reading` until the deadline; leaves `place` when the read itself has finished. */
   async #read<T extends SealedLoan | undefined | true>(
     place: Place,
     reading: Promise<T>,
@@ -95,7 +96,7 @@ export class DiskTier implements ChunkTier {
       return value;
     } catch (error) {
       const code = codeOf(error, 'UNAVAILABLE');
-      // One whose own time was over sooner says nothing of the disk.
+      // A timeout of the caller's own, shorter deadline says nothing about the disk.
       if (code !== 'ABORTED' && (code !== 'TIMEOUT' || performance.now() >= timeoutAt)) this.#failed(error);
       throw error;
     }
@@ -107,7 +108,7 @@ export class DiskTier implements ChunkTier {
     throw this.#leftOut();
   }
 
-  /** While every place is held by a read that hangs, they are probe enough. */
+  /** While every place is held by a hung read, those reads serve as probes. */
   #probe(): void {
     const ctx: ReadContext = { class: 'demand', deadline: Number.POSITIVE_INFINITY };
     const place = this.#threads.tryEnter(ctx);
@@ -132,6 +133,6 @@ export class DiskTier implements ChunkTier {
   }
 
   #leftOut(): LazydiskError {
-    return new LazydiskError('UNAVAILABLE', `disk cache: left out (${this.#cause})`);
+    return new LazydiskError('UNAVAILABLE', `disk cache: ejected (${this.#cause})`);
   }
 }

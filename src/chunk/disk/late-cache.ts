@@ -1,6 +1,6 @@
 /**
- * A disk cache that may take its time to open, because its disk hangs: a start waits for it so long and no longer. Until
- * it is there nothing is in it and nothing is kept, and reads pass it by; when it comes, it joins.
+ * A disk cache that may open late because its disk hangs: a start waits for it for a limited time. Until it is open it
+ * counts as empty, keeps nothing, and reads pass it by; then it joins.
  */
 import { onDeadline } from '../../async/deadline.ts';
 import { errorText, LazydiskError } from '../../errors.ts';
@@ -9,16 +9,16 @@ import type { SealedLoan } from '../tier.ts';
 import type { DiskCache, DiskCacheStats } from './disk-cache.ts';
 
 export interface LateCacheOptions {
-  /** What the cache may take up, for the figures of one that is not open. */
+  /** The cap of the cache, for the statistics of one that is not open. */
   readonly capBytes: number;
   /** How long a start waits. */
   readonly timeoutMs: number;
-  /** The cache is not there in time; it has joined after all; or it has failed and stays out. */
+  /** Called when the cache is not open in time, and then when it has joined after all or has failed and stays out. */
   readonly onLate: (event: 'late' | 'joined' | 'failed', cause: string) => void;
 }
 
 export interface LateCacheStats extends DiskCacheStats {
-  /** Whether it is still to be opened, or has failed to. */
+  /** Whether it is not open yet, or has failed to open. */
   readonly opening: boolean;
 }
 
@@ -31,7 +31,7 @@ export class LateCache {
     this.#capBytes = capBytes;
   }
 
-  /** Resolves when `opening` has, or at the timeout. Rejects as `opening` does before that. */
+  /** Resolves when `opening` has resolved, or at the timeout. Rejects as `opening` does before that. */
   static async open(opening: Promise<DiskCache>, options: LateCacheOptions): Promise<LateCache> {
     const { timeoutMs, onLate } = options;
     const late = new LateCache(options.capBytes);
@@ -51,7 +51,7 @@ export class LateCache {
     return late;
   }
 
-  /** As the cache's, of which it has nothing until it is open. */
+  /** As DiskCache.holds; false until it is open. */
   holds(id: ChunkId, sealedBytes: number): boolean {
     return this.#cache?.holds(id, sealedBytes) ?? false;
   }
@@ -81,7 +81,7 @@ export class LateCache {
     };
   }
 
-  /** One that is not open yet closes as soon as it is, or with the process. */
+  /** A cache that is still opening is closed as soon as it is open, or when the process exits. */
   async close(): Promise<void> {
     this.#isClosed = true;
     await this.#cache?.close();
@@ -90,7 +90,7 @@ export class LateCache {
   async #join(cache: DiskCache): Promise<void> {
     if (this.#isClosed) {
       await cache.close();
-      throw new LazydiskError('ABORTED', 'disk cache: opened after the end');
+      throw new LazydiskError('ABORTED', 'disk cache: opened after it was closed');
     }
     this.#cache = cache;
   }

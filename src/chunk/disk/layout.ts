@@ -5,9 +5,9 @@
  *     segment: record │ record │ … │ unused
  *     record:  header 64 │ sealed bytes │ padding to 4096
  *
- * A record carries the sequence number that its segment had when it was written. Segments are reused from the
- * start, so a walk that meets another sequence number has met what an earlier use left behind, and stops.
- * Records are aligned to 4096 so that tiny chunks cannot make the index in memory larger than the data deserves.
+ * A record carries the sequence number that its segment had when it was written. Segments are reused from the start, so
+ * a walk stops at another sequence number: the rest is left over from an earlier use. Records are aligned to 4096 so
+ * that tiny chunks cannot make the index in memory larger than the data is worth. All numbers are little-endian.
  * All numbers are little-endian.
  */
 import { crc32 } from 'node:zlib';
@@ -24,7 +24,7 @@ const RECORD_MAGIC = 0x5244_4b4c;
 const MIB = 1024 * 1024;
 const SEGMENT_BYTES_MIN = 2 * MIB;
 const SEGMENT_BYTES_MAX = 64 * MIB;
-/** One that is written, one that is free, and two that hold something meanwhile. */
+/** One segment being written, one free, and two that hold data meanwhile. */
 const SEGMENTS_MIN = 4;
 
 /** The smallest cap that leaves room for SEGMENTS_MIN segments, their index and the superblock. */
@@ -45,14 +45,14 @@ export function segmentOffset(geometry: Geometry, segment: number): number {
   return SUPERBLOCK_BYTES + segment * geometry.segmentBytes;
 }
 
-/** What a record of this many sealed bytes takes up. */
+/** The space that a record of this many sealed bytes takes up. */
 export function recordBytes(sealedBytes: number): number {
   return Math.ceil((RECORD_HEADER_BYTES + sealedBytes) / ALIGNMENT) * ALIGNMENT;
 }
 
 /**
- * The most segments whose data, superblock and saved index together stay within `capBytes`. `segmentBytes` is
- * given where a file exists already, since its records lie where they lie. Zero segments: it does not fit.
+ * The most segments whose data, superblock and saved index together stay within `capBytes`. Where a file exists
+ * already, `segmentBytes` is its segment size, because its records cannot move. Zero segments: it does not fit.
  */
 export function geometryFor(capBytes: number, segmentBytes?: number): Geometry {
   const size =
@@ -71,7 +71,7 @@ export function writeSuperblock(segmentBytes: number): Buffer {
   return block;
 }
 
-/** The segment size that a file was made with, or undefined if this is no superblock of ours. */
+/** The segment size that a file was made with, or undefined if this is not a valid superblock. */
 export function readSuperblock(block: Buffer): number | undefined {
   if (block.length < 16 || block.toString('latin1', 0, 8) !== SUPERBLOCK_MAGIC) return undefined;
   if (block.readUInt32LE(12) !== crc32(block.subarray(0, 12))) return undefined;
@@ -101,7 +101,7 @@ export function writeRecordHeader(record: RecordHeader): Buffer {
   return header;
 }
 
-/** The header, or undefined where there is none: unused space, a torn write, or damage. */
+/** The header, or undefined if there is no valid one: unused space, a torn write, or damage. */
 export function readRecordHeader(header: Buffer): RecordHeader | undefined {
   if (header.length < RECORD_HEADER_BYTES || header.readUInt32LE(0) !== RECORD_MAGIC) return undefined;
   if (header.readUInt32LE(52) !== crc32(header.subarray(0, 52))) return undefined;

@@ -1,6 +1,6 @@
 /**
- * Disk space taken before it is needed, so that the cache's cap is a fact and a full disk shows at start. Node
- * has no fallocate(2); the command of that name is in util-linux, which every Debian machine has.
+ * Allocates disk space before it is needed, so that the cap is guaranteed and a full disk shows at start. Node has no
+ * fallocate(2), so this runs the fallocate command of util-linux, which every Debian system has.
  */
 import { execFile } from 'node:child_process';
 import { statfs } from 'node:fs/promises';
@@ -12,7 +12,7 @@ const run = promisify(execFile);
 /** A cache leaves others a tenth of the file system, but not more than this. */
 const HEADROOM_BYTES_MAX = 1024 ** 3;
 
-/** Bytes that a process may still write to the file system of `path`, and what of them a cache leaves to others. */
+/** Bytes that a process may still write to the file system of `path`, and how many of them a cache leaves to others. */
 export async function freeBytes(path: string): Promise<{ freeBytes: number; headroomBytes: number }> {
   const { bavail, blocks, bsize } = await statfs(path);
   const headroomBytes = Math.min(HEADROOM_BYTES_MAX, Math.floor((blocks * bsize) / 10));
@@ -20,8 +20,8 @@ export async function freeBytes(path: string): Promise<{ freeBytes: number; head
 }
 
 /**
- * Allocates `file` up to `sizeBytes` without changing what is in it. False if the space is not there or the
- * file system cannot allocate ahead; writes may then fail with ENOSPC later, which the cache survives.
+ * Allocates `file` up to `sizeBytes` without changing its content. False if there is not enough space or the file
+ * system cannot preallocate; later writes may then fail with ENOSPC, which the cache survives.
  */
 export async function preallocate(file: string, sizeBytes: number): Promise<boolean> {
   try {

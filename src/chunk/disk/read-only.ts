@@ -1,7 +1,7 @@
 /**
- * The disk cache of a daemon, read by somebody else: for copies of chunks that the origin has lost. It takes no lock and
- * writes nothing, so the daemon may go on meanwhile; what it overwrites under our hands fails its proof, as any bad copy
- * does. The index is made once, from the headers of the records.
+ * The disk cache of a daemon, opened by another process that looks for copies of chunks that the origin has lost. It
+ * takes no lock and writes nothing, so the daemon may keep running; what the daemon overwrites meanwhile fails
+ * verification like any bad copy. The index is built once, from the headers of the records.
  */
 import { type FileHandle, open } from 'node:fs/promises';
 import { join } from 'node:path';
@@ -53,7 +53,9 @@ export class ReadOnlyDiskCache {
     }
   }
 
-  /** Sealed bytes, unproven; undefined for what was not there when it was opened. Throws UNAVAILABLE. */
+  /**
+   * Sealed bytes, unverified; undefined for chunks that were not there when the cache was opened. Throws UNAVAILABLE.
+   */
   async get(id: ChunkId): Promise<Buffer | undefined> {
     const entry = this.#segments.get(id);
     if (!entry) return undefined;

@@ -1,7 +1,6 @@
 /**
- * The index rebuilt from the records themselves, after a stop that was none. Only headers are read; whether a
- * record's bytes are right is proven by their id when somebody reads them. It runs in the background, segment
- * by segment, and what it has found so far can be read at once.
+ * Rebuilds the index from the records after an unclean shutdown. It reads only headers; readers verify a record's bytes
+ * by their id. It runs in the background, segment by segment, and what it has found so far can be read at once.
  */
 import { read } from 'node:fs';
 import { promisify } from 'node:util';
@@ -18,7 +17,7 @@ import type { Segment, Segments } from './segments.ts';
 const readAt = promisify(read);
 const PARALLEL = 4;
 
-/** Scans every segment of the data file `fd` into `segments`. Stops early once `stopped()` says so. */
+/** Scans every segment of the data file `fd` into `segments`. Stops early once `stopped()` returns true. */
 export async function scanRecords(
   fd: number,
   geometry: Geometry,

@@ -1,12 +1,11 @@
 /**
- * The books of the disk cache: which record lies in which segment, which segment is written, free or next to
- * go. No I/O. The trick is the spare: one segment is always free or on its way to be, so that a writer never
- * waits for an eviction, and a reader is never overwritten, because a segment is free only when its last user
- * has left.
+ * The bookkeeping of the disk cache: which record is in which segment, and which segment is being written, free or next
+ * to evict. No I/O. One segment is always free or being freed, so a writer never waits for an eviction. A segment is
+ * free only once its last user has left, so no reader sees it overwritten.
  */
 import type { ChunkId } from '../../format/chunk-id.ts';
 
-/** One record that can be read. The object's identity says whether an id still means this very copy. */
+/** One readable record. The object's identity says whether an id still means this copy. */
 export interface Entry {
   readonly id: ChunkId;
   readonly segment: number;
@@ -17,7 +16,7 @@ export interface Entry {
   hits: number;
 }
 
-/** A record read this often before its segment is evicted is worth keeping (as in LRU-2, a scan reads it once). */
+/** A record with this many reads before its segment is evicted is kept (as in LRU-2; a scan reads a record once). */
 const HITS_TO_KEEP = 2;
 const HITS_MAX = 0xffff;
 
@@ -26,10 +25,10 @@ export interface Segment {
   /** 0: never used. Higher is younger. */
   sequence: number;
   usedBytes: number;
-  /** Reads and writes in flight; it is not reused before they end. */
+  /** Reads and writes in flight; it is not reused until they finish. */
   users: number;
   state: 'free' | 'active' | 'full' | 'evicting';
-  /** Ids appended to it, some of which may live elsewhere by now. */
+  /** Ids appended to it, some of which may be in other segments by now. */
   ids: ChunkId[];
 }
 
@@ -74,15 +73,15 @@ export class Segments {
     return segment;
   }
 
-  /** A read or a write of this segment has ended. */
+  /** A read or write of this segment has finished. */
   unpin(segment: Segment): void {
     segment.users--;
     if (segment.users === 0) this.#drained.get(segment)?.();
   }
 
   /**
-   * Takes a record into the index; a younger copy of one id replaces an older one. False if its segment is about to be
-   * reused: a write that ends so late would leave an entry behind that means whatever is written there next.
+   * Adds a record to the index; a younger copy of the same id replaces an older one. False if its segment is about to
+   * be reused: an entry for such a late write would point at whatever is written there next.
    */
   add(entry: Entry): boolean {
     const segment = this.list[entry.segment]!;
@@ -94,13 +93,13 @@ export class Segments {
     return true;
   }
 
-  /** Forgets this copy (and no other copy of the same id). */
+  /** Forgets this copy, but no other copy of the same id. */
   remove(entry: Entry): boolean {
     if (this.#index.get(entry.id) !== entry) return false;
     return this.#index.delete(entry.id);
   }
 
-  /** After a load or a scan: what has records is full, and numbering goes on behind the youngest. */
+  /** After a load or a scan: segments with records are full, and numbering continues after the youngest. */
   adopt(): void {
     for (const segment of this.list) {
       if (segment.sequence > this.#sequence) this.#sequence = segment.sequence;
@@ -109,8 +108,8 @@ export class Segments {
   }
 
   /**
-   * Room for a record of `bytes` in the segment being written, moving on to a free one when it is full; the
-   * segment is pinned for the write. Undefined while none is free: the caller drops what it wanted to write.
+   * Room for a record of `bytes` in the segment being written, moving on to a free one when it is full; the segment is
+   * pinned for the write. Undefined while none is free: the caller then drops the record.
    */
   reserve(bytes: number): { segment: Segment; offset: number } | undefined {
     if (!this.#active || this.#active.usedBytes + bytes > this.#segmentBytes) {
@@ -129,7 +128,7 @@ export class Segments {
     return { segment: this.#active, offset };
   }
 
-  /** The oldest full segment, now evicting, if none is free and none is on its way; else undefined. */
+  /** Marks the oldest full segment as evicting and returns it, if none is free or being freed; otherwise undefined. */
   beginEviction(): Segment | undefined {
     let oldest: Segment | undefined;
     for (const segment of this.list) {
@@ -141,8 +140,8 @@ export class Segments {
   }
 
   /**
-   * Splits what lives in a segment that is evicted: what was read HITS_TO_KEEP times, most read first, up to
-   * `keepBytesMax`, is returned and stays readable; the rest is forgotten and counted.
+   * Splits the live records of a segment being evicted. Those read at least HITS_TO_KEEP times, most read first, up to
+   * `keepBytesMax`, are returned and stay readable; the rest are forgotten and counted.
    */
   condemn(segment: Segment, keepBytesMax: number): { keep: Entry[]; evicted: number } {
     const live: Entry[] = [];
@@ -161,7 +160,7 @@ export class Segments {
     return { keep, evicted: live.length - keep.length };
   }
 
-  /** Forgets what is left of it, waits for its last user, and makes it free. */
+  /** Forgets the segment's remaining records, waits for its last user, and frees it. */
   async finishEviction(segment: Segment): Promise<void> {
     for (const id of segment.ids) {
       if (this.#index.get(id)?.segment === segment.number) this.#index.delete(id);

@@ -1,6 +1,6 @@
 /**
- * The disk cache's index on disk, written at an orderly stop and consumed at the next start: it is deleted as
- * soon as it is read, so an index that a crash has made stale can never be found. Layout, little-endian:
+ * The disk cache's index on disk, written at a clean shutdown and consumed at the next start. It is deleted as soon as
+ * it is read, so that a crash never leaves a stale index behind. Layout, little-endian:
  *
  *     magic 8 │ segmentBytes u32 │ segments u32 │ entries u32 │ 0 u32
  *     segments × (sequence u64 │ usedBytes u32 │ 0 u32)
@@ -59,8 +59,8 @@ export async function saveSnapshot(path: string, geometry: Geometry, segments: S
 }
 
 /**
- * Reads the index into `segments` and deletes the file. False, with nothing adopted, if there is none or it is
- * damaged or of another geometry; then the records must be scanned.
+ * Reads the index into `segments` and deletes the file. Returns false, with nothing loaded, if there is no index, or if
+ * it is damaged or of another geometry; the records must then be scanned.
  */
 export async function takeSnapshot(path: string, geometry: Geometry, segments: Segments): Promise<boolean> {
   let bytes: Buffer;

@@ -1,12 +1,12 @@
 /**
- * One pipelined connection to a memcached node. Requests are written in batches (all of one turn of the event
- * loop in one writev) and answered in order. Every request has a deadline; one that misses it is answered with
- * TIMEOUT at once, and its late reply is read and thrown away without touching its buffers. A server that
- * answers anything but the protocol, or nothing for long, loses the connection, and all that waited on it fails. What
- * was only late behind our own other requests, which it went on answering, is told apart: that is OVERLOAD.
+ * One pipelined connection to a memcached node. Requests are written in batches (all of one turn of the event loop in
+ * one writev) and answered in order. Every request has a deadline; one that misses it fails with TIMEOUT at once, and
+ * its late reply is read and discarded without touching its buffers. A connection to a server that breaks the protocol
+ * or stays silent is dropped, and all its requests fail. A request that was late only behind our own other requests,
+ * which the server kept answering, fails with OVERLOAD instead.
  *
- * Reads land in one buffer that is reused for ever (`onread`), and a value is copied out of it once, into its
- * place in the chunk.
+ * Reads land in one buffer that is reused forever (`onread`), and a value is copied out of it once, into its place in
+ * the chunk.
  */
 import { readFileSync } from 'node:fs';
 import net from 'node:net';
@@ -17,15 +17,15 @@ import { type MetaReply, ReplyParser, type ValueSink } from './meta-protocol.ts'
 import { SHARD_HEADER_BYTES } from './shard.ts';
 
 const READ_BUFFER_BYTES = 256 * 1024;
-/** Deadlines of one connection are looked at this often, not one timer each. */
+/** How often the deadlines of a connection are checked, instead of one timer each. */
 const TICK_MS = 5;
-/** A connection whose oldest request is overdue by this much answers nobody any more. */
+/** A connection whose oldest request is overdue by this much is dropped. */
 const STALL_MS = 2_000;
-/** When a look at the deadlines comes so late, this process was busy, and answers may lie in the socket unread. */
+/** If a deadline check comes this late, this process was busy, and replies may be unread in the socket. */
 const LATE_TICK_MS = 25;
-/** More requests before one than this make it late by themselves. */
+/** A request with more than this many others ahead of it may be late because of them. */
 const AHEAD_MAX = 4;
-/** No shard is longer; a value that is would be read for nothing. */
+/** No shard is longer; a longer value is not worth reading. */
 const VALUE_BYTES_MAX = SHARD_HEADER_BYTES + SEALED_BYTES_MAX;
 
 const nobody = () => {};
@@ -33,7 +33,7 @@ const nobody = () => {};
 export interface ConnectionOptions {
   readonly host: string;
   readonly port: number;
-  /** TLS, with this CA file, or the system's CAs if `true`. */
+  /** Use TLS, with this CA file, or with the system's CAs if `true`. */
   readonly tls?: string | true;
   /** For memcached's authfile: sent as the first request. */
   readonly login?: { readonly user: string; readonly password: string };
@@ -43,13 +43,13 @@ export interface ConnectionOptions {
 }
 
 /**
- * Once it is settled it holds nothing but its place in the order: the buffers of a chunk must not wait for a node that
- * hangs.
+ * A request in flight. Once it is settled it keeps only its place in the order, so that a hung node does not hold the
+ * buffers of a chunk.
  */
 interface Pending {
   readonly deadline: number;
   readonly wantsValue: boolean;
-  /** Requests that were before it when it was sent, and replies that had come by then. */
+  /** Requests ahead of it when it was sent, and replies received by then. */
   readonly ahead: number;
   readonly repliesBefore: number;
   sink: ValueSink | undefined;
@@ -62,7 +62,7 @@ export class Connection {
   readonly #options: ConnectionOptions;
   readonly #socket: net.Socket;
   readonly #parser: ReplyParser;
-  /** In the order of their replies; settled ones stay until their reply has come. */
+  /** In the order of their replies; settled ones stay until their reply arrives. */
   readonly #waiting: Pending[] = [];
   #head = 0;
   #outbox: Uint8Array[] = [];
@@ -101,7 +101,7 @@ export class Connection {
     const { host, port } = options;
     const socket = options.tls ? connectTls(host, port, options.tls) : net.connect({ host, port, onread });
     connection = new Connection(options, socket);
-    // TLS sockets have no onread; their bytes come as events.
+    // TLS sockets have no onread; their bytes arrive as events.
     if (options.tls) socket.on('data', (bytes: Buffer) => connection.received(bytes));
     await connection.#opened(options.tls ? 'secureConnect' : 'connect');
     if (options.login) await connection.#login(options.login);
@@ -117,10 +117,10 @@ export class Connection {
   }
 
   /**
-   * Sends `parts` as one request. Resolves with its reply, a value having been copied into `sink`. Rejects with
-   * OVERLOAD when too much is in flight or was before it, TIMEOUT, ABORTED, UNAVAILABLE, CORRUPT. `parts` must stay as
-   * they are until then, and `sink` is never touched afterwards. A value that does not fit into `sink` is thrown away;
-   * its length is in the reply.
+   * Sends `parts` as one request. Resolves with its reply, after its value has been copied into `sink`. Rejects with
+   * OVERLOAD when too much is in flight or was ahead of it, TIMEOUT, ABORTED, UNAVAILABLE, CORRUPT. `parts` must not
+   * change until then, and `sink` is not touched afterwards. A value that does not fit into `sink` is discarded; its
+   * length is in the reply.
    */
   request(
     parts: readonly Uint8Array[],
@@ -129,7 +129,7 @@ export class Connection {
     signal?: AbortSignal,
   ): Promise<MetaReply> {
     if (this.#dead) return Promise.reject(this.#dead);
-    // It may have been aborted while the connection was being made, and an aborted signal tells nobody again.
+    // The signal may have aborted while the connection was being made, and its event does not come again.
     if (signal?.aborted) return Promise.reject(notNeeded());
     const { inflightMax, queuedBytesMax } = this.#options;
     if (this.inflight >= inflightMax || this.#socket.writableLength > queuedBytesMax) {
@@ -168,7 +168,7 @@ export class Connection {
     this.#tellClosed(error);
   }
 
-  /** Apart from `request`, whose arguments the functions that are made here would otherwise keep. */
+  /** Separate from `request`, because the closures made here would keep its arguments alive. */
   #start(pending: Pending, signal: AbortSignal | undefined): void {
     signal?.addEventListener('abort', () => this.#abandon(pending), { once: true });
     if (!this.#flushing) {
@@ -205,7 +205,7 @@ export class Connection {
     });
   }
 
-  /** memcached's authfile takes the login as the value of a `set` of any key, and answers it as a set. */
+  /** memcached's authfile takes the login as the value of a `set` of any key, and answers it like a set. */
   async #login(login: { user: string; password: string }): Promise<void> {
     const value = Buffer.from(`${login.user} ${login.password}`, 'utf8');
     const text = Buffer.concat([Buffer.from(`set auth 0 0 ${value.length}\r\n`), value, Buffer.from('\r\n')]);
@@ -237,7 +237,7 @@ export class Connection {
 
   #take(settle: (pending: Pending) => void): void {
     const pending = this.#waiting[this.#head];
-    if (!pending) throw new LazydiskError('CORRUPT', 'memcached answered a question that nobody asked');
+    if (!pending) throw new LazydiskError('CORRUPT', 'memcached sent a reply without a request');
     this.#head++;
     this.#replies++;
     if (this.#head === this.#waiting.length) {
@@ -260,7 +260,7 @@ export class Connection {
   }
 
   #abandon(pending: Pending): void {
-    // Only the oldest can be receiving its value just now.
+    // Only the oldest request can be receiving its value.
     if (this.#waiting[this.#head] === pending) this.#parser.abandonValue();
     this.#settle(pending, () => pending.reject(notNeeded()));
   }
@@ -269,7 +269,7 @@ export class Connection {
     const now = performance.now();
     const isLate = now - this.#tickedAt > TICK_MS + LATE_TICK_MS;
     this.#tickedAt = now;
-    // The next look comes when what the socket holds has been read.
+    // Replies waiting in the socket are read before the next check.
     if (isLate) return;
     for (let at = this.#head; at < this.#waiting.length; at++) {
       const pending = this.#waiting[at]!;
@@ -292,7 +292,7 @@ export class Connection {
     const { host, port } = this.#options;
     const isQueued = ahead > AHEAD_MAX && this.#replies > repliesBefore;
     return isQueued
-      ? new LazydiskError('OVERLOAD', `${host}:${port}: ${ahead} requests of ours were before it`)
+      ? new LazydiskError('OVERLOAD', `${host}:${port}: ${ahead} of our requests were ahead of it`)
       : new LazydiskError('TIMEOUT', `${host}:${port}: no answer in time`);
   }
 }
@@ -301,7 +301,7 @@ function notNeeded(): LazydiskError {
   return new LazydiskError('ABORTED', 'the answer is not needed any more');
 }
 
-/** TLS is loaded here, as it doubles the time of a start. */
+/** Loads TLS only here, because it doubles the start-up time. */
 function connectTls(host: string, port: number, ca: string | true): TLSSocket {
   const tls = process.getBuiltinModule('node:tls');
   return tls.connect({ host, port, ...(ca === true ? {} : { ca: readFileSync(ca) }) });

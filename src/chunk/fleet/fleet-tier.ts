@@ -1,10 +1,10 @@
 /**
- * The shared cache as a tier: a chunk's k + m shards on as many memcached nodes, a read done at the first k that
- * prove themselves (gather.ts). A slow or dead node costs nothing but its shard, which parity replaces.
+ * The shared cache as a tier: a chunk's k + m shards on as many memcached nodes; a read finishes with the first k
+ * shards that verify (gather.ts). A slow or dead node costs only its shard, which parity replaces.
  *
- * Who fills it: the first reader to miss on a chunk gets memcached's recache lease on the chunk's first node
- * (`W`: an empty item was made for it), reads the origin, and puts the shards; whoever comes meanwhile (`Z`)
- * waits for the shards. The empty item lives for LEASE_SECONDS, so a holder that dies blocks nobody for longer.
+ * Filling: the first reader to miss on a chunk gets memcached's recache lease on the chunk's first node (`W`: an empty
+ * item was created for it), reads the origin, and puts the shards. Others meanwhile (`Z`) wait for the shards. The
+ * empty item lives for LEASE_SECONDS, so a lease holder that dies blocks nobody for longer.
  * Source: memcached's doc/protocol.txt, "mg", flags N, W, Z and X.
  */
 import { erasureEncode } from '../../../native/index.ts';
@@ -19,11 +19,11 @@ import { FleetNode, type NodeAddress, type NodeOptions, type NodeStats } from '.
 import { Placement } from './placement.ts';
 import { type Code, checkCode, SHARD_HEADER_BYTES, shardBytesOf, writeShardHeader } from './shard.ts';
 
-/** memcached counts seconds: an item of 2 lives for one to two. */
+/** memcached counts whole seconds: an item with 2 lives for one to two. */
 const LEASE_SECONDS = 2;
-/** A chunk that failed its proof stays marked for this long if nobody fills it anew. */
+/** A chunk that failed verification stays marked stale for this long if nobody refills it. */
 const STALE_SECONDS = 30;
-/** Waiting for another's fill ends after this, whoever holds the lease by then. */
+/** The longest wait for another reader's fill, whoever holds the lease. */
 const LEASE_WAIT_MS = 3_000;
 const POLL_MIN_MS = 4;
 const POLL_MAX_MS = 64;
@@ -34,13 +34,13 @@ export interface FleetOptions {
   readonly code: Code;
   readonly nodes: readonly NodeAddress[];
   readonly node: NodeOptions;
-  /** One attempt at the fleet may take this long before the origin is asked. */
+  /** How long one attempt at the fleet may take before the origin is asked. */
   readonly timeoutMs: number;
-  /** Sealed bytes on their way into the fleet at once; more is dropped. */
+  /** Sealed bytes being written into the fleet at once; more is dropped. */
   readonly fillBytesMax: number;
   /**
-   * Reads at the fleet at once; each has a buffer of a chunk and its parity until it is decoded. Others wait in a fair
-   * queue, so that no node is called slow for what waits behind our own reads. Default 32.
+   * Reads at the fleet at once; each has a buffer for a chunk and its parity until it is decoded. Others wait in a fair
+   * queue, so that no node counts as slow for what waits behind our own reads. Default 32.
    */
   readonly gathersMax?: number;
 }
@@ -59,12 +59,12 @@ export interface FleetStats {
   readonly fillsDropped: number;
 }
 
-/** What a node has of a chunk. */
+/** What a node holds of a chunk. */
 export interface ShardPlace {
   readonly node: string;
   readonly zone: string | undefined;
   readonly state: 'there' | 'absent' | 'filling' | 'stale' | 'unreachable';
-  /** Of the shard that is there: its number, from 0, and its bytes in the node, header included. */
+  /** For a shard that is there: its index, from 0, and its size in the node in bytes, header included. */
   readonly index?: number;
   readonly bytes?: number;
   readonly why?: string;
@@ -90,7 +90,7 @@ export class FleetTier implements ChunkTier {
   #fills = 0;
   #fillsDropped = 0;
 
-  /** Throws USAGE for a code that is none. Connects to nobody before the first read. */
+  /** Throws USAGE for an invalid code. Connects to no node before the first read. */
   constructor(options: FleetOptions) {
     checkCode(options.code);
     this.#options = options;
@@ -100,7 +100,7 @@ export class FleetTier implements ChunkTier {
     this.setNodes(options.nodes);
   }
 
-  /** Replaces the list of nodes; connections to those that stay are kept. With none, every read is a miss. */
+  /** Replaces the list of nodes; connections to the nodes that remain are kept. With no nodes, every read is a miss. */
   setNodes(addresses: readonly NodeAddress[]): void {
     const next = new Map<string, FleetNode>();
     for (const address of addresses) {
@@ -145,14 +145,14 @@ export class FleetTier implements ChunkTier {
     }
   }
 
-  /** Not one node could tell. */
+  /** The error when no node could tell. */
   #silence(holders: readonly FleetNode[], ctx: ReadContext): LazydiskError {
     const [node] = holders;
     const why = `fleet: no node answers (${node!.address.name}: ${node!.stats().lastError ?? 'no answer'})`;
     return new LazydiskError(performance.now() >= ctx.deadline ? 'TIMEOUT' : 'UNAVAILABLE', why);
   }
 
-  /** Off the reader's path: resolves when the shards are with their nodes, or dropped. */
+  /** Off the reader's path: resolves when the shards have been stored or dropped. */
   async put(id: ChunkId, sealed: Uint8Array): Promise<boolean> {
     if (this.#closed || this.#fillBytes + sealed.length > this.#options.fillBytesMax) {
       this.#fillsDropped++;
@@ -178,7 +178,10 @@ export class FleetTier implements ChunkTier {
     return stored.filter(Boolean).length >= code.k;
   }
 
-  /** What each node that should hold a shard of the chunk says of it. Never rejects: a node's silence is an answer. */
+  /**
+   * What each node that should hold a shard of the chunk reports. Never rejects: a node without an answer is a result
+   * too.
+   */
   locate(id: ChunkId): Promise<ShardPlace[]> {
     const deadline = performance.now() + this.#options.timeoutMs;
     const places = this.holdersOf(id).map(async (node): Promise<ShardPlace> => {
@@ -188,7 +191,7 @@ export class FleetTier implements ChunkTier {
         const { code, flags } = await node.request([metaGet(keyOf(id), ['s', 'f'])], deadline);
         const number = (flag: string) => Number(flags.find((word) => word.startsWith(flag))?.slice(1) ?? 0);
         const shardBytes = number('s');
-        // An empty item is a lease: somebody is about to fill it.
+        // An empty item is a lease: another reader is about to fill it.
         if (code !== 'HD' || shardBytes === 0)
           return { ...where, state: code === 'HD' ? 'filling' : 'absent' };
         if (flags.includes('X')) return { ...where, state: 'stale' };
@@ -200,7 +203,7 @@ export class FleetTier implements ChunkTier {
     return Promise.all(places);
   }
 
-  /** The shards are made stale: the next reader gets the lease and fills anew. */
+  /** Makes the shards stale: the next reader gets the lease and refills them. */
   discard(id: ChunkId): void {
     if (this.#discarded.size < 10_000) this.#discarded.add(id);
     const deadline = performance.now() + this.#options.timeoutMs;
@@ -240,7 +243,7 @@ export class FleetTier implements ChunkTier {
   ): Promise<Gathered> {
     const deadline = Math.min(ctx.deadline, performance.now() + this.#options.timeoutMs);
     const askable = nodes.map((node) => node.askable);
-    // The lease lies with the first node that is up; while workers disagree about that, two may fill.
+    // The lease is on the first node that is up; while workers disagree on that, two may fill.
     const leaseRank = askable.indexOf(true);
     const holders = nodes.map((node, rank) => {
       if (!askable[rank]) return undefined;
@@ -254,7 +257,7 @@ export class FleetTier implements ChunkTier {
     return gather({ id, sealedBytes, code, holders, leaseRank, buffer, signal, onLie });
   }
 
-  /** Lends the chunk; when it comes back and nobody has discarded it, lost shards are put again. */
+  /** Lends the chunk; when it is returned and has not been discarded, lost shards are put again. */
   #lend(
     id: ChunkId,
     sealedBytes: number,
@@ -286,7 +289,7 @@ export class FleetTier implements ChunkTier {
     const { code, fillBytesMax } = this.#options;
     const shardBytes = shardBytesOf(sealedBytes, code);
     erasureEncode(code.k, code.m, shards);
-    // An index that another node already gave, or may yet hold at its own rank, is of no use twice.
+    // An index that another node already returned, or may still hold at its own rank, is not needed twice.
     let taken = gathered.present;
     for (const rank of gathered.unanswered) taken |= 1 << rank;
     for (const rank of gathered.empty) {
@@ -308,7 +311,7 @@ export class FleetTier implements ChunkTier {
   ): Promise<boolean> {
     if (!node.askable) return false;
     const header = writeShardHeader(id, sealedBytes, this.#options.code, index, data);
-    // The index is also a client flag, so that `locate` need not fetch the shard to name it.
+    // The index is also a client flag, so that `locate` can report it without fetching the shard.
     const line = metaSet(keyOf(id), SHARD_HEADER_BYTES + data.length, [`F${index + 1}`]);
     return node.request([line, header, data, CRLF], performance.now() + this.#options.timeoutMs).then(
       ({ code }) => code === 'HD',
@@ -331,7 +334,7 @@ export class FleetTier implements ChunkTier {
   }
 }
 
-/** One key a chunk, whatever the shard's index: see shard.ts. */
+/** One key per chunk, whatever the shard's index: see shard.ts. */
 function keyOf(id: ChunkId): string {
   return `lazydisk:1:${id}`;
 }
@@ -339,7 +342,7 @@ function keyOf(id: ChunkId): string {
 function answerOf(reply: MetaReply): Answer {
   const won = reply.flags.includes('W');
   const lease = won ? 'won' : reply.flags.includes('Z') ? 'held' : 'none';
-  // An empty value is the lease's own item; a stale one (X) is not to be used.
+  // An empty value is the lease's own item; a stale one (X) must not be used.
   if (reply.code !== 'VA' || reply.valueBytes === 0 || reply.flags.includes('X'))
     return { kind: 'miss', lease };
   return { kind: 'value', valueBytes: reply.valueBytes };

@@ -1,7 +1,7 @@
 /**
- * The cache fleet of a daemon: the list of its nodes, read at start and kept up to date, the tier over them, and a
- * word in the log when the last node goes and when one comes back. A list that cannot be had at start is no reason
- * not to serve: until it comes, every read is a miss.
+ * The cache fleet of a daemon: the list of its nodes, read at start and kept up to date, the tier over them, and log
+ * messages when the last node fails and when one comes back. The daemon also starts without a list: until one can be
+ * read, every read is a miss.
  */
 import { readFile, stat } from 'node:fs/promises';
 import type { Logger } from 'pino';
@@ -11,28 +11,28 @@ import { type FleetStats, FleetTier, type ShardPlace } from './fleet-tier.ts';
 import type { NodeAddress, NodeOptions } from './node.ts';
 import { parseFleetUrl, watchNodes } from './node-list.ts';
 
-/** Where the fleet says when its last node goes, when one comes back, and when the list changes. */
+/** The log for the loss of the last node, the return of one, and changes of the list. */
 export type FleetLog = Pick<Logger, 'info' | 'warn' | 'error'>;
 
 export interface FleetConfig {
   readonly url: string;
-  /** TLS, with a CA file, or `system` for the system's CAs. */
+  /** Use TLS, with a CA file, or `system` for the system's CAs. */
   readonly tls: string | undefined;
-  /** File with `user:password` for nodes with an authfile; readable by its owner alone. */
+  /** File with `user:password` for nodes with an authfile; only its owner may read it. */
   readonly loginFile: string | undefined;
-  /** One attempt at the fleet. */
+  /** How long one attempt at the fleet may take. */
   readonly timeoutMs: number;
 }
 
 const CONNECT_TIMEOUT_MS = 1_000;
-/** Requests of one node that wait for their answer, and bytes on their way to it. */
+/** The most requests of one node that wait for an answer, and the most bytes queued to it. */
 const INFLIGHT_MAX = 4096;
 const QUEUED_BYTES_MAX = 32 * 1024 * 1024;
 const FILL_BYTES_MAX = 64 * 1024 * 1024;
 const WATCH_MS = 1_000;
 const LOGIN_BYTES_MAX = 4096;
 
-/** Whether the fleet is of use: some node is up, or nobody has asked one yet. */
+/** `up`: some node is up, or none has been asked yet. */
 export type FleetState = 'up' | 'down';
 
 export class Fleet {
@@ -51,7 +51,7 @@ export class Fleet {
     this.#timer = setInterval(() => this.#look(), WATCH_MS).unref();
   }
 
-  /** Throws USAGE for a URL, a list or a login file that makes no sense, KEY for one that others can read. */
+  /** Throws USAGE for an invalid URL, list or login file, KEY for a login file that others can read. */
   static async open(config: FleetConfig, log: FleetLog): Promise<Fleet> {
     const url = parseFleetUrl(config.url);
     const options: NodeOptions = {
@@ -96,7 +96,7 @@ export class Fleet {
     return this.tier.locate(id);
   }
 
-  /** The tier itself is its reader's to close. */
+  /** Does not close the tier, which its reader closes. */
   close(): void {
     clearInterval(this.#timer);
     this.#stopWatching();

@@ -1,13 +1,13 @@
 /**
- * The first-k reader: asks every holder of a chunk's shards at once and is done with the first k that prove
- * themselves, or as soon as k can no longer come. It knows nothing of memcached: a holder is a function, so the
- * same code runs against real nodes and against a simulated network.
+ * The first-k reader: asks every holder of a chunk's shards at once and finishes with the first k that verify, or as
+ * soon as k can no longer arrive. It knows nothing of memcached: a holder is a function, so the same code runs against
+ * real nodes and against a simulated network.
  */
 import { erasureReconstruct } from '../../../native/index.ts';
 import type { ChunkId } from '../../format/chunk-id.ts';
 import { type Code, proveShard, SHARD_HEADER_BYTES, shardBytesOf } from './shard.ts';
 
-/** What a holder said: a value now in the sink, or that it has none (`won`: and it is ours to fill). */
+/** A holder's answer: its value is now in the sink, or it has none (`won`: the caller must fill it). */
 export type Answer =
   | { readonly kind: 'value'; readonly valueBytes: number }
   | { readonly kind: 'miss'; readonly lease: 'none' | 'won' | 'held' };
@@ -24,13 +24,13 @@ export type Ask = (sink: ShardSink, signal: AbortSignal) => Promise<Answer>;
 export interface Gathered {
   /** True: `shards` holds the whole chunk, data shards in order. */
   readonly complete: boolean;
-  /** One bit an index that proved itself before the end. */
+  /** One bit for each index that was verified before the end. */
   readonly present: number;
   /** Data shards were computed from parity. */
   readonly reconstructed: boolean;
-  /** Ranks of holders that said that they have nothing, or whose shard failed its proof. */
+  /** Ranks of holders that have nothing, or whose shard failed verification. */
   readonly empty: readonly number[];
-  /** Ranks that had not answered when it ended. */
+  /** Ranks that had not answered at the end. */
   readonly unanswered: readonly number[];
   readonly lease: 'none' | 'won' | 'held';
 }
@@ -39,15 +39,15 @@ export interface GatherOptions {
   readonly id: ChunkId;
   readonly sealedBytes: number;
   readonly code: Code;
-  /** Holders by rank; undefined: not to be asked. Rank r most likely holds shard r. */
+  /** Holders by rank; undefined: do not ask. Rank r most likely holds shard r. */
   readonly holders: readonly (Ask | undefined)[];
-  /** The holder with the lease (-1: none is asked): a gather that fails waits for what it says. */
+  /** The holder with the lease (-1: none is asked): a gather that fails waits for its answer. */
   readonly leaseRank: number;
   /** n × SHARD_HEADER_BYTES bytes, then n × shard length; owned by this gather until it settles. */
   readonly buffer: Buffer;
   /** Ends the gather at once, incomplete. */
   readonly signal?: AbortSignal | undefined;
-  /** The holder of this rank gave a shard that fails its proof. */
+  /** Called when the holder of this rank returned a shard that fails verification. */
   readonly onLie: (rank: number) => void;
 }
 
@@ -62,7 +62,7 @@ export function shardsOf(buffer: Buffer, sealedBytes: number, code: Code): Buffe
   return buffer.subarray(n * SHARD_HEADER_BYTES, gatherBytes(sealedBytes, code));
 }
 
-/** Never rejects: what went wrong is in the result. */
+/** Never rejects: failures are in the result. */
 export function gather(options: GatherOptions): Promise<Gathered> {
   const { id, sealedBytes, code, holders, leaseRank, buffer } = options;
   const { k } = code;
@@ -77,8 +77,8 @@ export function gather(options: GatherOptions): Promise<Gathered> {
   let lease: Gathered['lease'] = 'none';
 
   /**
-   * Shards whose index is not their holder's rank (the list of nodes has changed since they were written). The
-   * place of such an index may be written by its own holder at this moment, so they are kept aside until the end.
+   * Shards whose index is not their holder's rank (the list of nodes has changed since they were written). The holder
+   * of that rank may be writing to the index's place right now, so these shards are set aside until the end.
    */
   const aside = new Map<number, Buffer>();
 
@@ -93,7 +93,7 @@ export function gather(options: GatherOptions): Promise<Gathered> {
       options.signal?.removeEventListener('abort', finishIfDecided);
       control.abort();
       for (const [index, shard] of aside) shards.set(shard, index * shardBytes);
-      // k shards prove the length; until then it may as well be what was asked for that is wrong.
+      // k shards prove the length; until then, the length that was asked for may be the wrong one.
       if (complete) for (const rank of otherLengths) options.onLie(rank);
       const dataMask = (1 << k) - 1;
       const reconstructed = complete && (present & dataMask) !== dataMask;

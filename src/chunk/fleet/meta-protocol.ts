@@ -1,38 +1,38 @@
 /**
- * memcached's meta commands as bytes: requests written, replies parsed. The parser is a state machine that is fed
- * whatever a read brought; it copies a value's bytes straight into the buffers that the request named and never
- * holds more than one reply line. Source: memcached's doc/protocol.txt, "Meta Commands".
+ * memcached's meta commands as bytes: writes requests and parses replies. The parser is a state machine fed with
+ * whatever a read returned; it copies a value's bytes straight into the buffers that the request named and never holds
+ * more than one reply line. Source: memcached's doc/protocol.txt, "Meta Commands".
  */
 import { LazydiskError } from '../../errors.ts';
 
 /** A reply line longer than this is garbage. */
 const LINE_BYTES_MAX = 2048;
-/** memcached takes keys up to 250 bytes, without spaces or control bytes. */
+/** memcached accepts keys of up to 250 bytes, without spaces or control bytes. */
 const KEY = /^[\x21-\x7e]{1,250}$/;
 const CR = 0x0d;
 const LF = 0x0a;
 
-/** Where a value goes: first into `head` until that is full, the rest into `body`. */
+/** Where a value goes: first into `head` until that is full, then into `body`. */
 export interface ValueSink {
   readonly head: Uint8Array;
   readonly body: Uint8Array;
 }
 
-/** One reply. `flags` are the words behind the code (and the size), e.g. `W`, `c123`. */
+/** One reply. `flags` are the words after the code (and the size), e.g. `W`, `c123`. */
 export interface MetaReply {
   /** `VA` value, `HD` done, `EN` miss, `NS` not stored, `EX` other cas, `NF` not found, `MN` no-op. */
   readonly code: 'VA' | 'HD' | 'EN' | 'NS' | 'EX' | 'NF' | 'MN';
   readonly flags: readonly string[];
-  /** Of a `VA`: the value's length; it fits its sink or the connection is dropped. */
+  /** For a `VA`: the value's length; if it does not fit its sink, the connection is dropped. */
   readonly valueBytes: number;
 }
 
-/** What the parser asks of the connection. */
+/** What the parser calls on the connection. */
 export interface ReplyHandler {
   /** Where the value of the oldest request goes: a sink, 'discard', or undefined if it expects no value. */
   sink(valueBytes: number): ValueSink | 'discard' | undefined;
   reply(reply: MetaReply): void;
-  /** The server refused the oldest request and said why; the connection is still in step. */
+  /** The server refused the oldest request with a reason; the connection is still in step. */
   refused(text: string): void;
 }
 
@@ -74,12 +74,14 @@ export class ReplyParser {
     this.#handler = handler;
   }
 
-  /** The receiver of the value under way has gone: its buffers are not touched any more. */
+  /** The receiver of the value being read is gone: its buffers are not touched any more. */
   abandonValue(): void {
     this.#sink = 'discard';
   }
 
-  /** Takes what a read brought. Throws CORRUPT when the server is out of step; then the connection must go. */
+  /**
+   * Parses what a read returned. Throws CORRUPT when the server is out of step; the connection must then be dropped.
+   */
   feed(bytes: Uint8Array): void {
     let at = 0;
     while (at < bytes.length) at = this.#pending ? this.#takeValue(bytes, at) : this.#takeLine(bytes, at);
@@ -107,7 +109,7 @@ export class ReplyParser {
         const valueBytes = /^\d{1,10}$/.test(words[1] ?? '') ? Number(words[1]) : -1;
         if (valueBytes < 0) throw corrupt('a value without a length');
         const sink = this.#handler.sink(valueBytes);
-        if (!sink) throw corrupt('a value that nobody asked for, or longer than was asked for');
+        if (!sink) throw corrupt('a value that was not requested or is too long');
         this.#sink = sink;
         this.#received = 0;
         this.#pending = { code: 'VA', flags: words.slice(2), valueBytes };
@@ -121,7 +123,7 @@ export class ReplyParser {
       case 'MN':
         this.#handler.reply({ code: words[0], flags: words.slice(1), valueBytes: 0 });
         return;
-      // Answers only the login, which memcached takes as a classic `set`.
+      // Only the login gets this reply, because memcached takes it as a classic `set`.
       case 'STORED':
         this.#handler.reply({ code: 'HD', flags: [], valueBytes: 0 });
         return;
@@ -130,7 +132,7 @@ export class ReplyParser {
         this.#handler.refused(line.slice(0, 200));
         return;
       default:
-        throw corrupt('a reply that is no reply');
+        throw corrupt('an unknown reply');
     }
   }
 
@@ -143,7 +145,7 @@ export class ReplyParser {
     }
     for (let n = valuePart; n < take; n++) {
       const want = this.#received + n === valueBytes ? CR : LF;
-      if (bytes[from + n] !== want) throw corrupt('a value longer than it said');
+      if (bytes[from + n] !== want) throw corrupt('a value longer than announced');
     }
     this.#received += take;
     if (this.#received === valueBytes + 2) {

@@ -2,11 +2,11 @@
  * Where the list of cache nodes comes from, and how it is kept up to date without a restart:
  *
  *     memcached://h1:p1,h2:p2?k=4&m=1            the nodes themselves
- *     memcached+file:///etc/lazydisk/fleet?k=4   a file, one node a line, read again when it changes
- *     memcached+srv://_memcached._tcp.cache.example?k=4   DNS SRV records, asked again every interval
+ *     memcached+file:///etc/lazydisk/fleet?k=4   a file, one node per line, read again when it changes
+ *     memcached+srv://_memcached._tcp.cache.example?k=4   DNS SRV records, queried again every interval
  *
- * A line of the file is `host:port [name=NAME] [zone=ZONE] [weight=NUMBER]`, `#` starts a comment. A list that is
- * empty, malformed or unreachable changes nothing: the fleet goes on with the last good one, and a person is told.
+ * A line of the file is `host:port [name=NAME] [zone=ZONE] [weight=NUMBER]`; `#` starts a comment. A list that is
+ * empty, malformed or unreachable changes nothing: the fleet keeps the last good one and logs a warning.
  */
 
 import { resolveSrv } from 'node:dns/promises';
@@ -23,7 +23,7 @@ const SRV_POLL_MS = 30_000;
 
 export interface FleetUrl {
   readonly code: Code;
-  /** The list as it is now. Throws UNAVAILABLE or USAGE. */
+  /** The current list. Throws UNAVAILABLE or USAGE. */
   read(): Promise<NodeAddress[]>;
   /** How often `read` is worth calling again; 0: never. */
   readonly pollMs: number;
@@ -39,7 +39,7 @@ export function parseFleetUrl(text: string): FleetUrl {
   const [, kind, where] = match;
   const query = new URLSearchParams(match[3] ?? '');
   for (const name of query.keys())
-    if (name !== 'k' && name !== 'm') throw usage(text, `no parameter ${name}`);
+    if (name !== 'k' && name !== 'm') throw usage(text, `unknown parameter ${name}`);
   const code = { k: Number(query.get('k') ?? 4), m: Number(query.get('m') ?? 1) };
   checkCode(code);
   if (kind === '+file') return { code, read: () => readNodeFile(where!), pollMs: FILE_POLL_MS, text };
@@ -49,8 +49,8 @@ export function parseFleetUrl(text: string): FleetUrl {
 }
 
 /**
- * Calls `onChange` with every list that differs from the last, and `onWarning` when a list cannot be had.
- * Returns what stops it.
+ * Calls `onChange` with every list that differs from the last, and `onWarning` when a list cannot be read. Returns a
+ * function that stops it.
  */
 export function watchNodes(
   url: FleetUrl,
@@ -75,7 +75,7 @@ export function watchNodes(
       }
     } catch (error) {
       const why = errorText(error);
-      if (why !== warned) onWarning(`fleet: the list of nodes stays as it is: ${why}`);
+      if (why !== warned) onWarning(`fleet: keeping the last list of nodes: ${why}`);
       warned = why;
     } finally {
       reading = false;
@@ -91,18 +91,18 @@ export function parseNodeLine(line: string): NodeAddress {
   if (!match) throw usage(line, 'want HOST:PORT');
   const host = match[1] ?? match[2]!;
   const port = Number(match[3] ?? DEFAULT_PORT);
-  if (port < 1 || port > 65535) throw usage(line, `no port ${port}`);
+  if (port < 1 || port > 65535) throw usage(line, `not a valid port: ${port}`);
   let name = where!.includes(':') ? where! : `${host}:${port}`;
   let weight = 1;
   let zone: string | undefined;
   for (const word of words) {
     const [key, value] = [word.slice(0, word.indexOf('=')), word.slice(word.indexOf('=') + 1)];
     if (!word.includes('=') || !/^[\x21-\x7e]{1,128}$/.test(value))
-      throw usage(line, `not understood: ${word}`);
+      throw usage(line, `unknown word: ${word}`);
     if (key === 'name') name = value;
     else if (key === 'zone') zone = value;
     else if (key === 'weight') weight = Number(value);
-    else throw usage(line, `not understood: ${word}`);
+    else throw usage(line, `unknown word: ${word}`);
   }
   if (!(weight > 0 && weight <= 1e6)) throw usage(line, 'a weight is above 0 and at most 1000000');
   return { name, host, port, weight, ...(zone === undefined ? {} : { zone }) };
@@ -141,7 +141,7 @@ function checkNodes(nodes: NodeAddress[]): NodeAddress[] {
   if (nodes.length === 0) throw new LazydiskError('USAGE', 'a fleet needs at least one node');
   if (nodes.length > NODES_MAX) throw new LazydiskError('USAGE', `a fleet has at most ${NODES_MAX} nodes`);
   const names = new Set(nodes.map((node) => node.name));
-  if (names.size !== nodes.length) throw new LazydiskError('USAGE', 'two nodes of the fleet have one name');
+  if (names.size !== nodes.length) throw new LazydiskError('USAGE', 'two nodes of the fleet have the same name');
   return nodes;
 }
 

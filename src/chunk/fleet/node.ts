@@ -1,7 +1,7 @@
 /**
- * One cache node as the fleet sees it: a connection that is made when it is first needed and made again, with
- * jitter, when it is lost; its health; and what it did, for metrics. Nothing queues behind a connection that is
- * not there: a request then fails at once, and the other shards answer.
+ * One cache node as the fleet sees it: a connection that is made when it is first needed and made again, with jitter,
+ * when it is lost; its health; and its statistics. Nothing queues behind a missing connection: a request then fails at
+ * once, and the other shards answer.
  */
 import { codeOf, errorText, LazydiskError } from '../../errors.ts';
 import { Health } from '../health.ts';
@@ -65,7 +65,7 @@ export class FleetNode {
     this.#options = options;
   }
 
-  /** Whether to ask it now: it is up, or it is time to probe it (which this starts, off the caller's path). */
+  /** Whether to ask it now: it is up. If a probe is due, this starts one in the background. */
   get askable(): boolean {
     if (this.health.up) return true;
     if (this.health.takeProbe()) void this.probe();
@@ -73,8 +73,8 @@ export class FleetNode {
   }
 
   /**
-   * One request; what came of it counts for the node's health (ABORTED and OVERLOAD do not: they say nothing
-   * about the node). Rejects like Connection.request.
+   * Sends one request, whose outcome counts for the node's health (ABORTED and OVERLOAD do not: they say nothing about
+   * the node). Rejects like Connection.request.
    */
   async request(
     parts: readonly Uint8Array[],
@@ -99,12 +99,12 @@ export class FleetNode {
     }
   }
 
-  /** A value of this node failed its proof. */
+  /** Called when a value from this node failed verification. */
   lied(what: string): void {
     this.#failed(what);
   }
 
-  /** Asks it for nothing; true if it answered. */
+  /** Sends a no-op; resolves to whether it answered. */
   async probe(): Promise<boolean> {
     return this.request([META_NOOP], performance.now() + this.#options.connectTimeoutMs).then(
       () => true,

@@ -1,18 +1,18 @@
 /**
- * Which nodes hold the shards of a chunk: weighted rendezvous hashing. Every node gets a score for the chunk
- * from a hash of both names; the best n, in order of score, hold shards 0 to n-1. Nobody keeps a table, all
- * workers agree, and a node that comes or goes moves only what it gains or held.
+ * Which nodes hold the shards of a chunk: weighted rendezvous hashing. Every node gets a score for the chunk from a
+ * hash of both names; the best n, in order of score, hold shards 0 to n-1. This needs no table, all workers agree, and
+ * a node that is added or removed moves only the shards that it gains or held.
  *
- * The score is `weight / -ln(u)` with u uniform in (0, 1) from the hash, which gives each node its weight's
- * share exactly (Schindelhauer and Schomaker, "Weighted Distributed Hash Tables", 2005). Where nodes name
- * failure zones, a zone gets a second shard only when every zone has one, so that n shards survive a zone's
- * loss as well as the zones allow.
+ * The score is `weight / -ln(u)` with u uniform in (0, 1) from the hash, which gives each node exactly the share of its
+ * weight (Schindelhauer and Schomaker, "Weighted Distributed Hash Tables", 2005). Where nodes name failure zones, a
+ * zone gets a second shard only when every zone has one, so that n shards survive the loss of a zone as well as the
+ * zones allow.
  */
 import { createHash } from 'node:crypto';
 import type { ChunkId } from '../../format/chunk-id.ts';
 
 export interface PlacementNode {
-  /** What is hashed: must stay the same across restarts and address changes of one node. */
+  /** The name that is hashed: must stay the same across restarts and address changes of a node. */
   readonly name: string;
   /** Relative capacity, above 0. */
   readonly weight: number;
@@ -39,14 +39,14 @@ export class Placement<N extends PlacementNode> {
   readonly #seeds: readonly [number, number][];
 
   constructor(nodes: readonly N[]) {
-    // Sorted, so that equal scores (and so every worker) fall on the same node whatever the list's order.
+    // Sorted, so that equal scores give the same node on every worker, whatever the order of the list.
     this.nodes = [...nodes].sort((a, b) => (a.name < b.name ? -1 : a.name > b.name ? 1 : 0));
     this.#seeds = this.nodes.map((node) => seedOf(node.name));
   }
 
   /** The nodes of shards 0 to n-1, distinct; fewer than n where there are fewer nodes. */
   place(id: ChunkId, n: number): N[] {
-    // An id is a SHA-256: any 64 bits of it are as good as a hash of it.
+    // An id is a SHA-256, so any 64 bits of it are as good as a hash of it.
     const idHigh = Number.parseInt(id.slice(0, 8), 16);
     const idLow = Number.parseInt(id.slice(8, 16), 16);
     const scored = this.nodes.map((node, at) => {

@@ -1,12 +1,12 @@
 /**
- * A shard as it lies in a cache node: 64 bytes that prove it, then its part of the chunk. The header says of
- * which chunk, which code and which index it is, so that a node may hold any of a chunk's shards under the one
- * key of that chunk: when a node comes or goes, the shards that stayed are still found and still of use.
+ * A shard as a cache node stores it: a 64-byte header that identifies and checks it, then its part of the chunk. The
+ * header names the chunk, the code and the index, so that a node may hold any shard of a chunk under that chunk's one
+ * key: when nodes come or go, the remaining shards are still found and usable.
  *
  *     magic 4 "LZS1" │ k u8 │ m u8 │ index u8 │ 0 u8 │ sealedBytes u32 │ shardBytes u32 │ id 32
  *     │ crc32 of the header so far and of the data, u32 │ 0 × 12 │ data
  *
- * Little-endian. The data of shards 0 to k-1 behind one another are the sealed bytes, zero-padded.
+ * Little-endian. The data of shards 0 to k-1, concatenated, are the sealed bytes, zero-padded.
  */
 import { crc32 } from 'node:zlib';
 import { LazydiskError } from '../../errors.ts';
@@ -55,10 +55,10 @@ export function writeShardHeader(
 }
 
 /**
- * What a value proves to be: the index of a shard of this chunk, code and length; `'other length'` for a shard that is
- * sound in itself, or too long or short to tell, of a chunk that has this id and another length; undefined for anything
- * else. Whoever says a wrong length may as well be the manifest that was read for this. `data` holds at least the
- * shard's data, from its first byte.
+ * Verifies a value. Returns the index of the shard if it is one of this chunk, code and length. Returns `'other
+ * length'` for a shard with this id that is valid except for the length of its chunk, or whose size does not match; the
+ * manifest's length may be the wrong one. Returns undefined for anything else. `data` holds at least the shard's data,
+ * from its first byte.
  */
 export function proveShard(
   header: Buffer,

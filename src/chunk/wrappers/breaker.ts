@@ -1,12 +1,12 @@
 /**
  * Stops asking a tier that fails. When the objects that a drive asked for lately have failed one after the other, its
- * reads are refused at once and by name of the cause, before all places wait for an origin that is gone. After a probe
- * interval one read is let through; its success ends the outage. The interval starts short and has an upper bound, so an
- * outage is never remembered longer than that.
+ * reads are refused at once, with the cause, before all places wait for an unreachable origin. After a probe interval
+ * one read is let through; its success ends the outage. The interval starts short and has an upper bound, so an outage
+ * is never remembered longer than that.
  *
- * A failure reaches no further than what failed: an object that cannot be read counts once, however often it is asked
- * for, and is no probe; and each drive has a record of its own, so that one whose objects are all bad is refused alone.
- * In an outage every drive finds that out for itself, within its share of the places.
+ * A failure affects only what failed. An object that cannot be read counts once, however often it is asked for, and is
+ * no probe. Each drive has its own record, so that a drive whose objects are all bad is refused alone. In an outage
+ * every drive finds out for itself, within its share of the places.
  */
 import { LRUCache } from 'lru-cache';
 import type { ReadContext } from '../../async/read-context.ts';
@@ -16,7 +16,7 @@ import { Health, type HealthOptions } from '../health.ts';
 import type { ChunkTier, SealedLoan } from '../tier.ts';
 import { WrapperTier } from './wrapper.ts';
 
-/** The health of something that has no stand-in: it takes more to give up on an origin than on a cache node. */
+/** Giving up on an origin takes more than on a cache node, because nothing can replace it. */
 export const BREAKER_DEFAULTS: HealthOptions = {
   windowMs: 10_000,
   failuresInRow: 8,
@@ -26,25 +26,25 @@ export const BREAKER_DEFAULTS: HealthOptions = {
   probeMaxMs: 5_000,
 };
 
-/** A read with less time than this left says little when it runs out. */
+/** A timeout of a read with less time than this left says little about the tier. */
 const FAIR_MS = 250;
-/** Drives with failures that are remembered, and bad objects of each. */
+/** The number of drives with failures that are remembered, and of bad objects for each. */
 const RECORDS_MAX = 1024;
 const BAD_MAX = 64;
 
 export interface BreakerStats {
-  /** `open` while some drive is refused and no read of another has succeeded since that began. */
+  /** `open` while a drive is refused and no read of another has succeeded since that began. */
   readonly state: 'closed' | 'open' | 'half-open';
-  /** Times that it opened, for any drive. */
+  /** Times that it opened, for all drives. */
   readonly opened: number;
   /** Reads that were not let through. */
   readonly refused: number;
 }
 
-/** What is known of a drive of which something has failed. */
+/** The record of a drive with failures. */
 interface DriveRecord {
   readonly health: Health;
-  /** Objects that failed when they were last asked for, and when that was. */
+  /** Objects that failed when last asked for, and when that was. */
   readonly bad: LRUCache<ChunkId, number>;
   openedAt: string;
   cause: string;
@@ -59,13 +59,13 @@ export class BreakerTier extends WrapperTier {
     max: RECORDS_MAX,
     dispose: (record) => this.#cutOff.delete(record),
   });
-  /** Drives that are refused while no read of another succeeds. */
+  /** Drives that are refused while no other drive's read succeeds. */
   readonly #cutOff = new Set<DriveRecord>();
   #succeededAt = Number.NEGATIVE_INFINITY;
   #opened = 0;
   #refused = 0;
 
-  /** `now` is a clock in milliseconds, `random` gives 0 to 1; both for tests. */
+  /** `now` is a clock in milliseconds, `random` returns 0 to 1; both for tests. */
   constructor(
     inner: ChunkTier,
     options: Partial<HealthOptions> = {},
@@ -78,7 +78,10 @@ export class BreakerTier extends WrapperTier {
     this.#random = random;
   }
 
-  /** While open for the drive, rejects with UNAVAILABLE, not retryable before somebody has probed it; else as the tier does. */
+  /**
+   * While open for the drive, rejects with UNAVAILABLE, which is not retryable until a probe; otherwise as the tier
+   * does.
+   */
   async get(id: ChunkId, sealedBytes: number, ctx: ReadContext): Promise<SealedLoan | undefined> {
     const drive = ctx.drive ?? '';
     const known = this.#records.get(drive);
@@ -110,7 +113,7 @@ export class BreakerTier extends WrapperTier {
   #answered(drive: string, id: ChunkId): void {
     this.#succeededAt = this.#now();
     if (this.#records.size === 0) return;
-    // The tier answers: whoever is refused may find out whether it answers them too.
+    // The tier answers, so the refused drives may probe whether it answers them too.
     for (const { health } of this.#cutOff) health.probeNow();
     this.#cutOff.clear();
     const record = this.#records.get(drive);
@@ -121,14 +124,14 @@ export class BreakerTier extends WrapperTier {
   /** `hadMs`: the time that the read had left when it was sent. */
   #failed(drive: string, id: ChunkId, error: unknown, hadMs: number): void {
     const code = codeOf(error, 'UNAVAILABLE');
-    // An answer, whatever it answers.
+    // NOT_FOUND is an answer, so the tier works.
     if (code === 'NOT_FOUND') {
       this.#answered(drive, id);
       return;
     }
-    // These say that somebody lost interest, or that we ask too much; nothing of the tier.
+    // The caller lost interest, or we ask too much: neither says anything about the tier.
     if (code === 'ABORTED' || code === 'OVERLOAD') return;
-    // So does a read that had waited elsewhere until nobody could have answered it in time.
+    // Nor does a read that had waited elsewhere until it was too late for any answer.
     if (code === 'TIMEOUT' && hadMs < FAIR_MS) return;
     const record = this.#recordOf(drive);
     const isKnown = this.#isBad(record, id);
@@ -155,7 +158,7 @@ export class BreakerTier extends WrapperTier {
     return record;
   }
 
-  /** Not for ever: it may be well again, and the only one that anybody asks for. */
+  /** Expires, because the object may be well again and the only one that is asked for. */
   #isBad({ bad }: DriveRecord, id: ChunkId): boolean {
     const failedAt = bad.peek(id);
     return failedAt !== undefined && this.#now() - failedAt < this.#options.probeMaxMs;

@@ -1,7 +1,7 @@
 /**
- * A second request for a read that is slower than most. It is sent after the 95th percentile of what lately was
- * waited, the first good answer of the two wins, and the other is cancelled. A budget keeps this from doubling the
- * load on a tier that is slow because it is loaded: at most one hedge in twenty requests.
+ * A second request for a read that is slower than most. It is sent after the 95th percentile of recent latencies; the
+ * first good answer of the two wins, and the other request is cancelled. A budget keeps this from doubling the load on
+ * a tier that is slow because it is loaded: at most one hedge in twenty requests.
  * Source of the idea: Dean and Barroso, "The Tail at Scale", CACM 2013.
  */
 import { type ReadContext, withSignal } from '../../async/read-context.ts';
@@ -11,22 +11,22 @@ import type { ChunkTier, SealedLoan } from '../tier.ts';
 import { WrapperTier } from './wrapper.ts';
 
 export interface HedgeOptions {
-  /** Hedges by requests, at most; 0 for none. Default 0.05. */
+  /** Hedges per request, at most; 0 disables them. Default 0.05. */
   readonly shareMax?: number;
   /** A read is never hedged earlier than this. Default 20. */
   readonly floorMs?: number;
 }
 
 export interface HedgeStats {
-  /** Hedges that brought the chunk first, that did not, and that the budget did not allow. */
+  /** Hedges that returned the chunk first, that did not, and that the budget did not allow. */
   readonly won: number;
   readonly lost: number;
   readonly skipped: number;
 }
 
-/** Latencies are looked at in windows of this many reads; the last whole one decides. */
+/** Latencies are measured in windows of this many reads; the last complete window decides. */
 const WINDOW_READS = 200;
-/** Until so many reads have been seen, nobody knows what slow is. */
+/** Hedging starts once this many reads have been measured. */
 const READS_MIN = 20;
 /** Hedges that may be sent in a row after a time without any. */
 const BURST = 10;
@@ -50,7 +50,7 @@ export class HedgeTier extends WrapperTier {
     this.#floorMs = floorMs;
   }
 
-  /** Rejects as the request that answered last. */
+  /** Rejects with the error of the request that answered last. */
   get(id: ChunkId, sealedBytes: number, ctx: ReadContext): Promise<SealedLoan | undefined> {
     this.#tokens = Math.min(BURST, this.#tokens + this.#shareMax);
     return new Promise((resolve, reject) => {
@@ -92,7 +92,7 @@ export class HedgeTier extends WrapperTier {
           pending--;
           const loan = 'loan' in outcome ? outcome.loan : undefined;
           if (settled) loan?.release();
-          // A miss or an error is believed when nobody says otherwise.
+          // A miss or an error counts only when no other request is pending.
           else if (loan || pending === 0) settle(outcome, which);
         };
         this.inner.get(id, sealedBytes, withSignal(ctx, controller.signal)).then(
@@ -104,7 +104,7 @@ export class HedgeTier extends WrapperTier {
       ask();
       if (this.#delayMs === undefined || ctx.signal?.aborted) return;
       timer = setTimeout(() => {
-        // Looked at now: a read ahead may have become one that a guest waits for.
+        // The class is read now: a readahead may have become a read that a guest waits for.
         if (settled || ctx.class !== 'demand') return;
         if (this.#tokens < 1) {
           this.#skipped++;

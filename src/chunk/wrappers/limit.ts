@@ -1,7 +1,7 @@
 /**
- * Bounds how much is asked of a tier at once, and in which order the rest is asked (places.ts). A place is held until the
- * loan is returned, or its reader says that only others still need it, so the limit also bounds the sealed bytes that
- * reads hold in memory.
+ * Bounds how many reads of a tier run at once, and orders the rest (places.ts). A place is held until the loan is
+ * returned, or its reader says that only others still need it, so the limit also bounds the sealed bytes that reads
+ * hold in memory.
  */
 import type { ReadContext } from '../../async/read-context.ts';
 import type { ChunkId } from '../../format/chunk-id.ts';
@@ -27,7 +27,7 @@ export class LimitTier extends WrapperTier {
     this.#places = new Places({ name: inner.name, places: concurrency, ...options });
   }
 
-  /** Whether a guest waits for a read that waits here. */
+  /** Whether demand reads wait here. */
   get holdsDemand(): boolean {
     return this.#places.holdsDemand;
   }
@@ -36,7 +36,7 @@ export class LimitTier extends WrapperTier {
     return { active: this.#places.taken, queued: this.#places.waiting };
   }
 
-  /** Rejects with TIMEOUT or ABORTED while it waits, OVERLOAD if too many do, else as the tier does. */
+  /** Rejects with TIMEOUT or ABORTED while it waits, OVERLOAD if too many wait, otherwise as the tier does. */
   async get(id: ChunkId, sealedBytes: number, ctx: ReadContext): Promise<SealedLoan | undefined> {
     const place = this.#places.tryEnter(ctx) ?? (await this.#places.enter(ctx));
     let loan: SealedLoan | undefined;

@@ -1,9 +1,9 @@
 /**
- * Bounds how many reads and bytes a second are asked of a tier, for an origin that is billed by the request, or shared
- * with others. Two token buckets of a second's worth, from which demand may take all and the other classes only what
- * is above a share kept for those before them; who must wait does so in a fair queue. So a guest that waits has
- * the whole rate, whatever was read ahead. A bucket may go below zero by one read, and the next read waits until it
- * is paid for.
+ * Bounds how many reads and bytes per second a tier is asked for, for an origin that is billed by the request or shared
+ * with others. There are two token buckets, each holding a second's worth. Demand may take all of a bucket; the other
+ * classes leave a share to the more urgent ones, and reads that must wait do so in a fair queue. So a waiting guest has
+ * the whole rate, whatever is read ahead. A bucket may go below zero by one read; the next read waits until the debt is
+ * paid.
  */
 import { deadlineError } from '../../async/deadline.ts';
 import type { ReadClass, ReadContext } from '../../async/read-context.ts';
@@ -42,7 +42,7 @@ class Bucket {
     this.#atMs = nowMs;
   }
 
-  /** Milliseconds until the next read that leaves `keptShare` of the bucket may start; 0: now. */
+  /** Milliseconds until the next read that leaves `keptShare` of the bucket may start; 0 means now. */
   waitMs(nowMs: number, keptShare: number): number {
     this.#tokens = Math.min(this.#burst, this.#tokens + (nowMs - this.#atMs) * this.#perMs);
     this.#atMs = nowMs;
@@ -72,7 +72,7 @@ export class RateTier extends WrapperTier {
     if (bytesPerSecond !== undefined) this.#bytes = new Bucket(bytesPerSecond, now());
   }
 
-  /** Rejects with TIMEOUT or ABORTED while it waits, OVERLOAD if too many do, else as the tier does. */
+  /** Rejects with TIMEOUT or ABORTED while it waits, OVERLOAD if too many wait, otherwise as the tier does. */
   async get(id: ChunkId, sealedBytes: number, ctx: ReadContext): Promise<SealedLoan | undefined> {
     if (this.#queue.size === 0 && this.#waitMs(ctx.class) === 0) this.#take(sealedBytes);
     else await this.#wait(sealedBytes, ctx);
@@ -86,7 +86,7 @@ export class RateTier extends WrapperTier {
     return super.close();
   }
 
-  /** Whether a guest waits for a read that waits here. */
+  /** Whether demand reads wait here. */
   get holdsDemand(): boolean {
     return this.#queue.urgency === 'demand';
   }
@@ -95,7 +95,7 @@ export class RateTier extends WrapperTier {
     return { waits: this.#waits };
   }
 
-  /** Lets in whoever may now; a timer calls it. */
+  /** Admits the reads that may go now; called by a timer. */
   admit(): void {
     clearTimeout(this.#timer);
     this.#timer = undefined;

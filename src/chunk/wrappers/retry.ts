@@ -1,6 +1,6 @@
 /**
- * Asks a tier again when it could not tell (async/backoff.ts): each try has a time of its own, and all of it stays under
- * the read's one deadline. A miss is an answer and is not asked again, nor is a refusal that would only be repeated.
+ * Retries a tier that could not tell (async/backoff.ts). Each try has its own time limit, and all of them stay within
+ * the read's one deadline. A miss is an answer and is not retried, and neither is a refusal that would only repeat.
  */
 import { type Pauses, retrying } from '../../async/backoff.ts';
 import { type ReadContext, withNearerDeadline } from '../../async/read-context.ts';
@@ -11,15 +11,15 @@ import { WrapperTier } from './wrapper.ts';
 export const RETRY_PAUSES: Pauses = { firstMs: 50, longestMs: 2_000 };
 
 export interface RetryOptions {
-  /** Tries together, the first one included. */
+  /** Tries in total, including the first. */
   readonly tries: number;
-  /** What one try may take. */
+  /** How long one try may take. */
   readonly tryTimeoutMs: number;
   /** Default RETRY_PAUSES. */
   readonly pauses?: Pauses;
 }
 
-/** Goes inside LimitTier, so that what is retried does not take a second place. */
+/** Goes inside LimitTier, so that a retried read does not take a second place. */
 export class RetryTier extends WrapperTier {
   readonly #options: RetryOptions;
 

@@ -1,4 +1,4 @@
-/** What all wrappers have in common: they are the tier that they wrap in everything but how it is read. */
+/** What all wrappers share: except for how it is read, each behaves as the tier that it wraps. */
 import type { ReadContext } from '../../async/read-context.ts';
 import type { ChunkId } from '../../format/chunk-id.ts';
 import type { ChunkTier, SealedLoan, TierName } from '../tier.ts';

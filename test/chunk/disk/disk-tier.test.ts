@@ -92,7 +92,7 @@ t.test('a disk that hangs is left out after a few reads, and misses never wait f
   for (let n = 0; n < 3; n++) await t.rejects(read(n), { code: 'TIMEOUT' });
   t.same(tier.stats(), { up: false, ejections: 1, reads: 3 });
   t.match(changes, [[false, /no answer/]]);
-  await t.rejects(read(3), { code: 'UNAVAILABLE', message: /^disk cache: left out \(disk cache: no answer/ });
+  await t.rejects(read(3), { code: 'UNAVAILABLE', message: /^disk cache: ejected \(disk cache: no answer/ });
   t.equal(cache.reads, 3, 'it was not asked');
   t.equal(await read(5000), false, 'what is not there is a miss as ever');
   cache.thaw();
@@ -137,7 +137,7 @@ t.test('it is probed off the path of reads, and back when a probe comes back', a
   const { cache, tier, changes, read } = setUp();
   cache.disk = 'fails';
   for (let n = 0; n < 3; n++) await t.rejects(read(n), { code: 'UNAVAILABLE', message: /EIO/ });
-  const failing = () => read(1).catch((error) => t.match(error, { message: /left out/ }));
+  const failing = () => read(1).catch((error) => t.match(error, { message: /ejected/ }));
   while (cache.probes === 0) {
     await failing();
     await tick();

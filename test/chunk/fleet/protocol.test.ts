@@ -190,7 +190,7 @@ t.test('late behind requests of ours that are answered is OVERLOAD, late by itse
   const queued = ask(connection, 500);
   const socket = await server.promise;
   socket.write('HD\r\nHD\r\n');
-  await t.rejects(queued, { code: 'OVERLOAD', message: /6 requests of ours were before it/ });
+  await t.rejects(queued, { code: 'OVERLOAD', message: /6 of our requests were ahead of it/ });
   socket.write('HD\r\n'.repeat(5));
   await Promise.all(ahead);
   await t.rejects(ask(connection, 50), { code: 'TIMEOUT' });
