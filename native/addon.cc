@@ -1,4 +1,4 @@
-// The addon's entry and its few Node-API helpers.
+// The addon's entry point and its Node-API helpers.
 #include "addon.h"
 
 namespace lazydisk {

@@ -1,4 +1,4 @@
-// What the parts of the addon share: Node-API call checking and the registration of each part.
+// What the parts of the addon share: Node-API helpers and the registration of each part.
 #pragma once
 
 #include <node_api.h>
@@ -8,7 +8,7 @@
 
 namespace lazydisk {
 
-// Each part puts its functions on `exports`; a napi failure leaves an exception pending.
+// Each part adds its functions to `exports`; a Node-API failure leaves an exception pending.
 void RegisterErasure(napi_env env, napi_value exports);
 void RegisterOpenChunk(napi_env env, napi_value exports);
 void RegisterSealChunk(napi_env env, napi_value exports);
@@ -26,7 +26,7 @@ struct Bytes {
   size_t length;
 };
 
-// The memory of a Uint8Array (or Buffer), or false. The memory stays where it is while the array is referenced.
+// The memory of a Uint8Array (or Buffer), or false. The memory does not move while the array is referenced.
 bool GetBytes(napi_env env, napi_value value, Bytes* bytes);
 
 void SetFunction(napi_env env, napi_value exports, const char* name, napi_callback callback);

@@ -1,8 +1,8 @@
 /**
- * Builds the native addon with one g++ line against the headers of the Node that runs this, so that neither
- * node-gyp nor Python is needed: `node native/build.ts [--asan]`. The addon links nothing: OpenSSL, zstd and
- * libuv are found in the node binary at load time. It is written beside its final name and renamed, and skipped
- * when sources, flags and Node are those of the last build.
+ * Builds the native addon with one g++ command against the headers of the Node that runs this, so that neither node-gyp
+ * nor Python is needed: `node native/build.ts [--asan]`. The addon links no library: OpenSSL, zstd and libuv are found
+ * in the node binary at load time. The output is written under a temporary name and renamed. The build is skipped when
+ * sources, flags and Node are those of the last build.
  */
 import { execFileSync, spawnSync } from 'node:child_process';
 import { createHash } from 'node:crypto';
@@ -11,22 +11,22 @@ import { dirname, join, resolve } from 'node:path';
 
 const NATIVE_DIR = import.meta.dirname;
 
-/** Where `index.ts` looks for the addon. */
+/** The path from which `index.ts` loads the addon. */
 export const ADDON_PATH = join(NATIVE_DIR, 'build', 'lazydisk.node');
-/** The same with AddressSanitizer, for test/native/asan.ts. */
+/** The addon with AddressSanitizer, for test/native/asan.ts. */
 export const ASAN_ADDON_PATH = join(NATIVE_DIR, 'build', 'asan', 'lazydisk.node');
 
 const FLAGS = ['-std=c++20', '-fPIC', '-shared', '-pthread', '-fvisibility=hidden', '-Wall', '-Wextra'];
 const RELEASE_FLAGS = ['-O2'];
 const ASAN_FLAGS = ['-O1', '-g', '-fno-omit-frame-pointer', '-fsanitize=address'];
 
-/** Builds, or finds that it is built. Returns the text for a person, and false if something is missing. */
+/** Builds unless the build is up to date. Returns a message, and `ok` false if something is missing or failed. */
 export function buildNative(asan: boolean): { ok: boolean; text: string } {
   const include = resolve(dirname(process.execPath), '..', 'include', 'node');
   if (!existsSync(join(include, 'node_api.h'))) {
     return {
       ok: false,
-      text: `no Node headers at ${include}: run "npm run build:native", whose Node has them`,
+      text: `no Node headers at ${include}: run "npm run build:native", which uses a Node that has them`,
     };
   }
   const output = asan ? ASAN_ADDON_PATH : ADDON_PATH;

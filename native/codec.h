@@ -1,4 +1,4 @@
-// What opening and sealing a chunk share: the sizes of FORMAT.md, "Chunks".
+// The sizes that opening and sealing a chunk share; see FORMAT.md, "Chunks".
 #pragma once
 
 #include <cstddef>

@@ -1,5 +1,5 @@
-// The threads, and the way back: finished jobs are listed, and the event loop that they came from is woken once for as
-// many as there are by then.
+// The threads, and the way back: finished jobs are collected, and their event loop is woken once for all that have
+// finished by then.
 #include "compute-job.h"
 
 #include <signal.h>
@@ -14,14 +14,14 @@
 
 namespace lazydisk {
 
-// What one environment has under way. Everything but `done` and `running` is its own thread's.
+// The jobs of one environment. Everything except `done` and `running` belongs to the environment's own thread.
 struct ComputeLoop {
   napi_env env = nullptr;
   uv_async_t async = {};
   napi_async_context context = nullptr;
   napi_async_cleanup_hook_handle cleanup = nullptr;
   size_t pending = 0;
-  // Under the threads' mutex.
+  // Guarded by the mutex of ComputeThreads.
   std::vector<ComputeJob*> done;
   size_t running = 0;
 
@@ -33,7 +33,7 @@ struct ComputeLoop {
 
 class ComputeThreads {
  public:
-  // Never destroyed: its threads run until the process ends.
+  // Never destroyed: its threads run until the process exits.
   static ComputeThreads& Get() {
     static ComputeThreads* threads = new ComputeThreads(uv_available_parallelism());
     return *threads;
@@ -52,7 +52,7 @@ class ComputeThreads {
     return std::move(loop->done);
   }
 
-  // All jobs of `loop`, none of which runs any more. They compute, so this takes a moment.
+  // Returns all jobs of `loop`, after those that run have finished. They only compute, so this takes a moment.
   std::vector<ComputeJob*> Withdraw(ComputeLoop* loop) {
     std::unique_lock<std::mutex> lock(mutex_);
     std::vector<ComputeJob*> jobs;
@@ -69,7 +69,7 @@ class ComputeThreads {
 
  private:
   explicit ComputeThreads(unsigned count) {
-    // Signals are the main thread's.
+    // Signals belong to the main thread.
     sigset_t all, before;
     sigfillset(&all);
     pthread_sigmask(SIG_SETMASK, &all, &before);
@@ -89,7 +89,7 @@ class ComputeThreads {
       job->result_ = job->Run();
       lock.lock();
       loop->done.push_back(job);
-      // Whoever withdraws waits for `running` under the mutex, so the loop is there for as long as this needs it.
+      // Withdraw waits for `running` under the mutex, so the loop exists for as long as this needs it.
       if (loop->done.size() == 1) uv_async_send(&loop->async);
       loop->running--;
       ended_.notify_all();
@@ -102,7 +102,7 @@ class ComputeThreads {
   std::deque<ComputeJob*> waiting_;
 };
 
-// An environment stays on its thread, and a thread has one environment.
+// An environment stays on one thread, and a thread has one environment.
 static thread_local ComputeLoop* current = nullptr;
 
 ComputeLoop* ComputeLoop::Of(napi_env env) {
@@ -116,7 +116,7 @@ ComputeLoop* ComputeLoop::Of(napi_env env) {
     return nullptr;
   }
   loop->async.data = loop;
-  // Only jobs under way keep the process alive.
+  // Only unfinished jobs keep the process alive.
   uv_unref(reinterpret_cast<uv_handle_t*>(&loop->async));
   napi_create_string_utf8(env, "lazydisk:compute", NAPI_AUTO_LENGTH, &name);
   napi_async_init(env, nullptr, name, &loop->context);

@@ -1,5 +1,5 @@
-// One piece of work that only computes, from a call of JavaScript to its callback. It runs on threads of its own, one a
-// core, and not on libuv's pool: there a file system that hangs takes threads for good, and what needs none waits too.
+// A job that only computes, from a JavaScript call to its callback. It runs on dedicated threads, one per core, and not
+// on libuv's pool, where a hung file system takes threads for good and would hold up work that needs no file.
 #pragma once
 
 #include <node_api.h>
@@ -14,12 +14,13 @@ class ComputeJob {
  public:
   virtual ~ComputeJob() = default;
 
-  // Takes `job` over and queues it. `args`, the last of which is the callback, are kept alive until it is called
-  // with what Run gave. Where that fails an exception is pending, and there is no callback.
+  // Takes ownership of `job` and queues it. `args`, the last of which is the callback, are kept alive until the
+  // callback is called with the result of Run. If queueing fails, an exception is pending and the callback is never
+  // called.
   static void Queue(napi_env env, const char* name, ComputeJob* job, const napi_value* args, size_t count);
 
  protected:
-  // On one of the threads, with no JavaScript. It must not wait for anything.
+  // Runs on one of the threads, without JavaScript. It must not wait for anything.
   virtual int Run() = 0;
 
  private:
@@ -27,7 +28,7 @@ class ComputeJob {
   friend class ComputeThreads;
 
   ComputeLoop* loop_ = nullptr;
-  // One array of the arguments.
+  // One array with the arguments.
   napi_ref held_ = nullptr;
   uint32_t callback_at_ = 0;
   int result_ = 0;

@@ -1,13 +1,13 @@
-// The erasure code: k data shards and m parity shards over GF(2^8), any k of them give the data back.
+// The erasure code: k data shards and m parity shards over GF(2^8); any k of them restore the data.
 //
 // The polynomial is x^8+x^4+x^3+x^2+1 (0x11d), the generator a Cauchy matrix 1/(x_i + y_j) whose columns are
 // scaled so that the first parity row is all ones: one parity shard is plain XOR, and any square part of the
-// matrix stays invertible, since scaling a column by a non-zero constant changes no rank. (Blomer et al., "An
+// matrix stays invertible, because scaling a column by a non-zero constant changes no rank. (Blomer et al., "An
 // XOR-Based Erasure-Resilient Coding Scheme", 1995; Plank and Xu, "Optimizing Cauchy Reed-Solomon Codes", 2006.)
 //
-// The work is one primitive: out = sum of c_j * in_j. A product by a constant is linear over GF(2), so it is one
-// affine instruction a vector where the CPU has GFNI, two table shuffles with AVX2 (Plank, Greenan, Miller,
-// "Screaming Fast Galois Field Arithmetic", 2013), and a table look-up a byte elsewhere.
+// The work is one primitive: out = sum of c_j * in_j. A product by a constant is linear over GF(2), so it is one affine
+// instruction per vector where the CPU has GFNI, two table shuffles with AVX2 (Plank, Greenan, Miller, "Screaming Fast
+// Galois Field Arithmetic", 2013), and one table look-up per byte elsewhere.
 #include "addon.h"
 
 #include <cstdlib>
@@ -58,7 +58,7 @@ void GeneratorRow(int k, int index, uint8_t* row) {
   }
 }
 
-// Gauss and Jordan. False if singular, which k distinct rows of the generator never are.
+// Gauss-Jordan elimination. False if singular, which k distinct rows of the generator never are.
 bool Invert(int k, uint8_t matrix[kShardsMax][kShardsMax], uint8_t inverse[kShardsMax][kShardsMax]) {
   for (int row = 0; row < k; row++) {
     for (int column = 0; column < k; column++) inverse[row][column] = row == column;
@@ -88,7 +88,7 @@ bool Invert(int k, uint8_t matrix[kShardsMax][kShardsMax], uint8_t inverse[kShar
   return true;
 }
 
-// out[from..length) = sum of coefficients[j] * in[j]; the tail that no vector covers, and machines without any.
+// out[from..length) = sum of coefficients[j] * in[j]; for the tail that no vector covers, and for CPUs without vectors.
 void CombineBytes(int count, const uint8_t* coefficients, const uint8_t* const* in, uint8_t* out, size_t from,
                   size_t length) {
   for (size_t at = from; at < length; at++) out[at] = 0;
@@ -171,7 +171,8 @@ __attribute__((target("avx2"))) size_t CombineAvx2(int count, const uint8_t* coe
 
 enum class Simd { kNone, kAvx2, kGfni };
 
-// What the processor has; LAZYDISK_SIMD=none or avx2 asks for less, so that every path is tested on any machine.
+// The best that the CPU supports; LAZYDISK_SIMD=none or avx2 limits it, so that every path can be tested on any
+// machine.
 Simd BestSimd() {
   const char* wanted = getenv("LAZYDISK_SIMD");
   if ((wanted && strcmp(wanted, "none") == 0) || !__builtin_cpu_supports("avx2")) return Simd::kNone;
@@ -250,7 +251,7 @@ napi_value Reconstruct(napi_env env, napi_callback_info info) {
   }
   const bool enough = have == k && Invert(k, matrix, inverse);
   for (int j = 0; enough && j < k; j++) {
-    // A missing data shard is never among the inputs, so writing it disturbs no later one.
+    // A missing data shard is never among the inputs, so writing it affects no later one.
     if (!(present >> j & 1)) Combine(k, inverse[j], in, shards.data + static_cast<size_t>(j) * length, length);
   }
   napi_value result;

@@ -1,6 +1,6 @@
-// The way between /dev/fuse and JavaScript. The trick is batching on Node's own loop: one wake-up reads every
-// request that waits into one buffer and calls JavaScript once; each reply is one writev straight out of the
-// caller's memory. Chunks are pushed by a thread of its own (fuse-notify.h), which the loop never waits for.
+// The connection between /dev/fuse and JavaScript. It batches on Node's own loop: one wake-up reads every waiting
+// request into one buffer and calls JavaScript once; each reply is one writev straight from the caller's memory. A
+// dedicated thread pushes chunks (fuse-notify.h), and the loop never waits for it.
 #include <fcntl.h>
 #include <linux/fuse.h>
 #include <sys/uio.h>
@@ -17,10 +17,11 @@
 namespace lazydisk {
 namespace {
 
-// The kernel refuses to hand out a request into less; with no writes, every request fits into it.
+// The kernel refuses to read a request into a smaller buffer; without writes, every request fits into it.
 constexpr size_t kRequestBytesMax = FUSE_MIN_READ_BUFFER;
-// Requests read before JavaScript is called, calls of one wake-up, and bytes that these requests ask for, since an
-// answer from memory is copied at once: other work on the loop gets its turn. The last request may go over the bytes.
+// Limits for one wake-up, so that other work on the loop gets its turn: requests read before JavaScript is called,
+// calls, and bytes that the requests ask for (an answer from memory is copied at once). The last request may exceed the
+// bytes.
 constexpr int kBatchMax = 64;
 constexpr int kRoundsMax = 4;
 constexpr size_t kAskedBytesMax = 1024 * 1024;
@@ -31,7 +32,7 @@ struct Channel {
   napi_env env = nullptr;
   int fd = -1;
   uv_poll_t poll;
-  // Runs while closing, to see whether the notifier is done: it cannot wake the loop.
+  // Runs while closing, to check whether the notifier has finished: it cannot wake the loop.
   uv_timer_t closing_timer;
   int handles_open = 0;
   uint8_t* requests = nullptr;
@@ -69,7 +70,7 @@ void Lost(Channel* channel, int error) {
   }
 }
 
-// What the answer to a request will be made of, as far as it is data.
+// The size of the data that the answer to a request will contain.
 size_t AskedBytes(const fuse_in_header& header, const uint8_t* body) {
   if (header.opcode != FUSE_READ || header.len < sizeof header + sizeof(fuse_read_in)) return 0;
   fuse_read_in read_in;
@@ -77,8 +78,8 @@ size_t AskedBytes(const fuse_in_header& header, const uint8_t* body) {
   return read_in.size;
 }
 
-// Reads what waits, at most kBatchMax requests and until `asked` is kAskedBytesMax or more, each on an 8-byte boundary.
-// Returns 0, or the errno that ended it.
+// Reads waiting requests, each on an 8-byte boundary: at most kBatchMax, until `asked` reaches kAskedBytesMax. Returns
+// 0, or the errno that ended it.
 int ReadBatch(Channel* channel, size_t* used, size_t* asked) {
   *used = 0;
   for (int count = 0; count < kBatchMax && *asked < kAskedBytesMax &&
@@ -86,7 +87,7 @@ int ReadBatch(Channel* channel, size_t* used, size_t* asked) {
     uint8_t* at = channel->requests + *used;
     const ssize_t length = read(channel->fd, at, kRequestBytesMax);
     if (length < 0) {
-      if (errno == EINTR || errno == ENOENT) continue;  // ENOENT: this request was withdrawn meanwhile
+      if (errno == EINTR || errno == ENOENT) continue;  // ENOENT: this request was withdrawn in the meantime
       return errno;
     }
     fuse_in_header header;
@@ -139,7 +140,7 @@ void OnHandleClosed(uv_handle_t* handle) {
     napi_delete_reference(channel->env, ref);
   }
   napi_async_destroy(channel->env, channel->context);
-  // The last one: from here on the garbage collector may finalise the channel.
+  // This is the last reference: from here on the garbage collector may finalise the channel.
   napi_delete_reference(channel->env, channel->self);
   napi_close_handle_scope(channel->env, scope);
 }
@@ -154,9 +155,9 @@ void OnClosingTick(uv_timer_t* handle) {
   channel->fd = -1;
 }
 
-// Node goes away with the channel open. The thread may be blocked in the kernel, so it is not waited for: it and
-// the channel are left to the end of the process. A write under way still reads the slab, which JavaScript owns; a
-// process that ends so (process.exit, an uncaught error) takes its heap down only with its threads.
+// Node exits with the channel open. The thread may be blocked in the kernel, so it is not joined: it and the channel
+// are left until the process exits. A write in progress still reads the slab, which JavaScript owns; a process that
+// exits like this (process.exit, an uncaught error) frees its heap only with its threads.
 void OnTeardown(void* data) {
   Channel* channel = static_cast<Channel*>(data);
   if (channel->fd < 0) return;
@@ -168,7 +169,7 @@ void OnTeardown(void* data) {
 
 void Finalize(napi_env, void* data, void*) {
   Channel* channel = static_cast<Channel*>(data);
-  // SAFETY: a thread that was not joined (see OnTeardown) still uses the notifier; the process is ending.
+  // SAFETY: a thread that was not joined (see OnTeardown) still uses the notifier; the process is exiting.
   if (!channel->notifier.running()) delete channel;
 }
 
@@ -177,7 +178,7 @@ Channel* ChannelOf(napi_env env, napi_value value) {
   return napi_get_value_external(env, value, &data) == napi_ok ? static_cast<Channel*>(data) : nullptr;
 }
 
-// Fills iov from index 1 with one Uint8Array or an array of them. False for anything else or for too many.
+// Fills iov from index 1 with a Uint8Array or an array of them. False for anything else or for too many.
 bool GetParts(napi_env env, napi_value value, Channel* channel, int* count, size_t* total) {
   *count = 1;
   *total = 0;

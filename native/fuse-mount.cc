@@ -1,6 +1,6 @@
-// Mounting: the two system calls that Node does not have, and the hand-over of a descriptor from fusermount3,
-// which mounts for those who are not root. Unmounting runs on the thread pool, because the kernel may wait in it
-// for reads that our own loop has to answer.
+// Mounting: the two system calls that Node does not have, and receiving a descriptor from fusermount3, which mounts for
+// unprivileged users. Unmounting runs on the thread pool, because the kernel may wait in it for reads that our own loop
+// has to answer.
 #include <fcntl.h>
 #include <sys/mount.h>
 #include <sys/socket.h>
@@ -21,7 +21,7 @@ bool GetText(napi_env env, napi_value value, std::string* text) {
   char buffer[kPathBytesMax + 1];
   size_t length = 0;
   if (napi_get_value_string_utf8(env, value, buffer, sizeof buffer, &length) != napi_ok) return false;
-  // A text that fills the buffer was cut off; a NUL would cut it off in the kernel.
+  // A text that fills the buffer was truncated; a NUL would truncate it in the kernel.
   if (length >= kPathBytesMax || memchr(buffer, 0, length)) return false;
   text->assign(buffer, length);
   return true;

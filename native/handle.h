@@ -10,14 +10,14 @@
 
 namespace lazydisk {
 
-// Each type that JavaScript holds has an address of its own, which its handles are tagged with.
+// The tag of a type's handles; each type's tag has a distinct address.
 template <typename T>
 const napi_type_tag& TagOf() {
   static const napi_type_tag tag = {0x6c617a796469736b, reinterpret_cast<uintptr_t>(&tag)};
   return tag;
 }
 
-// An external that shares `object` until it is collected.
+// An external that shares ownership of `object` until it is garbage-collected.
 template <typename T>
 napi_value NewHandle(napi_env env, std::shared_ptr<T> object) {
   auto* held = new std::shared_ptr<T>(std::move(object));
@@ -57,7 +57,7 @@ class Arguments {
 
   bool GetInt64(size_t at, int64_t* value) const { return napi_get_value_int64(env_, values_[at], value) == napi_ok; }
   bool GetInt32(size_t at, int32_t* value) const { return napi_get_value_int32(env_, values_[at], value) == napi_ok; }
-  // Not as Node-API does it, which takes -1 and 2^32 modulo 2^32.
+  // Unlike Node-API's own, which reduces -1 and 2^32 modulo 2^32.
   bool GetUint32(size_t at, uint32_t* value) const {
     int64_t wide = -1;
     if (!GetInt64(at, &wide) || wide < 0 || wide > UINT32_MAX) return false;

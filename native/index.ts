@@ -1,24 +1,24 @@
 /**
- * Loads the compiled addon and gives its functions types. LAZYDISK_NATIVE names another build of it (the
- * AddressSanitizer one); a missing build says which command makes it.
+ * Loads the compiled addon and types its functions. LAZYDISK_NATIVE names another build of it (the AddressSanitizer
+ * one). If there is no build, the error names the command that makes one.
  */
 import { createRequire } from 'node:module';
 import { join } from 'node:path';
 import { errorText, LazydiskError } from '../src/errors.ts';
 import type { NativeAddon } from './native.d.ts';
 
-/** What `openChunk` gives its callback. */
+/** Results of `openChunk`. */
 export const OPEN_OK = 0;
-/** SHA-256 of the sealed bytes is not the id. */
+/** The SHA-256 of the sealed bytes is not the id. */
 export const OPEN_WRONG_ID = 1;
-/** The tag does not verify: another key, though the bytes are those that the id names. */
+/** The tag does not verify: the key is wrong, although the bytes match the id. */
 export const OPEN_WRONG_TAG = 2;
-/** Unknown codec, broken zstd, or another length than the target's. */
+/** Unknown codec, corrupt zstd data, or a length other than the target's. */
 export const OPEN_BAD_PAYLOAD = 3;
 
-/** What `decoderOpen` takes. */
+/** The compressions of `decoderOpen`. */
 export const DECODER_COMPRESSIONS = { none: 0, gzip: 1, zstd: 2 } as const;
-/** What `decoderRun` gives its callback. */
+/** Results of `decoderRun`. */
 export const DECODED = 0;
 export const DECODE_CORRUPT = 1;
 
@@ -69,7 +69,7 @@ export const {
   nbdCounts,
 } = addon;
 export type { FuseChannel, HitMapHandle, LayerDecoder, NbdLoop, Residency } from './native.d.ts';
-// Typed in full, as a function that never returns must be.
+// Declared in full, as TypeScript requires for a function that never returns.
 export const exitNow: NativeAddon['exitNow'] = addon.exitNow;
 export const erasureEncode: NativeAddon['erasureEncode'] = addon.erasureEncode;
 export const erasureReconstruct: NativeAddon['erasureReconstruct'] = addon.erasureReconstruct;

@@ -1,6 +1,6 @@
-// Decodes a layer's blob and hashes it on the way, before and after, in jobs on libuv's thread pool: the caller's thread
-// has the archive to read, and gives the same few buffers again and again, where zlib's streams make fresh ones for all
-// that they give out. One job at a time works on a decoder.
+// Decodes a layer's blob and hashes both the blob and the decoded bytes, in jobs on libuv's thread pool. The caller's
+// thread has the archive to read, and reuses a few buffers, where zlib's streams allocate one for each piece of output.
+// Only one job at a time works on a decoder.
 #include <openssl/evp.h>
 
 #include <atomic>
@@ -11,7 +11,8 @@
 #include "handle.h"
 #include "pool-job.h"
 
-// The parts of the stable interfaces of zlib and zstd that are used here. Node exports the symbols and carries no headers.
+// The parts of the stable interfaces of zlib and zstd that are used here. Node exports the symbols but ships no
+// headers.
 extern "C" {
 struct z_stream_s {
   const uint8_t* next_in;
@@ -55,11 +56,11 @@ unsigned ZSTD_isError(size_t);
 namespace lazydisk {
 namespace {
 
-// As native.d.ts has them.
+// As in native.d.ts.
 enum Compression : uint32_t { kNone = 0, kGzip = 1, kZstd = 2 };
 enum Status : int { kDecoded = 0, kCorrupt = 1, kNoMemory = 2 };
 
-// Results of inflate, and "gzip only, the largest window" for its set-up.
+// Results of inflate, and its set-up for gzip only with the largest window.
 constexpr int kZlibOk = 0;
 constexpr int kZlibStreamEnd = 1;
 constexpr int kZlibMemory = -4;
@@ -76,9 +77,9 @@ struct Decoder {
   z_stream_s zlib = {};
   bool zlib_ready = false;
   ZSTD_DCtx_s* zstd = nullptr;
-  // Between members or frames: what is read so far is whole.
+  // Between members or frames: what has been read so far is complete.
   bool complete = false;
-  // Zeroes behind the last member are padding, and with them ends what is decoded.
+  // Zeroes after the last member are padding, and decoding ends with them.
   bool padding = false;
   std::atomic<bool> busy{false};
 
@@ -101,7 +102,7 @@ struct Decoder {
     return true;
   }
 
-  // One call of the library, which moves the ends of `in` and `out` on.
+  // One call of the library, which advances `in` and `out`.
   Status Step(ZSTD_inBuffer* in, ZSTD_outBuffer* out) {
     if (compression == kZstd) {
       const size_t left = ZSTD_decompressStream(zstd, out, in);
@@ -139,7 +140,7 @@ struct Decoder {
       const size_t out_before = out->pos;
       const Status status = Step(in, out);
       if (status != kDecoded) return status;
-      // It has taken all, and gives no more before it gets more.
+      // It has taken all input, and needs more to produce more.
       if (in->pos == in_before && out->pos == out_before && !complete) return kDecoded;
     }
     return kDecoded;
@@ -159,7 +160,7 @@ struct DecodeJob : PoolJob {
   ~DecodeJob() override { decoder->busy = false; }
 
   int Run() override {
-    // SAFETY: both buffers stay where they are while the arguments are held, and nobody else touches the decoder.
+    // SAFETY: both buffers stay in place while the arguments are held, and no other thread touches the decoder.
     ZSTD_inBuffer in = {input.data, input.length, 0};
     ZSTD_outBuffer out = {output.data, output.length, 0};
     Status status = kDecoded;
@@ -183,7 +184,7 @@ Decoder* GetDecoder(napi_env env, napi_value value) {
   return napi_get_value_external(env, value, &data) == napi_ok ? static_cast<Decoder*>(data) : nullptr;
 }
 
-// "sha256" or "sha512"; an empty name is no hash.
+// "sha256" or "sha512"; an empty name means no hash.
 bool GetHash(napi_env env, napi_value value, const EVP_MD** hash) {
   char name[8] = {};
   size_t length = 0;

@@ -1,5 +1,5 @@
-// NbdLoop (nbd-loop.h) as JavaScript sees it: one handle for the loop, a number for each client. News come in one call
-// for all clients that have any, packed into a buffer of the caller's.
+// NbdLoop (nbd-loop.h) for JavaScript: one handle for the loop, a number for each client. News arrives in one call for
+// all clients that have any, packed into a buffer of the caller.
 #include <fcntl.h>
 #include <unistd.h>
 #include <uv.h>
@@ -37,7 +37,7 @@ struct Server {
   napi_async_context context = nullptr;
   napi_ref news_array = nullptr;
   napi_ref on_news = nullptr;
-  // Keeps it alive until the async handle is closed.
+  // Keeps the server alive until the async handle is closed.
   std::shared_ptr<Server> self;
   size_t clients = 0;
   bool is_closed = false;
@@ -90,7 +90,7 @@ void TellNews(Server* server) {
 
 void OnTeardown(void* data);
 
-// Ends the thread and tells the last news, then lets go of everything.
+// Ends the thread, delivers the last news, and releases everything.
 void CloseServer(Server* server) {
   if (server->is_closed) return;
   server->is_closed = true;
@@ -101,7 +101,7 @@ void CloseServer(Server* server) {
   });
 }
 
-// Node goes away with the loop running.
+// Node exits with the loop running.
 void OnTeardown(void* data) {
   Server* server = static_cast<Server*>(data);
   server->loop->Stop();
@@ -125,7 +125,7 @@ napi_value NbdOpen(napi_env env, napi_callback_info info) {
     napi_throw_error(env, nullptr, "nbdOpen: no handle in the event loop");
     return nullptr;
   }
-  // Clients keep the process, as sockets do; none do not.
+  // Clients keep the process alive, as sockets do; a server without clients does not.
   uv_unref(reinterpret_cast<uv_handle_t*>(&server->async));
   server->self = server;
   server->loop = std::make_unique<NbdLoop>([async = &server->async] { uv_async_send(async); });

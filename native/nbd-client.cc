@@ -19,7 +19,7 @@ using Clock = std::chrono::steady_clock;
 constexpr size_t kPartsMax = 64;
 // A client with several requests in flight sends them one by one; answering all at once saves both sides wake-ups.
 constexpr auto kGather = std::chrono::microseconds(10);
-// All clients together may have so much of hits that they asked for and do not take.
+// The most bytes of hits, for all clients together, that clients have asked for but not taken.
 constexpr size_t kUnsentBytesMax = 16 * 1024 * 1024;
 constexpr size_t kBatchBytesMin = 16 * 1024;
 constexpr uint16_t kWrite = 1;
@@ -46,7 +46,7 @@ size_t NbdClient::Write(const iovec* parts, size_t count) {
   if (is_destroyed_ || is_write_shut_) return 0;
   size_t sent = 0, unsent = 0;
   if (out_.empty()) {
-    // An error is left to the thread to meet.
+    // An error is left for the thread to find.
     sent = std::max<ssize_t>(0, SendParts(fd_, const_cast<iovec*>(parts), count));
   }
   for (size_t at = 0; at < count; at++) {
@@ -118,7 +118,7 @@ int NbdClient::Serve(uint8_t* buffer) {
   return wanted;
 }
 
-// What is left of the client's bytes comes before what the socket has. False if the socket has failed.
+// Leftover bytes of the client come before what is in the socket. False if the socket has failed.
 bool NbdClient::Read(uint8_t* buffer, bool is_ending) {
   size_t length = input_.size();
   memcpy(buffer, input_.data(), length);
@@ -135,7 +135,7 @@ bool NbdClient::Read(uint8_t* buffer, bool is_ending) {
   return true;
 }
 
-// A client that had more requests in flight than have come gets a moment to send the others.
+// A client that had more requests in flight than have arrived gets a moment to send the others.
 ssize_t NbdClient::Receive(uint8_t* buffer, size_t at) {
   const auto receive = [&](size_t to) {
     ssize_t count;
@@ -160,7 +160,8 @@ ssize_t NbdClient::Receive(uint8_t* buffer, size_t at) {
   return received;
 }
 
-// Answers or passes on requests; returns how many bytes were. What is left is the start of a request, or waits for room.
+// Answers requests or passes them on; returns how many bytes that used. The rest is an incomplete request, or waits for
+// room.
 size_t NbdClient::Take(const uint8_t* bytes, size_t length) {
   HitBatch batch(BatchBytesMax());
   size_t at = 0;
@@ -192,7 +193,7 @@ size_t NbdClient::Take(const uint8_t* bytes, size_t length) {
   return at;
 }
 
-// Into the inbox, as much as fits; of a request all or nothing.
+// Copies as much as fits into the inbox; a request all or nothing.
 size_t NbdClient::PassOn(const uint8_t* bytes, size_t length) {
   std::lock_guard<std::mutex> lock(mutex_);
   const size_t room = kInboxBytesMax - news_.bytes.size();
@@ -203,7 +204,7 @@ size_t NbdClient::PassOn(const uint8_t* bytes, size_t length) {
   return count;
 }
 
-// True if the kernel took it all. The rest is copied: a slow client must not hold slots.
+// True if the kernel took everything. The rest is copied, because a slow client must not hold slots.
 bool NbdClient::Send(HitBatch& batch) {
   if (batch.is_empty()) return true;
   shared_->hit_reads.fetch_add(batch.replies(), std::memory_order_relaxed);
@@ -215,7 +216,7 @@ bool NbdClient::Send(HitBatch& batch) {
   size_t sent = 0;
   if (out_.empty()) {
     const ssize_t count = SendParts(fd_, batch.parts(), batch.part_count());
-    // An error is met again by whoever reads or flushes.
+    // An error shows again at the next read or flush.
     if (count > 0) sent = static_cast<size_t>(count);
   }
   const size_t rest = batch.bytes() - sent;
@@ -236,7 +237,7 @@ bool NbdClient::Send(HitBatch& batch) {
   return rest == 0;
 }
 
-// True if nothing is left to be sent.
+// True if nothing is left to send.
 bool NbdClient::Flush() {
   std::lock_guard<std::mutex> lock(mutex_);
   while (!out_.empty()) {

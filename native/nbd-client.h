@@ -1,5 +1,6 @@
-// One NBD client of an NbdLoop (nbd-loop.h): its bytes in, of which it answers what memory has, and its answers out. What
-// a method needs is said before it: `the thread` is the loop's, `locked` means with `mutex` held.
+// One NBD client of an NbdLoop (nbd-loop.h): receives its requests, answers those that memory can answer, and sends the
+// answers. The comment before a method says what it needs: `the thread` is the loop's, `locked` means with `mutex`
+// held.
 #pragma once
 
 #include <sys/uio.h>
@@ -18,16 +19,16 @@
 
 namespace lazydisk {
 
-// What one client has for the event loop.
+// News of one client for the event loop.
 struct NbdNews {
   uint32_t id = 0;
-  // Bytes that it sent, in order, without the requests that were answered.
+  // Bytes from the client, in order, without the requests that were answered.
   std::vector<uint8_t> bytes;
-  // Of what Write left to be sent, how much the kernel has taken since the client was added.
+  // Of the bytes that Write left over, how many the kernel has taken since the client was added.
   uint64_t taken_bytes = 0;
-  // It sends nothing more.
+  // The client sends nothing more.
   bool is_ended = false;
-  // The descriptor is closed, and nothing that was given to Write is used any more.
+  // The descriptor is closed, and nothing that was passed to Write is used any more.
   bool is_closed = false;
 };
 
@@ -40,9 +41,9 @@ struct NbdShared {
 
 class NbdClient : public std::enable_shared_from_this<NbdClient> {
  public:
-  // What waits for the event loop.
+  // The most bytes that wait for the event loop.
   static constexpr size_t kInboxBytesMax = 64 * 1024;
-  // What the thread reads into; one for all clients.
+  // The size of the thread's read buffer, shared by all clients.
   static constexpr size_t kBufferBytes = 64 * 1024;
 
   // `tell` is called, locked, when there is news that the event loop has not been told of.
@@ -60,12 +61,13 @@ class NbdClient : public std::enable_shared_from_this<NbdClient> {
   void Pause(bool is_paused);
   void End();
   void Destroy();
-  // Its news; true if the thread waits for that and must be asked to go on.
+  // Returns its news; true if the thread waits for that and must be asked to go on.
   bool TakeNews(NbdNews* news);
 
-  // The thread: does what can be done now, reading into `buffer`. Returns the events to wait for, or nothing (-1): it is over.
+  // The thread: does what can be done now, reading into `buffer`. Returns the events to wait for, or -1 when the client
+  // is finished.
   int Serve(uint8_t* buffer);
-  // The thread. Whoever watches the descriptor must have stopped.
+  // The thread. The descriptor must no longer be watched.
   void Close();
   // The thread.
   int fd() const { return fd_; }
@@ -82,7 +84,7 @@ class NbdClient : public std::enable_shared_from_this<NbdClient> {
   // Locked.
   void Tell();
 
-  // Bytes that wait to be sent: somebody else's, or in `copy`.
+  // Bytes that wait to be sent: owned by the caller of Write, or in `copy`.
   struct Unsent {
     const uint8_t* bytes;
     size_t length;
@@ -96,13 +98,13 @@ class NbdClient : public std::enable_shared_from_this<NbdClient> {
   NbdShared* const shared_;
   const std::function<void(NbdClient&)> tell_;
 
-  // Of the thread alone: what was read and not taken yet, the data of a write that is passed on.
+  // The thread only: bytes read and not processed yet, and the data bytes of a write that is passed on.
   std::vector<uint8_t> input_;
   size_t data_bytes_ = 0;
-  // Out of step: nothing is understood any more, and the event loop is about to notice.
+  // The stream is out of step: the rest cannot be parsed, and the event loop is about to notice.
   bool is_lost_ = false;
   bool has_read_end_ = false;
-  // How many requests it has in flight, about.
+  // About how many requests it has in flight.
   size_t depth_ = 1;
 
   std::mutex mutex_;
@@ -114,7 +116,7 @@ class NbdClient : public std::enable_shared_from_this<NbdClient> {
   bool is_ending_ = false;
   bool is_write_shut_ = false;
   bool is_destroyed_ = false;
-  // The thread waits for room in the inbox.
+  // The thread is waiting for room in the inbox.
   bool is_inbox_full_ = false;
 };
 

@@ -19,7 +19,7 @@ namespace {
 using Clock = std::chrono::steady_clock;
 
 constexpr int kEventsMax = 64;
-// A client at depth 1 asks again within some ten microseconds, and to sleep and be woken takes longer than that.
+// A client at depth 1 sends its next request within some ten microseconds; sleeping and waking takes longer than that.
 constexpr auto kSpin = std::chrono::microseconds(20);
 constexpr uint32_t kSpinPauseMax = 1024;
 
@@ -37,7 +37,7 @@ bool NbdLoop::Start() {
   watch.events = EPOLLIN;
   watch.data.ptr = nullptr;
   if (epoll_ < 0 || event_ < 0 || epoll_ctl(epoll_, EPOLL_CTL_ADD, event_, &watch) < 0) return false;
-  // Signals are for Node's own threads.
+  // Signals belong to Node's own threads.
   sigset_t all, before;
   sigfillset(&all);
   pthread_sigmask(SIG_SETMASK, &all, &before);
@@ -138,7 +138,7 @@ bool NbdLoop::TakeNews(NbdNews* news) {
   return true;
 }
 
-// The event loop's word to the thread.
+// Asks the thread, from the event loop, to attend to a client.
 void NbdLoop::Ask(const ClientPtr& client) {
   {
     std::lock_guard<std::mutex> lock(mutex_);
@@ -162,8 +162,8 @@ void NbdLoop::Run() {
   for (const ClientPtr& client : all) Close(*client);
 }
 
-// Waits for events and serves them. To be woken costs more than a client takes that asks again at once, so it looks a
-// little longer before it sleeps. A spin in vain makes the next ones rarer, up to one in a thousand waits.
+// Waits for events and serves them. A wake-up costs more time than a client needs to send its next request, so it polls
+// a little longer before it sleeps. A spin in vain makes the next ones rarer, down to one in a thousand waits.
 int NbdLoop::Wait() {
   epoll_event events[kEventsMax];
   int count = 0;
@@ -185,7 +185,7 @@ int NbdLoop::Wait() {
   if (count == 0) count = epoll_wait(epoll_, events, kEventsMax, -1);
   for (int at = 0; at < count; at++) {
     NbdClient* client = static_cast<NbdClient*>(events[at].data.ptr);
-    // SAFETY: a client that was closed for an event before this one is in closed_.
+    // SAFETY: a client that was closed for an earlier event is in closed_.
     if (!client) Attend();
     else if (events[at].events & (EPOLLHUP | EPOLLERR)) Close(*client);
     else Serve(*client);

@@ -1,6 +1,7 @@
-// NBD clients after their handshake, served by one thread that has no JavaScript: what is in memory it answers itself,
-// all else it leaves in the client's inbox for the event loop, whose answers it sends. So a hit never waits for a busy
-// event loop. No call of either side ever blocks: all sockets are non-blocking, and locks are held for one sendmsg(2).
+// NBD clients after their handshake, served by one thread that runs no JavaScript. It answers what is in memory itself;
+// everything else it leaves in the client's inbox for the event loop, whose answers it sends. So a hit never waits for
+// a busy event loop. No call of either side ever blocks: all sockets are non-blocking, and locks are held for one
+// sendmsg(2).
 #pragma once
 
 #include <sys/uio.h>
@@ -29,29 +30,29 @@ class NbdLoop {
   NbdLoop(const NbdLoop&) = delete;
   NbdLoop& operator=(const NbdLoop&) = delete;
 
-  // False, with errno, if there are no descriptors or no thread to be had.
+  // False, with errno, if no descriptors or no thread are available.
   bool Start();
   // Closes all clients and ends the thread. Nothing is used any more when it returns.
   void Stop();
 
-  // Takes over `fd`, a connected stream socket that does not block; `head` is what was read from it already. `map` may
+  // Takes ownership of `fd`, a connected non-blocking stream socket; `head` is what was already read from it. `map` may
   // be null. Returns the client's id, or 0 with errno.
   uint32_t Add(int fd, std::shared_ptr<HitMap> map, bool is_structured, const uint8_t* head, size_t head_bytes);
 
-  // Sends `parts` in order and not mixed with anything else. Returns how many bytes of them the kernel has not taken;
-  // those stay where they are, untouched, until `taken_bytes` has counted them or the client is closed.
+  // Sends `parts` in order, with nothing in between. Returns how many of their bytes the kernel has not taken; those
+  // must stay in place and unchanged until `taken_bytes` has counted them or the client is closed.
   size_t Write(uint32_t id, const iovec* parts, size_t count);
 
-  // While it is paused, nothing is read from the client.
+  // While a client is paused, nothing is read from it.
   void Pause(uint32_t id, bool is_paused);
-  // Sends what was written and says that nothing more comes; what the client still sends is thrown away.
+  // Sends what was written and shuts down the sending side; what the client still sends is discarded.
   void End(uint32_t id);
   void Destroy(uint32_t id);
 
   // The next client's news, if there are any.
   bool TakeNews(NbdNews* news);
 
-  // Reads that were answered here, and their bytes, of all clients.
+  // Reads that were answered here, and their bytes, for all clients.
   uint64_t hit_reads() const { return shared_.hit_reads.load(std::memory_order_relaxed); }
   uint64_t hit_bytes() const { return shared_.hit_bytes.load(std::memory_order_relaxed); }
 
@@ -73,19 +74,19 @@ class NbdLoop {
   std::atomic<bool> is_stopping_{false};
   NbdShared shared_;
 
-  // Guards what follows; taken after a client's own lock, never before it.
+  // Guards the members below; taken after a client's own lock, never before it.
   std::mutex mutex_;
   std::unordered_map<uint32_t, ClientPtr> clients_;
   uint32_t last_id_ = 0;
-  // Clients with news for the event loop, and those that it wants attended to.
+  // Clients with news for the event loop, and those that the event loop wants attended to.
   std::deque<ClientPtr> with_news_;
   std::vector<ClientPtr> to_attend_;
 
-  // Of the thread alone.
+  // The thread only.
   std::unique_ptr<uint8_t[]> buffer_;
-  // Closed while events are served, of which one may still name it.
+  // Clients closed while events are served, because a later event may still point to one.
   std::vector<ClientPtr> closed_;
-  // How spinning went lately: see Wait.
+  // The recent success of spinning: see Wait.
   uint32_t spin_rest_ = 0;
   uint32_t spin_pause_ = 1;
 };

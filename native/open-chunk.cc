@@ -1,6 +1,6 @@
-// Opens a sealed chunk: SHA-256 against its id, AES-256-GCM, zstd, in one job on a thread that only computes. The
-// trick is reuse: cipher context, decompression context and payload scratch live as long as their thread, so a
-// job allocates nothing of a chunk's size. OpenSSL and zstd are the ones that the node binary exports.
+// Opens a sealed chunk: SHA-256 against its id, AES-256-GCM, zstd, in one job on a thread that only computes. Cipher
+// context, decompression context and payload scratch live as long as their thread, so a job allocates nothing of a
+// chunk's size. OpenSSL and zstd are those that the node binary exports.
 #include <openssl/crypto.h>
 #include <openssl/evp.h>
 
@@ -12,7 +12,7 @@
 #include "handle.h"
 #include "compute-job.h"
 
-// The part of zstd's stable interface that is used here. Node exports the symbols and carries no header.
+// The part of zstd's stable interface that is used here. Node exports the symbols but ships no header.
 extern "C" {
 struct ZSTD_DCtx_s;
 ZSTD_DCtx_s* ZSTD_createDCtx(void);
@@ -24,12 +24,12 @@ unsigned ZSTD_isError(size_t);
 namespace lazydisk {
 namespace {
 
-// Room for one chunk and its codec byte; a longer payload is no chunk of ours, however it authenticates.
+// Room for one chunk and its codec byte; a longer payload is not a valid chunk, even if it authenticates.
 constexpr size_t kPayloadBytesMax = 1 + kChunkBytesMax;
 
 enum Status : int { kOk = 0, kWrongId = 1, kWrongTag = 2, kBadPayload = 3 };
 
-// What a thread keeps from job to job.
+// What a thread keeps between jobs.
 struct ThreadState {
   EVP_CIPHER_CTX* cipher = EVP_CIPHER_CTX_new();
   ZSTD_DCtx_s* zstd = ZSTD_createDCtx();
@@ -51,7 +51,7 @@ struct OpenJob : ComputeJob {
   int Run() override;
 };
 
-// `payload` gets sealed minus the tag. False if the tag is wrong.
+// Writes `sealed` minus the tag to `payload`, decrypted. False if the tag is wrong.
 bool Decrypt(EVP_CIPHER_CTX* cipher, const uint8_t* key, const Bytes& sealed, uint8_t* payload) {
   static const uint8_t nonce[kNonceBytes] = {};
   const size_t length = sealed.length - kTagBytes;
@@ -63,7 +63,7 @@ bool Decrypt(EVP_CIPHER_CTX* cipher, const uint8_t* key, const Bytes& sealed, ui
       static_cast<size_t>(written) == length &&
       EVP_CIPHER_CTX_ctrl(cipher, EVP_CTRL_GCM_SET_TAG, kTagBytes, sealed.data + length) == 1 &&
       EVP_DecryptFinal_ex(cipher, payload + length, &final_written) == 1;
-  // Forgets the key schedule; the allocation stays for the next job.
+  // Erases the key schedule; the allocation stays for the next job.
   EVP_CIPHER_CTX_reset(cipher);
   return opened;
 }

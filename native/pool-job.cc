@@ -1,4 +1,4 @@
-// One piece of work for libuv's thread pool: its arguments are held in one array while it runs.
+// A job for libuv's thread pool: its arguments are held in one array while it runs.
 #include "pool-job.h"
 
 #include <string>
@@ -33,7 +33,7 @@ void PoolJob::Complete(napi_env env, napi_status work_status, void* data) {
                     napi_create_int32(env, job->result_, &argument) == napi_ok &&
                     napi_get_global(env, &global) == napi_ok;
   Destroy(env, job);
-  // An exception of the callback stays pending: Node reports it as uncaught.
+  // An exception thrown by the callback stays pending: Node reports it as uncaught.
   if (call) napi_call_function(env, global, callback, 1, &argument, nullptr);
 }
 

@@ -1,4 +1,4 @@
-// One piece of work for libuv's thread pool, from a call of JavaScript to its callback.
+// A job for libuv's thread pool, from a JavaScript call to its callback.
 #pragma once
 
 #include <node_api.h>
@@ -11,12 +11,13 @@ class PoolJob {
  public:
   virtual ~PoolJob() = default;
 
-  // Takes `job` over and queues it. `args`, the last of which is the callback, are kept alive until it is called
-  // with what Run gave. Where that fails an exception is pending, and there is no callback.
+  // Takes ownership of `job` and queues it. `args`, the last of which is the callback, are kept alive until the
+  // callback is called with the result of Run. If queueing fails, an exception is pending and the callback is never
+  // called.
   static void Queue(napi_env env, const char* name, PoolJob* job, const napi_value* args, size_t count);
 
  protected:
-  // On a pool thread, with no JavaScript.
+  // Runs on a pool thread, without JavaScript.
   virtual int Run() = 0;
 
  private:
@@ -25,7 +26,7 @@ class PoolJob {
   static void Destroy(napi_env env, PoolJob* job);
 
   napi_async_work work_ = nullptr;
-  // One array of the arguments.
+  // One array with the arguments.
   napi_ref held_ = nullptr;
   uint32_t callback_at_ = 0;
   int result_ = 0;

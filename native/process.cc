@@ -1,5 +1,5 @@
-// What a daemon needs of its process and Node does not have: a lock that dies with it, a datagram to its service
-// manager, and an end that waits for no thread.
+// What a daemon needs of its process and Node does not have: a lock that dies with the process, a datagram to its
+// service manager, and an exit that waits for no thread.
 #include <sys/file.h>
 #include <sys/socket.h>
 #include <sys/un.h>
@@ -26,7 +26,7 @@ napi_value LockFile(napi_env env, napi_callback_info info) {
   return Int(env, flock(fd, LOCK_EX | LOCK_NB) == 0 ? 0 : errno);
 }
 
-// datagramSend(address, bytes): 0, or a positive errno. The address is a sun_path: a NUL in front is the abstract
+// datagramSend(address, bytes): 0, or a positive errno. The address is a sun_path: a leading NUL means the abstract
 // namespace.
 napi_value DatagramSend(napi_env env, napi_callback_info info) {
   size_t count = 2;

@@ -23,8 +23,8 @@ uint64_t Residency::TicketOf(size_t slot) const {
 }
 
 // SAFETY: the pin is counted before the generation is read, and Claim changes the generation before it reads the pins,
-// all in one order (seq_cst). So either this sees the new generation, or Claim sees the pin. A slot's bytes are written
-// only after a Claim that saw none, and were complete before their ticket was published.
+// all in one total order (seq_cst). So either this sees the new generation, or Claim sees the pin. A slot's bytes are
+// written only after a Claim that found no pins, and were complete before their ticket was published.
 const uint8_t* Residency::Pin(uint64_t ticket) {
   const size_t index = ticket & kSlotMask;
   Slot& slot = slots_[index];
@@ -51,7 +51,7 @@ HitMap::HitMap(std::shared_ptr<Residency> residency, size_t chunks, const uint8_
       chunks_(chunks),
       stored_(stored, stored + (chunks + 7) / 8),
       tickets_(static_cast<std::atomic<uint64_t>*>(calloc(chunks, sizeof(std::atomic<uint64_t>))), free) {
-  // SAFETY: zeroed memory is what an atomic integer of value 0 is, in every C++ library of this platform.
+  // SAFETY: zeroed memory is a valid atomic integer of value 0 in every C++ library of this platform.
   static_assert(sizeof(std::atomic<uint64_t>) == sizeof(uint64_t));
   if (!tickets_) throw std::bad_alloc();
 }

@@ -1,6 +1,6 @@
-// Which chunk of a drive lies in which slot of the slab, told so that a thread without JavaScript may read it. The
-// event loop publishes and takes back; any thread looks up. The trick is a generation for each slot, which is all that
-// an eviction changes: what was published under the old one is stale everywhere at once, with nothing to search for.
+// Which chunk of a drive is in which slot of the slab, in a form that a thread without JavaScript may read. The event
+// loop publishes and takes back; any thread looks up. Each slot has a generation, and an eviction changes only that:
+// everything published under the old one is stale everywhere at once, with nothing to search for.
 #pragma once
 
 #include <atomic>
@@ -13,10 +13,10 @@
 
 namespace lazydisk {
 
-// What a zero chunk holds. Never written to, so it takes no memory: it is the kernel's page of zeroes.
+// The content of a zero chunk. Never written to, so it takes no memory: it is the kernel's page of zeroes.
 extern const uint8_t* const kZeroChunk;
 
-// The state of a slab's slots beside their bytes, which JavaScript owns and keeps alive.
+// The state of a slab's slots; JavaScript owns the slab's bytes and keeps them alive.
 class Residency {
  public:
   static constexpr size_t kSlotsMax = (size_t{1} << 24) - 1;
@@ -27,20 +27,20 @@ class Residency {
   size_t slot_bytes() const { return slot_bytes_; }
   size_t slots() const { return slots_.size(); }
 
-  // What a hit map keeps of a slot's content; never 0. Of the event loop.
+  // What a hit map stores for a slot's content; never 0. Event loop only.
   uint64_t TicketOf(size_t slot) const;
 
-  // The slot's bytes, pinned, if it still holds what `ticket` was published for; else null.
+  // The slot's bytes, pinned, if it still holds what `ticket` was published for; otherwise null.
   const uint8_t* Pin(uint64_t ticket);
   void Unpin(const uint8_t* bytes);
 
-  // Makes every ticket of the slot stale. False if a reader holds it: then its bytes must stay. Of the event loop.
+  // Makes every ticket of the slot stale. False if a reader holds it: its bytes must then stay. Event loop only.
   bool Claim(size_t slot);
 
-  // Whether the slot was pinned since this was asked last. Of the event loop.
+  // Whether the slot was pinned since the last call. Event loop only.
   bool TakeUsed(size_t slot);
 
-  // Chunks that were read by way of all hit maps.
+  // Chunks that were read through all hit maps.
   std::atomic<uint64_t> reads{0};
 
  private:
@@ -55,7 +55,8 @@ class Residency {
   std::vector<Slot> slots_;
 };
 
-// For each chunk of one drive whether it is all zero, and if not the ticket of the slot that it was last seen in, or 0.
+// For each chunk of one drive, whether it is all zero, and otherwise the ticket of the slot that it was last published
+// for, or 0.
 class HitMap {
  public:
   // Chunk n is all zero unless bit n % 8 of `stored[n / 8]` is set.
@@ -67,12 +68,12 @@ class HitMap {
 
   bool IsZero(size_t chunk) const { return !(stored_[chunk / 8] >> chunk % 8 & 1); }
 
-  // Of the event loop.
+  // Event loop only.
   void Publish(size_t chunk, size_t slot);
   // Null unless the chunk is in a slot.
   const uint8_t* Pin(size_t chunk);
 
-  // Reads that were answered by it, and their bytes.
+  // Reads that were answered through it, and their bytes.
   std::atomic<uint64_t> reads{0};
   std::atomic<uint64_t> read_bytes{0};
 

@@ -1,6 +1,6 @@
 // Seals a chunk: zstd, HMAC for the key, AES-256-GCM, SHA-256 for the id, in one job on libuv's thread pool. As in
-// opening, what a job needs lives as long as its pool thread, so a build allocates nothing for its thousands of
-// chunks. The reference in TypeScript is encodeChunk of src/format/chunk-codec.ts.
+// opening, what a job needs lives as long as its pool thread, so a build allocates nothing per chunk. The reference in
+// TypeScript is encodeChunk of src/format/chunk-codec.ts.
 #include <openssl/evp.h>
 #include <openssl/hmac.h>
 
@@ -12,7 +12,7 @@
 #include "handle.h"
 #include "pool-job.h"
 
-// The part of zstd's stable interface that is used here. Node exports the symbols and carries no header.
+// The part of zstd's stable interface that is used here. Node exports the symbols but ships no header.
 extern "C" {
 struct ZSTD_CCtx_s;
 ZSTD_CCtx_s* ZSTD_createCCtx(void);
@@ -30,7 +30,7 @@ namespace {
 constexpr int kLevelParameter = 100;
 constexpr int kLevel = 3;
 
-// What a pool thread keeps from job to job.
+// What a pool thread keeps between jobs.
 struct ThreadState {
   EVP_CIPHER_CTX* cipher = EVP_CIPHER_CTX_new();
   ZSTD_CCtx_s* zstd = ZSTD_createCCtx();
@@ -57,7 +57,7 @@ struct SealJob : PoolJob {
   int Run() override;
 };
 
-// `sealed` gets the payload's cipher text and the tag.
+// Writes the payload's ciphertext and the tag to `sealed`.
 bool Encrypt(EVP_CIPHER_CTX* cipher, const uint8_t* key, const uint8_t* payload, size_t length, uint8_t* sealed) {
   static const uint8_t nonce[kNonceBytes] = {};
   int written = 0;
@@ -67,18 +67,18 @@ bool Encrypt(EVP_CIPHER_CTX* cipher, const uint8_t* key, const uint8_t* payload,
       EVP_EncryptUpdate(cipher, sealed, &written, payload, static_cast<int>(length)) == 1 &&
       static_cast<size_t>(written) == length && EVP_EncryptFinal_ex(cipher, sealed + length, &final_written) == 1 &&
       EVP_CIPHER_CTX_ctrl(cipher, EVP_CTRL_GCM_GET_TAG, kTagBytes, sealed + length) == 1;
-  // Forgets the key schedule; the allocation stays for the next job.
+  // Erases the key schedule; the allocation stays for the next job.
   EVP_CIPHER_CTX_reset(cipher);
   return done;
 }
 
-// The length of the sealed bytes, or 0.
+// Returns the length of the sealed bytes, or 0.
 int SealJob::Run() {
   thread_local ThreadState state;
   if (!state.cipher || !state.zstd) return 0;
 
   uint8_t* payload = state.payload.get();
-  // SAFETY: the payload holds what any chunk of at most kChunkBytesMax may compress to, and one byte more.
+  // SAFETY: the payload has room for the compressed form of any chunk of at most kChunkBytesMax, plus one byte.
   size_t body_length =
       ZSTD_compress2(state.zstd, payload + 1, state.body_bytes_max, plain.data, plain.length);
   if (ZSTD_isError(body_length)) return 0;

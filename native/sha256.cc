@@ -1,5 +1,5 @@
-// SHA-256 in one job on libuv's thread pool, of memory that stays where it is: WebCrypto's digest copies it first, which
-// costs as much again.
+// SHA-256 in one job on libuv's thread pool, without a copy: WebCrypto's digest first copies the memory, which doubles
+// the cost.
 #include <openssl/evp.h>
 
 #include "addon.h"
@@ -16,7 +16,7 @@ struct HashJob : PoolJob {
 
   int Run() override {
     unsigned length = 0;
-    // SAFETY: `digest` has room for kIdBytes, which is what SHA-256 gives.
+    // SAFETY: `digest` has room for kIdBytes, the length of a SHA-256.
     return EVP_Digest(bytes.data, bytes.length, digest.data, &length, EVP_sha256(), nullptr) == 1 &&
            length == kIdBytes;
   }

@@ -1,4 +1,4 @@
-// One send(2) on a socket that libuv owns, without its request objects: what fits into the socket goes at once.
+// One send(2) on a socket that libuv owns, without its request objects: what fits into the socket is sent at once.
 #include <sys/socket.h>
 
 #include <cerrno>

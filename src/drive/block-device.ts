@@ -1,18 +1,18 @@
 /**
- * What an export (NBD, FUSE) sees of a drive: bytes by offset, with a synchronous path for what is already in
- * memory, because a promise per 4 KiB read would cost more than the read.
+ * What an export (NBD, FUSE) sees of a drive: bytes by offset. Data already in memory has a synchronous path, because a
+ * promise per 4 KiB read would cost more than the read.
  */
 
 import type { HitMap } from '../chunk/hit-map.ts';
 
 /** Bytes held in place (slab slots, the zero page) until `release()`, which must be called exactly once. */
 export interface PinnedBytes {
-  /** In order, together exactly the bytes asked for. Never written to by the holder. */
+  /** In order, together exactly the bytes asked for. The holder must not write to them. */
   readonly parts: readonly Uint8Array[];
   release(): void;
 }
 
-/** A run of the disk that is all zero or holds stored data. */
+/** A run of the disk that is either all zero or stored data. */
 export interface BlockExtent {
   readonly lengthBytes: number;
   readonly zero: boolean;
@@ -24,30 +24,32 @@ export interface BlockDevice {
   readonly sizeBytes: number;
   /** Whether its bytes never change. Exports derive flags, modes and refusals from it. */
   readonly readOnly: boolean;
-  /** What a read may take before it rejects with TIMEOUT. */
+  /** How long a read may take before it rejects with TIMEOUT. */
   readonly readTimeoutMs: number;
-  /** Digest of the image; read-only drives of equal digest may share a page cache. */
+  /** Digest of the image; read-only drives with the same digest may share a page cache. */
   readonly imageDigest: string;
 
-  /** The bytes if every one of them is in memory now, else undefined. Range must lie inside the device. */
+  /** The bytes if all of them are in memory now, otherwise undefined. The range must be inside the device. */
   tryRead(offset: number, lengthBytes: number): PinnedBytes | undefined;
 
   /**
-   * The bytes, fetched if need be. Rejects with a LazydiskError (TIMEOUT, CORRUPT, NOT_FOUND, UNAVAILABLE,
-   * ABORTED) whose message names drive, chunk, tier and cause; the export answers EIO. `deadline`, on the clock of
-   * performance.now(), is for what is part of a longer request; by default it is `readTimeoutMs` from now.
+   * The bytes, fetched if necessary. Rejects with a LazydiskError (TIMEOUT, CORRUPT, NOT_FOUND, UNAVAILABLE, ABORTED)
+   * whose message names drive, chunk, tier and cause; the export answers EIO. `deadline`, on the clock of
+   * performance.now(), is for a read that is part of a longer request; by default it is `readTimeoutMs` from now.
    */
   read(offset: number, lengthBytes: number, signal?: AbortSignal, deadline?: number): Promise<PinnedBytes>;
 
-  /** Runs covering exactly [offset, offset + lengthBytes), merged; at most `extentsMax` (then it stops short). */
+  /**
+   * Runs covering exactly [offset, offset + lengthBytes), merged; at most `extentsMax` of them, then it stops short.
+   */
   extents(offset: number, lengthBytes: number, extentsMax: number): BlockExtent[];
 
   /**
-   * Where native threads may read what is in memory or all zero, made at the first call; from then on whatever is read is published
-   * in it. A device without it is asked for everything.
+   * Where native threads may read what is in memory or all zero. Created at the first call; from then on, chunks that
+   * are read are published in it. A device without it gets every read.
    */
   hitMap?(): HitMap;
 
-  /** Ask for the range to be brought into the local tiers; never fails, may do nothing. */
+  /** Asks for the range to be brought into the local tiers; never fails and may do nothing. */
   prefetch(offset: number, lengthBytes: number): void;
 }

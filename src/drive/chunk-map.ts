@@ -1,25 +1,27 @@
 /**
- * Where a disk's stored chunks lie, as the drive needs it, and how to walk it: runs of data and of zeroes are found by
- * halving, so that asking a sparse terabyte for its holes costs no more than asking a small disk.
+ * Where a disk's stored chunks are, and how to walk them. Runs of data and of zeroes are found by binary search, so
+ * that listing the holes of a sparse terabyte costs no more than those of a small disk.
  */
 import { CHUNK_BYTES, type ChunkRef } from '../format/chunk-id.ts';
 import type { BlockExtent } from './block-device.ts';
 
-/** The part of a Manifest (src/format/manifest.ts) that a drive uses. Entries are in the order of the disk. */
+/** The part of a Manifest (src/format/manifest.ts) that a drive uses. Entries are in disk order. */
 export interface ChunkMap {
   /** A multiple of CHUNK_BYTES. */
   readonly diskBytes: number;
   /** Entries: chunks that are not all zero. */
   readonly storedChunks: number;
-  /** The entry of chunk `index` of the disk, or -1 when that chunk is all zero. */
+  /** The entry of chunk `index` of the disk, or -1 if that chunk is all zero. */
   entryOf(index: number): number;
-  /** Which chunk of the disk `entry` holds. */
+  /** The index on the disk of the chunk that `entry` holds. */
   indexOf(entry: number): number;
-  /** The same object at every call. */
+  /** Returns the same object at every call. */
   ref(entry: number): ChunkRef;
 }
 
-/** The first number in [low, high) for which `test` holds, or `high`; it must go on holding behind that. */
+/**
+ * The first number in [low, high) for which `test` holds, or `high`; it must also hold for all numbers after that one.
+ */
 function firstThat(low: number, high: number, test: (n: number) => boolean): number {
   let from = low;
   let to = high;
@@ -31,7 +33,7 @@ function firstThat(low: number, high: number, test: (n: number) => boolean): num
   return from;
 }
 
-/** The first entry whose chunk is `index` or lies behind it; `storedChunks` if there is none. */
+/** The first entry whose chunk is `index` or a later one; `storedChunks` if there is none. */
 export function entryFrom(map: ChunkMap, index: number): number {
   return firstThat(0, map.storedChunks, (entry) => map.indexOf(entry) >= index);
 }
@@ -52,7 +54,7 @@ export function extentsOf(
     const zero = next > index;
     let runEnd = next;
     if (!zero) {
-      // Indices only grow, so a run lasts as long as they grow in step with the entries.
+      // Indices only grow, so a run lasts while they grow in step with the entries.
       const first = entry;
       entry = firstThat(first, map.storedChunks, (n) => map.indexOf(n) - index > n - first);
       runEnd = index + (entry - first);

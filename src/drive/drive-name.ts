@@ -1,17 +1,17 @@
-/** Names of drives: each is a file name and an NBD export name at once. */
+/** Names of drives: each is both a file name and an NBD export name. */
 import { LazydiskError } from '../errors.ts';
 
 const NAME = /^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$/;
 
-/** `name`, if it can be a drive's. Throws USAGE. */
+/** Returns `name` if it is valid for a drive. Throws USAGE. */
 export function checkDriveName(name: string): string {
   if (NAME.test(name)) return name;
   throw new LazydiskError('USAGE', `drive name ${JSON.stringify(name)}: want ${NAME.source}`);
 }
 
 /**
- * The name that a drive gets when nobody gives it one: `debian:12` → `debian-12`, `team/app` → `team-app`, a digest → its
- * first 12 digits.
+ * The default name of a drive for an image: `debian:12` → `debian-12`, `team/app` → `team-app`, a digest → its first 12
+ * digits.
  */
 export function driveNameFor(image: string): string {
   const digest = /^sha256:([0-9a-f]{12})/.exec(image);

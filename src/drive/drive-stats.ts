@@ -1,41 +1,41 @@
-/** What one drive counts of itself, cheap enough to count every read: how much of the image it used, and from where. */
+/** A drive's own statistics, cheap enough to count every read: how much of the image it used, and from which tier. */
 import type { ReadClass } from '../async/read-context.ts';
 import { Histogram, type LatencySummary } from '../chunk/histogram.ts';
 import type { TierName } from '../chunk/tier.ts';
 import type { ErrorCode, LazydiskError } from '../errors.ts';
 
 export interface TierStats {
-  /** Chunks that this drive had fetched from the tier, in all classes. None come from memory: there they are. */
+  /** Chunks that this drive fetched from the tier, in all classes. Always 0 for memory. */
   readonly chunks: number;
   /** The same in sealed bytes. */
   readonly bytes: number;
-  /** Reads of the guest whose slowest chunk came from the tier. */
+  /** Guest reads whose farthest chunk came from the tier. */
   readonly latency: LatencySummary;
 }
 
 export interface DriveStats {
-  /** Reads that the export asked for and got, and their bytes. */
+  /** Reads by the export that succeeded, and their bytes. */
   readonly reads: number;
   readonly readBytes: number;
-  /** Chunks of the disk that are stored (the rest is zero), and those of them that the guest read. */
+  /** Chunks of the disk that are stored (the rest is zero), and how many of them the guest has read. */
   readonly storedChunks: number;
   readonly touchedChunks: number;
   /** touchedChunks / storedChunks, 0 to 1. */
   readonly touchedShare: number;
-  /** By tier; a tier that gave nothing is absent. */
+  /** By tier; a tier that returned nothing is absent. */
   readonly tiers: Partial<Record<TierName, TierStats>>;
-  /** Of the fetched chunks, those that were fetched before the guest asked. */
+  /** Of the fetched chunks, those that were fetched before the guest asked for them. */
   readonly readahead: {
     readonly chunks: number;
     readonly bytes: number;
-    /** Of the bytes, those of chunks that the guest has not read. */
+    /** Of the bytes, those in chunks that the guest has not read. */
     readonly unusedBytes: number;
   };
   readonly prefetch: { readonly chunks: number; readonly bytes: number };
   /** Reads that failed, and the last failure; `at` is ISO 8601, UTC. */
   readonly errors: number;
   readonly lastError: { readonly code: ErrorCode; readonly text: string; readonly at: string } | undefined;
-  /** Reads that wait now, and since when the oldest does. */
+  /** Reads that are waiting, and how long the oldest has waited. */
   readonly inFlight: number;
   readonly oldestInFlightMs: number;
 }
@@ -43,7 +43,7 @@ export interface DriveStats {
 /** Nearest first. */
 const TIERS: readonly TierName[] = ['memory', 'disk', 'fleet', 'origin'];
 
-/** The one of the two that is farther from the guest. */
+/** The one of the two tiers that is farther from the guest. */
 export function fartherTier(a: TierName, b: TierName): TierName {
   return TIERS.indexOf(a) > TIERS.indexOf(b) ? a : b;
 }
@@ -77,7 +77,7 @@ export class DriveCounters {
     this.#memoryLatency = this.#tier('memory').latency;
   }
 
-  /** A guest's read had something of `entry`. True if it is the first. */
+  /** Called when the guest reads some of `entry`. Returns whether that is the first time. */
   touch(entry: number): boolean {
     const bit = 1 << (entry & 7);
     const byte = this.#touched[entry >> 3]!;
@@ -87,19 +87,19 @@ export class DriveCounters {
     return true;
   }
 
-  /** The guest read a chunk that had been read ahead. */
+  /** Called when the guest reads a chunk that was read ahead. */
   readaheadUsed(sealedBytes: number): void {
     count(this.#readaheadUsed, sealedBytes);
   }
 
-  /** A read was answered on the spot. */
+  /** Called when a read was answered at once. */
   readAtOnce(lengthBytes: number): void {
     this.#reads++;
     this.#readBytes += lengthBytes;
     this.#memoryLatency.recordInstant();
   }
 
-  /** Reads that were answered past the drive, on the spot: how many by now, and their bytes. */
+  /** Called with the totals of the reads that native threads answered, and of their bytes. */
   readsElsewhere({ reads, readBytes }: { readonly reads: number; readonly readBytes: number }): void {
     this.#reads += reads - this.#elsewhere.reads;
     this.#readBytes += readBytes - this.#elsewhere.readBytes;
@@ -107,7 +107,7 @@ export class DriveCounters {
     this.#elsewhere = { reads, readBytes };
   }
 
-  /** A read was answered after `durationMs`; `tier` is the farthest that it needed. */
+  /** Called when a read was answered after `durationMs`; `tier` is the farthest one that it needed. */
   readDone(lengthBytes: number, tier: TierName, durationMs: number): void {
     this.#reads++;
     this.#readBytes += lengthBytes;
@@ -119,7 +119,7 @@ export class DriveCounters {
     this.#lastError = { code: error.code, text: error.message, at: new Date().toISOString() };
   }
 
-  /** A chunk came from a tier on this drive's account. */
+  /** Called when a chunk was fetched from a tier for this drive. */
   fetched(tier: TierName, readClass: ReadClass, sealedBytes: number): void {
     if (sealedBytes === 0) return;
     count(this.#tier(tier), sealedBytes);
@@ -139,7 +139,7 @@ export class DriveCounters {
       tiers,
       readahead: {
         ...this.#background.readahead,
-        // One that was asked for may have come with somebody else's read: then it is used, and cost nothing.
+        // A chunk read ahead may have arrived with another caller's read: then it is used, but cost no bytes here.
         unusedBytes: Math.max(0, this.#background.readahead.bytes - this.#readaheadUsed.bytes),
       },
       prefetch: { ...this.#background.prefetch },

@@ -1,8 +1,8 @@
 /**
- * A read-only drive: an image's chunk map over the chunk reader. What is in memory is answered on the spot, from the
- * slab; zero chunks from one shared buffer; all else waits for its chunks. The trick against deadlock: no read ever
- * holds one chunk while it waits for another. It waits for all, then pins them together in one step, and when memory
- * is too tight for that it copies them out one by one.
+ * A read-only drive: an image's chunk map on top of the chunk reader. What is in memory is answered at once, from the
+ * slab; zero chunks come from one shared buffer; all other reads wait for their chunks. To prevent deadlock, no read
+ * holds one chunk while it waits for another: it waits for all, then pins them together in one step. When memory is too
+ * small for that, it copies them out one by one.
  */
 import type { ReadClass, ReadContext } from '../async/read-context.ts';
 import type { ChunkRead } from '../chunk/flight.ts';
@@ -18,24 +18,24 @@ import { DriveCounters, type DriveStats, fartherTier } from './drive-stats.ts';
 import { PrefetchQueue } from './prefetch-queue.ts';
 import { Readahead } from './readahead.ts';
 
-/** Largest readahead of one sequence, in chunks (8 MiB), and never over an eighth of memory. */
+/** The largest readahead of one sequence, in chunks (8 MiB), and never over an eighth of memory. */
 const READAHEAD_CHUNKS_MAX = 16;
-/** A read of several chunks whose chunks are evicted before they are all there tries this often to have them together. */
+/** How often a read of several chunks, some of which are evicted before all are there, tries to have them together. */
 const TOGETHER_TRIES = 3;
 
 const zeroes = Buffer.alloc(CHUNK_BYTES);
 
 export interface DriveOptions {
-  /** As `checkDriveName` has it (drive-name.ts). */
+  /** A name that `checkDriveName` accepts (drive-name.ts). */
   readonly name: string;
   readonly image: { readonly digest: string; readonly manifest: ChunkMap };
   /** Shared by all drives; stays open when the drive closes. */
   readonly reader: ChunkReader;
-  /** What a read may take before it rejects with TIMEOUT. */
+  /** How long a read may take before it rejects with TIMEOUT. */
   readonly readTimeoutMs: number;
 }
 
-/** A read that waits, with what it needed so far. */
+/** A waiting read, with the farthest tier that it needed so far. */
 interface Operation {
   readonly startedAt: number;
   readonly deadline: number;
@@ -43,7 +43,7 @@ interface Operation {
   tier: TierName;
 }
 
-/** What a read covers of one chunk. `entry` is -1 for a zero chunk. */
+/** The part of a read in one chunk. `entry` is -1 for a zero chunk. */
 interface Piece {
   readonly index: number;
   readonly entry: number;
@@ -64,7 +64,7 @@ export class Drive implements BlockDevice {
   readonly #prefetches: PrefetchQueue;
   readonly #operations = new Set<Operation>();
   readonly #closing = new AbortController();
-  /** There once an export reads past us. */
+  /** Set once an export reads from memory without asking the drive. */
   #hits: HitMap | undefined;
 
   constructor(options: DriveOptions) {
@@ -136,7 +136,7 @@ export class Drive implements BlockDevice {
       return bytes;
     } catch (error) {
       const failure = error instanceof LazydiskError ? error : withContext(error, `drive ${this.name}`);
-      // Cancelled by who asked for it: that is no fault of the drive.
+      // Cancelled by the caller, so it is no failure of the drive.
       if (failure.code !== 'ABORTED') this.#counters.failed(failure);
       throw failure;
     } finally {
@@ -168,7 +168,9 @@ export class Drive implements BlockDevice {
     return this.#counters.stats(this.#operations.size, oldest ? performance.now() - oldest.startedAt : 0);
   }
 
-  /** Reads that wait reject with ABORTED, what was read ahead is cancelled. Bytes on loan stay until released. */
+  /**
+   * Waiting reads reject with ABORTED, and readahead is cancelled. Bytes on loan stay valid until they are released.
+   */
   close(): void {
     this.#closing.abort();
     this.#prefetches.close();
@@ -200,7 +202,7 @@ export class Drive implements BlockDevice {
     return pieces;
   }
 
-  /** For statistics and readahead: the guest reads this. */
+  /** Updates statistics and readahead for a guest's read. */
   #observe(pieces: readonly Piece[]): void {
     let first = -1;
     let last = -1;
@@ -230,7 +232,7 @@ export class Drive implements BlockDevice {
       this.#observe(pieces);
       return this.#lend(piece.index, await getting, piece.from, piece.to);
     }
-    // Pinning more than half of memory for one read would never be possible together with another one's.
+    // A read that pins more than half of memory could never run together with another one.
     const tries = pieces.length * 2 <= this.#reader.memory.slots ? TOGETHER_TRIES : 0;
     for (let attempt = 0; attempt < tries; attempt++) {
       const getting = pieces.map(async (wanted) => {
@@ -244,7 +246,7 @@ export class Drive implements BlockDevice {
     return this.#copyOneByOne(pieces, operation);
   }
 
-  /** All of it, if all of it is in memory now. */
+  /** The bytes, pinned, if all of them are in memory now. */
   #pinTogether(pieces: readonly Piece[]): PinnedBytes | undefined {
     const parts: Buffer[] = [];
     const pins: PinnedChunk[] = [];
@@ -284,12 +286,12 @@ export class Drive implements BlockDevice {
     return new Bytes(copies);
   }
 
-  /** The next reads of the chunk need not come here. */
+  /** Publishes the chunk, so that its next reads bypass the drive. */
   #publish(index: number, { residentSlot }: PinnedChunk): void {
     if (this.#hits && residentSlot !== undefined) this.#hits.publish(index, residentSlot);
   }
 
-  /** Bytes of a chunk that is pinned for this; a copy while much is pinned, for the holder may be slow. */
+  /** Bytes of a chunk that is pinned for this call; a copy while much is pinned, because the holder may be slow. */
   #lend(index: number, chunk: PinnedChunk, from: number, to: number): PinnedBytes {
     this.#publish(index, chunk);
     const part = chunk.bytes.subarray(from, to);
@@ -299,7 +301,7 @@ export class Drive implements BlockDevice {
     return new Bytes([copy]);
   }
 
-  /** Rejects with an error that names drive and chunk beside what the reader says of the tiers. */
+  /** Rejects with an error that names drive and chunk in addition to the reader's text about the tiers. */
   async #get({ index, entry }: Piece, operation: Operation): Promise<PinnedChunk> {
     const ctx: ReadContext = {
       class: 'demand',
@@ -318,7 +320,7 @@ export class Drive implements BlockDevice {
     return read.chunk;
   }
 
-  /** Undefined if the chunk is near or on its way; else resolves when it is, to false when the reader is too busy. */
+  /** Undefined if the chunk is near; otherwise resolves when it is, or to false when the reader is too busy. */
   #fetchAhead(entry: number, readClass: Exclude<ReadClass, 'demand'>): Promise<boolean> | undefined {
     const ref = this.#map.ref(entry);
     if (this.#closing.signal.aborted || this.#reader.isNear(ref)) return undefined;
@@ -330,7 +332,7 @@ export class Drive implements BlockDevice {
         this.#counters.fetched(tier, readClass, fetchedBytes);
         return true;
       },
-      // Nobody asked for it yet; whoever does gets the error of a read of its own.
+      // Nobody needs the chunk yet; a caller that does gets the error of its own read.
       (error) => codeOf(error) !== 'OVERLOAD',
     );
   }
@@ -341,7 +343,7 @@ function* range(first: number, end: number): Generator<number> {
   for (let n = first; n < end; n++) yield n;
 }
 
-/** Parts that stay in place until `release`; without pins they are nobody else's, or zeroes. */
+/** Parts that stay in place until `release`; without pins they are private copies or zeroes. */
 class Bytes implements PinnedBytes {
   readonly parts: readonly Buffer[];
   #pins: readonly PinnedChunk[] | undefined;

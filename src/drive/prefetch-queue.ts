@@ -1,26 +1,26 @@
 /**
- * Stored chunks to bring near, in the order in which they are wanted and a few at a time: what is asked for in one word (an
- * NBD CACHE of the whole disk) must not become a thousand reads at once, nor a list of a million.
+ * Stored chunks to prefetch, in the order in which they are wanted and a few at a time. A single request (an NBD CACHE
+ * of the whole disk) must not become a thousand reads at once, or a list of a million entries.
  */
 
-/** Lists that may wait; one more is dropped, since a prefetch is a hint. */
+/** Lists that may wait; one more is dropped, because a prefetch is only a hint. */
 const LISTS_MAX = 64;
-/** Chunks of one drive on their way at once. */
+/** The most chunks of one drive being fetched at once. */
 const CONCURRENCY = 4;
-/** Looked at without a fetch before the event loop gets its turn: chunks that are near already. */
+/** The most chunks that are skipped (they are near already) before the event loop gets a turn. */
 const SKIPS_MAX = 1024;
-/** When the reader has too much in flight, it is asked again after this long. */
+/** The pause before the reader is asked again when it had too much in flight. */
 const PAUSE_MS = 50;
 
 export interface PrefetchOptions {
-  /** Undefined if the entry is near already; resolves to false when the reader is too busy to take it. */
+  /** Returns undefined if the entry is near already; resolves to false when the reader is too busy to take it. */
   readonly fetch: (entry: number) => Promise<boolean> | undefined;
 }
 
 export class PrefetchQueue {
   readonly #fetch: PrefetchOptions['fetch'];
   readonly #lists: Iterator<number>[] = [];
-  /** Those that the reader did not take; they go first. */
+  /** Entries that the reader did not take; they go first. */
   readonly #refused: number[] = [];
   #active = 0;
   #timer: NodeJS.Timeout | undefined;
@@ -30,7 +30,7 @@ export class PrefetchQueue {
     this.#fetch = options.fetch;
   }
 
-  /** Entries in order, which are asked for one by one as their turn comes. */
+  /** Adds entries in order; each is asked for when its turn comes. */
   add(entries: Iterable<number>): void {
     if (this.#closed || this.#lists.length >= LISTS_MAX) return;
     this.#lists.push(entries[Symbol.iterator]());
@@ -59,7 +59,7 @@ export class PrefetchQueue {
         if (this.#closed) return;
         if (taken) this.#pump();
         else {
-          // The next chunk of this drive that arrives makes room; if none is on its way, time has to.
+          // The next chunk of this drive that arrives makes room; if none is in flight, try again after a pause.
           this.#refused.push(entry);
           if (this.#active === 0) this.#pause(PAUSE_MS);
         }

@@ -1,19 +1,20 @@
 /**
- * Sees that a guest reads in sequence and asks for what comes next. Two things keep it from fetching what nobody reads.
- * A sequence goes on only where its reads do: from the end of one chunk into the start of the next, while reads all
- * about a neighbouring chunk are none. And each chunk that is asked for is a bet, of which a drive may have lost or
- * left open so many in proportion to what its guest really read: a guest that reads in sequence earns a window that
- * doubles with every chunk, one that seldom does soon has none. It counts in stored chunks, so zero chunks neither break
- * a sequence nor cost anything. Several sequences are followed at once, because a booting guest reads several files.
+ * Detects sequential reads and asks for the chunks that come next. Two rules keep it from fetching what nobody reads.
+ * First, a sequence continues only where its reads do: from the end of one chunk into the start of the next; reads
+ * scattered over a neighbouring chunk do not count. Second, each chunk read ahead is a bet, and the share of a drive's
+ * lost and open bets is limited in proportion to what its guest has really read. A guest that reads sequentially earns
+ * a window that doubles with every chunk; one that seldom does soon has none. It counts in stored chunks, so zero
+ * chunks neither break a sequence nor cost anything. Several sequences are followed at once, because a booting guest
+ * reads several files.
  */
 
-/** Sequences followed at once; the one not read for longest gives way. */
+/** Sequences followed at once; a new one replaces the least recently read. */
 const STREAMS = 16;
-/** A guest's own readahead sends several requests, which may arrive in another order. */
+/** How far behind a read may be: a guest's own readahead sends several requests, which may arrive in another order. */
 const BEHIND_MAX = 4;
-/** Chunks that were asked for and not read, at most, of all that were asked for or read. */
+/** The largest share of unread chunks among all chunks that were read ahead or read. */
 const UNUSED_SHARE_MAX = 0.3;
-/** So many are free, or a drive that has just been attached could not begin. */
+/** This many bets are always allowed, or a drive that has just been attached could not begin. */
 const UNUSED_FREE = 2;
 
 interface Stream {
@@ -21,7 +22,7 @@ interface Stream {
   last: number;
   /** Entries before this one have been asked for. */
   ahead: number;
-  /** How many entries behind `last` are kept asked for. */
+  /** How many entries after `last` are kept asked for. */
   window: number;
 }
 
@@ -31,8 +32,8 @@ export interface ReadaheadOptions {
   /** Largest window, in chunks. */
   readonly windowMax: number;
   /**
-   * Asks for one entry; must not throw. Undefined if it is near already, else it resolves when it is, to false when it
-   * was not taken.
+   * Asks for one entry; must not throw. Returns undefined if it is near already; otherwise resolves when it is, or to
+   * false when it was not taken.
    */
   readonly fetch: (entry: number) => Promise<boolean> | undefined;
 }
@@ -41,7 +42,7 @@ export class Readahead {
   readonly #options: ReadaheadOptions;
   /** Most recently read first. */
   readonly #streams: Stream[] = [];
-  /** A bit for each entry that was asked for and not read since. */
+  /** A bit for each entry that was asked for and has not been read since. */
   readonly #unusedBits: Uint8Array;
   #unused = 0;
   #touched = 0;
@@ -51,21 +52,21 @@ export class Readahead {
     this.#unusedBits = new Uint8Array(Math.ceil(options.entries / 8));
   }
 
-  /** Entries that were asked for and not read yet. */
+  /** Entries that were asked for and have not been read yet. */
   get unused(): number {
     return this.#unused;
   }
 
-  /** The guest read something of `entry` for the first time. True if it had been asked for. */
+  /** Called when the guest reads `entry` for the first time. Returns whether it had been asked for. */
   touched(entry: number): boolean {
     this.#touched++;
     return this.#settle(entry);
   }
 
-  /** The guest read entries `first` to `last`, of `first` its start or only what lies behind that. */
+  /** Called when the guest read entries `first` to `last`; `fromStart`: `first` was read from its beginning. */
   observe(first: number, last: number, fromStart: boolean): void {
     const streams = this.#streams;
-    // Nearly every read goes on where the one before it was.
+    // Nearly every read continues where the previous one was.
     if (streams[0]?.last === last) return;
     const place = streams.findIndex((stream) => goesOn(stream, first, fromStart));
     if (place < 0) {
@@ -116,6 +117,6 @@ export class Readahead {
 function goesOn({ last, window }: Stream, first: number, fromStart: boolean): boolean {
   if (first < last - BEHIND_MAX) return false;
   if (first <= last) return true;
-  // What was asked for may be read out of order; one step further must come from the chunk before.
+    // Chunks that were asked for may be read out of order; one step further must come from the chunk before.
   return first <= last + window || (first <= last + 1 + window && fromStart);
 }

@@ -1,4 +1,4 @@
-/** The drives that are attached now, by name: what the exports list and look up. */
+/** The attached drives by name, which the exports list and look up. */
 import { EventEmitter } from 'node:events';
 import { LazydiskError } from '../errors.ts';
 import type { BlockDevice } from './block-device.ts';

@@ -1,23 +1,23 @@
 /**
- * Memory for long answers, shared by all exports: what is read for a client and not yet taken by the kernel. Who finds
- * no room waits, drive by drive, under the deadline of its read; no drive has more than half while it is not alone in
- * need of it, so a guest that takes no answers leaves room for the others.
+ * Memory for long answers, shared by all exports: bytes read for a client that the kernel has not taken yet. A read
+ * that finds no room waits, drive by drive, until its deadline. While other drives need memory too, no drive gets more
+ * than half, so a guest that takes no answers leaves room for the others.
  */
 import { onDeadline } from '../async/deadline.ts';
 import { Turns } from '../async/turns.ts';
 import { LazydiskError } from '../errors.ts';
 
-/** Reads up to this long take nothing from the budget: they are copied into a reply, or written, at once. */
+/** Reads up to this length take nothing from the budget: they are copied into a reply, or written, at once. */
 export const SHORT_READ_BYTES = 32 * 1024;
 /** Room for two of the longest reads of NBD. */
 const CAPACITY_BYTES = 64 * 1024 * 1024;
 
-/** Room that was taken; given back once. */
+/** Room that was taken; give it back once. */
 export interface HeldBytes {
   release(): void;
 }
 
-/** Whose the room is; drives are told apart by identity. */
+/** The owner of the room; drives are told apart by identity. */
 export interface BudgetOwner {
   readonly name: string;
 }
@@ -33,7 +33,7 @@ export class ByteBudget {
   readonly #waiting = new Turns<BudgetOwner, Waiter>();
   #heldBytes = 0;
   #waiters = 0;
-  /** Whoever has the next turn waits for room that drives together have taken: nobody may go before it. */
+  /** The read with the next turn waits for room that all drives together use; no other may overtake it. */
   #isShort = false;
 
   constructor(capacityBytes: number = CAPACITY_BYTES) {
@@ -57,7 +57,7 @@ export class ByteBudget {
 
   /**
    * Waits for room. Rejects with TIMEOUT at `deadline` (on the clock of performance.now()), with ABORTED when `signal`
-   * says so, with OVERLOAD for more than there is at all.
+   * aborts, with OVERLOAD for more than the total capacity.
    */
   take(
     owner: BudgetOwner,
@@ -109,7 +109,7 @@ export class ByteBudget {
     };
   }
 
-  /** A single read that is longer than the share still runs, as the drive's only one. */
+  /** A single read longer than the share may still run, if the drive has no other. */
   #isWithinShare(owner: BudgetOwner, bytes: number): boolean {
     const held = this.#held.get(owner) ?? 0;
     return held === 0 || held + bytes <= this.capacityBytes / 2;

@@ -1,7 +1,7 @@
 /**
- * Bytes that exports may copy in one turn of the event loop. Memory can answer faster than anything else gets its turn,
- * so a few deep queues would hold up every other guest, the control API and the timers. What has no room waits for a
- * later turn, drive by drive. Half of each turn is for those that waited, half for what comes in.
+ * The bytes that exports may copy in one turn of the event loop. Memory answers so fast that a few deep queues would
+ * hold up every other guest, the control API and the timers. Reads without room wait for a later turn, drive by drive.
+ * Half of each turn is for reads that waited, half for new ones.
  */
 import { Turns } from '../async/turns.ts';
 
@@ -19,13 +19,13 @@ export class TurnBudget {
     return this.#usedBytes < TURN_BYTES;
   }
 
-  /** `bytes` are copied in this turn; the last to have room may go over it. */
+  /** Counts `bytes` copied in this turn; the last read that has room may exceed the budget. */
   use(bytes: number): void {
     this.#usedBytes += bytes;
     this.#planReset();
   }
 
-  /** Has `run` called in a turn that has room; it must then `use` what it copies, and may call this again. */
+  /** Calls `run` in a turn that has room; it must then `use` what it copies, and may wait again. */
   wait(owner: object, run: Run): void {
     this.#waiting.push(owner, run);
     this.#planReset();

@@ -1,7 +1,7 @@
 /**
- * Making and unmaking mounts: as root with the system calls, otherwise through fusermount3, the set-user-id
- * helper that mounts for its caller and passes the descriptor back over a socket. Also the removal of what a
- * daemon that was killed left behind.
+ * Mounting and unmounting: as root with the system calls, otherwise through fusermount3, the set-user-id helper that
+ * mounts for its caller and passes the descriptor back over a socket. Also removes mounts that a killed daemon left
+ * behind.
  */
 import { spawn } from 'node:child_process';
 import { closeSync } from 'node:fs';
@@ -13,10 +13,10 @@ import { LazydiskError } from '../../errors.ts';
 import { abortConnection } from './guard.ts';
 import { MOUNT_SOURCE, MOUNT_TYPE, ourMountsAt } from './mountinfo.ts';
 
-/** Mounts on one place, one over the other; more than one means trouble, and this many none of ours. */
+/** The most mounts on top of each other that are removed; more than one is an error already. */
 const STACKED_MAX = 16;
 
-/** The absolute path of `dir` with its parents' symbolic links resolved. `dir` itself is not looked at. */
+/** The absolute path of `dir` with the symbolic links of its parents resolved. `dir` itself is not accessed. */
 export async function mountPointOf(dir: string): Promise<string> {
   const absolute = resolve(dir);
   return join(await realpath(dirname(absolute)), basename(absolute));
@@ -28,7 +28,7 @@ export async function attach(dir: string): Promise<number> {
   return isRoot ? attachAsRoot(dir) : attachByHelper(dir);
 }
 
-/** Takes the mount off `dir`; files that are open stay open. Throws UNAVAILABLE. */
+/** Unmounts `dir`; open files stay open. Throws UNAVAILABLE. */
 export async function detach(dir: string): Promise<void> {
   if (process.geteuid?.() !== 0) {
     await fusermount(['-u', '-z', '--', dir], []);
@@ -39,9 +39,9 @@ export async function detach(dir: string): Promise<void> {
 }
 
 /**
- * Removes what a dead daemon's mount left at `dir`: ends its connection, so that whoever still waits for a read
- * gets an error, and detaches it. Only a mount of ours at exactly `dir` is touched, and nothing inside of it.
- * The caller must know that its daemon is dead (by the lock on the run directory). Returns whether there was one.
+ * Removes the mount that a dead daemon left at `dir`: ends its connection, so that readers that still wait get an
+ * error, and detaches it. Touches only a lazydisk mount at exactly `dir`, and nothing inside it. The caller must know
+ * that its daemon is dead (by the lock on the run directory). Returns whether there was one.
  */
 export async function cleanStaleMount(dir: string): Promise<boolean> {
   const place = await mountPointOf(dir).catch(() => undefined);
@@ -53,7 +53,7 @@ export async function cleanStaleMount(dir: string): Promise<boolean> {
     if (process.geteuid?.() === 0) await unmountAsRoot(place, true);
     else await fusermount(['-u', '-z', '--', place], []);
   }
-  throw new LazydiskError('BUSY', `${place}: a mount of another daemon is there and does not go away`);
+  throw new LazydiskError('BUSY', `${place}: cannot remove the mounts of another daemon`);
 }
 
 function attachAsRoot(dir: string): number {
@@ -62,7 +62,7 @@ function attachAsRoot(dir: string): number {
     `user_id=${process.geteuid?.() ?? 0}`,
     `group_id=${process.getegid?.() ?? 0}`,
     'default_permissions',
-    // Guests run as other users; the files' own permissions say which.
+    // Guests run as other users; the permissions of the files decide.
     'allow_other',
   ];
   const fd = fuseMount(MOUNT_SOURCE, dir, MOUNT_TYPE, options.join(','));
@@ -82,13 +82,13 @@ async function attachByHelper(dir: string): Promise<number> {
     }
     const fd = receiveFd(ours);
     if (fd >= 0) return fd;
-    throw new LazydiskError('UNAVAILABLE', `fusermount3 gave no descriptor: ${errnoText(-fd)}`);
+    throw new LazydiskError('UNAVAILABLE', `fusermount3 returned no descriptor: ${errnoText(-fd)}`);
   } finally {
     closeSync(ours);
   }
 }
 
-/** Runs fusermount3; its descriptor 3 is the first of `pass`. Throws UNAVAILABLE with what it said. */
+/** Runs fusermount3 with the first of `pass` as its descriptor 3. Throws UNAVAILABLE with its error output. */
 async function fusermount(args: string[], pass: number[]): Promise<void> {
   const { promise, resolve, reject } = Promise.withResolvers<number | null>();
   const child = spawn('fusermount3', args, {
@@ -108,7 +108,7 @@ async function fusermount(args: string[], pass: number[]): Promise<void> {
     const remedy = 'without root a FUSE mount needs fusermount3: apt-get install fuse3';
     throw new LazydiskError('UNAVAILABLE', remedy, { cause });
   }
-  if (code !== 0) throw new LazydiskError('UNAVAILABLE', text.trim() || `fusermount3 ended with ${code}`);
+  if (code !== 0) throw new LazydiskError('UNAVAILABLE', text.trim() || `fusermount3 exited with ${code}`);
 }
 
 function unmountAsRoot(dir: string, abort: boolean): Promise<number> {

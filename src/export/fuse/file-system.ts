@@ -1,8 +1,7 @@
 /**
- * The file system: one directory, one regular file a drive, read-only. It answers requests and knows nothing of
- * mounts, so tests drive it with bytes. Every kind of request but READ (reads.ts) is answered at once from the
- * inode table; a kind that could write gets EROFS, one that is not known ENOSYS, after which the kernel does
- * without it.
+ * The file system: one directory with one regular file per drive, read-only. It answers requests and knows nothing of
+ * mounts, so tests can drive it with bytes. Every request except READ (reads.ts) is answered at once from the inode
+ * table. A request that would write gets EROFS. An unknown one gets ENOSYS, after which the kernel does without it.
  */
 import { constants as fsConstants } from 'node:fs';
 import { constants as osConstants } from 'node:os';
@@ -40,52 +39,51 @@ const SEEK_HOLE = 4;
 /** Largest READ: max_pages of 4 KiB. */
 const READ_BYTES_MAX = 1024 * 1024;
 /**
- * Reads of direct I/O and readahead that the kernel hands us before it holds them back; its default is 12. It counts
- * those of all drives together, so any bound that one drive can reach would stop the others. Ours is a drive's own
- * (reads.ts), and this is the most that the protocol can say.
+ * Reads of direct I/O and readahead that the kernel sends us before it holds back more; its default is 12. It counts
+ * the reads of all drives together, so any bound that one drive can reach would stop the others. Our own bound is per
+ * drive (reads.ts), and this is the maximum that the protocol allows.
  */
 const BACKGROUND_MAX = 0xffff;
-/** Attributes change only in the number of names. */
+/** The only attribute that changes is the number of names. */
 const ATTR_VALID_S = 1;
 const WANTED_FLAGS = InitFlag.ASYNC_READ | InitFlag.ASYNC_DIO | InitFlag.PARALLEL_DIROPS | InitFlag.MAX_PAGES;
 
 export interface FuseFileSystemOptions {
   readonly transport: FuseTransport;
   readonly push: Push;
-  /** Where the transport puts requests. */
+  /** The buffer that the transport fills with requests. */
   readonly requests: Buffer;
   readonly uid: number;
   readonly gid: number;
   readonly pushChunks: boolean;
   /** Whether the thread `pid` is being killed; see isDying in dying.ts, which is the default. */
   readonly isDying?: (pid: number) => boolean;
-  /** Shared with other exports of the process; default: one of its own. */
+  /** Shared with other exports of the process; by default it has its own. */
   readonly turn?: TurnBudget | undefined;
   readonly budget?: ByteBudget | undefined;
-  /** Called when INIT was answered, with the reason if it was refused. */
+  /** Called when INIT has been answered, with the reason if it was refused. */
   readonly onInit: (error?: LazydiskError) => void;
-  /** A read was answered. Sits on the path of every read: it must be cheap and must not throw. */
+  /** Called when a read has been answered. It is on the path of every read, so it must be cheap and must not throw. */
   readonly onRead?: ReadHook | undefined;
 }
 
-/** Counters since the mount, and what is under way. */
+/** Counters since the mount, and what is in flight. */
 export interface FuseStats {
   /** Requests by kind, in lower case ("read", "lookup"); `other` is every kind that is not supported. */
   readonly ops: Readonly<Record<string, number>>;
   readonly readBytes: number;
-  /** Reads answered with EIO. */
-  /** Reads that got their bytes, and those that got an error. */
+  /** Reads that got their bytes, and those that got an error (EIO). */
   readonly readsOk: number;
   readonly readErrors: number;
   readonly inFlight: number;
   /** 0 if nothing is in flight. */
   readonly oldestInFlightMs: number;
-  /** Chunks handed over for the page cache, and those dropped because the kernel was behind. */
+  /** Chunks queued for the page cache, and those dropped because the kernel was behind. */
   readonly pushesQueued: number;
   readonly pushesDropped: number;
 }
 
-/** What a request gets: a payload, an errno, or nothing now. */
+/** The answer to a request: a payload, an errno, or undefined for none now. */
 type Answer = Buffer | number | undefined;
 
 const NOTHING = Buffer.alloc(0);
@@ -138,12 +136,12 @@ export class FuseFileSystem {
     this.#inodes.add(device);
   }
 
-  /** Files that are open stay so; their reads fail with EIO unless another drive has the same image. */
+  /** Open files stay open; their reads fail with EIO unless another drive has the same image. */
   removeDrive(device: BlockDevice): void {
     this.#inodes.remove(device);
   }
 
-  /** Answers the requests in the first `lengthBytes` of the buffer. Throws CORRUPT for what is no request. */
+  /** Answers the requests in the first `lengthBytes` of the buffer. Throws CORRUPT for a malformed request. */
   handle(lengthBytes: number): void {
     for (let at = 0; at < lengthBytes; ) {
       at = this.#request.next(at, lengthBytes);
@@ -174,12 +172,12 @@ export class FuseFileSystem {
     const { opcode } = this.#request;
     try {
       if (opcode === Opcode.READ) return this.#read();
-      // What is not known is counted under one number, so that the map stays small.
+      // Unknown kinds are counted under one number, so that the map stays small.
       const counted = KINDS.has(opcode) ? opcode : 0;
       this.#opCounts.set(counted, (this.#opCounts.get(counted) ?? 0) + 1);
       return this.#answerOther(opcode);
     } catch (error) {
-      // A malformed body, or a bug: this request fails, and no other.
+      // A malformed body, or a bug: only this request fails.
       return codeOf(error) === 'CORRUPT' ? EINVAL : EIO;
     }
   }
@@ -252,7 +250,7 @@ export class FuseFileSystem {
     const inode = this.#inodes.byName(this.#request.name(0));
     if (!inode) return ENOENT;
     const entry = entryReply(this.#fileAttributes(inode), ATTR_VALID_S);
-    // The kernel holds a reference from the moment it has the reply, and none if it did not take it.
+    // The kernel holds a reference once it has the reply, and none if it did not take it.
     inode.lookups++;
     if (this.#options.transport.reply(unique, 0, entry) !== 0) this.#inodes.forget(inode.nodeId, 1);
     return undefined;
@@ -299,7 +297,7 @@ export class FuseFileSystem {
     const [first, second] = inode.device.extents(offset, inode.sizeBytes - offset, 2);
     if (!first) return EIO;
     if (first.zero === (whence === SEEK_HOLE)) return lseekReply(offset);
-    // The end of the file counts as a hole; data beyond it there is none.
+    // The end of the file counts as a hole, and there is no data beyond it.
     if (whence === SEEK_DATA && !second) return ENXIO;
     return lseekReply(offset + first.lengthBytes);
   }

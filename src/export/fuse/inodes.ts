@@ -1,8 +1,8 @@
 /**
- * Which drive is behind which inode. The trick is that read-only drives of one image are one inode with several
- * names (hard links, as `stat` shows them), so that the kernel keeps one copy of their pages whatever the number
- * of guests. An inode lives as long as it has a name or the kernel remembers it: an image that is detached and
- * attached again meanwhile gets the same inode, and finds its pages still there.
+ * Which drive is behind which inode. Read-only drives of the same image are one inode with several names (hard links,
+ * as `stat` shows them), so that the kernel keeps one copy of their pages for any number of guests. An inode lives as
+ * long as it has a name or the kernel remembers it: an image that is detached and attached again meanwhile gets the
+ * same inode, and its pages are still there.
  */
 import type { BlockDevice } from '../../drive/block-device.ts';
 import { type DirectoryEntry, ROOT_NODE_ID } from './protocol.ts';
@@ -16,7 +16,7 @@ export interface Inode {
   readonly readOnly: boolean;
   /** The drives that serve it, all with the same bytes. */
   readonly devices: Set<BlockDevice>;
-  /** The one of them that is asked, and that counts the reads: the newest; undefined after the last was removed. */
+  /** The newest of them, which is read from and counts the reads; undefined after the last was removed. */
   device: BlockDevice | undefined;
   /** References that the kernel holds: LOOKUP replies minus FORGETs. */
   lookups: number;
@@ -32,7 +32,7 @@ export class InodeTable {
   readonly #byNodeId = new Map<number, Inode>();
   /** In the order of their cookies. */
   readonly #names = new Map<string, Name>();
-  // Neither is ever used again, so that no old reference means a new thing.
+  // Neither is ever reused, so an old reference never means a new inode.
   #nextNodeId = ROOT_NODE_ID + 1;
   #nextCookie = 3;
 
@@ -47,7 +47,7 @@ export class InodeTable {
       this.#byNodeId.set(nodeId, inode);
     }
     inode.devices.add(device);
-    // Whoever looks at a drive's figures looks at the one that he just attached.
+    // An operator who attaches a drive expects to see reads counted on that drive.
     inode.device = device;
     this.#names.set(device.name, { inode, cookie: this.#nextCookie++ });
   }
@@ -68,7 +68,7 @@ export class InodeTable {
     return this.#names.get(name)?.inode;
   }
 
-  /** The kernel gives `count` of its references back. */
+  /** The kernel drops `count` of its references. */
   forget(nodeId: number, count: number): void {
     const inode = this.#byNodeId.get(nodeId);
     if (!inode) return;
@@ -87,7 +87,7 @@ export class InodeTable {
     return sum;
   }
 
-  /** The directory behind `cookie` (0: from its start). */
+  /** The directory entries after `cookie` (0: from the start). */
   *entries(cookie: number): Generator<DirectoryEntry> {
     if (cookie < 1) yield { name: '.', nodeId: ROOT_NODE_ID, cookie: 1, directory: true };
     if (cookie < 2) yield { name: '..', nodeId: ROOT_NODE_ID, cookie: 2, directory: true };
@@ -104,7 +104,7 @@ export class InodeTable {
   }
 }
 
-/** Equal keys, equal bytes for ever. A drive that can be written shares with nobody, not even its successor. */
+/** Equal keys mean equal bytes forever. A writable drive shares with no other, not even its successor. */
 function keyOf(device: BlockDevice, nextNodeId: number): string {
   return device.readOnly
     ? `image ${device.imageDigest} ${device.sizeBytes}`

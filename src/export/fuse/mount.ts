@@ -1,7 +1,7 @@
 /**
- * A mount with one file a drive, which follows the registry. Lifecycle only: the file system answers
- * (file-system.ts), the addon carries (native/fuse-channel.cc). This process must never touch the mount itself,
- * not even with a stat: the answer would have to come from the thread that asks.
+ * A mount with one file per drive, which follows the registry. This is the life cycle only: the file system answers
+ * requests (file-system.ts), and the addon transports them (native/fuse-channel.cc). This process must never touch the
+ * mount itself, not even with a stat, because the calling thread would have to answer it.
  */
 import { mkdir } from 'node:fs/promises';
 import { constants as osConstants } from 'node:os';
@@ -30,25 +30,28 @@ export { cleanStaleMount };
 
 /** Room for a batch of small requests; each needs 8 KiB free when it is read. */
 const REQUESTS_BYTES = 64 * 1024;
-/** Reads under way at unmount get this long; they have shorter deadlines of their own. */
+/** How long reads in flight may delay an unmount; they have shorter deadlines of their own. */
 const DRAIN_TIMEOUT_MS = 5000;
 
 export interface FuseMountOptions {
-  /** Made if it is not there. Its parent must not be inside a FUSE mount of this process. */
+  /** Created if absent. Its parent must not be inside a FUSE mount of this process. */
   readonly dir: string;
   readonly registry: DriveRegistry;
-  /** Push whole chunks into the page cache after their first touch; the default, where it is safe. */
+  /** Push whole chunks into the page cache after their first touch; the default where it is safe. */
   readonly pushChunks?: boolean;
-  /** What all exports of a process share; by default the mount has its own. */
+  /** Shared by all exports of a process; by default the mount has its own. */
   readonly budget?: ByteBudget;
   readonly turn?: TurnBudget;
   /** Called after each read, with its cost; see ReadHook. */
   readonly onRead?: ReadHook;
-  /** The kernel ended the connection without our asking: somebody unmounted it. `unmount` is still due. */
+  /**
+   * Called when the connection ends without our asking, for example by an unmount from outside. `unmount` must still be
+   * called.
+   */
   readonly onLost?: (error: LazydiskError) => void;
 }
 
-/** Counters of the file system, and of the pushes that the kernel took or refused. */
+/** Counters of the file system, and of the pushes that the kernel accepted or refused. */
 export interface FuseMountStats extends FuseStats {
   readonly pushesSent: number;
   readonly pushesFailed: number;
@@ -70,10 +73,10 @@ export class FuseMount {
   /** Mounts on `options.dir` and serves it from then on. Throws BUSY, UNAVAILABLE, UNSUPPORTED. */
   static async mount(options: FuseMountOptions): Promise<FuseMount> {
     const dir = await mountPointOf(options.dir);
-    // Before anything looks at the directory: a stale mount there would fail or hang.
+    // Before any access to the directory: a stale mount there would fail or hang.
     if ((await ourMountsAt(dir)).length > 0) throw new LazydiskError('BUSY', `${dir} is mounted already`);
     await mkdir(dir, { recursive: true });
-    // A push can hang with the daemon's death (guard.ts). Where nobody could end that, there are no pushes.
+    // A push can hang when the daemon dies (guard.ts). Where nobody could end that, there are no pushes.
     const isBreakable = process.geteuid?.() === 0 || (await hasFusectl());
     const pushChunks = (options.pushChunks ?? true) && isBreakable;
     const mount = new FuseMount(dir, await attach(dir), { ...options, pushChunks });
@@ -117,20 +120,20 @@ export class FuseMount {
     );
   }
 
-  /** Where the drive `name` is, attached or not. */
+  /** The path of drive `name`, whether it is attached or not. */
   pathOf(name: string): string {
     return join(this.dir, name);
   }
 
-  /** Cheap: numbers that are counted anyway. */
+  /** Cheap: reads existing counters. */
   stats(): FuseMountStats {
     const [pushesSent, pushesFailed] = fusePushed(this.#channel);
     return { ...this.#fileSystem.stats(), pushesSent, pushesFailed };
   }
 
   /**
-   * Takes the mount away, lets the reads under way end, and ends the connection. Files that are still open give
-   * errors from then on. Resolves also if somebody else unmounted it before.
+   * Unmounts, waits for the reads in flight, and ends the connection. Files that are still open return errors from then
+   * on. Also resolves if it was already unmounted from outside.
    */
   unmount(): Promise<void> {
     this.#unmounting ??= this.#unmount();
@@ -144,7 +147,7 @@ export class FuseMount {
     try {
       if (await this.#isMounted()) await detach(this.dir);
     } catch (error) {
-      // Unmounted from outside at this moment, or still there: then the connection ends all the same.
+      // If it was unmounted from outside just now, this is no failure. The connection is closed either way.
       if (await this.#isMounted()) failure = error;
     }
     await this.#fileSystem.reads.drain(DRAIN_TIMEOUT_MS);
@@ -153,7 +156,7 @@ export class FuseMount {
     if (failure) throw failure;
   }
 
-  /** False after somebody else unmounted it, even if another daemon has mounted there since. */
+  /** False after it was unmounted from outside, even if another daemon has mounted there since. */
   async #isMounted(): Promise<boolean> {
     return (await ourMountsAt(this.dir)).at(-1)?.source === MOUNT_SOURCE;
   }
@@ -164,7 +167,7 @@ export class FuseMount {
       this.#fileSystem.handle(lengthBytes);
       noteWork('fuse', since);
     } catch {
-      // The kernel does not send such bytes. What they were meant to be is not known, so nobody can be answered.
+      // The kernel does not send such bytes. The request is unknown, so it cannot be answered.
       this.#connectionLost(osConstants.errno.EPROTO);
     }
   }

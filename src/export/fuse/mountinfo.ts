@@ -1,17 +1,17 @@
 /**
- * What is mounted, read from /proc/self/mountinfo and never from the mount itself: to stat into a mount whose
- * daemon is dead fails, and into one whose daemon hangs, hangs.
+ * What is mounted, read from /proc/self/mountinfo and never from the mount itself: a stat of a mount whose daemon is
+ * dead fails, and one of a mount whose daemon hangs never returns.
  */
 import { readFile } from 'node:fs/promises';
 
-/** The file system type that our mounts carry, so that we never touch another's. */
+/** The file system type of our mounts, so that we never touch any others. */
 export const MOUNT_TYPE = 'fuse.lazydisk';
-/** What `df` shows as the device of a mount of this process: it tells one daemon's mount from the next one's. */
+/** What `df` shows as the device of this process's mounts; it distinguishes one daemon's mount from the next one's. */
 export const MOUNT_SOURCE = `lazydisk:${process.pid}`;
 
 export interface Mount {
   readonly mountPoint: string;
-  /** As the line has it, with octal escapes. */
+  /** As in the file, with octal escapes. */
   readonly mountPointRaw: string;
   readonly type: string;
   readonly source: string;
@@ -19,12 +19,12 @@ export interface Mount {
   readonly minor: number;
 }
 
-/** The mounts in a mountinfo file (proc(5)), read as latin1, in order; a line that is none is skipped. */
+/** The mounts in a mountinfo file (proc(5)), read as latin1, in order; malformed lines are skipped. */
 export function parseMountinfo(text: string): Mount[] {
   const mounts: Mount[] = [];
   for (const line of text.split('\n')) {
     const fields = line.split(' ');
-    // Optional fields end with a lone dash; the type is the first one behind it.
+    // Optional fields end with a lone dash; the type is the first field after it.
     const dash = fields.indexOf('-', 6);
     const [device, mountPoint, type, source] = [fields[2], fields[4], fields[dash + 1], fields[dash + 2]];
     const minor = Number(device?.split(':')[1]);
@@ -35,9 +35,9 @@ export function parseMountinfo(text: string): Mount[] {
   return mounts;
 }
 
-/** The mounts of this process, ours and others'. */
+/** All mounts of this process. */
 async function readMounts(): Promise<Mount[]> {
-  // latin1, because the escapes are of bytes and a path is bytes.
+  // latin1, because the escapes encode bytes and a path is bytes.
   return parseMountinfo(await readFile('/proc/self/mountinfo', 'latin1'));
 }
 

@@ -1,9 +1,9 @@
 /**
- * Brings whole chunks into the kernel's page cache. A read that reaches us missed the page cache; the chunk it
- * touched is decoded by then, so all of it is pushed with FUSE_NOTIFY_STORE and the guest's next reads nearby
- * never leave the kernel. The rule against storms needs no bitmap of what was pushed: a chunk is pushed whenever
- * the kernel asks for a part of it, except within a second or two of its last push. So pages that the kernel
- * dropped come back, and a crowd of reads that were under way during the push causes no second one.
+ * Brings whole chunks into the kernel's page cache. A read that reaches us missed the page cache, and the chunk that it
+ * touched is decoded by now, so the whole chunk is pushed with FUSE_NOTIFY_STORE and the guest's next reads nearby
+ * never leave the kernel. To prevent storms, a chunk is pushed whenever the kernel asks for a part of it, except within
+ * a second or two of its last push; this needs no bitmap. So pages that the kernel dropped come back, and many reads in
+ * flight during a push cause no second one.
  */
 import type { HitMap } from '../../chunk/hit-map.ts';
 import type { BlockDevice } from '../../drive/block-device.ts';
@@ -12,24 +12,24 @@ import type { Inode } from './inodes.ts';
 
 /** A chunk is not pushed again for at least this long, and at most twice as long. */
 const QUIET_MS = 1000;
-/** Entries that make a window end early; at the rate of a decoder this is never reached. */
+/** The number of entries that ends a window early; at the speed of a decoder it is never reached. */
 const RECENT_MAX = 65536;
 /** More chunks than any disk has: 1 TiB holds 2^21. */
 const CHUNKS_MAX = 2 ** 22;
 
 /**
- * Queues `lengthBytes` at `offset` of an inode: zeroes without `hits`, else the chunk that is there, out of its slot. False
- * if the queue is full.
+ * Queues `lengthBytes` at `offset` of an inode: zeroes without `hits`, otherwise the chunk there, from its slot.
+ * Returns false if the queue is full.
  */
 export type Push = (nodeId: number, offset: number, lengthBytes: number, hits: HitMap | undefined) => boolean;
 
 export class PagePush {
-  /** Chunks handed to the kernel's queue, and those for which it had no room. */
+  /** Chunks put into the kernel's queue, and those for which it had no room. */
   queued = 0;
   dropped = 0;
   readonly #enqueue: Push;
   readonly #now: () => number;
-  // Pushed in this window of QUIET_MS, and in the one before it.
+  // Chunks pushed in this window of QUIET_MS, and in the previous one.
   #recent = new Set<number>();
   #older = new Set<number>();
   #windowStart = 0;
@@ -39,13 +39,13 @@ export class PagePush {
     this.#now = now;
   }
 
-  /** The bytes [offset, offset + lengthBytes) of `inode` were just read from `device`. */
+  /** Called when the bytes [offset, offset + lengthBytes) of `inode` were read from `device`. */
   touched(inode: Inode, device: BlockDevice, offset: number, lengthBytes: number): void {
     const end = offset + lengthBytes;
     for (let chunk = Math.floor(offset / CHUNK_BYTES); chunk * CHUNK_BYTES < end; chunk++) {
       const start = chunk * CHUNK_BYTES;
       const stop = Math.min(start + CHUNK_BYTES, inode.sizeBytes);
-      // Read as a whole: the kernel has it now.
+      // The whole chunk was read, so the kernel has it now.
       if (offset <= start && stop <= end) continue;
       this.#push(inode, device, chunk, start, stop - start);
     }
@@ -59,7 +59,7 @@ export class PagePush {
     const isZero = run?.zero === true && run.lengthBytes >= lengthBytes;
     const hits = isZero ? undefined : device.hitMap?.();
     if (!isZero && !hits) return;
-    // Published in its hit map, and in place until the thread has it pinned.
+    // This read publishes the chunk in its hit map, and holds it until the thread has pinned it.
     const pinned = device.tryRead(start, lengthBytes);
     if (!pinned) return;
     if (this.#enqueue(inode.nodeId, start, lengthBytes, hits)) {

@@ -1,16 +1,16 @@
 /**
- * The wire of /dev/fuse as much of it as a read-only file system speaks: requests parsed in place out of a shared
- * buffer, replies as small Buffers. The source is the kernel's include/uapi/linux/fuse.h, protocol 7.31; numbers
- * are little-endian because both ends are this machine, and Node runs on little-endian ones. The trick is one
- * reader object that moves from request to request, so that a 4 KiB read allocates nothing here.
+ * The /dev/fuse protocol, as far as a read-only file system needs it: requests are parsed in place in a shared buffer,
+ * replies are small Buffers. The source is the kernel's include/uapi/linux/fuse.h, protocol 7.31. Numbers are
+ * little-endian because both ends are this machine, and Node runs on little-endian ones. One reader object moves from
+ * request to request, so that a 4 KiB read allocates nothing here.
  */
 import { LazydiskError } from '../../errors.ts';
 
 export const FUSE_MAJOR = 7;
-/** Linux 5.4. Older kernels are refused, newer ones speak it. */
+/** Linux 5.4. Older kernels are refused; newer ones support it too. */
 export const FUSE_MINOR = 31;
 
-/** enum fuse_opcode: those that have an answer here of their own. */
+/** enum fuse_opcode: those that are handled by name. */
 export const Opcode = {
   LOOKUP: 1,
   FORGET: 2,
@@ -58,7 +58,7 @@ export const InitFlag = {
   MAX_PAGES: 1 << 22,
 } as const;
 
-/** FOPEN_KEEP_CACHE: what an earlier open left in the page cache is still right. */
+/** FOPEN_KEEP_CACHE: what an earlier open left in the page cache is still valid. */
 export const FOPEN_KEEP_CACHE = 1 << 1;
 
 const HEADER_BYTES = 40;
@@ -72,14 +72,14 @@ const S_IFREG = 0o100000;
 export const ROOT_NODE_ID = 1;
 
 /**
- * A cursor over the requests in a buffer. `next` moves it; the fields and the getters then tell of the request
- * it is on. Getters throw CORRUPT for what lies outside of that request's body.
+ * A cursor over the requests in a buffer. `next` moves it; the fields and getters then describe the current request.
+ * Getters throw CORRUPT outside that request's body.
  */
 export class RequestReader {
   opcode = 0;
   unique = 0;
   nodeId = 0;
-  /** The thread that asks, as this process sees it; 0 if it does not. */
+  /** The reading thread's id as this process sees it; 0 if it is not visible here. */
   pid = 0;
   #bodyAt = 0;
   #bodyEnd = 0;
@@ -91,7 +91,7 @@ export class RequestReader {
     this.#view = new DataView(bytes.buffer, bytes.byteOffset, bytes.length);
   }
 
-  /** Moves to the request at `at`, in bytes up to `end`; returns where the next one starts (8-byte aligned). */
+  /** Moves to the request at `at`, in bytes up to `end`; returns the start of the next one (8-byte aligned). */
   next(at: number, end: number): number {
     const view = this.#view;
     if (at % 8 !== 0 || end > view.byteLength || at + HEADER_BYTES > end)
@@ -100,7 +100,7 @@ export class RequestReader {
     if (length < HEADER_BYTES || at + length > end) throw corrupt(`a request of ${length} bytes`);
     this.opcode = view.getUint32(at + 4, true);
     this.unique = uint64(view, at + 8);
-    // Replies carry it back, so it must survive being a number. The kernel counts up from 0 in steps of 2.
+    // Replies carry it back, so it must fit a number exactly. The kernel counts up from 0 in steps of 2.
     if (!Number.isSafeInteger(this.unique)) throw corrupt('a request id above 2^53');
     this.nodeId = uint64(view, at + 16);
     this.pid = view.getUint32(at + 32, true);
@@ -117,7 +117,7 @@ export class RequestReader {
     return this.#view.getUint32(this.#inBody(offset, 4), true);
   }
 
-  /** Above 2^53 the nearest number, which is enough for an offset: no disk is so long. */
+  /** Above 2^53 the nearest number, which is enough for an offset: no disk is that long. */
   u64(offset: number): number {
     return uint64(this.#view, this.#inBody(offset, 8));
   }
@@ -145,7 +145,7 @@ function corrupt(what: string): LazydiskError {
   return new LazydiskError('CORRUPT', `FUSE protocol: ${what}`);
 }
 
-/** What GETATTR and LOOKUP tell of an inode. */
+/** The attributes of an inode in GETATTR and LOOKUP replies. */
 export interface Attributes {
   readonly nodeId: number;
   readonly directory: boolean;
@@ -174,13 +174,13 @@ export function initReply(init: InitReply): Buffer {
   out.writeUInt32LE(init.flags >>> 0, 12);
   out.writeUInt16LE(init.maxBackground, 16);
   out.writeUInt16LE(init.congestionThreshold, 18);
-  out.writeUInt32LE(4096, 20); // max_write: the least that is allowed, it sizes the request buffer
+  out.writeUInt32LE(4096, 20); // max_write: the allowed minimum; it sizes the request buffer
   out.writeUInt32LE(1, 24); // time_gran, nanoseconds
   out.writeUInt16LE(init.maxPages, 28);
   return out;
 }
 
-/** struct fuse_entry_out, 128 bytes. The name is never cached, its attributes for `attrValidS` seconds. */
+/** struct fuse_entry_out, 128 bytes. The name is never cached, its attributes are for `attrValidS` seconds. */
 export function entryReply(attributes: Attributes, attrValidS: number): Buffer {
   const out = Buffer.alloc(128);
   writeUInt64(out, attributes.nodeId, 0);
@@ -222,7 +222,7 @@ export function lseekReply(offset: number): Buffer {
   return out;
 }
 
-/** One name of a directory; `cookie` is where a later READDIR goes on, behind this entry. */
+/** One entry of a directory; a later READDIR continues after this entry at `cookie`. */
 export interface DirectoryEntry {
   readonly name: string;
   readonly nodeId: number;
@@ -230,7 +230,7 @@ export interface DirectoryEntry {
   readonly directory: boolean;
 }
 
-/** struct fuse_dirent of as many entries as fit into `lengthBytesMax`. */
+/** struct fuse_dirent for as many entries as fit into `lengthBytesMax`. */
 export function readdirReply(entries: Iterable<DirectoryEntry>, lengthBytesMax: number): Buffer {
   const parts: Buffer[] = [];
   let lengthBytes = 0;

@@ -1,8 +1,8 @@
 /**
- * READ requests. The trick is the short way: what is in memory is answered from the memory it lies in, before the
- * next request of the batch is looked at, so a hit never waits behind a miss. What must be fetched becomes a promise,
- * of which each file has a bounded number; what is beyond that waits in a queue of the file's own, as a few words. It
- * is in `#pending` until it is answered, so that it can be interrupted, counted and drained.
+ * READ requests. A read of data in memory is answered in place before the next request of the batch is parsed, so a hit
+ * never waits behind a miss. A read that must fetch becomes a promise, and each file has a bounded number of those;
+ * further reads wait in a queue per file, as small objects. A read stays in `#pending` until it is answered, so that it
+ * can be interrupted, counted and drained.
  */
 import { constants as osConstants } from 'node:os';
 import type { BlockDevice, PinnedBytes } from '../../drive/block-device.ts';
@@ -15,17 +15,17 @@ const { EINTR, EIO } = osConstants.errno;
 
 /** Where replies go. */
 export interface FuseTransport {
-  /** `errno` 0 or positive. The parts are taken over before this returns. Returns 0, or why the write failed. */
+  /** `errno` is 0 or positive. The parts are consumed before this returns. Returns 0, or why the write failed. */
   reply(unique: number, errno: number, parts: Uint8Array | readonly Uint8Array[]): number;
 }
 
-/** `drive` is one of those that share the file; `errno` is 0 or why the reader got an error. */
+/** `drive` is one of those that share the file; `errno` is 0 or the error that the reader got. */
 export type ReadHook = (drive: string, lengthBytes: number, durationMs: number, errno: number) => void;
 
 /** One READ, with its range cut at the end of the file. */
 export interface ReadRequest {
   readonly unique: number;
-  /** The thread that reads; 0 if it is not known. */
+  /** The thread that reads; 0 if unknown. */
   readonly pid: number;
   readonly inode: Inode;
   readonly offset: number;
@@ -35,9 +35,9 @@ export interface ReadRequest {
   readonly direct: boolean;
 }
 
-/** Reads of one file that wait for its drive at once: what a guest's disk has in its own queue, at most. */
+/** Reads of one file that wait for its drive at once; a guest's disk has at most this many in its own queue. */
 const RUNNING_MAX = 256;
-/** Whether an interrupted reader dies after all is looked at this often, for this many at a time. */
+/** How often interrupted readers are checked for dying, and how many at a time. */
 const DYING_LOOK_MS = 100;
 const DYING_LOOKS_MAX = 64;
 
@@ -47,7 +47,7 @@ interface PendingRead {
   readonly abort: AbortController;
 }
 
-/** The reads of one file that were not in memory. */
+/** The reads of one file that missed memory. */
 interface Lane {
   running: number;
   readonly waiting: Set<PendingRead>;
@@ -76,9 +76,9 @@ export class ReadQueue {
   readonly #isDying: (pid: number) => boolean;
   readonly #turn: TurnBudget;
   readonly #budget: ByteBudget;
-  /** By request id, in order of arrival. Bounded by the kernel: max_background, and one a reading thread. */
+  /** By request id, in order of arrival. Bounded by the kernel: max_background, plus one per reading thread. */
   readonly #pending = new Map<number, PendingRead>();
-  /** Of those, the ones whose reader had a signal and was not dying when it was last looked at. */
+  /** The pending reads whose reader had a signal and was not dying when last checked. */
   readonly #interrupted = new Set<PendingRead>();
   readonly #lanes = new Map<Inode, Lane>();
   #dyingLook: NodeJS.Timeout | undefined;
@@ -128,22 +128,22 @@ export class ReadQueue {
   }
 
   /**
-   * The reader had a signal. If that kills it, its read is answered before the bytes are there; if not, a read of a
-   * file is nothing that a signal ends. Either way the fetch goes on, for whoever comes next. Nothing, if the read was
-   * answered already.
+   * Called when the reader has a signal. If the signal kills it, its read is answered before the bytes are there;
+   * otherwise the read goes on, because a signal does not end a read of a file. In both cases the fetch goes on for
+   * later readers. Does nothing if the read was already answered.
    */
   interrupt(unique: number): void {
     const pending = this.#pending.get(unique);
     if (!pending) return;
     this.#interrupted.add(pending);
-    // The kernel says it once. Another signal may kill the reader later.
+    // The kernel sends one INTERRUPT only, and another signal may kill the reader later.
     this.#dyingLook ??= setInterval(() => this.#letDyingGo(), DYING_LOOK_MS).unref();
     this.#letGoIfDying(pending);
   }
 
   /**
-   * From now on every read is answered with EIO at once. Resolves when those under way have been answered; what
-   * is not done after `timeoutMs` is aborted and answered with EIO.
+   * From now on every new read is answered with EIO at once. Resolves when the reads in flight have been answered;
+   * those not finished after `timeoutMs` are aborted and answered with EIO.
    */
   async drain(timeoutMs: number): Promise<void> {
     this.#closing = true;
@@ -155,7 +155,7 @@ export class ReadQueue {
     clearTimeout(timer);
   }
 
-  /** Answers every read under way with EIO. */
+  /** Answers every read in flight with EIO. */
   abort(): void {
     for (const pending of [...this.#pending.values()]) {
       this.#settle(pending);
@@ -206,8 +206,8 @@ export class ReadQueue {
         return;
       } catch {
         if (!this.#isPending(pending)) return;
-        // Detached while it read for all that share the file: the others must not suffer. Each turn another
-        // drive was removed, so this ends.
+        // The drive was detached while it read for all that share the file, and the others must not suffer. Each
+        // iteration means another removed drive, so this ends.
         device = inode.device === asked ? undefined : inode.device;
       }
     }
@@ -221,7 +221,7 @@ export class ReadQueue {
       const { parts } = pinned;
       this.#transport.reply(unique, 0, parts.length === 1 ? parts[0]! : parts);
     } catch {
-      // Parts that the transport cannot send. Nothing was sent, and a reader must never wait for ever.
+      // The transport cannot send these parts. Nothing was sent, and a reader must never wait forever.
       this.#failRead(unique, device, performance.now() - startMs);
       return;
     } finally {
@@ -233,7 +233,7 @@ export class ReadQueue {
     if (!direct && device.readOnly) this.#push?.touched(inode, device, offset, lengthBytes);
   }
 
-  /** Under one deadline, that for room among it: a long read may have to be copied together while it waits. */
+  /** The wait for room shares the read's deadline; the bytes of a long read may have to be copied while it waits. */
   async #fetch(device: BlockDevice, { request, abort: { signal } }: PendingRead): Promise<PinnedBytes> {
     const { offset, lengthBytes } = request;
     if (lengthBytes <= SHORT_READ_BYTES) return device.read(offset, lengthBytes, signal);
@@ -271,7 +271,7 @@ export class ReadQueue {
     let looks = 0;
     for (const pending of this.#interrupted) {
       if (looks++ === DYING_LOOKS_MAX) return;
-      // To the end, so that all have their turn.
+      // Moved to the end, so that all get their turn.
       this.#interrupted.delete(pending);
       this.#interrupted.add(pending);
       this.#letGoIfDying(pending);

@@ -1,18 +1,18 @@
 /**
- * The memory that one client's long answers hold, out of the budget that all exports share. A client that holds some
- * which others wait for, and takes nothing of its answers, is cut off.
+ * The memory that one client's long answers hold, out of the budget that all exports share. A client that holds memory
+ * which others wait for, and takes nothing of its answers, is disconnected.
  */
 import type { BlockDevice, PinnedBytes } from '../../drive/block-device.ts';
 import { type ByteBudget, type HeldBytes, SHORT_READ_BYTES } from '../byte-budget.ts';
 
 export interface AnswerRoomOptions {
-  /** Ends what waits for room. */
+  /** Aborts reads that wait for room. */
   readonly signal: AbortSignal;
   /** How long a client may take nothing while others wait. */
   readonly stallMs: number;
   /** Whether the client has something to take. */
   isOwed(): boolean;
-  /** It is to be cut off. */
+  /** Called when the client must be disconnected. */
   onStall(): void;
 }
 
@@ -20,9 +20,9 @@ export class AnswerRoom {
   readonly #device: BlockDevice;
   readonly #budget: ByteBudget;
   readonly #options: AnswerRoomOptions;
-  /** Answers that hold memory of the budget. */
+  /** The number of answers that hold memory of the budget. */
   #held = 0;
-  /** How often the kernel took something. */
+  /** How often the kernel has taken bytes. */
   #moves = 0;
   #watch: NodeJS.Timeout | undefined;
 
@@ -32,7 +32,7 @@ export class AnswerRoom {
     this.#options = options;
   }
 
-  /** The client has taken something. */
+  /** Called when the client has taken bytes. */
   moved(): void {
     this.#moves++;
   }
@@ -51,7 +51,7 @@ export class AnswerRoom {
     return bytes && this.holding(bytes, held);
   }
 
-  /** What `fetch` gives once there is room for it, which is given back when it is released. */
+  /** The result of `fetch`, called once there is room for it; the room is given back when the bytes are released. */
   async read(lengthBytes: number, deadline: number, fetch: () => Promise<PinnedBytes>): Promise<PinnedBytes> {
     if (lengthBytes <= SHORT_READ_BYTES) return fetch();
     const held = await this.take(lengthBytes, deadline);
@@ -69,7 +69,7 @@ export class AnswerRoom {
     return this.#budget.take(this.#device, lengthBytes, { deadline, signal });
   }
 
-  /** `bytes`, whose release gives `held` back too. */
+  /** `bytes`, whose release also releases `held`. */
   holding(bytes: PinnedBytes, held: HeldBytes): PinnedBytes {
     this.#held++;
     this.#watch ??= this.#watchForStall();

@@ -1,6 +1,7 @@
 /**
- * Clients past their handshake, on the native thread that answers what memory has (native/nbd-loop.h). All other bytes
- * that they send come here, and the answers to them go back; so a channel is a socket whose hits are answered already.
+ * Clients after their handshake, on the native thread that answers what is in memory (native/nbd-loop.h). All other
+ * bytes from the clients come here, and the answers to them go back; so a channel is a socket whose hits are already
+ * answered.
  */
 import {
   type NbdLoop,
@@ -16,31 +17,31 @@ import type { BlockDevice } from '../../drive/block-device.ts';
 import { LazydiskError } from '../../errors.ts';
 import { noteWork } from '../../loop-work.ts';
 
-/** For the news of two clients at least. */
+/** Room for the news of at least two clients. */
 const NEWS_BYTES = 256 * 1024;
 const NEWS_HEADER_BYTES = 16;
 const NEWS_ENDED = 1;
 const NEWS_CLOSED = 2;
-/** Parts of one write. */
+/** The most parts of one write. */
 export const PARTS_MAX = 1023;
 
-/** Whoever a channel tells what happens. */
+/** Receives the events of a channel. */
 export interface ChannelOwner {
-  /** `bytes` may be reused afterwards. False: nothing more is to come until `resume`. */
+  /** `bytes` may be reused afterwards. Returns false to pause the client until `resume`. */
   received(bytes: Buffer): boolean;
-  /** The kernel has taken something of what was written. */
+  /** The kernel has taken some of what was written. */
   sent(): void;
-  /** The client sends nothing more. */
+  /** The client will send nothing more. */
   ended(): void;
-  /** The last of all. */
+  /** The last call. */
   closed(): void;
 }
 
-/** A write that the kernel has not taken whole. */
+/** A write that the kernel has not taken completely. */
 interface Pending {
   unsentBytes: number;
   readonly onTaken: () => void;
-  /** Must stay as they are, and alive. */
+  /** Must stay unchanged and alive. */
   readonly parts: readonly Uint8Array[];
 }
 
@@ -51,14 +52,14 @@ export class NbdChannels {
   readonly #channels = new Map<number, NbdChannel>();
   #isClosed = false;
 
-  /** Throws an Error where there is no descriptor or no thread to be had. */
+  /** Throws an Error if no descriptor or thread is available. */
   constructor() {
     this.#loop = nbdOpen(this.#news, (lengthBytes) => this.#tell(lengthBytes));
   }
 
   /**
-   * A channel to the client at the socket `fd`, which may be closed afterwards; `head` is what the client has sent
-   * already. `ownerOf` is called before anything comes. Throws UNAVAILABLE without a descriptor.
+   * A channel to the client at the socket `fd`, which may be closed afterwards; `head` is what the client has already
+   * sent. `ownerOf` is called before any event. Throws UNAVAILABLE without a descriptor.
    */
   serve<O extends ChannelOwner>(
     fd: number,
@@ -81,7 +82,7 @@ export class NbdChannels {
     return { reads, readBytes };
   }
 
-  /** Closes what is open still, and ends the thread. */
+  /** Closes the remaining clients and ends the thread. */
   close(): void {
     if (this.#isClosed) return;
     this.#isClosed = true;
@@ -110,7 +111,7 @@ export class NbdChannel {
   owner!: ChannelOwner;
   readonly #loop: NbdLoop;
   readonly #id: number;
-  /** What the thread reads from is its memory; kept alive until the client is closed. */
+  /** Keeps the memory that the thread reads from alive until the client is closed. */
   readonly #device: BlockDevice;
   readonly #pending: Pending[] = [];
   #takenBytes = 0;
@@ -129,12 +130,12 @@ export class NbdChannel {
     return this.#device;
   }
 
-  /** Of what was written, what the kernel has not taken yet. */
+  /** Bytes that were written and that the kernel has not taken yet. */
   get unsentBytes(): number {
     return this.#unsentBytes;
   }
 
-  /** Nobody takes answers any more. */
+  /** True once no more answers are sent. */
   get isDestroyed(): boolean {
     return this.#isDestroyed;
   }
@@ -144,8 +145,8 @@ export class NbdChannel {
   }
 
   /**
-   * Sends whole messages, `parts` in order. `onTaken` is called once, when they are not needed any more: at once where
-   * the kernel takes them, or nobody does.
+   * Sends whole messages, `parts` in order. `onTaken` is called once, when they are not needed any more: at once if the
+   * kernel takes them, or if the client is gone.
    */
   write(parts: readonly Uint8Array[], onTaken: () => void): void {
     const isOver = this.#isDestroyed || this.#isEnding;
@@ -163,7 +164,7 @@ export class NbdChannel {
     nbdPause(this.#loop, this.#id, false);
   }
 
-  /** Once what was written is sent, the client is told that nothing more comes. */
+  /** Sends what was written, then shuts down the sending side. */
   end(): void {
     this.#isEnding = true;
     nbdEnd(this.#loop, this.#id, false);
@@ -174,7 +175,7 @@ export class NbdChannel {
     nbdEnd(this.#loop, this.#id, true);
   }
 
-  /** Of NbdChannels: news of this client, in the order in which they must be heard. */
+  /** Called by NbdChannels: news of this client, in the order in which they must be handled. */
   happened(bytes: Buffer, takenBytes: number, flags: number): void {
     const isClosed = (flags & NEWS_CLOSED) !== 0;
     if (isClosed) this.#isDestroyed = true;

@@ -1,6 +1,6 @@
 /**
- * The server's half of NBD's fixed newstyle negotiation, as a state machine over bytes: feed it what arrives,
- * send what it answers, until it says which device the client chose or that the connection must go. It never
+ * The server's half of NBD's fixed newstyle negotiation, as a state machine over bytes: feed it what arrives and send
+ * its answers, until it returns the device that the client chose or says that the connection must be closed. It never
  * holds more than one option. Source: doc/proto.md, "Fixed newstyle negotiation".
  */
 import type { BlockDevice } from '../../drive/block-device.ts';
@@ -21,40 +21,42 @@ import {
   TRANSMISSION_FLAGS,
 } from './protocol.ts';
 
-/** An option's data may be this long; a list of many meta contexts is the longest that makes sense. */
+/** The longest option data; a list of many meta contexts is the longest that makes sense. */
 const OPTION_BYTES_MAX = 64 * 1024;
-/** A client that has not chosen after so many options never will; one that lists needs a few more for each drive. */
+/** A client that has not chosen after this many options never will; one that lists needs a few more for each drive. */
 const OPTIONS_MAX = 1024;
 const OPTIONS_PER_DRIVE = 8;
 const QUERIES_MAX = 256;
-/** Answers to one client; more is asked for only to make us send. A list and what is told of each drive come on top. */
+/**
+ * Answer bytes for one client; a client that needs more only wants to make us send. A list needs more for each drive.
+ */
 const ANSWER_BYTES_MAX = 8 * 1024 * 1024;
 const ANSWER_BYTES_PER_DRIVE = 1024;
 
-/** What was agreed. */
+/** The result of the negotiation. */
 export interface Session {
   readonly device: BlockDevice;
   readonly structured: boolean;
-  /** base:allocation was asked for, and of this device. */
+  /** base:allocation was negotiated for this device. */
   readonly allocation: boolean;
 }
 
-/** What a piece of negotiation led to. */
+/** The result of feeding bytes to the negotiation. */
 export interface HandshakeStep {
   readonly answer: readonly Buffer[];
-  /** Chosen: the negotiation is over, `rest` is the first of the transmission. */
+  /** Set once the negotiation is over; `rest` is the beginning of the transmission. */
   readonly session?: Session;
   readonly rest?: Buffer;
   /** The connection must be closed once the answer is sent. */
   readonly close?: boolean;
-  /** An export was asked about and told of: a client that works its way through the list makes headway. */
+  /** The client asked about an export and got an answer: a client that works through the list makes progress. */
   readonly headway?: boolean;
 }
 
 /** The flags of an export of `device`, for EXPORT_NAME and NBD_INFO_EXPORT. */
 function transmissionFlags(device: BlockDevice): number {
   const { hasFlags, readOnly, sendFlush, sendDf, canMultiConn, sendCache } = TRANSMISSION_FLAGS;
-  // Connections may be mixed where none can see what another has not flushed.
+  // Several connections are safe only where no client can miss what another has not flushed.
   const unchanging = device.readOnly ? readOnly | canMultiConn : 0;
   return hasFlags | sendFlush | sendDf | sendCache | unchanging;
 }
@@ -74,14 +76,14 @@ export class Handshake {
     this.#registry = registry;
   }
 
-  /** What the server says first. */
+  /** The server's first message. */
   static greeting(): Buffer {
     const flags = Buffer.alloc(2);
     flags.writeUInt16BE(HANDSHAKE_FLAGS.fixedNewstyle | HANDSHAKE_FLAGS.noZeroes);
     return Buffer.concat([INIT_MAGIC, OPTION_MAGIC, flags]);
   }
 
-  /** Takes what arrived. Must not be called again after a session or a close. */
+  /** Processes received bytes. Must not be called again after a session or a close. */
   feed(bytes: Buffer): HandshakeStep {
     this.#bytes = Buffer.concat([this.#bytes, bytes]);
     const answer: Buffer[] = [];
@@ -148,7 +150,7 @@ export class Handshake {
     }
   }
 
-  /** The empty name means the only export there is. */
+  /** The empty name means the only export, if there is exactly one. */
   #find(name: string): BlockDevice | undefined {
     if (name !== '') return this.#registry.get(name);
     const all = this.#registry.list();
@@ -161,7 +163,7 @@ export class Handshake {
   }
 
   #exportName(name: string): HandshakeStep {
-    // This option has no way to answer with an error.
+    // This option cannot be answered with an error.
     const device = this.#find(name);
     if (!device) return { answer: [], close: true };
     const reply = Buffer.alloc(this.#noZeroes ? 10 : 134);
@@ -195,9 +197,9 @@ export class Handshake {
   #metaContext(option: number, data: Buffer): HandshakeStep {
     const parsed = readMetaContext(data);
     const isSet = option === OPTION.setMetaContext;
-    // What was chosen before is forgotten, whatever this one comes to.
+    // An earlier choice is forgotten, even if this one fails.
     if (isSet) this.#allocationOf = undefined;
-    // Contexts are told in structured replies only.
+    // Contexts are sent in structured replies only.
     if (!parsed || !this.#structured) return refuse(option, REPLY.invalid);
     const device = this.#find(parsed.name);
     if (!device) return refuse(option, REPLY.unknown);

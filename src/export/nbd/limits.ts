@@ -1,21 +1,23 @@
 /**
- * What one client may ask of the server, and all of them together. Every figure is a bound on something that
- * comes from outside: memory, time or a count.
+ * What one client may ask of the server, and all clients together. Every limit bounds memory, time or a count that a
+ * client controls.
  */
 export interface NbdLimits {
-  /** Clients of one listener at once; one more is closed at once, or whoever has not chosen an export for longest. */
+  /**
+   * Clients of one listener at once; a new one replaces the oldest that has not chosen an export, or is closed at once.
+   */
   readonly connectionsMax: number;
-  /** From connect, or from the last export that the client asked about, to the choice of one. */
+  /** The time from connecting, or from the last export that the client asked about, to its choice of an export. */
   readonly handshakeTimeoutMs: number;
-  /** Once the server wants the end: how long a client may take none of its last answers, or not close. */
+  /** Once the server wants to close: how long a client may take none of its last answers, or not close. */
   readonly lingerTimeoutMs: number;
   /** Requests of one client that wait for the drive at once. */
   readonly requestsMax: number;
-  /** Bytes that such requests ask for together; a single longer request still runs, alone. */
+  /** The bytes that such requests ask for together; a single longer request still runs, alone. */
   readonly requestedBytesMax: number;
-  /** Answers that one client has not taken; above it, no more of its requests are served or read. */
+  /** Bytes of answers that one client has not taken; above it, no more of its requests are served or read. */
   readonly unsentBytesMax: number;
-  /** So many clients have the whole of the two bounds above; more share as much between them. */
+  /** Up to this many clients get the two bounds above in full; more clients share the same total. */
   readonly fullShareConnections: number;
 }
 
@@ -29,7 +31,7 @@ export const DEFAULT_LIMITS: NbdLimits = {
   fullShareConnections: 32,
 };
 
-/** The part of `bytesMax` that one client has while `connections` are open. */
+/** The part of `bytesMax` that one client gets while `connections` are open. */
 export function shareOf(bytesMax: number, connections: number, limits: NbdLimits): number {
   return (bytesMax * limits.fullShareConnections) / Math.max(connections, limits.fullShareConnections);
 }

@@ -1,9 +1,9 @@
-/** What the NBD export has done and is doing, counted for metrics. */
+/** Counters and current state of the NBD export, for metrics. */
 import { COMMAND, type Request } from './protocol.ts';
 
 export type NbdOp = 'read' | 'blockStatus' | 'cache' | 'flush' | 'other';
 
-/** Under which name a request is counted. */
+/** The name that a request is counted under. */
 export function opOf({ type }: Request): NbdOp {
   if (type === COMMAND.read) return 'read';
   if (type === COMMAND.blockStatus) return 'blockStatus';
@@ -11,12 +11,12 @@ export function opOf({ type }: Request): NbdOp {
   return type === COMMAND.flush ? 'flush' : 'other';
 }
 
-/** What one listener has and had of clients. */
+/** The clients of one listener, now and in total. */
 export interface ListenerStats {
   readonly kind: 'unix' | 'tcp';
   readonly connections: number;
   readonly connectionsMax: number;
-  /** Clients that found it full. */
+  /** Clients that were turned away or replaced another because the listener was full. */
   readonly refused: number;
 }
 
@@ -24,7 +24,7 @@ export interface NbdStats {
   readonly connections: number;
   readonly listeners: readonly ListenerStats[];
   readonly inflight: number;
-  /** Age of the oldest request that is not answered; 0 if there is none. */
+  /** Age of the oldest unanswered request; 0 if there is none. */
   readonly oldestInflightMs: number;
   readonly ops: Readonly<Record<NbdOp, number>>;
   readonly errors: number;
@@ -40,11 +40,11 @@ export class NbdCounters {
   readsOk = 0;
   readErrors = 0;
   readBytes = 0;
-  /** Start times of requests that had to wait; those answered at once never come here. */
+  /** Requests that had to wait; those answered at once are never here. */
   readonly waiting = new Set<{ startedMs: number }>();
 
   oldestMs(): number {
-    // A Set keeps the order of insertion, so the first is the oldest.
+    // A Set keeps insertion order, so the first is the oldest.
     for (const { startedMs } of this.waiting) return performance.now() - startedMs;
     return 0;
   }

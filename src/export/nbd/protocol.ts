@@ -1,6 +1,6 @@
 /**
- * The NBD protocol's numbers and its messages as bytes, both ways. Nothing here does I/O. All of NBD is
- * big-endian. Source: doc/proto.md of the Network Block Device project.
+ * The constants of the NBD protocol, and its messages as bytes in both directions. No I/O. All of NBD is big-endian.
+ * Source: doc/proto.md of the Network Block Device project.
  */
 
 export const INIT_MAGIC: Buffer = Buffer.from('NBDMAGIC', 'latin1');
@@ -81,7 +81,7 @@ export const CHUNK_DONE = 1;
 /** Extents of base:allocation: 3 is a hole that reads as zeroes. */
 export const EXTENT_HOLE_AND_ZERO = 3;
 export const BASE_ALLOCATION = 'base:allocation';
-/** The one context's id; any number would do. */
+/** The id of the only context; any number would do. */
 export const BASE_ALLOCATION_ID = 1;
 
 export const REQUEST_BYTES = 28;
@@ -92,7 +92,7 @@ export const BLOCK_SIZE = { minimum: 1, preferred: 4096, maximum: 32 * 1024 * 10
 /** The longest name that the protocol allows. */
 export const NAME_BYTES_MAX = 4096;
 
-/** A client's request, without a write's payload. The cookie comes back as it is, as two halves. */
+/** A client's request, without a write's payload. The cookie is echoed in replies, as two halves. */
 export interface Request {
   readonly flags: number;
   readonly type: number;
@@ -102,7 +102,7 @@ export interface Request {
   readonly lengthBytes: number;
 }
 
-/** The request at `at`, or undefined if its magic is wrong. An offset beyond 2^53 comes out as Infinity. */
+/** The request at `at`, or undefined if its magic is wrong. An offset of 2^53 or more is returned as Infinity. */
 export function readRequest(bytes: Buffer, at: number): Request | undefined {
   if (bytes.readUInt32BE(at) !== REQUEST_MAGIC) return undefined;
   const high = bytes.readUInt32BE(at + 16);
@@ -116,7 +116,7 @@ export function readRequest(bytes: Buffer, at: number): Request | undefined {
   };
 }
 
-/** A simple reply's header into `target` at `at`; for a read without an error the data follows. */
+/** Writes a simple reply's header into `target` at `at`; for a read without an error, the data follows. */
 export function putSimpleReply(target: Buffer, at: number, request: Request, error: number): void {
   target.writeUInt32BE(SIMPLE_REPLY_MAGIC, at);
   target.writeUInt32BE(error, at + 4);
@@ -124,7 +124,7 @@ export function putSimpleReply(target: Buffer, at: number, request: Request, err
   target.writeUInt32BE(request.cookieLow, at + 12);
 }
 
-/** A structured reply chunk's header into `target` at `at`; `payloadBytes` follow. */
+/** Writes a structured reply chunk's header into `target` at `at`; `payloadBytes` follow. */
 export function putStructuredHeader(
   target: Buffer,
   at: number,
@@ -141,7 +141,7 @@ export function putStructuredHeader(
   target.writeUInt32BE(payloadBytes, at + 16);
 }
 
-/** The last chunk of a structured reply that failed, with a text for a person. */
+/** The last chunk of a structured reply that failed, with a message for people. */
 export function structuredError(request: Request, error: number, text: string): Buffer {
   const message = Buffer.from(text.slice(0, 1000), 'utf8');
   const chunk = Buffer.alloc(STRUCTURED_HEADER_BYTES + 6 + message.length);
@@ -152,7 +152,7 @@ export function structuredError(request: Request, error: number, text: string): 
   return chunk;
 }
 
-/** A server's answer to an option. */
+/** A server's reply to an option. */
 export function optionReply(option: number, type: number, data: Buffer = Buffer.alloc(0)): Buffer {
   const bytes = Buffer.alloc(20 + data.length);
   bytes.writeBigUInt64BE(OPTION_REPLY_MAGIC, 0);

@@ -1,14 +1,14 @@
 /**
- * How a long read is answered where the client takes structured replies: runs of zeroes as holes of a few bytes,
- * data in pieces, so that one request cannot pin all of memory and its first bytes leave before its last are there.
+ * How a long read is answered for a client with structured replies: runs of zeroes as holes of a few bytes, data in
+ * pieces, so that one request cannot pin all of memory and its first bytes leave before its last are there.
  */
 import type { BlockDevice } from '../../drive/block-device.ts';
 
-/** Reads shorter than this are never cut, and no shorter run of zeroes is worth a chunk of its own. */
+/** Shorter reads are never split, and a shorter run of zeroes is not worth its own chunk. */
 export const HOLE_BYTES_MIN = 64 * 1024;
 /** The longest piece of data. */
 export const PIECE_BYTES_MAX = 2 * 1024 * 1024;
-/** Runs that are looked at; what lies beyond them is sent as data. */
+/** The most runs that are examined; what is beyond them is sent as data. */
 const EXTENTS_MAX = 4096;
 
 /** A part of a read that is sent on its own. */

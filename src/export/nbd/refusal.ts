@@ -11,7 +11,7 @@ export interface Refusal {
 
 const invalid = (text: string): Refusal => ({ error: NBD_ERROR.EINVAL, text });
 
-/** Undefined: the request is good. */
+/** Undefined if the request is acceptable. */
 export function refusalOf(request: Request, session: Session): Refusal | undefined {
   const { type, flags, offset, lengthBytes } = request;
   const isInside = lengthBytes > 0 && offset + lengthBytes <= session.device.sizeBytes;

@@ -1,7 +1,7 @@
 /**
- * Answers on their way to one client. Small ones are copied behind one another into one buffer, so that a batch of
- * requests costs one write; long data is sent from where it lies, and let go when it is sent. All that is answered
- * within one pass over what a read brought leaves with one system call.
+ * Outgoing answers to one client. Small ones are copied one after another into one buffer, so that a batch of requests
+ * costs one write; long data is sent from where it is, and released when it is sent. All answers of one pass over
+ * received bytes leave with one system call.
  */
 import type { BlockExtent, PinnedBytes } from '../../drive/block-device.ts';
 import { SHORT_READ_BYTES } from '../byte-budget.ts';
@@ -20,10 +20,15 @@ import {
 } from './protocol.ts';
 
 const BATCH_BYTES = 256 * 1024;
-/** Data up to this long is copied into the batch: cheaper than a piece of a gathering write, and it pins nothing. */
+/**
+ * Data up to this length is copied into the batch: that is cheaper than a part of a gathering write, and pins nothing.
+ */
 const COPIED_BYTES_MAX = SHORT_READ_BYTES;
 
-/** Batch buffers that a pool keeps: for two of the longest answers. What is left to the collector may stay for minutes. */
+/**
+ * Batch buffers that a pool keeps, for two of the longest answers; a buffer left to the garbage collector may stay for
+ * minutes.
+ */
 const SPARE_BATCHES_MAX = 256;
 
 /** Batch buffers, shared by all connections of a server. */
@@ -52,7 +57,7 @@ export class PooledCopy implements PinnedBytes {
     this.parts = this.#batches.map((batch, n) => batch.subarray(0, lengthBytes - n * BATCH_BYTES));
   }
 
-  /** Adds `bytes`, of which there must not be more than fit. */
+  /** Appends `bytes`, which must fit. */
   append(bytes: Uint8Array): void {
     for (let from = 0; from < bytes.length; ) {
       const part = this.parts[Math.floor(this.#filledBytes / BATCH_BYTES)]!;
@@ -73,7 +78,7 @@ export class ReplyWriter {
   readonly #channel: NbdChannel;
   readonly #structured: boolean;
   readonly #pool: BatchPool;
-  /** What is collected: whole pieces, and behind them the batch from `#batchFrom` to `#batchBytes`. */
+  /** What is collected: whole pieces, and after them the batch from `#batchFrom` to `#batchBytes`. */
   #parts: Uint8Array[] = [];
   #partsBytes = 0;
   #pinned: PinnedBytes[] = [];
@@ -89,12 +94,12 @@ export class ReplyWriter {
     this.#pool = pool;
   }
 
-  /** What the kernel has not taken yet. */
+  /** Bytes that the kernel has not taken yet. */
   get unsentBytes(): number {
     return this.#channel.unsentBytes + this.#partsBytes + this.#batchBytes - this.#batchFrom;
   }
 
-  /** Until `endPass` nothing is sent but full batches. */
+  /** Until `endPass`, only full batches are sent. */
   beginPass(): void {
     this.#inPass = true;
   }
@@ -104,13 +109,13 @@ export class ReplyWriter {
     this.flush();
   }
 
-  /** The request is done, and has no data. */
+  /** Answers a request that succeeded and has no data. */
   done(request: Request): void {
     putSimpleReply(this.#room(SIMPLE_REPLY_BYTES), this.#batchBytes, request, 0);
     this.#added(SIMPLE_REPLY_BYTES);
   }
 
-  /** `error` is an NBD_ERROR; the text reaches only clients that have structured replies. */
+  /** `error` is an NBD_ERROR; the text reaches only clients with structured replies. */
   error(request: Request, error: number, text: string): void {
     if (this.#structured) {
       this.#append(structuredError(request, error, text));
@@ -120,10 +125,10 @@ export class ReplyWriter {
     this.#added(SIMPLE_REPLY_BYTES);
   }
 
-  /** Data of a read, or of a part of one; `bytes` are released once they are copied or sent, or never will be. */
+  /** Data of a read, or of a part of one; `bytes` are released once they are copied or sent, or will never be sent. */
   data(request: Request, offset: number, lengthBytes: number, bytes: PinnedBytes, isLast: boolean): void {
     const isCopied = lengthBytes <= COPIED_BYTES_MAX;
-    // Before the header: a message must not be cut, or an answer of the native thread could come in between.
+    // Before the header, because a message must not be split: an answer of the native thread could come in between.
     if (!isCopied && this.#parts.length + bytes.parts.length + 2 > PARTS_MAX) this.flush();
     const headerBytes = this.#structured ? STRUCTURED_HEADER_BYTES + 8 : SIMPLE_REPLY_BYTES;
     const batch = this.#room(isCopied ? headerBytes + lengthBytes : headerBytes);
@@ -174,7 +179,7 @@ export class ReplyWriter {
     this.#append(chunk);
   }
 
-  /** Sends what is collected. */
+  /** Sends what has been collected. */
   flush(): void {
     this.#endPart();
     if (this.#parts.length === 0) return;
@@ -198,7 +203,7 @@ export class ReplyWriter {
     this.#pinned.push(bytes);
   }
 
-  /** What follows in the batch does not follow on what is in it. */
+  /** Ends the current part of the batch; what comes next in the batch starts a new one. */
   #endPart(): void {
     if (!this.#batch || this.#batchBytes === this.#batchFrom) return;
     this.#parts.push(this.#batch.subarray(this.#batchFrom, this.#batchBytes));
@@ -206,20 +211,20 @@ export class ReplyWriter {
     this.#batchFrom = this.#batchBytes;
   }
 
-  /** A complete message of any length up to a batch's. */
+  /** Adds a complete message, no longer than a batch. */
   #append(message: Buffer): void {
     message.copy(this.#room(message.length), this.#batchBytes);
     this.#added(message.length);
   }
 
-  /** The batch, with room for `bytes` more at #batchBytes. */
+  /** Returns the batch, with room for `bytes` more at #batchBytes. */
   #room(bytes: number): Buffer {
     if (this.#batch && this.#batchBytes + bytes > BATCH_BYTES) this.flush();
     this.#batch ??= this.#pool.take();
     return this.#batch;
   }
 
-  /** What is answered outside a pass is sent at the end of this turn of the event loop. */
+  /** An answer outside a pass is sent at the end of this turn of the event loop. */
   #added(bytes: number): void {
     this.#batchBytes += bytes;
     if (this.#inPass || this.#isFlushPlanned) return;

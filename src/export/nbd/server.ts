@@ -1,11 +1,11 @@
 /**
  * The NBD server: listens on Unix sockets and TCP ports and takes each client through its handshake. Then the client's
- * descriptor goes to the native thread (channel.ts), which answers what memory has, and its socket here is closed.
+ * descriptor goes to the native thread (channel.ts), which answers what is in memory, and its socket here is closed.
  *
- * Until then its socket is one with `onread`, because that stops to read at once when it is told so: what the client
- * says behind its handshake must be left for the thread. net.createServer takes no such option, so each accepted socket
- * gives up its handle to a new one that has it. There is no public way from an accepted connection to its descriptor;
- * this uses one private field, in one function.
+ * During the handshake the client has a socket with `onread`, which stops reading at once when told to: what the client
+ * sends after its handshake must be left for the thread. net.createServer has no such option, so each accepted socket
+ * gives up its handle to a new socket that has it. Node has no public way from an accepted connection to its
+ * descriptor; this uses one private field, in one function.
  */
 import { chmodSync } from 'node:fs';
 import net from 'node:net';
@@ -22,30 +22,30 @@ import { DEFAULT_LIMITS, type NbdLimits } from './limits.ts';
 import { type ListenerStats, NbdCounters, type NbdStats } from './ops.ts';
 import { BatchPool } from './reply-writer.ts';
 
-/** A handshake is a few hundred bytes. */
+/** A handshake takes a few hundred bytes. */
 const READ_BUFFER_BYTES = 16 * 1024;
 /** A TCP client whose machine is gone is noticed after about this long without traffic. */
 const KEEP_ALIVE_MS = 60_000;
 
 export interface NbdServerOptions {
   readonly registry: DriveRegistry;
-  /** What is not given is DEFAULT_LIMITS. */
+  /** Values that are not given come from DEFAULT_LIMITS. */
   readonly limits?: Partial<NbdLimits>;
-  /** What all exports of a process share; by default the server has its own. */
+  /** Shared by all exports of a process; by default the server has its own. */
   readonly budget?: ByteBudget;
   readonly turn?: TurnBudget;
-  /** Called, now and then, when a client found a listener full. */
+  /** Called, at most every few seconds, when a client finds a listener full. */
   readonly onFull?: (listener: ListenerStats) => void;
 }
 
 export type ListenAddress = { readonly path: string } | { readonly host: string; readonly port: number };
 
-/** Clients that the kernel holds for us until they are accepted; it takes no more than net.core.somaxconn. */
+/** Clients that the kernel holds until they are accepted; it takes no more than net.core.somaxconn. */
 const BACKLOG = 4096;
-/** A listener that is full says so at most this often. */
+/** A full listener is reported at most this often. */
 const FULL_TOLD_MS = 10_000;
 
-/** A bulkhead: whoever fills one listener leaves the others as they were. */
+/** A bulkhead: filling one listener does not affect the others. */
 interface Listener {
   readonly server: net.Server;
   readonly kind: 'unix' | 'tcp';
@@ -54,7 +54,7 @@ interface Listener {
   toldMs: number;
 }
 
-/** One client, before and after its handshake, when the socket is closed. */
+/** One client, before and after its handshake; after it, the socket is closed. */
 interface Client {
   readonly listener: Listener;
   readonly socket: net.Socket;
@@ -86,7 +86,7 @@ export class NbdServer {
       turn: turn ?? new TurnBudget(),
       connections: () => this.#clients.size,
     };
-    // A drive that is detached takes its connections with it, once they have their answers.
+    // When a drive is detached, its connections are closed once they have their answers.
     this.#removed = (device) => {
       for (const { connection } of this.#clients) if (connection?.device === device) connection.end();
     };
@@ -94,8 +94,8 @@ export class NbdServer {
   }
 
   /**
-   * May be called several times. A Unix socket gets mode 0600 right after it is there: its directory must keep
-   * others out. Rejects with UNAVAILABLE if it cannot listen.
+   * May be called several times. A Unix socket gets mode 0600 right after it is created, so until then its directory
+   * must keep others out. Rejects with UNAVAILABLE if it cannot listen.
    */
   async listen(where: ListenAddress): Promise<void> {
     this.#channels ??= new NbdChannels();
@@ -120,13 +120,13 @@ export class NbdServer {
         resolve();
       });
     });
-    // From here on an error is of one client that could not be accepted, for want of descriptors.
+    // From here on, an error means that a client could not be accepted for lack of descriptors.
     server.on('error', () => this.#counters.errors++);
     if ('path' in where) chmodSync(where.path, 0o600);
     this.#listeners.push(listener);
   }
 
-  /** Where it listens, with the ports that the system chose. */
+  /** The addresses that it listens on, with the ports that the system chose. */
   get addresses(): (string | net.AddressInfo)[] {
     return this.#listeners.map(({ server }) => server.address()!);
   }
@@ -147,7 +147,7 @@ export class NbdServer {
     };
   }
 
-  /** Takes no new clients, lets requests in flight be answered for at most `drainMs`, and closes. */
+  /** Accepts no new clients, waits up to `drainMs` for requests in flight to be answered, and closes. */
   async close({ drainMs }: { drainMs: number } = { drainMs: 0 }): Promise<void> {
     this.#registry.off('removed', this.#removed);
     const closed = this.#listeners
@@ -174,7 +174,7 @@ export class NbdServer {
     return { kind, connections: clients.size, connectionsMax: this.#limits.connectionsMax, refused };
   }
 
-  /** Whether there is room for one more client, if need be in the place of one that only holds it. */
+  /** Makes room for one more client if necessary, in the place of one that has not chosen an export. */
   #hasRoom(listener: Listener): boolean {
     if (listener.clients.size < this.#limits.connectionsMax) return true;
     listener.refused++;
@@ -182,7 +182,7 @@ export class NbdServer {
       listener.toldMs = performance.now();
       this.#onFull?.(this.#statsOf(listener));
     }
-    // They are in the order in which they came, so this is the one that has held its place for longest.
+    // They are in order of arrival, so this is the one that has held its place for longest.
     for (const client of listener.clients) {
       if (client.connection) continue;
       client.socket.destroy();
@@ -226,15 +226,15 @@ export class NbdServer {
     const isTold = session && (() => this.#serve(client, session, rest));
     if (answer.length > 0) socket.write(Buffer.concat(answer), isTold);
     else isTold?.();
-    // What the client still says is read and thrown away until it closes or its time is over.
+    // What the client still sends is read and discarded until it closes or its time is over.
     if (close) socket.end();
   }
 
-  /** The client has the last answer of its handshake. */
+  /** Called when the client has the last answer of its handshake. */
   #serve(client: Client, session: Session, rest: Buffer | undefined): void {
     const { socket, fd } = client;
     const { device, structured } = session;
-    // The drive may have been detached meanwhile.
+    // The drive may have been detached in the meantime.
     if (!socket.destroyed && this.#registry.get(device.name) === device) {
       try {
         const head = rest ?? Buffer.alloc(0);
@@ -262,14 +262,14 @@ function destroy({ socket, connection }: Client): void {
   else socket.destroy();
 }
 
-/** Node's own way to make a socket around a handle, which its types leave out. */
+/** Node's own way to make a socket around a handle, which its types omit. */
 interface SocketWithHandle {
   _handle: { readonly fd: number };
 }
 
 /**
- * A socket over `accepted`'s connection that reads into `buffer` and calls `onBytes` with what came; false pauses
- * it until resume(); and its descriptor. `accepted` is left without a handle and closed.
+ * Returns a socket over `accepted`'s connection, and its descriptor. The socket reads into `buffer` and calls `onBytes`
+ * with the received bytes; false pauses it until resume(). `accepted` is left without a handle and closed.
  */
 function withReadBuffer(
   accepted: net.Socket,
