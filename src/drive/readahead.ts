@@ -117,6 +117,6 @@ export class Readahead {
 function goesOn({ last, window }: Stream, first: number, fromStart: boolean): boolean {
   if (first < last - BEHIND_MAX) return false;
   if (first <= last) return true;
-    // Chunks that were asked for may be read out of order; one step further must come from the chunk before.
+  // Chunks that were asked for may be read out of order; one step further must come from the chunk before.
   return first <= last + window || (first <= last + 1 + window && fromStart);
 }

@@ -37,7 +37,7 @@ export async function prepareFile(
   const wanted = geometryFor(options.capBytes, known);
   const space = await freeBytes(path);
   const room = space.freeBytes + blocks * 512 - (options.keepFreeBytes ?? space.headroomBytes);
-    // A file made for a much larger cap may have segments too big for this one; it then starts anew.
+  // A file made for a much larger cap may have segments too big for this one; it then starts anew.
   const reuse = known !== undefined && wanted.segments > 0;
   const geometry = geometryFor(Math.min(options.capBytes, Math.max(room, 1)), reuse ? known : undefined);
   const bytes = geometry.segments === 0 ? 0 : dataFileBytes(geometry);

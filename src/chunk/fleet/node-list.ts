@@ -141,7 +141,8 @@ function checkNodes(nodes: NodeAddress[]): NodeAddress[] {
   if (nodes.length === 0) throw new LazydiskError('USAGE', 'a fleet needs at least one node');
   if (nodes.length > NODES_MAX) throw new LazydiskError('USAGE', `a fleet has at most ${NODES_MAX} nodes`);
   const names = new Set(nodes.map((node) => node.name));
-  if (names.size !== nodes.length) throw new LazydiskError('USAGE', 'two nodes of the fleet have the same name');
+  if (names.size !== nodes.length)
+    throw new LazydiskError('USAGE', 'two nodes of the fleet have the same name');
   return nodes;
 }
 
