@@ -1,4 +1,4 @@
-/** When and how often something is asked again. */
+/** Retries: when a failed call is tried again, and how often. */
 import assert from 'node:assert/strict';
 import { getEventListeners } from 'node:events';
 import fc from 'fast-check';
@@ -20,7 +20,7 @@ function failing(failures: number, error: () => Error = away) {
   return { state, attempt };
 }
 
-t.test('property: pauses double up to the longest, and their sum is what they come to', async (t) => {
+t.test('property: pauses double up to the longest one, and their total is their sum', async (t) => {
   const pauses = fc.record({ firstMs: fc.nat(1_000), longestMs: fc.nat(10_000) });
   fc.assert(
     fc.property(pauses, fc.integer({ min: 1, max: 40 }), (pauses, tries) => {
@@ -39,7 +39,7 @@ t.test('property: pauses double up to the longest, and their sum is what they co
 });
 
 t.test(
-  'property: asked until it succeeds, as often as is allowed, and once if asking cannot help',
+  'property: a call is retried until it succeeds, within limits, and only if that can help',
   async (t) => {
     const world = fc.record({
       tries: fc.integer({ min: 1, max: 6 }),
@@ -66,7 +66,7 @@ t.test(
   },
 );
 
-t.test('patience outlasts the number of tries, and its end is the last try', async (t) => {
+t.test('patience outlasts the number of tries, and ends with the last try', async (t) => {
   const patient = failing(50);
   t.equal(await retrying({ tries: 1, pauses: NONE, patienceMs: 60_000 }, patient.attempt), 'done');
   t.equal(patient.state.calls, 51);
@@ -76,7 +76,7 @@ t.test('patience outlasts the number of tries, and its end is the last try', asy
   t.ok(short.state.calls >= 2);
 });
 
-t.test('no pause goes beyond the deadline, which is looked at anew after each failure', async (t) => {
+t.test('no pause goes beyond the deadline, which is read again after each failure', async (t) => {
   const { state, attempt } = failing(Number.POSITIVE_INFINITY);
   const deadline = () => (state.calls < 3 ? Number.POSITIVE_INFINITY : 0);
   await t.rejects(retrying({ tries: 100, pauses: NONE, deadline }, attempt), {
@@ -85,7 +85,7 @@ t.test('no pause goes beyond the deadline, which is looked at anew after each fa
 });
 
 t.test(
-  'a wait that is cancelled ends at once, says what it waited for, and leaves no listener',
+  'a cancelled wait ends at once, names the error that it waited for, and leaves no listener',
   async (t) => {
     const controller = new AbortController();
     const { signal } = controller;
@@ -96,7 +96,7 @@ t.test(
     await t.rejects(waiting, { code: 'ABORTED', message: 'away (cancelled after 1 tries)' });
     t.equal(getEventListeners(signal, 'abort').length, 0);
     await t.rejects(retrying({ tries: 100, pauses: LONG, signal }, attempt), { code: 'ABORTED' });
-    t.equal(state.calls, 2, 'what is cancelled already is not waited for');
+    t.equal(state.calls, 2, 'a call that is already cancelled does not wait');
     const denied = new LazydiskError('KEY', 'the wrong key');
     await t.rejects(
       retrying({ tries: 100, pauses: LONG, signal }, () => Promise.reject(denied)),
@@ -105,7 +105,7 @@ t.test(
   },
 );
 
-t.test('whoever asks is told before each wait, and of none that does not come', async (t) => {
+t.test('the caller is told of each wait before it begins, and of no other', async (t) => {
   const backoff = new Backoff({ tries: 2, pauses: NONE });
   let told = 0;
   const tell = () => told++;
@@ -114,7 +114,7 @@ t.test('whoever asks is told before each wait, and of none that does not come', 
   t.equal(told, 1);
 });
 
-t.test('what is not a LazydiskError is asked again, and is UNAVAILABLE in the end', async (t) => {
+t.test('an error that is not a LazydiskError is retried, and becomes UNAVAILABLE in the end', async (t) => {
   const { state, attempt } = failing(9, () => new Error('ECONNRESET'));
   await t.rejects(retrying({ tries: 3, pauses: NONE }, attempt), {
     code: 'UNAVAILABLE',
@@ -123,16 +123,16 @@ t.test('what is not a LazydiskError is asked again, and is UNAVAILABLE in the en
   t.equal(state.calls, 3);
 });
 
-t.test('whoever says when to be asked again is not asked before', async (t) => {
+t.test('a server that says when to retry is not asked earlier', async (t) => {
   const later = () => new LazydiskError('OVERLOAD', 'busy', { retryAfterMs: 60 });
   const { attempt } = failing(1, later);
   const sinceMs = performance.now();
   t.equal(await retrying({ tries: 2, pauses: { firstMs: 0, longestMs: 100 } }, attempt), 'done');
-  // Timers may come a fraction of a millisecond early.
+  // Timers may fire a fraction of a millisecond early.
   t.ok(performance.now() - sinceMs > 58);
 });
 
-t.test('a wait of more than patience and pauses allow is refused at once', async (t) => {
+t.test('a longer wait than patience and pauses allow is refused at once', async (t) => {
   const later = () => new LazydiskError('OVERLOAD', 'busy', { retryAfterMs: 3_600_000 });
   for (const patienceMs of [0, 60_000]) {
     const { state, attempt } = failing(1, later);

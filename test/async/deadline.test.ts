@@ -1,4 +1,4 @@
-/** Waits that end at a deadline or a signal, whichever comes first, and contexts that are derived from another. */
+/** Waits that end at a deadline or a signal, whichever comes first, and derived contexts. */
 import { getEventListeners } from 'node:events';
 import t from 'tap';
 import { deadlineError, type Ended, onDeadline, withDeadline } from '../../src/async/deadline.ts';
@@ -8,7 +8,7 @@ const soon = (ms = 5) => performance.now() + ms;
 const never = new Promise<never>(() => {});
 const FAR = Number.POSITIVE_INFINITY;
 
-t.test('a wait ends at its deadline, by its name', async (t) => {
+t.test('a wait ends at its deadline with an error that names it', async (t) => {
   await t.rejects(withDeadline(never, { deadline: soon() }, 'no answer'), {
     code: 'TIMEOUT',
     message: 'no answer before the deadline',
@@ -16,7 +16,7 @@ t.test('a wait ends at its deadline, by its name', async (t) => {
   await t.rejects(withDeadline(never, { deadline: performance.now() - 1 }, 'late'), { code: 'TIMEOUT' });
 });
 
-t.test('a wait ends when it is cancelled, also beforehand, and leaves no listener', async (t) => {
+t.test('a wait ends when it is cancelled, even in advance, and leaves no listener', async (t) => {
   const controller = new AbortController();
   const { signal } = controller;
   const cancelled = withDeadline(never, { deadline: FAR, signal }, 'no answer');
@@ -32,7 +32,7 @@ t.test('a wait ends when it is cancelled, also beforehand, and leaves no listene
   t.equal(getEventListeners(calm, 'abort').length, 0);
 });
 
-t.test('a deadline that moves up while it is waited for is kept to', async (t) => {
+t.test('a deadline that moves during the wait is kept', async (t) => {
   const ctx = { deadline: soon(1) };
   const ended = new Promise<Ended>((resolve) => onDeadline(ctx, resolve));
   const movedTo = soon(40);
@@ -41,7 +41,7 @@ t.test('a deadline that moves up while it is waited for is kept to', async (t) =
   t.ok(performance.now() >= movedTo);
 });
 
-t.test('what comes too late is given back', async (t) => {
+t.test('a value that arrives too late is given back', async (t) => {
   const { promise, resolve } = Promise.withResolvers<string>();
   const returned: string[] = [];
   const waiting = withDeadline(promise, { deadline: soon() }, 'no loan', (loan) => returned.push(loan));
@@ -51,7 +51,7 @@ t.test('what comes too late is given back', async (t) => {
   t.same(returned, ['loan']);
 });
 
-t.test('nothing ends after the watch was stopped, nor before it was begun', async (t) => {
+t.test('the callback runs neither before the watch has begun nor after it was stopped', async (t) => {
   let calls = 0;
   const stop = onDeadline({ deadline: FAR, signal: AbortSignal.abort() }, () => calls++);
   t.equal(calls, 0, 'not before it has returned');
@@ -62,7 +62,7 @@ t.test('nothing ends after the watch was stopped, nor before it was begun', asyn
   t.match(deadlineError('deadline', 'x'), { code: 'TIMEOUT', retryable: true });
 });
 
-t.test('a derived context is as alive as its origin', async (t) => {
+t.test('a derived context follows the changes of its origin', async (t) => {
   const listeners = new Set<() => void>();
   const origin = {
     class: 'prefetch' as ReadContext['class'],

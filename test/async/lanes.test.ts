@@ -1,15 +1,15 @@
-/** How many transfers are in flight, on lines that are simulated: with a time there and back, and a width. */
+/** How many transfers are in flight, on simulated links with a round-trip time and a bandwidth. */
 import t from 'tap';
 import { LANES_MAX, LANES_MIN, Lanes } from '../../src/async/lanes.ts';
 
 const BYTES = 256 * 1024;
 
-/** A line on which `lanes.limit` transfers are always in flight; notes the limits that it saw. */
+/** A link on which `lanes.limit` transfers are always in flight; records the limits that it saw. */
 class Line {
   nowMs = 0;
   rttMs: number;
   bytesPerMs: number;
-  /** Beyond this many at once, each further one makes all of them slower. */
+  /** With more transfers than this at once, each further one slows all of them down. */
   atOnceMax: number;
   readonly lanes = new Lanes(() => this.nowMs);
   readonly seen = new Set<number>();
@@ -20,7 +20,7 @@ class Line {
     this.atOnceMax = atOnceMax;
   }
 
-  /** That many rounds of transfers, all of one round at the same time. */
+  /** Runs this many rounds of transfers; those of one round run at the same time. */
   run(rounds: number): number {
     for (let round = 0; round < rounds; round++) {
       const { limit } = this.lanes;
@@ -33,7 +33,7 @@ class Line {
   }
 }
 
-t.test('a far store has as many as help from the start, and keeps them', async (t) => {
+t.test('a distant store gets the maximum from the start, and keeps it', async (t) => {
   const line = new Line(30, 1e6);
   t.equal(line.run(0), LANES_MAX);
   let fewer = 0;
@@ -42,11 +42,11 @@ t.test('a far store has as many as help from the start, and keeps them', async (
   t.ok(fewer < 400 / 8, `${fewer} rounds of 400 with fewer`);
 });
 
-t.test('a store that a few saturate is as fast with many, which is no reason to have fewer', async (t) => {
+t.test('a store that a few transfers saturate keeps many, because it is as fast with them', async (t) => {
   t.equal(new Line(0.1, 250_000).run(400), LANES_MAX);
 });
 
-t.test('a store that many at once slow down gets few, tried with more now and then', async (t) => {
+t.test('a store that many transfers slow down gets few, and is tried with more now and then', async (t) => {
   const line = new Line(0.1, 250_000, LANES_MIN);
   t.equal(line.run(10), LANES_MIN, 'within some hundred transfers');
   line.seen.clear();
@@ -63,7 +63,7 @@ t.test('the round that opens connections does not count', async (t) => {
   t.equal(line.run(400), LANES_MAX);
 });
 
-t.test('a store that changes is found out, both ways', async (t) => {
+t.test('a change of the store is detected, in both directions', async (t) => {
   const line = new Line(0.1, 250_000, LANES_MIN);
   t.equal(line.run(50), LANES_MIN);
   line.rttMs = 60;
@@ -76,7 +76,7 @@ t.test('a store that changes is found out, both ways', async (t) => {
   t.equal(line.run(120), LANES_MIN);
 });
 
-t.test('transfers of nothing, in no time, change nothing but the number', async (t) => {
+t.test('empty transfers that take no time keep the number within its limits', async (t) => {
   const lanes = new Lanes(() => 0);
   for (let n = 0; n < 10_000; n++) lanes.ended(0);
   t.ok(lanes.limit >= LANES_MIN && lanes.limit <= LANES_MAX);

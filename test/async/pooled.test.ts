@@ -1,10 +1,10 @@
-/** Work in lanes: how many at once, what a failure stops, and lanes that become more and fewer. */
+/** Work in lanes: how many run at once, what a failure stops, and lanes that are added and removed. */
 import t from 'tap';
 import { pooled } from '../../src/async/pooled.ts';
 
 const turn = (): Promise<void> => new Promise((resolve) => setImmediate(resolve));
 
-t.test('all items are worked on, so many at a time and no more', async (t) => {
+t.test('all items are worked on, never more at a time than there are lanes', async (t) => {
   for (const lanes of [1, 3, 100]) {
     let running = 0;
     let most = 0;
@@ -23,7 +23,7 @@ t.test('all items are worked on, so many at a time and no more', async (t) => {
   });
 });
 
-t.test('lanes become more and fewer while they run', async (t) => {
+t.test('lanes are added and removed while work runs', async (t) => {
   const lanes = { limit: 2 };
   let running = 0;
   const seen: number[] = [];
@@ -46,7 +46,7 @@ t.test('lanes become more and fewer while they run', async (t) => {
   t.equal(Math.max(...seen.slice(75)), 3);
 });
 
-t.test('after a failure nothing begins, what is under way ends, and the source is told', async (t) => {
+t.test('after a failure nothing new begins, running work finishes, and the iterator is closed', async (t) => {
   let isClosed = false;
   let begun = 0;
   let ended = 0;

@@ -1,4 +1,4 @@
-/** Long work in slices: all of it, in order, and one slice a turn for all works together. */
+/** Long work in slices: all of it, in order, and one slice per turn for all work together. */
 import t from 'tap';
 import { ownTurn, runInSlices, runNow, type Steps } from '../../src/async/slices.ts';
 
@@ -10,13 +10,13 @@ function* counted(count: number, onStep: (n: number) => void = () => {}): Steps<
   return count;
 }
 
-/** Keeps the loop busy for a while. */
+/** Keeps the loop busy for a time. */
 function spin(milliseconds: number): void {
   const until = performance.now() + milliseconds;
   while (performance.now() < until);
 }
 
-t.test('both ways give what the work gives, or throw what it throws', async (t) => {
+t.test('both ways return the result of the work, or throw its error', async (t) => {
   t.equal(runNow(counted(10)), 10);
   t.equal(await runInSlices(counted(10)), 10);
   const failing = () =>
@@ -25,10 +25,10 @@ t.test('both ways give what the work gives, or throw what it throws', async (t) 
     });
   t.throws(() => runNow(failing()), { message: 'five' });
   await t.rejects(runInSlices(failing()), { message: 'five' });
-  t.equal(await runInSlices(counted(3)), 3, 'and the next work has its turn');
+  t.equal(await runInSlices(counted(3)), 3, 'and the next work gets its turn');
 });
 
-t.test('the loop turns between slices, and of many works one has a slice in each turn', async (t) => {
+t.test('the loop turns between slices, and each turn has one slice of one of many jobs', async (t) => {
   let turn = 0;
   let running = true;
   const count = () => {
@@ -52,7 +52,7 @@ t.test('the loop turns between slices, and of many works one has a slice in each
   t.equal(new Set(all).size, 40, 'never two in one turn');
 });
 
-t.test('many turns come in the order in which they were asked for', async (t) => {
+t.test('turns are given in the order in which they were requested', async (t) => {
   const order: number[] = [];
   await Promise.all(
     Array.from({ length: 10 }, async (_, n) => {

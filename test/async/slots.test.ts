@@ -5,7 +5,7 @@ import fc from 'fast-check';
 import t from 'tap';
 import { Slots } from '../../src/async/slots.ts';
 
-t.test('property: never more than there are, and whoever came first has the next', async (t) => {
+t.test('property: no more slots are taken than exist, and waiters are served in order', async (t) => {
   const world = fc.record({
     count: fc.integer({ min: 1, max: 5 }),
     steps: fc.array(fc.boolean(), { maxLength: 40 }),

@@ -1,4 +1,4 @@
-/** The order of those that wait: by class, by drive in turns, by age; against a model that is as plain as can be. */
+/** The order of waiting reads: by class, by drive in turns, by age; compared with the simplest possible model. */
 import { setImmediate as tick } from 'node:timers/promises';
 import fc from 'fast-check';
 import t from 'tap';
@@ -36,7 +36,7 @@ class Moving implements ReadContext {
   }
 }
 
-t.test('drives take turns, whatever each has waiting; a drive is first come, first served', async (t) => {
+t.test('drives take turns; within a drive it is first come, first served', async (t) => {
   const queue = new UrgencyQueue<void>(() => {});
   const order: string[] = [];
   const waits = ['a1', 'a2', 'a3', 'b1', 'b2', 'c1'].map((name) =>
@@ -51,7 +51,7 @@ t.test('drives take turns, whatever each has waiting; a drive is first come, fir
   t.equal(queue.size, 0);
 });
 
-t.test('who may not go is passed over, and keeps its turn', async (t) => {
+t.test('a drive that may not go is skipped, and keeps its turn', async (t) => {
   const queue = new UrgencyQueue<void>(() => {});
   const waits = ['a', 'b', 'a'].map((drive) => queue.wait(contextFor(drive), late));
   t.equal(queue.next((_, drive) => drive !== 'a')?.ctx.drive, 'b');
@@ -65,7 +65,7 @@ t.test('who may not go is passed over, and keeps its turn', async (t) => {
   t.equal(queue.urgency, undefined);
 });
 
-t.test('one that becomes more urgent, or another drive’s too, moves and says so', async (t) => {
+t.test('a read that becomes more urgent, or shared with another drive, moves and reports it', async (t) => {
   let moves = 0;
   const queue = new UrgencyQueue<string>(() => moves++);
   const ctx = new Moving();
@@ -78,17 +78,17 @@ t.test('one that becomes more urgent, or another drive’s too, moves and says s
   t.equal(moves, 1);
   t.equal(queue.urgency, 'demand');
   const next = queue.next((_, drive) => drive === 'third');
-  t.equal(next?.ctx, ctx, 'in the turn of the drive that came later');
+  t.equal(next?.ctx, ctx, 'in the turn of the drive that joined later');
   next?.give('served');
   t.equal(await moving, 'served');
   t.notOk(ctx.watched);
-  t.equal(queue.size, 1, 'it is in no queue any more');
+  t.equal(queue.size, 1, 'it has left every queue');
   t.equal(queue.last()?.ctx.class, 'readahead');
   queue.last()?.give('too');
   t.equal(await other, 'too');
 });
 
-t.test('waiting ends at the deadline and when cancelled', async (t) => {
+t.test('a wait ends at its deadline, and when it is cancelled', async (t) => {
   const queue = new UrgencyQueue<void>(() => {});
   await t.rejects(queue.wait(contextFor('a', 'demand', 10), late), { code: 'TIMEOUT' });
   const controller = new AbortController();
@@ -98,7 +98,7 @@ t.test('waiting ends at the deadline and when cancelled', async (t) => {
   t.equal(queue.size, 0);
 });
 
-t.test('property: most urgent class first, then the drive whose turn is longest ago, then age', async (t) => {
+t.test('property: most urgent class first, then least recently served drive, then oldest', async (t) => {
   const readClass = fc.constantFrom(...BY_URGENCY);
   const drive = fc.constantFrom('a', 'b', 'c', 'd');
   const step = fc.oneof(
