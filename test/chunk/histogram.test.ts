@@ -2,11 +2,11 @@ import fc from 'fast-check';
 import t from 'tap';
 import { Histogram } from '../../src/chunk/histogram.ts';
 
-t.test('nothing counted', async (t) => {
+t.test('an empty histogram reports zeroes', async (t) => {
   t.same(new Histogram().summary(), { count: 0, p50Ms: 0, p99Ms: 0, maxMs: 0 });
 });
 
-t.test('what took no time at all, and what took far too long', async (t) => {
+t.test('durations of zero and beyond the last bucket are counted', async (t) => {
   const histogram = new Histogram();
   for (let n = 0; n < 9; n++) histogram.recordInstant();
   histogram.record(10 ** 9);
@@ -14,7 +14,7 @@ t.test('what took no time at all, and what took far too long', async (t) => {
   t.ok(histogram.percentileMs(1) > 60_000);
 });
 
-t.test('property: percentiles are right to the width of a bucket', async () => {
+t.test('property: percentiles are exact to the width of a bucket', async () => {
   const property = fc.property(
     fc.array(fc.double({ min: 0.002, max: 60_000, noNaN: true }), { minLength: 1, maxLength: 300 }),
     fc.constantFrom(0.5, 0.9, 0.99, 1),

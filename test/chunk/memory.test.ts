@@ -5,7 +5,7 @@ import type { Slot } from '../../src/chunk/slab.ts';
 import { CHUNK_BYTES, type ChunkRef } from '../../src/format/chunk-id.ts';
 import { contextOf, demand, makeImage } from '../support/tiers.ts';
 
-/** Writes a key into a slot, as decoding would; enough of it to see that a slot was filled with something else. */
+/** Writes a key into a slot, as decoding would; enough of it to detect that a slot was filled with something else. */
 function fill(slot: Slot, key: string): void {
   slot.bytes.write(key.padEnd(64), 0);
   slot.bytes.write(key.padEnd(64), CHUNK_BYTES - 64);
@@ -27,13 +27,13 @@ async function put(memory: ChunkMemory, key: string, pinned = false): Promise<Sl
   return kept;
 }
 
-t.test('capacity is rounded down to whole chunks, and less than one is refused', async (t) => {
+t.test('capacity is rounded down to whole chunks, and a capacity below one chunk is refused', async (t) => {
   t.equal(new ChunkMemory({ capacityBytes: 3 * CHUNK_BYTES + 5 }).slots, 3);
   for (const capacityBytes of [0, CHUNK_BYTES - 1, Number.NaN])
     t.throws(() => new ChunkMemory({ capacityBytes }), { code: 'USAGE' });
 });
 
-t.test('the least recently used chunk goes first, a pinned one never', async (t) => {
+t.test('the least recently used chunk is evicted first, a pinned one never', async (t) => {
   const memory = new ChunkMemory({ capacityBytes: 3 * CHUNK_BYTES });
   await put(memory, 'a', true);
   await put(memory, 'b');
@@ -54,10 +54,10 @@ t.test('the same id under another key is another chunk', async (t) => {
   const thief = { ...ref, key: Buffer.alloc(32, 7) };
   t.equal(memoryKey(same), memoryKey(ref));
   t.not(memoryKey(thief), memoryKey(ref));
-  t.notMatch(memoryKey(ref), Buffer.from(ref.key).toString('base64'), 'and it does not show the key');
+  t.notMatch(memoryKey(ref), Buffer.from(ref.key).toString('base64'), 'and it does not reveal the key');
 });
 
-t.test('when all is pinned, fills wait, most urgent first, and get what comes free', async (t) => {
+t.test('when all slots are pinned, fills wait for free slots, most urgent first', async (t) => {
   const memory = new ChunkMemory({ capacityBytes: 2 * CHUNK_BYTES });
   const a = await put(memory, 'a', true);
   const b = await put(memory, 'b', true);
@@ -72,13 +72,13 @@ t.test('when all is pinned, fills wait, most urgent first, and get what comes fr
   a.release();
   await Promise.all(waits);
   t.same(order, ['demand', 'readahead', 'prefetch']);
-  t.notOk(memory.has('a'), 'what was released made room');
+  t.notOk(memory.has('a'), 'the released chunk made room');
   t.ok(memory.has('b'));
   b.release();
   t.match(memory.stats(), { waiting: 0, filling: 0, pinnedBytes: 0 });
 });
 
-t.test('waiting ends at the deadline and when cancelled', async (t) => {
+t.test('a wait ends at its deadline, and when it is cancelled', async (t) => {
   const memory = new ChunkMemory({ capacityBytes: CHUNK_BYTES });
   const a = await put(memory, 'a', true);
   const controller = new AbortController();
@@ -89,10 +89,10 @@ t.test('waiting ends at the deadline and when cancelled', async (t) => {
   await t.rejects(late, { code: 'TIMEOUT' });
   t.equal(memory.stats().waiting, 0);
   a.release();
-  t.ok(memory.has('a'), 'nobody waited any longer, so it stays');
+  t.ok(memory.has('a'), 'no fill was waiting any longer, so it stays');
 });
 
-t.test('however many wait, none is refused, and drives take turns', async (t) => {
+t.test('however many fills wait, none is refused, and drives take turns', async (t) => {
   const memory = new ChunkMemory({ capacityBytes: CHUNK_BYTES });
   const a = await put(memory, 'a', true);
   const order: string[] = [];
@@ -112,7 +112,7 @@ t.test('however many wait, none is refused, and drives take turns', async (t) =>
   );
 });
 
-t.test('of two that filled the same chunk, the first one is kept', async (t) => {
+t.test('when two slots are filled with the same chunk, the first is kept', async (t) => {
   const memory = new ChunkMemory({ capacityBytes: 2 * CHUNK_BYTES });
   const one = await memory.reserve(demand());
   const two = await memory.reserve(demand());
@@ -124,7 +124,7 @@ t.test('of two that filled the same chunk, the first one is kept', async (t) => 
   t.equal(memory.freeSlots, 1);
 });
 
-t.test('prefetched chunks fill free memory and push out nothing', async (t) => {
+t.test('prefetched chunks fill free memory and evict nothing', async (t) => {
   const memory = new ChunkMemory({ capacityBytes: 16 * CHUNK_BYTES });
   for (let n = 0; n < 8; n++) await put(memory, `hot ${n}`);
   for (let n = 0; n < 40; n++) {
@@ -137,7 +137,7 @@ t.test('prefetched chunks fill free memory and push out nothing', async (t) => {
   t.equal(memory.stats().evictions, 0);
 });
 
-t.test('crowded says that over half is pinned', async (t) => {
+t.test('`crowded` is true while over half of the slots are pinned', async (t) => {
   const memory = new ChunkMemory({ capacityBytes: 4 * CHUNK_BYTES });
   await put(memory, 'a', true);
   await put(memory, 'b', true);
@@ -148,7 +148,7 @@ t.test('crowded says that over half is pinned', async (t) => {
   t.notOk(memory.crowded);
 });
 
-t.test('property: no interleaving of fills, pins and evictions puts two things into one slot', async () => {
+t.test('property: no interleaving of fills, pins and evictions puts two chunks into one slot', async () => {
   const SLOTS = 4;
   const key = fc.nat(7).map((n) => `key ${n}`);
   const command = fc.oneof(
@@ -165,7 +165,7 @@ t.test('property: no interleaving of fills, pins and evictions puts two things i
     let waiting = 0;
     const pick = <T>(from: T[], which: number) => from.splice(which % from.length, 1)[0] as T;
     const check = () => {
-      // The model: a slot is being filled by one, or pinned for one key, never both, and pinned bytes stand.
+      // The model: a slot is either being filled by one caller or pinned for one key, and pinned bytes do not change.
       const owners = new Map<Slot, string>();
       for (const slot of filling) {
         if (owners.has(slot)) throw new Error('one slot, two fills');
@@ -184,18 +184,18 @@ t.test('property: no interleaving of fills, pins and evictions puts two things i
         throw new Error('wrong count of pins');
       const freeBytes = memory.freeSlots * CHUNK_BYTES;
       if (stats.cachedBytes + stats.filling * CHUNK_BYTES + freeBytes > stats.capacityBytes)
-        throw new Error('more than there is');
-      // Nobody waits while there is something to give.
+        throw new Error('more slots than there are');
+      // No fill waits while a slot could be given.
       const movable =
         memory.freeSlots + stats.cachedBytes / CHUNK_BYTES - new Set(pins.map((pin) => pin.slot)).size;
-      if (waiting > 0 && movable > 0) throw new Error('a slot lies idle while a fill waits');
+      if (waiting > 0 && movable > 0) throw new Error('a slot is idle while a fill waits');
     };
     for (const step of commands) {
       if (step.do === 'reserve' && waiting < 6) {
         waiting++;
         void memory.reserve(demand()).then((slot) => {
           waiting--;
-          // Whoever fills scribbles at once: bytes that somebody still holds would show it.
+          // A fill overwrites its slot at once, which would show in bytes that are still held.
           slot.bytes.fill(0xee, 0, 64);
           filling.push(slot);
         });
@@ -209,7 +209,7 @@ t.test('property: no interleaving of fills, pins and evictions puts two things i
         const slot = memory.get(step.key);
         if (slot) pins.push({ slot, key: step.key });
       } else if (step.do === 'release' && pins.length > 0) pick(pins, step.which).slot.release();
-      // Promises of reserve settle.
+      // Lets the promises of reserve settle.
       await Promise.resolve();
       await Promise.resolve();
       check();

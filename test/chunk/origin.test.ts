@@ -1,4 +1,6 @@
-/** A store in a file system, some of whose objects hang: their reads have threads of their own, and leave others theirs. */
+/**
+ * A store in a file system, some of whose objects hang: reads of those use extra threads and leave the others alone.
+ */
 import t from 'tap';
 import type { ReadContext } from '../../src/async/read-context.ts';
 import { type ChunkSource, OriginTier } from '../../src/chunk/origin.ts';
@@ -24,7 +26,7 @@ function setUp() {
     loan?.release();
     return loan?.bytes.toString();
   };
-  /** Asks for `count` objects that hang, and gives up on them; how many did not come. */
+  /** Asks for `count` objects that hang, gives up on them, and returns how many did not arrive. */
   const hang = async (drive: string, from: number, count: number) => {
     const reads = Array.from({ length: count }, (_, n) => read(from + n, by(drive, 20)));
     const ends = await Promise.allSettled(reads);
@@ -36,24 +38,21 @@ function setUp() {
   return { read, hang, asked: () => asked, thaw };
 }
 
-t.test('many objects of two drives hang, and a third drive reads', async (t) => {
+t.test('a third drive can read while many objects of two drives hang', async (t) => {
   const { read, hang } = setUp();
   t.equal((await Promise.all([hang('a', 1000, 12), hang('b', 2000, 12)])).join(), '12,12');
   for (let n = 0; n < 20; n++) t.equal(await read(n, by('c', 20_000)), idOf(n));
 });
 
-t.test(
-  'a drive whose objects hang again and again leaves threads to the others, and to itself',
-  async (t) => {
-    const { read, hang } = setUp();
-    for (let round = 0; round < 2; round++) await hang('a', 1000 + 100 * round, 6);
-    t.equal(await read(1, by('a', 20_000)), idOf(1), 'its objects that are well');
-    for (let round = 0; round < 10; round++) await hang('a', 2000 + 100 * round, 10);
-    t.equal(await read(2, by('b', 20_000)), idOf(2));
-  },
-);
+t.test('a drive whose objects keep hanging leaves threads to the others, and to itself', async (t) => {
+  const { read, hang } = setUp();
+  for (let round = 0; round < 2; round++) await hang('a', 1000 + 100 * round, 6);
+  t.equal(await read(1, by('a', 20_000)), idOf(1), 'its healthy objects');
+  for (let round = 0; round < 10; round++) await hang('a', 2000 + 100 * round, 10);
+  t.equal(await read(2, by('b', 20_000)), idOf(2));
+});
 
-t.test('an object that hangs is asked for once, and has its place back when it answers', async (t) => {
+t.test('a hung object is asked for once, and frees its place when it answers', async (t) => {
   const { read, hang, asked, thaw } = setUp();
   for (let n = 0; n < 10; n++) t.equal(await hang('a', 1000, 1), 1);
   t.equal(asked(), 1);

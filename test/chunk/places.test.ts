@@ -1,4 +1,4 @@
-/** Places at a tier: never more than there are, and some for whoever comes next. */
+/** Places at a tier: never more than the bound, and always some for the next drive. */
 import { setImmediate as tick } from 'node:timers/promises';
 import fc from 'fast-check';
 import t from 'tap';
@@ -10,7 +10,7 @@ function contextFor(drive: string, readClass: ReadClass = 'demand'): ReadContext
   return { ...contextOf(readClass), drive };
 }
 
-t.test('property: places are never over the bound, and no drive keeps another out', async (t) => {
+t.test('property: places never exceed the bound, and no drive keeps another out', async (t) => {
   const drive = fc.constantFrom('a', 'b', 'c');
   const step = fc.oneof(
     fc.record({ kind: fc.constant('enter' as const), readClass: fc.constantFrom(...BY_URGENCY), drive }),
@@ -40,14 +40,14 @@ t.test('property: places are never over the bound, and no drive keeps another ou
         const background = held.filter(({ ctx }) => ctx.class !== 'demand').length;
         if (held.length !== places.taken || held.length > count) return false;
         if (background > Math.max(1, Math.floor(count * 0.75))) return false;
-        // A drive that has nothing is kept out only when nothing is free.
+        // A drive without a place is kept out only when none is free.
         if (held.length < count) {
           const place = places.tryEnter(contextFor('newcomer'));
           if (!place) return false;
           places.leave(place);
         }
       }
-      // All that wait come in when places are given back.
+      // All that wait get in when places are given back.
       const wanted = waits.length;
       let served = held.length;
       while (held.length > 0) {

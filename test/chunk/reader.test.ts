@@ -19,7 +19,7 @@ import {
 
 type Setup = Partial<Omit<ChunkReaderOptions, 'memory' | 'observer'>> & { slots?: number };
 
-/** An empty disk tier over an origin that has the image, both able to lie. */
+/** An empty disk tier over an origin that has the image; both can be made to return wrong data. */
 function setUp(t: Test, image: TestImage, { slots = 32, ...options }: Setup = {}) {
   const diskMap = new MapTier('disk');
   const originMap = new MapTier('origin', image.chunks);
@@ -32,7 +32,7 @@ function setUp(t: Test, image: TestImage, { slots = 32, ...options }: Setup = {}
   return { diskMap, originMap, disk, origin, observer, memory, reader };
 }
 
-/** Reads a chunk, checks it against the disk's true bytes, and gives it back. */
+/** Reads a chunk, checks it against the disk's true bytes, and releases it. */
 async function readRight(reader: ChunkReader, image: TestImage, entry: number, ctx = demand()) {
   const read = await reader.get(image.ref(entry), ctx);
   const at = image.indexOf(entry) * CHUNK_BYTES;
@@ -47,17 +47,17 @@ async function failureOf(promise: Promise<unknown>): Promise<LazydiskError> {
     () => undefined,
     (thrown: unknown) => thrown,
   );
-  if (!(error instanceof LazydiskError)) throw new Error(`no LazydiskError but ${error}`);
+  if (!(error instanceof LazydiskError)) throw new Error(`not a LazydiskError: ${error}`);
   return error;
 }
 
-/** Pushes everything out of memory. */
+/** Evicts everything from memory. */
 async function forget(memory: ChunkMemory): Promise<void> {
   const slots = await Promise.all(Array.from({ length: memory.slots }, () => memory.reserve(demand())));
   for (const slot of slots) memory.cancel(slot);
 }
 
-t.test('from the origin first, then from memory, then from the disk tier it was put into', async (t) => {
+t.test('a chunk comes from the origin, then from memory, then from the disk tier', async (t) => {
   const image = await makeImage('ab');
   const { reader, memory, observer, diskMap, originMap } = setUp(t, image);
   t.equal(reader.tryGet(image.ref(0)), undefined);
@@ -86,7 +86,7 @@ const lies: Record<string, (image: TestImage) => Fault> = {
 };
 
 for (const [name, faultFor] of Object.entries(lies)) {
-  t.test(`${name} in the disk tier: thrown out, read from the origin, healed`, async (t) => {
+  t.test(`${name} in the disk tier is discarded, read from the origin, and healed`, async (t) => {
     const image = await makeImage('ab');
     const { reader, memory, observer, disk, diskMap } = setUp(t, image);
     for (const { id, sealed } of image.chunks) diskMap.chunks.set(id, sealed);
@@ -98,10 +98,10 @@ for (const [name, faultFor] of Object.entries(lies)) {
     t.equal(diskMap.loans, 0);
     disk.fault = undefined;
     await forget(memory);
-    t.match(await readRight(reader, image, 0), { tier: 'disk' }, 'the good copy is there now');
+    t.match(await readRight(reader, image, 0), { tier: 'disk' }, 'the disk tier has the good copy now');
   });
 
-  t.test(`${name} at the origin and nowhere else a copy: CORRUPT, named, and kept by nobody`, async (t) => {
+  t.test(`${name} at the origin, with no other copy, is reported as CORRUPT and kept nowhere`, async (t) => {
     const image = await makeImage('ab');
     const { reader, origin, diskMap, originMap, memory } = setUp(t, image);
     origin.fault = faultFor(image);
@@ -118,7 +118,7 @@ for (const [name, faultFor] of Object.entries(lies)) {
   });
 }
 
-t.test('what no tier can give is an error with the code of its cause', async (t) => {
+t.test('a chunk that no tier can return is an error with the code of its cause', async (t) => {
   const image = await makeImage('ab');
   const cases: [Fault | undefined, Fault, string, RegExp][] = [
     [undefined, { kind: 'missing' }, 'NOT_FOUND', /disk: not there; origin: not there$/],
@@ -143,7 +143,7 @@ t.test('what no tier can give is an error with the code of its cause', async (t)
   }
 });
 
-t.test('a broken or hanging cache makes a read slower and does not fail it', async (t) => {
+t.test('a broken or hung cache makes a read slower, but does not fail it', async (t) => {
   const image = await makeImage('a');
   for (const fault of [
     { kind: 'error' },
@@ -157,7 +157,7 @@ t.test('a broken or hanging cache makes a read slower and does not fail it', asy
   }
 });
 
-t.test('what a hanging cache gives after all is returned to it', async (t) => {
+t.test('a loan that a hung cache returns late is released', async (t) => {
   const image = await makeImage('a');
   const { reader, disk, diskMap } = setUp(t, image, { cacheTimeoutMs: 10 });
   const get = diskMap.get.bind(diskMap);
@@ -175,7 +175,7 @@ t.test('what a hanging cache gives after all is returned to it', async (t) => {
   t.same([diskMap.asked.length, diskMap.loans], [1, 0]);
 });
 
-t.test('a cache that fails its writes costs nothing but hits', async (t) => {
+t.test('a cache whose writes fail costs only hits', async (t) => {
   const image = await makeImage('a');
   const { reader, diskMap, observer } = setUp(t, image);
   diskMap.put = () => Promise.reject(new Error('disk full'));
@@ -184,13 +184,13 @@ t.test('a cache that fails its writes costs nothing but hits', async (t) => {
   t.same(observer.heals, []);
 });
 
-t.test('a wrong key gets nothing: not from memory, not from a tier, and harms no good copy', async (t) => {
+t.test('a wrong key gets nothing from memory or any tier, and harms no good copy', async (t) => {
   const image = await makeImage('a');
   const { reader, diskMap, observer } = setUp(t, image);
   await readRight(reader, image, 0);
   await tick();
   const thief: ChunkRef = { ...image.ref(0), key: Buffer.alloc(32, 1) };
-  t.equal(reader.tryGet(thief), undefined, 'the id alone opens nothing in memory');
+  t.equal(reader.tryGet(thief), undefined, 'the id alone gets nothing from memory');
   const error = await failureOf(reader.get(thief, demand()));
   t.equal(error.code, 'CORRUPT');
   t.match(error.message, /do not open with the manifest's key/);
@@ -198,23 +198,20 @@ t.test('a wrong key gets nothing: not from memory, not from a tier, and harms no
   t.match(await readRight(reader, image, 0), { tier: 'memory' });
 });
 
-t.test(
-  'a wrong length is the fault of the manifest: no tier is called a liar, no copy thrown out',
-  async (t) => {
-    const image = await makeImage('a');
-    const { reader, diskMap, observer } = setUp(t, image);
-    const ref = image.ref(0);
-    for (const sealedBytes of [ref.sealedBytes - 1, ref.sealedBytes + 1, 1]) {
-      const error = await failureOf(reader.get({ ...ref, sealedBytes }, demand()));
-      t.equal(error.code, 'CORRUPT');
-      t.match(error.message, /origin has \d+ bytes that match its id, but the manifest says \d+$/);
-    }
-    t.same([diskMap.discarded, observer.verifyFailures], [[], []]);
-    await readRight(reader, image, 0);
-  },
-);
+t.test('a wrong length is an error of the manifest: no tier is blamed and no copy discarded', async (t) => {
+  const image = await makeImage('a');
+  const { reader, diskMap, observer } = setUp(t, image);
+  const ref = image.ref(0);
+  for (const sealedBytes of [ref.sealedBytes - 1, ref.sealedBytes + 1, 1]) {
+    const error = await failureOf(reader.get({ ...ref, sealedBytes }, demand()));
+    t.equal(error.code, 'CORRUPT');
+    t.match(error.message, /origin has \d+ bytes that match its id, but the manifest says \d+$/);
+  }
+  t.same([diskMap.discarded, observer.verifyFailures], [[], []]);
+  await readRight(reader, image, 0);
+});
 
-t.test('herd: 200 cold readers of one chunk make one origin read', async (t) => {
+t.test('200 cold readers of one chunk cause one origin read', async (t) => {
   const image = await makeImage('a');
   const { reader, originMap, observer, memory } = setUp(t, image);
   const reads = await Promise.all(Array.from({ length: 200 }, () => readRight(reader, image, 0)));
@@ -225,7 +222,7 @@ t.test('herd: 200 cold readers of one chunk make one origin read', async (t) => 
   t.equal(memory.stats().pinnedBytes, 0);
 });
 
-t.test('herd on a chunk that fails: everybody gets the error, and the next read asks again', async (t) => {
+t.test('all readers of a chunk that fails get the error, and the next read asks again', async (t) => {
   const image = await makeImage('a');
   const { reader, origin, originMap } = setUp(t, image);
   origin.fault = { kind: 'missing' };
@@ -238,7 +235,7 @@ t.test('herd on a chunk that fails: everybody gets the error, and the next read 
   t.equal(originMap.asked.length, 1);
 });
 
-t.test('a caller that leaves disturbs nobody; when all have left, the tier is told', async (t) => {
+t.test('a caller that leaves disturbs no other; when all have left, the read is cancelled', async (t) => {
   const image = await makeImage('a');
   const { reader, origin } = setUp(t, image);
   let release = () => {};
@@ -271,7 +268,7 @@ t.test('a caller that leaves disturbs nobody; when all have left, the tier is to
   await tick();
   second.abort();
   await t.rejects(alone, { code: 'ABORTED' });
-  t.equal(signals[1]?.aborted, true, 'nobody waits: the flight is cancelled');
+  t.equal(signals[1]?.aborted, true, 'no caller waits, so the flight is cancelled');
   t.equal(reader.stats().flights, 0);
   const again = readRight(reader, image2, 0);
   await tick();
@@ -279,7 +276,7 @@ t.test('a caller that leaves disturbs nobody; when all have left, the tier is to
   await again;
 });
 
-t.test('a caller with more time than the first one gets its time', async (t) => {
+t.test('a caller with a later deadline than the first one gets its full time', async (t) => {
   const image = await makeImage('a');
   const { reader, origin } = setUp(t, image);
   origin.fault = { kind: 'slow', delayMs: 150 };
@@ -289,7 +286,7 @@ t.test('a caller with more time than the first one gets its time', async (t) => 
   await long;
 });
 
-t.test('demand that meets a queued readahead promotes it past the limit', async (t) => {
+t.test('demand that joins a queued readahead promotes it past the limit', async (t) => {
   const image = await makeImage('abcdef');
   const origin = new FaultTier(new MapTier('origin', image.chunks), { kind: 'black hole' });
   const limited = new LimitTier(origin, { concurrency: 2, backgroundMax: 1 });
@@ -310,7 +307,7 @@ t.test('demand that meets a queued readahead promotes it past the limit', async 
   await t.rejects(stuck, { code: 'ABORTED' });
 });
 
-t.test('readahead and prefetch are bounded, demand is not', async (t) => {
+t.test('readahead and prefetch are bounded, but demand is not', async (t) => {
   const image = await makeImage('abcdefgh');
   const { reader, origin } = setUp(t, image, { backgroundFlightsMax: 4 });
   origin.fault = { kind: 'slow', delayMs: 30 };
@@ -332,7 +329,7 @@ t.test('readahead and prefetch are bounded, demand is not', async (t) => {
   t.same(codes, ['ok', 'ok', 'OVERLOAD', 'ok', 'ok', 'OVERLOAD', 'ok']);
 });
 
-t.test('one chunk too many on its way waits; its turn too late is OVERLOAD, and says so', async (t) => {
+t.test('a chunk beyond the limit of flights waits; if it waits too long, it is OVERLOAD', async (t) => {
   const image = await makeImage('abcd');
   const { reader, origin, originMap, diskMap } = setUp(t, image, { flightsMax: 2 });
   origin.fault = { kind: 'slow', delayMs: 30 };
@@ -361,7 +358,7 @@ t.test('one chunk too many on its way waits; its turn too late is OVERLOAD, and 
   await readRight(reader, image, 2);
 });
 
-t.test('a drive that asks for everything delays no other', async (t) => {
+t.test('a drive that reads everything delays no other drive', async (t) => {
   const letters = Array.from({ length: 40 }, (_, n) => String.fromCharCode(0x100 + n)).join('');
   const image = await makeImage(letters);
   const { reader, origin } = setUp(t, image, { flightsMax: 8, slots: 64 });
@@ -376,7 +373,7 @@ t.test('a drive that asks for everything delays no other', async (t) => {
   t.ok((await Promise.all(greedy)).every(({ code }) => code === 'ABORTED'));
 });
 
-t.test('a chunk that two drives wait for comes in the turn of either', async (t) => {
+t.test('a chunk that two drives wait for is read in the first turn of either', async (t) => {
   const image = await makeImage('abcdefghijklmnop');
   const { reader, origin, originMap } = setUp(t, image, { flightsMax: 4, slots: 64 });
   origin.fault = { kind: 'black hole' };
@@ -387,7 +384,7 @@ t.test('a chunk that two drives wait for comes in the turn of either', async (t)
   await tick();
   t.match(reader.stats(), { flights: 3, waiting: 13 });
   origin.fault = undefined;
-  // The last of the greedy drive's queue; the other drive has a place.
+  // The last in the greedy drive's queue; the other drive has a place.
   await readRight(reader, image, 15, { ...demand(), drive: 'modest' });
   t.same(originMap.asked, [image.ref(15).id]);
   (await greedy[15]!).chunk.release();
@@ -395,7 +392,7 @@ t.test('a chunk that two drives wait for comes in the turn of either', async (t)
   await Promise.all(greedy.slice(0, 15).map(failureOf));
 });
 
-t.test('more than may wait: the drive with most of them loses its last', async (t) => {
+t.test('when too many reads wait, the newest of the drive with the most is refused', async (t) => {
   const image = await makeImage('abcdefgh');
   const { reader, origin } = setUp(t, image, { flightsMax: 1, waitingMax: 3 });
   origin.fault = { kind: 'black hole' };
@@ -431,23 +428,23 @@ t.test('memory never holds more than its slots, however many read at once', asyn
   t.same([diskMap.loans, originMap.loans], [0, 0], 'every loan was returned');
 });
 
-t.test('write-back is bounded: a cache that writes slowly holds up no read and little memory', async (t) => {
+t.test('write-back is bounded: a slow cache delays no read and holds little memory', async (t) => {
   const image = await makeImage('abcdefgh');
-  // What a loan holds is its whole buffer.
+  // A loan holds its whole buffer.
   const sizeBytes = Math.max(...image.chunks.map(({ sealed }) => sealed.buffer.byteLength));
   const { reader, diskMap, originMap } = setUp(t, image, { writeBackBytesMax: 2 * sizeBytes });
   const puts: (() => void)[] = [];
   diskMap.put = () => new Promise((resolve) => puts.push(() => resolve(true)));
   for (let entry = 0; entry < 8; entry++) await readRight(reader, image, entry);
   t.equal(puts.length, 2);
-  t.equal(originMap.loans, 2, 'only those on their way keep their bytes');
+  t.equal(originMap.loans, 2, 'only writes in progress keep their bytes');
   t.equal(reader.stats().droppedWriteBacks, 6);
   for (const put of puts) put();
   await tick();
   t.equal(originMap.loans, 0);
 });
 
-t.test('close cancels what waits and closes the tiers', async (t) => {
+t.test('close cancels waiting reads and closes the tiers', async (t) => {
   const image = await makeImage('ab');
   const { reader, origin, originMap, diskMap } = setUp(t, image);
   origin.fault = { kind: 'black hole' };
@@ -459,7 +456,7 @@ t.test('close cancels what waits and closes the tiers', async (t) => {
   await t.rejects(reader.get(image.ref(1), demand()), { code: 'ABORTED' });
 });
 
-t.test('a tier that throws at once is a tier that failed', async (t) => {
+t.test('a tier that throws synchronously counts as failed', async (t) => {
   const image = await makeImage('a');
   const { originMap, observer } = setUp(t, image);
   const broken = {

@@ -1,6 +1,6 @@
 /**
- * The contract of src/chunk/tier.ts as tests, for every tier and wrapper: `tierSuite(t, make)` in the test file of
- * each. `make` gives a fresh, empty tier for each subtest and cleans up by `t.teardown`.
+ * The contract of src/chunk/tier.ts as tests, for every tier and wrapper: call `tierSuite(t, make)` in the test file of
+ * each. `make` returns a fresh, empty tier for each subtest and cleans up with `t.teardown`.
  */
 import { createHash, randomBytes } from 'node:crypto';
 import type { Test } from 'tap';
@@ -11,15 +11,15 @@ import { contextOf, demand } from '../support/tiers.ts';
 
 export interface TierUnderTest {
   readonly tier: ChunkTier;
-  /** Brings a chunk to where the tier finds it. Default: `tier.put`, which must then not drop it. */
+  /** Puts a chunk where the tier finds it. Default: `tier.put`, which must then not drop it. */
   readonly seed?: (id: ChunkId, sealed: Buffer) => Promise<void>;
-  /** False for a tier that only relays: `put` and `discard` change nothing there. Default true. */
+  /** False for a tier that only relays, where `put` and `discard` change nothing. Default true. */
   readonly keeps?: boolean;
-  /** Makes the reads that come now hang, if the tier can be made to. */
+  /** Makes the next reads hang, if the tier supports that. */
   readonly stall?: () => void;
   /**
-   * Makes the reads that come now fail with an error that is not retryable, if the tier can be made to. Gives how often
-   * what lies under the tier was asked since.
+   * Makes the next reads fail with an error that is not retryable, if the tier supports that. Returns a function that
+   * counts the reads below the tier since then.
    */
   readonly refuse?: () => () => number;
 }
@@ -33,7 +33,7 @@ function chunkOf(sizeBytes: number): { id: ChunkId; sealed: Buffer } {
 
 const SIZES = [18, 4096, 100_001, SEALED_BYTES_MAX];
 
-/** What the tier has, copied, and the loan returned. */
+/** A copy of the tier's bytes; the loan is released. */
 async function bytesOf(tier: ChunkTier, id: ChunkId, sizeBytes: number, ctx: ReadContext = demand()) {
   const loan = await tier.get(id, sizeBytes, ctx);
   if (!loan) return undefined;
@@ -51,13 +51,13 @@ export function tierSuite(t: Test, make: Make): void {
     return { ...made, seed, chunks };
   };
 
-  t.test('what is not there is undefined', async (t) => {
+  t.test('an absent chunk is undefined', async (t) => {
     const { tier } = await make(t);
     for (const readClass of ['demand', 'readahead', 'prefetch'] as const)
       t.equal(await tier.get(chunkOf(100).id, 100, contextOf(readClass)), undefined);
   });
 
-  t.test('what is there comes back as it was, whatever its size', async (t) => {
+  t.test('a chunk of any size comes back unchanged', async (t) => {
     const { tier, chunks } = await seeded(t, SIZES);
     for (const { id, sealed } of chunks) {
       const bytes = await bytesOf(tier, id, sealed.length);
@@ -65,14 +65,14 @@ export function tierSuite(t: Test, make: Make): void {
     }
   });
 
-  t.test('loans are apart: each keeps its bytes until it is returned', async (t) => {
+  t.test('loans are independent: each keeps its bytes until it is released', async (t) => {
     const { tier, chunks } = await seeded(
       t,
       Array.from({ length: 40 }, (_, n) => 50_000 + n * 1000),
     );
     const wanted = [...chunks, ...chunks];
     const loans = await Promise.all(wanted.map(({ id, sealed }) => tier.get(id, sealed.length, demand())));
-    // Returned and asked again in between, so that pooled buffers come around.
+    // Released and requested again in between, so that pooled buffers are reused.
     for (const loan of loans.splice(0, 10)) loan?.release();
     wanted.splice(0, 10);
     for (const { id, sealed } of chunks.slice(30)) await bytesOf(tier, id, sealed.length);
@@ -81,7 +81,7 @@ export function tierSuite(t: Test, make: Make): void {
     for (const loan of loans) loan?.release();
   });
 
-  t.test('put has what it needs of the bytes when it resolves', async (t) => {
+  t.test('put does not need the bytes after it has resolved', async (t) => {
     const { tier, keeps = true } = await make(t);
     const { id, sealed } = chunkOf(70_000);
     const lent = Buffer.from(sealed);
@@ -92,40 +92,40 @@ export function tierSuite(t: Test, make: Make): void {
     else t.equal(bytes, undefined, 'a tier that relays keeps nothing');
   });
 
-  t.test('a put of what is there already changes nothing', async (t) => {
+  t.test('a put of a chunk that is already there changes nothing', async (t) => {
     const { tier, chunks } = await seeded(t, [5000]);
     const [{ id, sealed }] = chunks as [(typeof chunks)[0]];
     await Promise.all([tier.put(id, sealed), tier.put(id, sealed)]);
     t.ok((await bytesOf(tier, id, sealed.length))?.equals(sealed));
   });
 
-  t.test('a discarded copy is not given again, until a good one is put', async (t) => {
+  t.test('a discarded copy is not returned again until a good one is put', async (t) => {
     const { tier, chunks, seed, keeps = true } = await seeded(t, [60_000, 60_001]);
     const [bad, other] = chunks as [(typeof chunks)[0], (typeof chunks)[0]];
     await bytesOf(tier, bad.id, bad.sealed.length);
     tier.discard(bad.id);
     tier.discard(chunkOf(10).id);
     if (keeps) t.equal(await bytesOf(tier, bad.id, bad.sealed.length), undefined);
-    t.ok((await bytesOf(tier, other.id, other.sealed.length))?.equals(other.sealed), 'others stay');
+    t.ok((await bytesOf(tier, other.id, other.sealed.length))?.equals(other.sealed), 'other chunks stay');
     await seed(bad.id, bad.sealed);
     t.ok((await bytesOf(tier, bad.id, bad.sealed.length))?.equals(bad.sealed));
   });
 
-  t.test('a read that is cancelled or late beforehand ends', async (t) => {
+  t.test('a read that is cancelled or past its deadline from the start ends', async (t) => {
     const { tier, chunks } = await seeded(t, [60_000]);
     const [{ id, sealed }] = chunks as [(typeof chunks)[0]];
     for (const ctx of [demand(20_000, AbortSignal.abort()), demand(-1)]) {
-      // A tier that has the bytes at hand may give them all the same.
+      // A tier that has the bytes at hand may still return them.
       const bytes = await bytesOf(tier, id, sealed.length, ctx).catch((error) => {
         t.match(error, { code: /^(ABORTED|TIMEOUT)$/ });
         return sealed;
       });
       t.ok(bytes?.equals(sealed));
     }
-    t.ok((await bytesOf(tier, id, sealed.length))?.equals(sealed), 'and the next one is as ever');
+    t.ok((await bytesOf(tier, id, sealed.length))?.equals(sealed), 'and the next read works as before');
   });
 
-  t.test('a read that hangs ends at its deadline, and when it is cancelled', async (t) => {
+  t.test('a hung read ends at its deadline, and when it is cancelled', async (t) => {
     const { tier, chunks, stall } = await seeded(t, [60_000]);
     const [{ id, sealed }] = chunks as [(typeof chunks)[0]];
     if (!stall) {
@@ -140,11 +140,11 @@ export function tierSuite(t: Test, make: Make): void {
     await t.rejects(cancelled, { code: 'ABORTED' });
   });
 
-  t.test('an error that asking again cannot help is asked once, and says so', async (t) => {
+  t.test('an error that is not retryable is not retried, and is reported as such', async (t) => {
     const { tier, chunks, refuse } = await seeded(t, [60_000]);
     const [{ id, sealed }] = chunks as [(typeof chunks)[0]];
     if (!refuse) {
-      t.comment('this tier cannot be made to refuse');
+      t.comment('this tier cannot be made to fail');
       return;
     }
     const asked = refuse();

@@ -13,7 +13,7 @@ import { openDirStore } from '../support/dir-store.ts';
 import { FaultTier, MapTier } from '../support/tiers.ts';
 import { tierSuite } from './tier-suite.ts';
 
-/** Reads fail from now on, with what asking again cannot help. Gives how many there were since. */
+/** Makes reads fail from now on with an error that is not retryable. Returns a function that counts them. */
 function refuse(tier: FaultTier): () => number {
   let asked = 0;
   tier.fault = () => {
@@ -66,7 +66,7 @@ t.test('OriginTier over a directory', async (t) => {
   });
 });
 
-t.test('OriginTier over a store that hangs and heeds no signal', async (t) => {
+t.test('OriginTier over a store that hangs and ignores its signal', async (t) => {
   tierSuite(t, async () => {
     const chunks = new Map<string, Buffer>();
     let hangs = false;
@@ -101,16 +101,17 @@ t.test('RetryTier', async (t) => {
   });
 });
 
-t.test('LimitTier, narrower than what is asked of it', async (t) => {
+t.test('LimitTier with fewer places than reads', async (t) => {
   tierSuite(t, async () => {
     const inner = new FaultTier(new MapTier('origin'));
     const faults = { stall: () => hang(inner), refuse: () => refuse(inner) };
-    // One drive has three quarters: as many as the suite has loans at once. They are given back with the loan.
+    // One drive gets three quarters of the places, as many as the suite has loans at once. A place is freed with its
+    // loan.
     return { tier: new LimitTier(inner, { concurrency: 120 }), ...faults };
   });
 });
 
-t.test('all of them together, as the daemon has them', async (t) => {
+t.test('all wrappers together, as in the daemon', async (t) => {
   tierSuite(t, async () => {
     const inner = new FaultTier(new MapTier('origin'));
     const hedge = new HedgeTier(new BreakerTier(inner));

@@ -48,12 +48,12 @@ async function temporary(t: Test): Promise<string> {
   return dir;
 }
 
-/** Everything below `dir`, in allocated bytes. */
+/** The allocated bytes of everything below `dir`. */
 function allocatedBytes(dir: string): number {
   return Number(execFileSync('du', ['-s', '--block-size=1', dir], { encoding: 'utf8' }).split('\t')[0]);
 }
 
-t.test('what somebody planted in a directory that others can write is refused', async (t) => {
+t.test('files planted in a directory that others can write are refused', async (t) => {
   const dir = await temporary(t);
   const victim = join(await temporary(t), 'victim');
   writeFileSync(victim, 'precious');
@@ -73,7 +73,7 @@ t.test('what somebody planted in a directory that others can write is refused', 
   t.equal(readFileSync(victim, 'utf8'), 'precious');
 });
 
-t.test('what was put is there, also after an orderly stop', async (t) => {
+t.test('stored chunks are there, even after a clean shutdown', async (t) => {
   const dir = await temporary(t);
   const chunks = Array.from({ length: 20 }, (_, n) => chunk(n, 1000 + n * 9973));
   const cache = await DiskCache.open({ dir, capBytes: CAP });
@@ -83,12 +83,12 @@ t.test('what was put is there, also after an orderly stop', async (t) => {
   t.equal(await bytesOf(cache, chunk(99).id, 200_000), undefined, 'a miss is undefined');
   await cache.close();
   const again = await DiskCache.open({ dir, capBytes: CAP });
-  t.equal(again.stats().recovering, false, 'the saved index spares the scan');
+  t.equal(again.stats().recovering, false, 'the saved index makes a scan unnecessary');
   for (const { id, bytes } of chunks) t.same(await bytesOf(again, id, bytes.length), bytes);
   await again.close();
 });
 
-t.test('kill -9 while writing: the next start finds the records by scanning', async (t) => {
+t.test('after a kill -9 during writes, the next start finds the records by scanning', async (t) => {
   const dir = await temporary(t);
   const program = `
     import { DiskCache } from ${JSON.stringify(new URL('../../../src/chunk/disk/disk-cache.ts', import.meta.url).href)};
@@ -121,7 +121,7 @@ t.test('kill -9 while writing: the next start finds the records by scanning', as
     const { id, bytes } = chunk(n);
     const found = await bytesOf(cache, id, bytes.length);
     if (found) {
-      t.ok(found.equals(bytes), `chunk ${n} is whole`);
+      t.ok(found.equals(bytes), `chunk ${n} is intact`);
       right++;
     }
   }
@@ -156,7 +156,7 @@ t.test('a discarded copy never comes back: not now, not after a restart, not aft
   await scanned.close();
 });
 
-t.test('a manifest with a false length gets nothing, and takes the copy from nobody else', async (t) => {
+t.test('a manifest with a wrong length gets nothing, and the copy stays for others', async (t) => {
   const dir = await temporary(t);
   const { id, bytes } = chunk(1);
   const cache = await DiskCache.open({ dir, capBytes: CAP });
@@ -167,7 +167,7 @@ t.test('a manifest with a false length gets nothing, and takes the copy from nob
   await cache.close();
 });
 
-t.test('the oldest goes first, what was read twice stays, and a scan washes nothing out', async (t) => {
+t.test('the oldest is evicted first, what was read twice stays, and a scan evicts none of it', async (t) => {
   const dir = await temporary(t);
   const cache = await DiskCache.open({ dir, capBytes: CAP });
   await cache.recovered();
@@ -188,7 +188,7 @@ t.test('the oldest goes first, what was read twice stays, and a scan washes noth
   t.ok(allocatedBytes(dir) <= CAP, 'with its index too');
 });
 
-t.test('damaged state files never stop a start', async (t) => {
+t.test('damaged state files never prevent a start', async (t) => {
   const dir = await temporary(t);
   const make = async () => {
     const cache = await DiskCache.open({ dir, capBytes: CAP });
@@ -212,7 +212,7 @@ t.test('damaged state files never stop a start', async (t) => {
     await cache.recovered();
     for (let n = 0; n < 10; n++) {
       const found = await bytesOf(cache, chunk(n).id, 200_000);
-      t.ok(!found || found.equals(chunk(n).bytes) || name === 'data cut', `${name}: right or absent`);
+      t.ok(!found || found.equals(chunk(n).bytes) || name === 'data cut', `${name}: correct or absent`);
     }
     await cache.close();
   }
@@ -224,7 +224,7 @@ function flip(path: string, at: number): void {
   writeFileSync(path, bytes);
 }
 
-t.test('one directory has one owner', async (t) => {
+t.test('only one process can use a directory', async (t) => {
   const dir = await temporary(t);
   const cache = await DiskCache.open({ dir, capBytes: CAP });
   await t.rejects(DiskCache.open({ dir, capBytes: CAP }), { code: 'BUSY' });
@@ -233,7 +233,7 @@ t.test('one directory has one owner', async (t) => {
   await next.close();
 });
 
-t.test('a smaller cap shrinks the cache at start and a larger one grows it', async (t) => {
+t.test('a smaller cap shrinks the cache at start, and a larger one grows it', async (t) => {
   const dir = await temporary(t);
   for (const capBytes of [64 * MIB, CAP_BYTES_MIN, 32 * MIB]) {
     const cache = await DiskCache.open({ dir, capBytes });
@@ -248,7 +248,7 @@ t.test('a smaller cap shrinks the cache at start and a larger one grows it', asy
 });
 
 t.test(
-  'on a small tmpfs: never above its cap, and a full disk makes puts no-ops, not failures',
+  'on a small tmpfs the cache never exceeds its cap, and a full disk turns puts into no-ops',
   async (t) => {
     if (process.getuid?.() !== 0) return t.comment('skipped: mounting a tmpfs needs root');
     if (skipWithout(t, 'mount')) return;
@@ -272,7 +272,7 @@ t.test(
       await cache.put(id, bytes);
       if (n % 10 === 0) t.ok(allocatedBytes(inside) <= CAP);
     }
-    t.equal(cache.stats().writeErrors, 0, 'its space was taken at start');
+    t.equal(cache.stats().writeErrors, 0, 'its space was allocated at start');
     t.ok(cache.stats().entries > 40);
     await cache.close();
 
@@ -285,9 +285,9 @@ t.test(
       onWarning: (text) => warnings.push(text),
     });
     await crowded.recovered();
-    t.ok(warnings.length > 0, 'a person is told');
+    t.ok(warnings.length > 0, 'a warning is reported');
     const { bavail, bsize } = statfsSync(dir);
-    t.ok(bavail * bsize >= 4 * MIB, 'and a tenth of the disk is left to others');
+    t.ok(bavail * bsize >= 4 * MIB, 'and a tenth of the disk is left free');
     for (let n = 0; n < 200; n++) await crowded.put(chunk(n).id, chunk(n).bytes);
     for (let n = 0; n < 200; n++) {
       const found = await bytesOf(crowded, chunk(n).id, 200_000);
@@ -297,7 +297,7 @@ t.test(
   },
 );
 
-t.test('a copy of another length is replaced by what is proven', async (t) => {
+t.test('a copy of another length is replaced by the verified bytes', async (t) => {
   const dir = await temporary(t);
   const cache = await DiskCache.open({ dir, capBytes: CAP });
   await cache.recovered();
@@ -309,25 +309,25 @@ t.test('a copy of another length is replaced by what is proven', async (t) => {
   await cache.close();
 });
 
-t.test('a write that ends when its segment is being evicted leaves no entry behind', (t) => {
+t.test('a write that finishes while its segment is being evicted leaves no entry behind', (t) => {
   const segments = new Segments(4, 100);
   const { id } = chunk(1);
   const late = segments.reserve(60)!;
   const entry = { id, segment: late.segment.number, offset: late.offset, sealedBytes: 60, hits: 0 };
   for (let n = 0; n < 3; n++) segments.unpin(segments.reserve(60)!.segment);
   const evicted = segments.beginEviction()!;
-  t.equal(evicted, late.segment, 'the oldest one, though a write of it is under way');
+  t.equal(evicted, late.segment, 'the oldest one, although a write to it is in progress');
   segments.condemn(evicted, 50);
   const finished = segments.finishEviction(evicted);
   t.equal(segments.add(entry), false);
   segments.unpin(late.segment);
   return finished.then(() => {
     t.equal(late.segment.state, 'free');
-    t.equal(segments.get(id), undefined, 'or the id would mean what is written there next');
+    t.equal(segments.get(id), undefined, 'otherwise the id would point at whatever is written there next');
   });
 });
 
-t.test('a small cache that is written and evicted all the time gives no wrong bytes', async (t) => {
+t.test('a small cache under constant writes and evictions returns no wrong bytes', async (t) => {
   const dir = await temporary(t);
   const cache = await DiskCache.open({ dir, capBytes: 10 * MIB });
   await cache.recovered();
@@ -351,7 +351,7 @@ t.test('a small cache that is written and evicted all the time gives no wrong by
   await cache.close();
 });
 
-t.test('property: against a model, whatever is returned is what was put last under that id', async (t) => {
+t.test('property: as in a model, every returned chunk is the last one put under its id', async (t) => {
   let grown = 0;
   const operation = fc.oneof(
     fc.record({
@@ -402,7 +402,7 @@ t.test('property: against a model, whatever is returned is what was put last und
   t.ok(grown <= CAP_BYTES_MIN, `the data file never grew beyond ${grown}`);
 });
 
-t.test('property: header parsers take any bytes, and every geometry stays under its cap', async (t) => {
+t.test('property: header parsers survive any bytes, and every geometry stays within its cap', async (t) => {
   fc.assert(
     fc.property(fc.uint8Array({ maxLength: 100 }), (bytes) => {
       readRecordHeader(Buffer.from(bytes));

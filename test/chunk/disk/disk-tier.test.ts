@@ -1,4 +1,4 @@
-/** The disk cache as a tier: a disk that hangs costs its own reads and nothing else, and is left out until it is back. */
+/** The disk cache as a tier: a hung disk affects only its own reads, and is ejected until it is back. */
 import { setImmediate as tick } from 'node:timers/promises';
 import t from 'tap';
 import { CACHE_READ_THREADS, DiskTier } from '../../../src/chunk/disk/disk-tier.ts';
@@ -11,7 +11,7 @@ import { tierSuite } from '../tier-suite.ts';
 const idOf = (n: number) => n.toString(16).padStart(64, '0') as ChunkId;
 const BYTES = Buffer.from('sealed');
 
-/** A cache that holds every id below 1000, on a disk that answers, hangs or fails. */
+/** A cache that holds every id below 1000, on a disk that works, hangs or fails. */
 class FakeCache {
   disk: 'well' | 'hangs' | 'fails' = 'well';
   reads = 0;
@@ -42,7 +42,7 @@ class FakeCache {
   discard(): void {}
   async close(): Promise<void> {}
 
-  /** The disk goes on, with all that it was asked. */
+  /** The disk resumes and answers all that it was asked. */
   thaw(): void {
     this.disk = 'well';
     for (const answer of this.#hung.splice(0)) answer();
@@ -66,7 +66,7 @@ function setUp(timeoutMs = 20) {
   return { cache, tier, changes, read };
 }
 
-t.test('it is a tier like any other', async (t) => {
+t.test('it fulfils the contract of a tier', async (t) => {
   tierSuite(t, async () => {
     const map = new MapTier('disk');
     let stalled = false;
@@ -86,7 +86,7 @@ t.test('it is a tier like any other', async (t) => {
   });
 });
 
-t.test('a disk that hangs is left out after a few reads, and misses never wait for it', async (t) => {
+t.test('a hung disk is ejected after a few reads, and misses never wait for it', async (t) => {
   const { cache, tier, changes, read } = setUp();
   cache.disk = 'hangs';
   for (let n = 0; n < 3; n++) await t.rejects(read(n), { code: 'TIMEOUT' });
@@ -94,14 +94,14 @@ t.test('a disk that hangs is left out after a few reads, and misses never wait f
   t.match(changes, [[false, /no answer/]]);
   await t.rejects(read(3), { code: 'UNAVAILABLE', message: /^disk cache: ejected \(disk cache: no answer/ });
   t.equal(cache.reads, 3, 'it was not asked');
-  t.equal(await read(5000), false, 'what is not there is a miss as ever');
+  t.equal(await read(5000), false, 'an absent chunk is still a miss');
   cache.thaw();
   await tick();
-  t.equal(cache.loans, 0, 'what it gives after all is given back');
+  t.equal(cache.loans, 0, 'loans that arrive late are released');
   t.equal(tier.stats().reads, 0);
 });
 
-t.test('reads that were given up keep their threads, and there are only so many', async (t) => {
+t.test('abandoned reads keep their threads, whose number is bounded', async (t) => {
   const { cache, tier, read } = setUp(60_000);
   cache.disk = 'hangs';
   const controller = new AbortController();
@@ -112,17 +112,17 @@ t.test('reads that were given up keep their threads, and there are only so many'
   t.equal(cache.reads, CACHE_READ_THREADS);
   controller.abort();
   t.ok((await Promise.allSettled(reads)).every(({ status }) => status === 'rejected'));
-  t.equal(tier.stats().reads, CACHE_READ_THREADS, 'nobody waits, and the threads hang still');
+  t.equal(tier.stats().reads, CACHE_READ_THREADS, 'no reader waits, and the threads still hang');
   await t.rejects(read(1, demand(15)), { code: 'TIMEOUT', message: /no place/ });
   t.equal(cache.reads, CACHE_READ_THREADS);
-  t.equal(tier.stats().up, true, 'who lost interest says nothing of the disk');
+  t.equal(tier.stats().up, true, 'cancelled reads say nothing about the disk');
   cache.thaw();
   await tick();
   t.ok(await read(1));
   t.equal(tier.stats().reads, 0);
 });
 
-t.test('who waits for a thread when the disk is left out goes on at once', async (t) => {
+t.test('reads that wait for a thread fail at once when the disk is ejected', async (t) => {
   const { cache, read } = setUp();
   cache.disk = 'hangs';
   const reads = Array.from({ length: 40 }, (_, n) => read(n));
@@ -133,7 +133,7 @@ t.test('who waits for a thread when the disk is left out goes on at once', async
   cache.thaw();
 });
 
-t.test('it is probed off the path of reads, and back when a probe comes back', async (t) => {
+t.test('it is probed in the background, and is used again when a probe succeeds', async (t) => {
   const { cache, tier, changes, read } = setUp();
   cache.disk = 'fails';
   for (let n = 0; n < 3; n++) await t.rejects(read(n), { code: 'UNAVAILABLE', message: /EIO/ });

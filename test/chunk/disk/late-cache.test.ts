@@ -1,4 +1,6 @@
-/** A disk cache whose disk hangs while it is opened: nobody waits for it for long, and it joins when it is there. */
+/**
+ * A disk cache whose disk hangs while it is opened: a start does not wait long, and the cache joins when it is open.
+ */
 import t from 'tap';
 import type { DiskCache } from '../../../src/chunk/disk/disk-cache.ts';
 import { LateCache } from '../../../src/chunk/disk/late-cache.ts';
@@ -33,7 +35,7 @@ function setUp(timeoutMs: number) {
   return { opening, cache, late, events, happened, closed: closed.promise };
 }
 
-t.test('a cache that opens in time is there from the start', async (t) => {
+t.test('a cache that opens in time is used from the start', async (t) => {
   const { opening, cache, late, events } = setUp(60_000);
   opening.resolve(cache);
   const { holds, stats } = { holds: (await late).holds(ID, 6), stats: (await late).stats() };
@@ -41,13 +43,13 @@ t.test('a cache that opens in time is there from the start', async (t) => {
   t.same(events, []);
 });
 
-t.test('a cache that cannot be opened is the start’s failure', async (t) => {
+t.test('a cache that cannot be opened fails the start', async (t) => {
   const { opening, late } = setUp(60_000);
   opening.reject(new LazydiskError('BUSY', 'in use'));
   await t.rejects(late, { code: 'BUSY' });
 });
 
-t.test('a late one holds and keeps nothing, says so, and joins', async (t) => {
+t.test('a late cache holds and keeps nothing, reports that, and joins', async (t) => {
   const { opening, cache, late, events, happened } = setUp(1);
   const open = await late;
   t.equal(open.holds(ID, 6), false);
@@ -63,7 +65,7 @@ t.test('a late one holds and keeps nothing, says so, and joins', async (t) => {
   t.same(events, ['late not open after 1 ms', 'joined']);
 });
 
-t.test('a late one that fails stays out', async (t) => {
+t.test('a late cache that fails stays out', async (t) => {
   const { opening, late, events, happened } = setUp(1);
   const open = await late;
   opening.reject(new LazydiskError('UNAVAILABLE', 'EIO'));
@@ -72,7 +74,7 @@ t.test('a late one that fails stays out', async (t) => {
   t.same(events, ['late not open after 1 ms', 'failed EIO']);
 });
 
-t.test('one that opens after the end is closed', async (t) => {
+t.test('a cache that opens after close is closed', async (t) => {
   const { opening, cache, late, closed } = setUp(1);
   const open = await late;
   await open.close();

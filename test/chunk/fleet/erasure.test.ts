@@ -15,7 +15,7 @@ const code = fc
   .tuple(fc.integer({ min: 1, max: 15 }), fc.integer({ min: 0, max: 15 }))
   .filter(([k, m]) => k + m <= 16);
 
-t.test('property: any k shards give the data back, whichever they are', async (t) => {
+t.test('property: any k shards restore the data', async (t) => {
   fc.assert(
     fc.property(code, fc.integer({ min: 1, max: 300 }), fc.nat(), ([k, m], shardBytes, seed) => {
       const shards = randomBytes((k + m) * shardBytes);
@@ -35,7 +35,7 @@ t.test('property: any k shards give the data back, whichever they are', async (t
   t.pass();
 });
 
-t.test('every choice of 4 of 6 and of 8 of 11 works: no square part of the matrix is singular', async (t) => {
+t.test('every 4 of 6 and 8 of 11 shards work: no square part of the matrix is singular', async (t) => {
   for (const [k, m] of [
     [4, 2],
     [8, 3],
@@ -57,7 +57,7 @@ t.test('every choice of 4 of 6 and of 8 of 11 works: no square part of the matri
   }
 });
 
-t.test('fewer than k shards are refused, and so are codes and lengths that make no sense', async (t) => {
+t.test('fewer than k shards are refused, and so are invalid codes and lengths', async (t) => {
   t.equal(erasureReconstruct(4, 1, Buffer.alloc(50), 0b00111), false);
   t.throws(() => erasureEncode(0, 1, Buffer.alloc(10)), TypeError);
   t.throws(() => erasureEncode(15, 2, Buffer.alloc(17)), TypeError);
@@ -112,7 +112,7 @@ t.test('ISA-L computes the same parity from our matrix, and inverts our matrix a
   }
 });
 
-t.test('property: a shard proves itself, and any flipped bit of it does not', async (t) => {
+t.test('property: a shard verifies, and does not with any bit flipped', async (t) => {
   const id = 'ab'.repeat(32) as ChunkId;
   fc.assert(
     fc.property(code, fc.integer({ min: 1, max: 2000 }), fc.nat(), ([k, m], sealedBytes, flip) => {
@@ -132,7 +132,7 @@ t.test('property: a shard proves itself, and any flipped bit of it does not', as
   t.pass();
 });
 
-t.test('every way to compute it gives the same: GFNI, AVX2, byte by byte', async (t) => {
+t.test('GFNI, AVX2 and byte-by-byte computation give the same result', async (t) => {
   const shards = Buffer.concat([Buffer.alloc(8 * 1001, 'some data'), Buffer.alloc(3 * 1001)]);
   erasureEncode(8, 3, shards);
   const script = `

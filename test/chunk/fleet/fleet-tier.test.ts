@@ -1,4 +1,6 @@
-/** The fleet tier keeps the tier's contract, on eight nodes, and speaks TLS and logs in where its nodes want that. */
+/**
+ * The fleet tier fulfils the contract of a tier, on eight nodes, and uses TLS and a login where its nodes require them.
+ */
 import { execFileSync } from 'node:child_process';
 import { chmodSync, mkdtempSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
@@ -22,7 +24,7 @@ function tierOn(
     node: { connectTimeoutMs: 2_000, inflightMax: 1024, queuedBytesMax: 64 << 20, ...node },
     timeoutMs: 2_000,
     fillBytesMax: 64 << 20,
-    // One drive has three quarters of them, and the suite that many loans at once.
+    // One drive gets three quarters of the places, and the suite has that many loans at once.
     gathersMax: 128,
   });
 }
@@ -36,7 +38,7 @@ async function cluster(t: Test, count: number, flags: readonly string[] = []): P
   return nodes;
 }
 
-t.test('the contract of a tier', async (t) => {
+t.test('it fulfils the contract of a tier', async (t) => {
   if (skipWithout(t, 'memcached')) return;
   const nodes = await cluster(t, 8);
   tierSuite(t, async (t) => {
@@ -54,11 +56,11 @@ t.test('the contract of a tier', async (t) => {
   });
 });
 
-t.test('TLS, with a CA of its own, and a login', async (t) => {
+t.test('it connects with TLS, a private CA, and a login', async (t) => {
   if (skipWithout(t, 'memcached', 'openssl')) return;
   const dir = mkdtempSync(join(tmpdir(), 'lzd-tls-'));
   t.teardown(() => rmSync(dir, { recursive: true, force: true }));
-  // memcached gives root up before it reads them.
+  // memcached drops root before it reads them.
   chmodSync(dir, 0o755);
   const [cert, key, users] = ['cert.pem', 'key.pem', 'users'].map((name) => join(dir, name));
   const subject = ['-subj', '/CN=fleet', '-addext', 'subjectAltName=IP:127.0.0.1'];

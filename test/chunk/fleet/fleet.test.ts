@@ -1,4 +1,4 @@
-/** The fleet tier against real memcached processes that are killed, stopped, restarted, slowed and lied into. */
+/** The fleet tier with real memcached processes that are killed, stopped, restarted, slowed and fed wrong values. */
 import { createHash, randomBytes } from 'node:crypto';
 import t, { type Test } from 'tap';
 import type { ReadContext } from '../../../src/async/read-context.ts';
@@ -26,9 +26,9 @@ const ctx = (milliseconds = 10_000): ReadContext => ({
   deadline: performance.now() + milliseconds,
 });
 
-/** No node of a healthy fleet is too slow for this, however loaded the machine is. */
+/** No node of a healthy fleet exceeds this, however loaded the machine is. */
 const PATIENT_MS = 15_000;
-/** Where a node never answers, so that the test ends. */
+/** Short, for nodes that never answer, so that the test finishes. */
 const HASTY_MS = 1_000;
 
 function fleet(t: Test, nodes: readonly NodeAddress[], timeoutMs = PATIENT_MS): FleetTier {
@@ -52,7 +52,7 @@ async function cluster(t: Test, count: number): Promise<Memcached[]> {
   return nodes;
 }
 
-/** Reads all; every byte that comes must be right. Returns how many came; a fleet that is silent gives none. */
+/** Reads all chunks and checks every byte. Returns how many were read; a silent fleet returns none. */
 async function readAll(tier: FleetTier, stored: readonly Stored[]): Promise<number> {
   let found = 0;
   for (const { id, bytes } of stored) {
@@ -71,7 +71,7 @@ async function readAll(tier: FleetTier, stored: readonly Stored[]): Promise<numb
 t.test('with real memcached', async (t) => {
   if (skipWithout(t, 'memcached')) return;
 
-  t.test('a wrong length is a miss, and no fault of the nodes that have the chunk', async (t) => {
+  t.test('a wrong length is a miss, and does not count against the nodes that have the chunk', async (t) => {
     const nodes = await cluster(t, 5);
     const stored = chunks(4);
     const tier = fleet(
@@ -93,7 +93,7 @@ t.test('with real memcached', async (t) => {
     t.equal(await readAll(tier, stored), 4);
   });
 
-  t.test('a herd of reads is paced: no node is given up for it, and buffers are few', async (t) => {
+  t.test('a burst of reads is paced: it ejects no node, and few buffers are used', async (t) => {
     const nodes = await cluster(t, 5);
     const stored = chunks(600);
     const list = nodes.map((node) => node.address);
@@ -122,7 +122,7 @@ t.test('with real memcached', async (t) => {
     t.equal(got.filter(Boolean).length, stored.length);
   });
 
-  t.test('what was put is there for another worker; what was not is a miss', async (t) => {
+  t.test('a chunk that was put is there for another worker; any other chunk is a miss', async (t) => {
     const nodes = await cluster(t, 5);
     const list = nodes.map((node) => node.address);
     const stored = chunks(30);
@@ -131,7 +131,7 @@ t.test('with real memcached', async (t) => {
     const reader = fleet(t, [...list].reverse());
     t.equal(await readAll(reader, stored), 30);
     t.equal(await reader.get(chunks(1)[0]!.id, 50_000, ctx()), undefined);
-    t.equal(reader.stats().leaseWins, 1, 'and the miss brings the lease to fill it');
+    t.equal(reader.stats().leaseWins, 1, 'and the miss comes with the lease to fill it');
   });
 
   for (const [name, break_] of [
@@ -154,11 +154,15 @@ t.test('with real memcached', async (t) => {
       const second = nodes[3]!;
       await break_(second);
       for (let n = 0; n < 4; n++) await readAll(tier, stored.slice(0, 3));
-      t.equal(await readAll(tier, stored), 0, 'two of five are one too many for 4+1: misses, no wrong byte');
+      t.equal(
+        await readAll(tier, stored),
+        0,
+        'two of five lost nodes are too many for 4+1: misses, but no wrong byte',
+      );
     });
   }
 
-  t.test('a node restarted empty is filled again by the reads that miss it', async (t) => {
+  t.test('a node that restarted empty is refilled by the reads that miss its shards', async (t) => {
     const nodes = await cluster(t, 5);
     const tier = fleet(
       t,
@@ -183,7 +187,7 @@ t.test('with real memcached', async (t) => {
     t.ok(found >= tier.stats().repairs - 5, `${found} chunks survive the loss of another node`);
   });
 
-  t.test('values corrupted in a node are replaced by parity and count against it', async (t) => {
+  t.test('corrupt values in a node are replaced by parity and count against it', async (t) => {
     const nodes = await cluster(t, 5);
     const tier = fleet(
       t,
@@ -205,10 +209,10 @@ t.test('with real memcached', async (t) => {
     }
     t.equal(await readAll(tier, stored), 20);
     const { errors } = tier.stats().nodes.find(({ name }) => name === liar.address.name)!;
-    t.ok(errors > 0, `${errors} errors counted against the liar`);
+    t.ok(errors > 0, `${errors} errors counted against the node`);
   });
 
-  t.test('nodes are added and removed while reads go on', async (t) => {
+  t.test('nodes can be added and removed during reads', async (t) => {
     const nodes = await cluster(t, 8);
     const list = nodes.map((node) => node.address);
     const tier = fleet(t, list.slice(0, 6));
@@ -230,10 +234,10 @@ t.test('with real memcached', async (t) => {
     t.equal(await readAll(tier, stored), 0, 'without nodes every read is a miss');
     tier.setNodes(list.slice(0, 7));
     await readAll(tier, stored);
-    t.equal(await readAll(tier, stored), 40, 'one node more or less at a time loses nothing');
+    t.equal(await readAll(tier, stored), 40, 'adding or removing one node at a time loses nothing');
   });
 
-  t.test('connection resets and a node that accepts and never answers', async (t) => {
+  t.test('connection resets, and a node that accepts but never answers, are survived', async (t) => {
     const nodes = await cluster(t, 5);
     const proxy = await startProxy(nodes[0]!.port);
     t.teardown(() => proxy.close());
@@ -251,7 +255,7 @@ t.test('with real memcached', async (t) => {
     t.equal(await readAll(tier, stored), 30);
   });
 
-  t.test('the whole fleet down: errors, soon, and life again when it is back', async (t) => {
+  t.test('with the whole fleet down, reads fail soon, and succeed again when it is back', async (t) => {
     const nodes = await cluster(t, 5);
     const tier = fleet(
       t,
@@ -283,9 +287,9 @@ t.test('with real memcached', async (t) => {
     t.equal(
       await next.get(id, bytes.length, ctx()),
       undefined,
-      'comes back empty-handed, to ask the origin itself',
+      'returns a miss, so the caller asks the origin itself',
     );
-    t.equal(next.stats().leaseWaits, 1, 'having waited');
+    t.equal(next.stats().leaseWaits, 1, 'after a wait');
   });
 
   t.test('discard marks a chunk stale: the next reader gets the lease, not the bytes', async (t) => {
@@ -303,7 +307,7 @@ t.test('with real memcached', async (t) => {
     t.equal(await readAll(tier, [{ id, bytes }]), 1);
   });
 
-  t.test('a thousand cold readers over eight workers read the origin about once a chunk', async (t) => {
+  t.test('a thousand cold readers in eight workers read the origin about once per chunk', async (t) => {
     const nodes = await cluster(t, 5);
     const list = nodes.map((node) => node.address);
     const stored = chunks(40);

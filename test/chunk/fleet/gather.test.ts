@@ -1,6 +1,6 @@
 /**
- * The first-k reader under a simulated network: holders that answer late, lie, miss, fail or never answer, with
- * delays from a seed, so that fast-check replays what failed.
+ * The first-k reader on a simulated network: holders that answer late, return wrong data, miss, fail or never answer,
+ * with delays from a seed, so that fast-check can replay a failure.
  */
 import { createHash } from 'node:crypto';
 import fc from 'fast-check';
@@ -16,7 +16,7 @@ type Behaviour = {
   index: number;
 };
 
-/** Time that passes only when somebody asks for it. */
+/** Simulated time, which passes only on request. */
 class SimulatedTime {
   readonly #queue: { at: number; run: () => void }[] = [];
   #now = 0;
@@ -36,7 +36,7 @@ class SimulatedTime {
   }
 }
 
-t.test('property: right bytes or an honest failure, whatever the holders do', async (t) => {
+t.test('property: a gather returns correct bytes or fails, whatever the holders do', async (t) => {
   const behaviour: fc.Arbitrary<Behaviour> = fc.record({
     kind: fc.constantFrom('right', 'right', 'right', 'flip', 'miss', 'fail', 'silent', 'other'),
     delay: fc.integer({ min: 0, max: 50 }),
@@ -105,7 +105,7 @@ t.test('property: right bytes or an honest failure, whatever the holders do', as
       await time.runOut();
       const gathered = await Promise.race([outcome, Promise.resolve(undefined)]);
       for (const rank of lies) if (behaviours[rank]!.kind !== 'flip') return false;
-      // Without k distinct shards and with a silent holder it waits for that one's deadline; else it must end.
+      // Without k distinct shards and with a silent holder, it waits for that holder's deadline; otherwise it must end.
       if (!gathered) return silent && possible.size < code.k;
       if (touchedAfterwards) return false;
       if (gathered.complete !== possible.size >= code.k) return false;

@@ -24,7 +24,7 @@ t.test('each node gets its weight’s share of first places', async (t) => {
   }
 });
 
-t.test('a node that comes or goes moves only its own share', async (t) => {
+t.test('a node that is added or removed moves only its own share', async (t) => {
   const before = new Placement(nodes(8));
   const after = new Placement(nodes(9));
   let moved = 0;
@@ -39,7 +39,7 @@ t.test('a node that comes or goes moves only its own share', async (t) => {
   t.ok(Math.abs(share - 1 / 9) < 0.01, `${share.toFixed(4)} of the shards moved`);
 });
 
-t.test('property: distinct nodes, independent of the list’s order, spread over zones', async (t) => {
+t.test('property: nodes are distinct, independent of list order, and spread over zones', async (t) => {
   const list = fc.uniqueArray(
     fc.record({
       name: fc.string({ minLength: 1, maxLength: 12 }),
@@ -55,7 +55,7 @@ t.test('property: distinct nodes, independent of the list’s order, spread over
       const names = chosen.map((node) => node.name);
       if (JSON.stringify(names) !== JSON.stringify(again.map((node) => node.name))) return false;
       if (new Set(names).size !== Math.min(want, list.length)) return false;
-      // No zone holds two more than another that still had a node to give.
+      // No zone has two more than another that still had a node left.
       const held = (zone: string) => chosen.filter((node) => node.zone === zone).length;
       const has = (zone: string) => list.filter((node) => node.zone === zone).length;
       return ['a', 'b', 'c'].every((x) =>
@@ -66,7 +66,7 @@ t.test('property: distinct nodes, independent of the list’s order, spread over
   t.pass();
 });
 
-t.test('fleet URLs and node lines', async (t) => {
+t.test('fleet URLs and node lines are parsed, and invalid ones refused', async (t) => {
   const url = parseFleetUrl('memcached://a:1,b:2,[::1]:3?k=2&m=1');
   t.same(url.code, { k: 2, m: 1 });
   t.same(

@@ -8,7 +8,7 @@ import type { ChunkId } from '../../../src/format/chunk-id.ts';
 import { demand, FaultTier, MapTier, makeImage } from '../../support/tiers.ts';
 import { tierSuite } from '../tier-suite.ts';
 
-t.test('it is a tier like the one that it wraps', async (t) => {
+t.test('it fulfils the contract of a tier', async (t) => {
   tierSuite(t, async () => ({ tier: new BreakerTier(new MapTier('origin')) }));
 });
 
@@ -27,7 +27,7 @@ async function setUp() {
     () => 0.5,
   );
   let asked = 0;
-  /** Of an object of its own, unless one is named. */
+  /** Reads a new object unless an id is given. */
   const read = async (drive = 'web', id = idOf(++asked)) =>
     (await breaker.get(id, sealed.length, { ...demand(), drive }))?.release();
   const fail = (drive?: string, id?: ChunkId) =>
@@ -42,7 +42,7 @@ async function setUp() {
 }
 
 t.test(
-  'it opens after failures in a row, refuses by name of the cause, and one probe closes it',
+  'it opens after consecutive failures, names the cause in refusals, and closes after one good probe',
   async (t) => {
     const { map, fault, clock, breaker, read, fail } = await setUp();
     fault.fault = { kind: 'error', error: new LazydiskError('UNAVAILABLE', 'the store burns') };
@@ -57,7 +57,7 @@ t.test(
 
     fault.fault = undefined;
     const asked = map.asked.length;
-    t.match(await fail(), { code: 'UNAVAILABLE' }, 'well again, but not probed yet');
+    t.match(await fail(), { code: 'UNAVAILABLE' }, 'healthy again, but not probed yet');
     t.equal(map.asked.length, asked);
     clock.nowMs += BREAKER_DEFAULTS.probeMinMs * 1.5;
     await read();
@@ -67,7 +67,7 @@ t.test(
   },
 );
 
-t.test('while half open one read is at the tier, and its failure keeps it open', async (t) => {
+t.test('while it is half-open, one read is let through, and its failure keeps it open', async (t) => {
   const { fault, clock, breaker, fail, open } = await setUp();
   fault.fault = { kind: 'error' };
   await open();
@@ -80,7 +80,7 @@ t.test('while half open one read is at the tier, and its failure keeps it open',
   t.equal(breaker.stats().state, 'closed');
 });
 
-t.test('what it refuses is not tried again', async (t) => {
+t.test('a refusal is not retried', async (t) => {
   const { map, fault, breaker, read, open } = await setUp();
   fault.fault = { kind: 'error' };
   await open();
@@ -93,7 +93,7 @@ t.test('what it refuses is not tried again', async (t) => {
   await t.rejects(read());
 });
 
-t.test('misses are answers, and who loses interest says nothing of the tier', async (t) => {
+t.test('misses are answers, and cancelled reads say nothing about the tier', async (t) => {
   const { fault, breaker, fail } = await setUp();
   fault.fault = { kind: 'missing' };
   for (let n = 0; n < 50; n++) t.equal(await fail(), 'ok');
@@ -105,7 +105,7 @@ t.test('misses are answers, and who loses interest says nothing of the tier', as
 });
 
 t.test(
-  'property: whatever failed before, a tier that is well is asked within the longest probe interval',
+  'property: whatever failed before, a healthy tier is asked within the longest probe interval',
   async (t) => {
     await fc.assert(
       fc.asyncProperty(
@@ -151,7 +151,7 @@ t.test(
   },
 );
 
-t.test('reads that had no time left when they came open nothing', async (t) => {
+t.test('reads that arrived with no time left do not open it', async (t) => {
   const late = new LazydiskError('TIMEOUT', 'late');
   const origin = new FaultTier(new MapTier('origin'), { kind: 'error', error: late });
   const breaker = new BreakerTier(origin);
@@ -161,7 +161,7 @@ t.test('reads that had no time left when they came open nothing', async (t) => {
   t.equal(breaker.stats().state, 'open');
 });
 
-t.test('an object that cannot be read opens nothing, however often it is asked for', async (t) => {
+t.test('an object that cannot be read does not open it, however often it is asked for', async (t) => {
   const { fault, clock, breaker, fail } = await setUp();
   const bad = idOf(0xbad);
   fault.fault = (id) => (id === bad ? { kind: 'error' } : undefined);
@@ -184,10 +184,10 @@ t.test('a drive whose objects are all bad is refused alone', async (t) => {
     await fail('sick');
     t.equal(await fail('well', `a${idOf(n).slice(1)}` as ChunkId), 'ok');
   }
-  t.match(breaker.stats(), { state: 'closed', opened: 1 }, 'the tier is well, as another drive shows');
+  t.match(breaker.stats(), { state: 'closed', opened: 1 }, 'the tier is healthy, as another drive shows');
 });
 
-t.test('a probe is not given to an object that is known to be bad', async (t) => {
+t.test('an object that is known to be bad is not used as a probe', async (t) => {
   const { fault, map, clock, breaker, fail, open } = await setUp();
   const bad = idOf(0xbad);
   fault.fault = { kind: 'error' };
@@ -197,7 +197,7 @@ t.test('a probe is not given to an object that is known to be bad', async (t) =>
   fault.fault = (id) => (id === bad ? { kind: 'error' } : undefined);
   t.match(await fail('web', bad), { message: /not asked/ }, 'it would only fail again');
   t.equal(map.asked.length, 0);
-  t.equal(await fail('web'), 'ok', 'another one is the probe');
+  t.equal(await fail('web'), 'ok', 'another object is the probe');
   t.equal(breaker.stats().state, 'closed');
 });
 
@@ -209,7 +209,7 @@ t.test('the success of one drive lets all others probe at once', async (t) => {
   fault.fault = undefined;
   clock.nowMs += BREAKER_DEFAULTS.probeMinMs * 0.5;
   t.match(await fail('a'), { message: /not asked/ });
-  t.equal(await fail('c'), 'ok', 'a drive of which nothing failed is let through');
+  t.equal(await fail('c'), 'ok', 'a drive without failures is let through');
   t.equal(await fail('a'), 'ok');
   t.equal(await fail('b'), 'ok');
 });

@@ -10,11 +10,11 @@ import { tierSuite } from '../tier-suite.ts';
 
 const ID = 'ab' as ChunkId;
 
-t.test('it is a tier like the one that it wraps', async (t) => {
+t.test('it fulfils the contract of a tier', async (t) => {
   tierSuite(t, async () => ({ tier: new HedgeTier(new MapTier('origin')) }));
 });
 
-/** A tier whose answers the test gives, one by one. */
+/** A tier whose answers the test supplies, one by one. */
 class ManualTier implements ChunkTier {
   readonly name = 'origin';
   readonly asked: { ctx: ReadContext; answer(loan?: SealedLoan): void; fail(error: Error): void }[] = [];
@@ -36,7 +36,7 @@ class ManualTier implements ChunkTier {
   async close(): Promise<void> {}
 }
 
-/** A hedger that has seen enough quick reads to know what slow is. */
+/** A hedger that has seen enough fast reads to know what is slow. */
 async function trained(shareMax = 1): Promise<{ manual: ManualTier; hedge: HedgeTier }> {
   const manual = new ManualTier();
   const hedge = new HedgeTier(manual, { shareMax, floorMs: 10 });
@@ -55,7 +55,7 @@ async function until(condition: () => boolean): Promise<void> {
   while (!condition()) await new Promise((resolve) => setTimeout(resolve, 2));
 }
 
-t.test('a slow read is asked again, the first answer wins, the other is cancelled', async (t) => {
+t.test('a slow read gets a second request; the first answer wins, the other is cancelled', async (t) => {
   const { manual, hedge } = await trained();
   const read = hedge.get(ID, 1, demand());
   await until(() => manual.asked.length === 2);
@@ -63,11 +63,11 @@ t.test('a slow read is asked again, the first answer wins, the other is cancelle
   manual.asked[1]!.answer(second.loan);
   t.equal(await read, second.loan);
   t.ok(manual.asked[0]!.ctx.signal?.aborted);
-  t.notOk(manual.asked[1]!.ctx.signal?.aborted, 'whose loan is out');
+  t.notOk(manual.asked[1]!.ctx.signal?.aborted, 'the one whose loan is in use');
   t.match(hedge.stats(), { won: 1, lost: 0 });
 });
 
-t.test('the late loan of the loser is given back', async (t) => {
+t.test('the late loan of the slower request is released', async (t) => {
   const { manual, hedge } = await trained();
   const [first, second] = [loanOf(), loanOf()];
   const read = hedge.get(ID, 1, demand());
@@ -96,7 +96,7 @@ t.test('a miss or an error of one waits for the other', async (t) => {
   await t.rejects(missing, { code: 'UNAVAILABLE', message: 'reset' });
 });
 
-t.test('an error before the hedge comes out at once, and no hedge follows', async (t) => {
+t.test('an error before the hedge is reported at once, and no hedge follows', async (t) => {
   const { manual, hedge } = await trained();
   const read = hedge.get(ID, 1, demand());
   manual.asked[0]!.fail(new LazydiskError('UNAVAILABLE', 'reset'));
@@ -105,7 +105,7 @@ t.test('an error before the hedge comes out at once, and no hedge follows', asyn
   t.equal(manual.asked.length, 1);
 });
 
-t.test('only demand is hedged, and what became demand meanwhile', async (t) => {
+t.test('only demand is hedged, including reads that became demand meanwhile', async (t) => {
   const { manual, hedge } = await trained();
   for (const readClass of ['readahead', 'prefetch'] as const) {
     const read = hedge.get(ID, 1, contextOf(readClass));
@@ -124,7 +124,7 @@ t.test('only demand is hedged, and what became demand meanwhile', async (t) => {
 
 t.test('hedges stay within their share of the requests', async (t) => {
   const { manual, hedge } = await trained(0.05);
-  // A twentieth of the thirty that were read, and of these.
+  // A twentieth of the thirty warm-up reads, and of these.
   const reads: Promise<unknown>[] = [];
   for (let n = 0; n < 20; n++) {
     reads.push(hedge.get(ID, 1, demand()));
@@ -136,7 +136,7 @@ t.test('hedges stay within their share of the requests', async (t) => {
   await Promise.all(reads);
 });
 
-t.test('who cancels a read cancels both requests', async (t) => {
+t.test('cancelling a read cancels both requests', async (t) => {
   const { manual, hedge } = await trained();
   const controller = new AbortController();
   const read = hedge.get(ID, 1, demand(20_000, controller.signal));
@@ -149,7 +149,7 @@ t.test('who cancels a read cancels both requests', async (t) => {
   );
 });
 
-t.test('a hedge that answers last, and with nothing, has not won', async (t) => {
+t.test('a hedge that answers last, and without the chunk, has not won', async (t) => {
   const { manual, hedge } = await trained();
   const read = hedge.get(ID, 1, demand());
   await until(() => manual.asked.length === 2);
@@ -159,7 +159,7 @@ t.test('a hedge that answers last, and with nothing, has not won', async (t) => 
   t.match(hedge.stats(), { won: 0, lost: 1 });
 });
 
-t.test('a share of nothing is no hedge', async (t) => {
+t.test('a share of zero means no hedges', async (t) => {
   const { manual, hedge } = await trained(0);
   const read = hedge.get(ID, 1, demand());
   await until(() => hedge.stats().skipped === 1 || manual.asked.length > 1);
@@ -168,7 +168,7 @@ t.test('a share of nothing is no hedge', async (t) => {
   await read;
 });
 
-t.test('misses do not say how long a read takes', async (t) => {
+t.test('misses do not count in the latency of reads', async (t) => {
   const map = new MapTier('origin');
   const manual = new ManualTier();
   let isMissing = true;
@@ -186,7 +186,7 @@ t.test('misses do not say how long a read takes', async (t) => {
   await read;
 });
 
-t.test('a cancelled read is not hedged, though its tier is slow to notice', async (t) => {
+t.test('a cancelled read is not hedged, even if its tier is slow to notice', async (t) => {
   const { manual, hedge } = await trained();
   const controller = new AbortController();
   let asked = 0;
@@ -205,7 +205,7 @@ t.test('a cancelled read is not hedged, though its tier is slow to notice', asyn
   await read;
 });
 
-t.test('property: a loan of either is given, once, and every other comes back', async (t) => {
+t.test('property: the loan of one request is returned, once, and every other loan is released', async (t) => {
   const answer = fc.constantFrom('loan', 'miss', 'error');
   await fc.assert(
     fc.asyncProperty(answer, answer, fc.boolean(), fc.boolean(), async (one, two, isHedgeFirst, isDeaf) => {

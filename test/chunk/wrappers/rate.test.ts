@@ -6,7 +6,7 @@ import type { ChunkId } from '../../../src/format/chunk-id.ts';
 import { contextOf, demand, MapTier } from '../../support/tiers.ts';
 import { tierSuite } from '../tier-suite.ts';
 
-t.test('it is a tier like the one that it wraps', async (t) => {
+t.test('it fulfils the contract of a tier', async (t) => {
   tierSuite(t, async () => ({ tier: new RateTier(new MapTier('origin'), { requestsPerSecond: 1e6 }) }));
 });
 
@@ -24,7 +24,7 @@ function setUp(options: { requestsPerSecond?: number; bytesPerSecond?: number })
   return { clock, map, rate, pass };
 }
 
-t.test('a second’s worth goes through at once, the rest at the rate', async (t) => {
+t.test('one second’s worth passes at once, the rest at the rate', async (t) => {
   const { map, rate, pass } = setUp({ requestsPerSecond: 10 });
   t.teardown(() => rate.close());
   const reads = Array.from({ length: 30 }, (_, n) => rate.get(idOf(n), 1, demand()).catch(() => {}));
@@ -38,23 +38,20 @@ t.test('a second’s worth goes through at once, the rest at the rate', async (t
   t.equal(rate.stats().waits, 20);
 });
 
-t.test(
-  'bytes are counted as they are sealed, and one read may be larger than a second’s worth',
-  async (t) => {
-    const { map, rate, pass } = setUp({ bytesPerSecond: 1000 });
-    t.teardown(() => rate.close());
-    const reads = [3000, 10, 10].map((bytes, n) => rate.get(idOf(n), bytes, demand()).catch(() => {}));
-    await pass(0);
-    t.equal(map.asked.length, 1);
-    await pass(1900);
-    t.equal(map.asked.length, 1, 'not paid for yet');
-    await pass(150);
-    t.equal(map.asked.length, 3);
-    await Promise.all(reads);
-  },
-);
+t.test('sealed bytes are counted, and one read may be larger than one second’s worth', async (t) => {
+  const { map, rate, pass } = setUp({ bytesPerSecond: 1000 });
+  t.teardown(() => rate.close());
+  const reads = [3000, 10, 10].map((bytes, n) => rate.get(idOf(n), bytes, demand()).catch(() => {}));
+  await pass(0);
+  t.equal(map.asked.length, 1);
+  await pass(1900);
+  t.equal(map.asked.length, 1, 'not paid for yet');
+  await pass(150);
+  t.equal(map.asked.length, 3);
+  await Promise.all(reads);
+});
 
-t.test('what is short goes to the most urgent', async (t) => {
+t.test('scarce tokens go to the most urgent reads', async (t) => {
   const { map, rate, pass } = setUp({ requestsPerSecond: 1 });
   t.teardown(() => rate.close());
   const classes: ReadClass[] = ['demand', 'prefetch', 'readahead', 'demand'];
@@ -65,7 +62,7 @@ t.test('what is short goes to the most urgent', async (t) => {
 });
 
 t.test(
-  'what is read ahead leaves a guest its share, and may have it once a guest waits for it',
+  'readahead leaves the guest its share, and may use that share once a guest waits for it',
   async (t) => {
     const { map, rate, pass } = setUp({ requestsPerSecond: 100 });
     t.teardown(() => rate.close());
@@ -80,7 +77,7 @@ t.test(
     t.notOk(rate.holdsDemand);
     for (let n = 0; n < 24; n++) ask(demand());
     await pass(0);
-    t.equal(map.asked.length, 99, 'at once, past all that wait');
+    t.equal(map.asked.length, 99, 'at once, ahead of all waiting reads');
     t.equal(rate.stats().waits, 125);
 
     let readClass: ReadClass = 'prefetch';
@@ -99,7 +96,7 @@ t.test(
     t.equal(map.asked.length, 99);
     readClass = 'demand';
     promoted();
-    // Not by `pass`, which lets in whoever may: the promotion alone has to do it.
+    // Not through `pass`, which admits reads itself: here the promotion alone has to do it.
     await new Promise((resolve) => setImmediate(resolve));
     t.equal(map.asked.at(-1), idOf(224));
     ask(demand());
@@ -110,7 +107,7 @@ t.test(
   },
 );
 
-t.test('a wait ends with its deadline, its signal, or the tier', async (t) => {
+t.test('a wait ends at its deadline, by its signal, or when the tier closes', async (t) => {
   const { rate } = setUp({ requestsPerSecond: 0.001 });
   await rate.get(idOf(0), 1, demand());
   await t.rejects(rate.get(idOf(1), 1, demand(20)), { code: 'TIMEOUT', message: /rate limit/ });
@@ -123,7 +120,7 @@ t.test('a wait ends with its deadline, its signal, or the tier', async (t) => {
   await t.rejects(last, { code: 'ABORTED' });
 });
 
-t.test('property: no stretch of time sees more than its rate and one burst', async (t) => {
+t.test('property: no interval exceeds its rate plus one burst', async (t) => {
   await fc.assert(
     fc.asyncProperty(
       fc.integer({ min: 1, max: 50 }),

@@ -10,7 +10,7 @@ import { contextOf, demand, FaultTier, MapTier } from '../../support/tiers.ts';
 
 const ID = 'ab'.repeat(32) as ChunkId;
 
-/** A tier whose reads are answered by hand. */
+/** A tier whose reads the test answers. */
 class ManualTier implements ChunkTier {
   readonly name = 'origin';
   readonly pending: { id: ChunkId; ctx: ReadContext; answer: (loan?: SealedLoan) => void }[] = [];
@@ -26,7 +26,7 @@ class ManualTier implements ChunkTier {
   async close(): Promise<void> {}
 }
 
-/** Fails `times` times with `code`, then misses. */
+/** Fails `times` times with `code`; then every read is a miss. */
 function failing(times: number, code: ErrorCode = 'UNAVAILABLE') {
   const tier = new FaultTier(new MapTier('origin'));
   const state = { tier, calls: 0 };
@@ -35,7 +35,7 @@ function failing(times: number, code: ErrorCode = 'UNAVAILABLE') {
   return state;
 }
 
-t.test('retry: an error is asked again, a miss is an answer', async (t) => {
+t.test('retry: an error is retried, but a miss is an answer', async (t) => {
   const state = failing(2);
   const tier = new RetryTier(state.tier, {
     tries: 3,
@@ -48,7 +48,7 @@ t.test('retry: an error is asked again, a miss is an answer', async (t) => {
   t.equal(state.calls, 4);
 });
 
-t.test('retry: after the last try the error stands, with how many there were', async (t) => {
+t.test('retry: after the last try the error is reported with the number of tries', async (t) => {
   const state = failing(100);
   const tier = new RetryTier(state.tier, {
     tries: 3,
@@ -62,7 +62,7 @@ t.test('retry: after the last try the error stands, with how many there were', a
   t.equal(state.calls, 3);
 });
 
-t.test('retry: what would only be repeated is not', async (t) => {
+t.test('retry: an error that would only repeat is not retried', async (t) => {
   for (const code of ['CORRUPT', 'KEY', 'USAGE', 'NOT_FOUND'] as const) {
     const state = failing(100, code);
     const tier = new RetryTier(state.tier, {
@@ -75,7 +75,7 @@ t.test('retry: what would only be repeated is not', async (t) => {
   }
 });
 
-t.test('retry: a try that hangs is given up for the next one', async (t) => {
+t.test('retry: a hung try is abandoned for the next one', async (t) => {
   const tier = new FaultTier(new MapTier('origin'));
   let calls = 0;
   tier.fault = () => (calls++ === 0 ? { kind: 'slow', delayMs: 60_000 } : undefined);
@@ -84,7 +84,7 @@ t.test('retry: a try that hangs is given up for the next one', async (t) => {
   t.equal(calls, 2);
 });
 
-t.test('retry: no pause goes past the deadline of the read, and a cancelled one ends it', async (t) => {
+t.test('retry: no pause exceeds the deadline of the read, and cancelling ends the pause', async (t) => {
   const state = failing(100);
   const tier = new RetryTier(state.tier, {
     tries: 100,
@@ -92,7 +92,7 @@ t.test('retry: no pause goes past the deadline of the read, and a cancelled one 
     pauses: { firstMs: 60_000, longestMs: 60_000 },
   });
   await t.rejects(tier.get(ID, 100, demand(500)), { code: 'UNAVAILABLE', message: 'made to fail' });
-  t.equal(state.calls, 1, 'a pause longer than what is left is not begun');
+  t.equal(state.calls, 1, 'a pause longer than the remaining time does not begin');
   const controller = new AbortController();
   const waiting = tier.get(ID, 100, demand(200_000, controller.signal));
   await tick();
@@ -100,7 +100,7 @@ t.test('retry: no pause goes past the deadline of the read, and a cancelled one 
   await t.rejects(waiting, { code: 'ABORTED' });
 });
 
-t.test('limit: no more than so many at once, in order, demand first', async (t) => {
+t.test('limit: reads never exceed the limit, and go in order, demand first', async (t) => {
   const inner = new ManualTier();
   const tier = new LimitTier(inner, { concurrency: 2 });
   const ids = Array.from({ length: 6 }, (_, n) => `${n}`.repeat(64) as ChunkId);
@@ -128,10 +128,10 @@ t.test('limit: places are kept for demand', async (t) => {
   await tick();
   const active = (readClass: string) => inner.pending.filter(({ ctx }) => ctx.class === readClass).length;
   t.same([active('prefetch'), active('readahead')], [2, 2]);
-  // Of another drive, since one alone never has all places.
+  // From another drive, because one drive never gets all places.
   reads.push(...Array.from({ length: 6 }, () => tier.get(ID, 1, { ...demand(), drive: 'other' })));
   await tick();
-  t.equal(active('demand'), 3, 'what is left, but one for whoever comes next');
+  t.equal(active('demand'), 3, 'all remaining places except one, for the next drive');
   for (let n = 0; n < reads.length; n++) {
     inner.pending[n]?.answer();
     await tick();
@@ -160,7 +160,7 @@ t.test('limit: when the queue is full the least urgent is refused', async (t) =>
   const readahead = tier.get(ID, 1, contextOf('readahead'));
   const first = tier.get(ID, 1, demand());
   const second = tier.get(ID, 1, demand());
-  await t.rejects(readahead, { code: 'OVERLOAD' }, 'the readahead, though it came first');
+  await t.rejects(readahead, { code: 'OVERLOAD' }, 'the readahead, although it came first');
   await t.rejects(tier.get(ID, 1, demand()), { code: 'OVERLOAD' });
   for (let n = 0; n < 3; n++) {
     inner.pending[n]?.answer();
@@ -169,7 +169,7 @@ t.test('limit: when the queue is full the least urgent is refused', async (t) =>
   await Promise.all([running, first, second]);
 });
 
-t.test('limit: waiting for a place ends at the deadline and when cancelled', async (t) => {
+t.test('limit: a wait for a place ends at the deadline, and when it is cancelled', async (t) => {
   const inner = new ManualTier();
   const tier = new LimitTier(inner, { concurrency: 1 });
   const running = tier.get(ID, 1, demand());
@@ -183,7 +183,7 @@ t.test('limit: waiting for a place ends at the deadline and when cancelled', asy
   await running;
 });
 
-t.test('limit: one that fails or misses gives its place back', async (t) => {
+t.test('limit: a read that fails or misses frees its place', async (t) => {
   const inner = new FaultTier(new MapTier('origin'));
   const tier = new LimitTier(inner, { concurrency: 1 });
   inner.fault = { kind: 'error' };
@@ -203,7 +203,7 @@ t.test('limit: a drive with a thousand slow reads delays no other', async (t) =>
     const read = tier.get(ID, 1, { ...demand(), drive: 'modest' });
     await tick();
     const asked = inner.pending.find(({ ctx }) => ctx.drive === 'modest');
-    t.ok(asked, 'asked at once, though nothing was answered');
+    t.ok(asked, 'asked at once, although nothing was answered');
     asked?.answer();
     inner.pending.splice(inner.pending.indexOf(asked!), 1);
     await read;
@@ -215,7 +215,7 @@ t.test('limit: a drive with a thousand slow reads delays no other', async (t) =>
   await Promise.all(greedy);
 });
 
-t.test('limit: a place that only others still need is given back', async (t) => {
+t.test('limit: the place is freed when only others still need the bytes', async (t) => {
   const inner = new MapTier('origin');
   await inner.put(ID, Buffer.alloc(10));
   const tier = new LimitTier(inner, { concurrency: 1 });
@@ -225,7 +225,7 @@ t.test('limit: a place that only others still need is given back', async (t) => 
   const second = await tier.get(ID, 10, demand());
   t.equal(inner.loans, 2, 'the bytes stay on loan');
   first?.release();
-  t.same(tier.stats(), { active: 1, queued: 0 }, 'and the place is not given back twice');
+  t.same(tier.stats(), { active: 1, queued: 0 }, 'and the place is not freed twice');
   second?.release();
   t.equal(inner.loans, 0);
 });
