@@ -3,7 +3,7 @@ import t from 'tap';
 import { type ChunkMap, entryFrom, extentsOf } from '../../src/drive/chunk-map.ts';
 import { CHUNK_BYTES, type ChunkRef } from '../../src/format/chunk-id.ts';
 
-/** Chunks of a disk, true where one is stored; `looks` counts how often it is asked. */
+/** The chunks of a disk, true where one is stored; `looks` counts the calls. */
 function mapOf(stored: readonly boolean[]): ChunkMap & { looks: number } {
   const indices = stored.flatMap((is, index) => (is ? [index] : []));
   return {
@@ -19,7 +19,7 @@ function mapOf(stored: readonly boolean[]): ChunkMap & { looks: number } {
   };
 }
 
-t.test('property: extents say of each byte what the map says, merged and as far as allowed', async () => {
+t.test('property: extents agree with the map for each byte, merged and within the limit', async () => {
   const property = fc.property(
     fc.array(fc.boolean(), { minLength: 1, maxLength: 40 }),
     fc.double({ min: 0, max: 1, noNaN: true }),
@@ -45,7 +45,7 @@ t.test('property: extents say of each byte what the map says, merged and as far 
   fc.assert(property, { numRuns: 1000 });
 });
 
-t.test('entryFrom is the first entry at or behind a chunk', async (t) => {
+t.test('entryFrom returns the first entry at or after a chunk', async (t) => {
   const map = mapOf([false, true, true, false, false, true, false]);
   t.same(
     [0, 1, 2, 3, 5, 6].map((index) => entryFrom(map, index)),
@@ -53,9 +53,9 @@ t.test('entryFrom is the first entry at or behind a chunk', async (t) => {
   );
 });
 
-t.test('a large map is not walked', async (t) => {
+t.test('a large map is searched, not walked', async (t) => {
   const map = mapOf(Array.from({ length: 100_000 }, (_, n) => n % 50_000 > 100));
   const extents = extentsOf(map, 0, map.diskBytes, 100);
   t.equal(extents.length, 4);
-  t.ok(map.looks < 200, `${map.looks} looks`);
+  t.ok(map.looks < 200, `${map.looks} calls`);
 });

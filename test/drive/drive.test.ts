@@ -31,7 +31,7 @@ function setUp(
 ) {
   const disk = new FaultTier(new MapTier('disk'));
   const originMap = new MapTier('origin', image.chunks);
-  // As a real origin, it forgets nothing.
+  // Like a real origin, it forgets nothing.
   originMap.discard = () => {};
   const origin = new FaultTier(originMap);
   const observer = new CountingObserver();
@@ -55,7 +55,7 @@ function setUp(
   return { disk, origin, originMap, observer, memory, reader, drive };
 }
 
-/** The bytes, copied, and what was pinned returned. */
+/** A copy of the bytes, whose pins are released. */
 function take(bytes: PinnedBytes): Buffer {
   const copy = Buffer.concat(bytes.parts);
   bytes.release();
@@ -75,11 +75,11 @@ async function failureOf(promise: Promise<unknown>): Promise<LazydiskError> {
     () => undefined,
     (thrown: unknown) => thrown,
   );
-  if (!(error instanceof LazydiskError)) throw new Error(`no LazydiskError but ${error}`);
+  if (!(error instanceof LazydiskError)) throw new Error(`not a LazydiskError: ${error}`);
   return error;
 }
 
-/** Until nothing is on its way: read ahead, prefetched or asked for. */
+/** Waits until nothing is in flight: readahead, prefetch or demand. */
 async function quiet(reader: ChunkReader): Promise<void> {
   do await tick();
   while (reader.stats().flights > 0);
@@ -90,7 +90,7 @@ t.test('a Manifest is a ChunkMap', async (t) => {
   t.type(fits, 'function');
 });
 
-t.test('ranges come back right, cold and warm, across chunks and zeroes', async (t) => {
+t.test('ranges are read correctly, cold and warm, across chunks and zeroes', async (t) => {
   const image = await makeImage('ab..c.a');
   const { drive, memory } = setUp(t, image);
   t.match(drive, { name: 'vm-1', sizeBytes: 7 * CHUNK_BYTES, readOnly: true, imageDigest: 'sha256:test' });
@@ -115,20 +115,17 @@ t.test('ranges come back right, cold and warm, across chunks and zeroes', async 
   t.equal(memory.stats().pinnedBytes, 0);
 });
 
-t.test(
-  'what is not in memory is not there at once; zeroes always are, and cost no tier a read',
-  async (t) => {
-    const image = await makeImage('a.');
-    const { drive, disk, originMap } = setUp(t, image);
-    t.equal(drive.tryRead(0, 4096), undefined);
-    t.equal(drive.tryRead(CHUNK_BYTES - 1, 2), undefined);
-    const zero = drive.tryRead(CHUNK_BYTES, CHUNK_BYTES);
-    t.ok(zero && take(zero).equals(Buffer.alloc(CHUNK_BYTES)));
-    t.same([(disk.inner as MapTier).asked.length, originMap.asked.length], [0, 0]);
-  },
-);
+t.test('tryRead returns only what is in memory; zeroes always are, and need no read of a tier', async (t) => {
+  const image = await makeImage('a.');
+  const { drive, disk, originMap } = setUp(t, image);
+  t.equal(drive.tryRead(0, 4096), undefined);
+  t.equal(drive.tryRead(CHUNK_BYTES - 1, 2), undefined);
+  const zero = drive.tryRead(CHUNK_BYTES, CHUNK_BYTES);
+  t.ok(zero && take(zero).equals(Buffer.alloc(CHUNK_BYTES)));
+  t.same([(disk.inner as MapTier).asked.length, originMap.asked.length], [0, 0]);
+});
 
-t.test('a range outside the drive is a fault of the caller', async (t) => {
+t.test('a range outside the drive is an error of the caller', async (t) => {
   const { drive } = setUp(t, await makeImage('a'));
   for (const [offset, lengthBytes] of [
     [-1, 1],
@@ -142,7 +139,7 @@ t.test('a range outside the drive is a fault of the caller', async (t) => {
   }
 });
 
-t.test('bytes stay while they are held, and are released once', async (t) => {
+t.test('bytes stay in place while they are held, and can be released only once', async (t) => {
   const image = await makeImage('abcdefgh');
   const { drive } = setUp(t, image, { slots: 4 });
   const held = await drive.read(0, 4096);
@@ -187,7 +184,7 @@ t.test('a read ends at its deadline, when cancelled, and when the drive closes',
   });
   const longer = performance.now() + 200;
   t.equal((await failureOf(drive.read(0, 10, undefined, longer))).code, 'TIMEOUT');
-  t.ok(performance.now() >= longer, 'a deadline that is given is the one that counts');
+  t.ok(performance.now() >= longer, 'a deadline that is passed overrides the default');
   const controller = new AbortController();
   const cancelled = failureOf(drive.read(0, 2 * CHUNK_BYTES, controller.signal));
   const closed = failureOf(drive.read(0, 10));
@@ -201,22 +198,22 @@ t.test('a read ends at its deadline, when cancelled, and when the drive closes',
   t.equal((await failureOf(drive.read(0, 10))).code, 'ABORTED');
   t.equal((await failureOf(drive.read(0, 10, AbortSignal.abort()))).code, 'ABORTED');
   t.equal(drive.tryRead(0, 10), undefined);
-  t.match(drive.stats(), { inFlight: 0, errors: 2 }, 'what was cancelled is no failure');
+  t.match(drive.stats(), { inFlight: 0, errors: 2 }, 'a cancelled read is no failure');
 });
 
-t.test('reads of many chunks on little memory do not lock each other out', async (t) => {
+t.test('reads of many chunks in little memory do not deadlock', async (t) => {
   const image = await makeImage('abcdefghijklmnopqrstuvwxyz');
   const { drive, memory } = setUp(t, image, { slots: 4 });
   const reads = Array.from({ length: 40 }, (_, n) =>
     readRight(drive, image, ((n * 5) % 22) * CHUNK_BYTES + 1000, 3 * CHUNK_BYTES),
   );
-  // Larger than memory as a whole.
+  // Larger than all of memory.
   reads.push(readRight(drive, image, 0, image.diskBytes), readRight(drive, image, 0, image.diskBytes));
   await Promise.all(reads);
   t.match(memory.stats(), { pinnedBytes: 0, filling: 0, waiting: 0 });
 });
 
-t.test('who holds bytes for long starves nobody: beyond half of memory they are copies', async (t) => {
+t.test('slow holders of bytes starve nobody: once half of memory is pinned, bytes are copied', async (t) => {
   const image = await makeImage('abcdefghijkl');
   const { drive, memory } = setUp(t, image, { slots: 4 });
   const held: PinnedBytes[] = [];
@@ -229,7 +226,7 @@ t.test('who holds bytes for long starves nobody: beyond half of memory they are 
   t.equal(memory.stats().pinnedBytes, 0);
 });
 
-t.test('read in sequence, a drive fetches each chunk once and has it before it is asked for', async (t) => {
+t.test('a drive that is read sequentially fetches each chunk once, before it is asked for', async (t) => {
   const image = await makeImage('abcdefghijklm..nopqrstuvwxyz....ABCDEFGH');
   const { drive, reader, originMap } = setUp(t, image, { slots: 128 });
   const waited: number[] = [];
@@ -241,14 +238,14 @@ t.test('read in sequence, a drive fetches each chunk once and has it before it i
     if (!bytes.equals(image.disk.subarray(offset, offset + STEP))) throw new Error('wrong bytes');
     await quiet(reader);
   }
-  t.same(waited, [0, 1], 'only the start had to wait');
+  t.same(waited, [0, 1], 'only the first reads had to wait');
   t.equal(originMap.asked.length, image.storedChunks);
   const stats = drive.stats();
   t.match(stats, { touchedChunks: 34, touchedShare: 1, readahead: { chunks: 32, unusedBytes: 0 } });
   t.equal(stats.tiers.origin?.chunks, 34);
 });
 
-t.test('several sequences at once are each read ahead', async (t) => {
+t.test('each of several simultaneous sequences is read ahead', async (t) => {
   const image = await makeImage('abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMN');
   const { drive, reader } = setUp(t, image);
   let waited = 0;
@@ -263,10 +260,10 @@ t.test('several sequences at once are each read ahead', async (t) => {
   t.ok(waited <= 10, `${waited} of 40 first touches waited`);
 });
 
-t.test('read at random, a drive fetches nothing but what is asked for', async (t) => {
+t.test('a drive that is read at random fetches only what is asked for', async (t) => {
   const image = await makeImage('abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789');
   const { drive, reader, originMap } = setUp(t, image, { slots: 128 });
-  // Far enough from each other that no two are neighbours.
+  // Far enough apart that no two chunks are neighbours.
   const order = Array.from({ length: 31 }, (_, n) => (n * 26) % 62);
   for (const index of order) {
     await readRight(drive, image, index * CHUNK_BYTES, 4096);
@@ -275,7 +272,7 @@ t.test('read at random, a drive fetches nothing but what is asked for', async (t
   t.equal(originMap.asked.length, new Set(order).size);
 });
 
-t.test('prefetch brings a range near, a few at a time, and what is near already costs nothing', async (t) => {
+t.test('prefetch fetches a range, a few chunks at a time, and near chunks cost nothing', async (t) => {
   const image = await makeImage('ab..cdefghijk');
   const { drive, reader, originMap } = setUp(t, image);
   await readRight(drive, image, 0, 10);
@@ -294,7 +291,7 @@ t.test('prefetch brings a range near, a few at a time, and what is near already 
 });
 
 t.test(
-  'a prefetch of everything is bounded, goes on when the reader is busy, and ends with the drive',
+  'a prefetch of everything is bounded, continues after the reader was busy, and ends with the drive',
   async (t) => {
     const image = await makeImage('abcdefghijklmnopqrstuvwxyz');
     const { drive, reader, origin, originMap } = setUp(t, image, { slots: 8 });
@@ -314,7 +311,7 @@ t.test(
   },
 );
 
-t.test('what was read and from where is counted', async (t) => {
+t.test('statistics count what was read, and from which tier', async (t) => {
   const image = await makeImage('abcd....');
   const { drive, reader, memory } = setUp(t, image);
   await readRight(drive, image, 0, 4096);
@@ -345,7 +342,7 @@ t.test('what was read and from where is counted', async (t) => {
   t.match(drive.stats().tiers.disk, { chunks: 1, bytes: size });
 });
 
-t.test('property: whatever lies or fails, a read gives the right bytes or an error', async (t) => {
+t.test('property: whatever fails or corrupts, a read returns the right bytes or an error', async (t) => {
   const image = await makeImage('abc.defa.ghi..bjk.');
   const other = await makeImage('z');
   const fault = fc.oneof(
@@ -399,7 +396,7 @@ t.test('property: whatever lies or fails, a read gives the right bytes or an err
       }
       disk.fault = undefined;
       origin.fault = undefined;
-      // What was read ahead under a fault may fail for who joins it.
+      // A chunk read ahead under a fault may fail for a read that joins it.
       await quiet(reader);
       await readRight(drive, image, 0, image.diskBytes);
       for (const cleanup of cleanups) await cleanup();

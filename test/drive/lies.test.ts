@@ -1,4 +1,4 @@
-/** A drive over the real disk cache and a real store, whose files are damaged under them while they are in use. */
+/** A drive over the real disk cache and a real store, whose files are damaged while they are in use. */
 import { createHash } from 'node:crypto';
 import { copyFileSync, readFileSync, rmSync, truncateSync, writeFileSync } from 'node:fs';
 import { open } from 'node:fs/promises';
@@ -22,7 +22,7 @@ const CHUNKS = 8;
 const ZERO_CHUNK = 3;
 const STORED = CHUNKS - 1;
 
-/** Hardly compressible, so that records fill the cache's file, and the same at every run. */
+/** Hardly compressible, so that records fill the cache's file, and the same on every run. */
 function diskBytes(): Buffer {
   const disk = Buffer.alloc(CHUNKS * CHUNK_BYTES);
   for (let at = 0; at < disk.length; at += 32) createHash('sha256').update(`${at}`).digest().copy(disk, at);
@@ -69,12 +69,12 @@ async function setUp(t: Test) {
   return { dir, cache, drive, image, observer, readAll, forget, cached, chunkFile };
 }
 
-t.test('records of the disk cache that rot are read from the origin, and healed', async (t) => {
+t.test('corrupt records of the disk cache are read from the origin, and healed', async (t) => {
   const { dir, cache, observer, readAll, forget, cached } = await setUp(t);
   t.ok(await readAll());
   await cached(STORED);
   const file = await open(join(dir, 'cache', 'chunks'), 'r+');
-  // Every 100 KiB a byte: each record, which is over 500 KiB, loses some.
+  // One byte every 100 KiB, so that each record, which is over 500 KiB, is damaged.
   const { size } = await file.stat();
   for (let at = 60_000; at < size; at += 100 * 1024) {
     const byte = Buffer.alloc(1);
@@ -83,7 +83,7 @@ t.test('records of the disk cache that rot are read from the origin, and healed'
   }
   await file.close();
   await forget();
-  t.ok(await readAll(), 'the right bytes all the same');
+  t.ok(await readAll(), 'the right bytes nevertheless');
   t.equal(observer.verifyFailures.length, STORED);
   t.equal(cache.stats().quarantined, STORED);
   await cached(STORED);
@@ -95,7 +95,7 @@ t.test('records of the disk cache that rot are read from the origin, and healed'
 });
 
 t.test(
-  'a bad object at the origin is an error with its name, and good again when it is mended',
+  'a bad object at the origin is an error that names it, and is good again once it is repaired',
   async (t) => {
     const { dir, cache, drive, image, readAll, chunkFile } = await setUp(t);
     const path = chunkFile(0);
@@ -129,7 +129,7 @@ t.test(
       );
       t.match(error, { code, message: cause }, name);
       t.match(error, { message: `drive vm-1, chunk index 0: chunk ${id}: disk: not there; ` });
-      t.equal(cache.stats().entries, 0, 'nothing of it was kept');
+      t.equal(cache.stats().entries, 0, 'no copy was kept');
       copyFileSync(join(dir, 'good'), path);
     }
     t.ok(await readAll(), 'without a restart');

@@ -1,29 +1,26 @@
-/** What is brought near before anybody asks for it: in order, a few at a time, and all of it. */
+/** Prefetching: in order, a few chunks at a time, and all of them. */
 import assert from 'node:assert/strict';
 import { setImmediate as tick } from 'node:timers/promises';
 import fc from 'fast-check';
 import t from 'tap';
 import { PrefetchQueue } from '../../src/drive/prefetch-queue.ts';
 
-t.test(
-  'entries come in the order of their list, whatever that is, and lists one after the other',
-  async (t) => {
-    const asked: number[] = [];
-    const queue = new PrefetchQueue({
-      fetch: async (entry) => {
-        asked.push(entry);
-        return true;
-      },
-    });
-    queue.add([7, 3, 9]);
-    queue.add([]);
-    queue.add(new Set([1, 8]));
-    while (asked.length < 5) await tick();
-    t.same(asked, [7, 3, 9, 1, 8]);
-  },
-);
+t.test('entries are fetched in the order of their list, and lists one after the other', async (t) => {
+  const asked: number[] = [];
+  const queue = new PrefetchQueue({
+    fetch: async (entry) => {
+      asked.push(entry);
+      return true;
+    },
+  });
+  queue.add([7, 3, 9]);
+  queue.add([]);
+  queue.add(new Set([1, 8]));
+  while (asked.length < 5) await tick();
+  t.same(asked, [7, 3, 9, 1, 8]);
+});
 
-t.test('a list is not read further than its turn', async (t) => {
+t.test('a list is not iterated further than its turn', async (t) => {
   let read = 0;
   const queue = new PrefetchQueue({ fetch: () => new Promise(() => {}) });
   queue.add(
@@ -32,11 +29,11 @@ t.test('a list is not read further than its turn', async (t) => {
     })(),
   );
   await tick();
-  t.equal(read, 4, 'as many as may be on their way at once');
+  t.equal(read, 4, 'as many as may be in flight at once');
   queue.close();
 });
 
-t.test('what is near already holds up the event loop for a while only', async (t) => {
+t.test('skipping chunks that are near already does not block the event loop', async (t) => {
   let looked = 0;
   const queue = new PrefetchQueue({
     fetch: () => {
@@ -49,7 +46,7 @@ t.test('what is near already holds up the event loop for a while only', async (t
   while (looked < 5_000) await new Promise((resolve) => setTimeout(resolve, 1));
 });
 
-t.test('property: none is lost, four at once, in order but for those that were refused', async (t) => {
+t.test('property: none is lost, four are in flight, and only refused ones are out of order', async (t) => {
   const outcome = fc.constantFrom('near', 'fetched', 'refused');
   const lists = fc.array(fc.array(outcome, { maxLength: 12 }), { maxLength: 6 });
   await fc.assert(
@@ -93,7 +90,7 @@ t.test('property: none is lost, four at once, in order but for those that were r
   t.pass();
 });
 
-t.test('nothing is asked for after close', async (t) => {
+t.test('nothing is fetched after close', async (t) => {
   let asked = 0;
   const queue = new PrefetchQueue({
     fetch: async () => {
