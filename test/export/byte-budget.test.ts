@@ -1,4 +1,6 @@
-/** Memory for answers: never more than there is, never all of it for one drive, and everybody's turn comes. */
+/**
+ * Memory for answers: never more than its capacity, never all of it for one drive, and every waiting read gets a turn.
+ */
 import assert from 'node:assert/strict';
 import fc from 'fast-check';
 import t from 'tap';
@@ -13,10 +15,10 @@ const [a, b, c] = ['a', 'b', 'c'].map((name) => ({ name })) as [
   { name: string },
   { name: string },
 ];
-/** Lets promises that are ready run. */
+/** Lets resolved promises run. */
 const settle = () => new Promise((resolve) => setImmediate(resolve));
 
-t.test('a drive has at most half, but for a single read that is longer', async (t) => {
+t.test('a drive gets at most half, except for a single longer read', async (t) => {
   const budget = new ByteBudget(100);
   const first = budget.tryTake(a, 30);
   t.ok(first);
@@ -29,7 +31,7 @@ t.test('a drive has at most half, but for a single read that is longer', async (
   t.notOk(budget.tryTake(b, 1));
 });
 
-t.test('who waits gets room when it is given back, one drive after the other', async (t) => {
+t.test('waiting reads get room as it is released, one drive after the other', async (t) => {
   const budget = new ByteBudget(100);
   const held = [budget.tryTake(a, 50)!, budget.tryTake(b, 50)!];
   const order: string[] = [];
@@ -43,7 +45,7 @@ t.test('who waits gets room when it is given back, one drive after the other', a
   t.equal(budget.waiters, 11);
   held.shift()!.release();
   await settle();
-  t.same(order, ['a', 'c'], 'one read of another drive is the second, not the eleventh');
+  t.same(order, ['a', 'c'], 'the read of another drive is the second, not the eleventh');
   while (held.length > 0) {
     held.shift()!.release();
     await settle();
@@ -52,24 +54,24 @@ t.test('who waits gets room when it is given back, one drive after the other', a
   t.same([budget.waiters, budget.heldBytes], [0, 0]);
 });
 
-t.test('a long read that has its turn is overtaken by none', async (t) => {
+t.test('a long read that has its turn is not overtaken', async (t) => {
   const budget = new ByteBudget(100);
   const held = [budget.tryTake(a, 40)!, budget.tryTake(b, 40)!];
   const long = budget.take(c, 90, later());
-  t.notOk(budget.tryTake(a, 1), 'there is room for this one, and still');
+  t.notOk(budget.tryTake(a, 1), 'although there is room for this one');
   for (const one of held) one.release();
   (await long).release();
   t.ok(budget.tryTake(a, 1));
 });
 
-t.test('whoever only waits for its own share stands in no way of others', async (t) => {
+t.test('a drive that waits for its own share does not delay others', async (t) => {
   const budget = new ByteBudget(100);
   budget.tryTake(a, 50);
   void budget.take(a, 50, later()).catch(() => {});
   t.ok(budget.tryTake(b, 50));
 });
 
-t.test('a wait ends at its deadline, by its signal, and at once for what can never be', async (t) => {
+t.test('a wait ends at its deadline or by its signal, and an impossible one at once', async (t) => {
   const budget = new ByteBudget(100);
   budget.tryTake(a, 100);
   await t.rejects(budget.take(b, 1, later(5)), { code: 'TIMEOUT', message: /drive b/ });
@@ -81,7 +83,7 @@ t.test('a wait ends at its deadline, by its signal, and at once for what can nev
   t.equal(budget.waiters, 0);
 });
 
-t.test('whatever comes and goes, the bound holds and all are served', async (t) => {
+t.test('property: the bound always holds, and all reads are served', async (t) => {
   const step = fc.record({
     owner: fc.constantFrom(a, b, c),
     bytes: fc.integer({ min: 1, max: 100 }),
@@ -103,7 +105,7 @@ t.test('whatever comes and goes, the bound holds and all are served', async (t) 
       }
       await settle();
       while (served < steps.length || held.length > 0) {
-        assert.ok(held.length > 0, 'somebody waits though nothing is held');
+        assert.ok(held.length > 0, 'a read waits although nothing is held');
         held.shift()!.release();
         assert.ok(budget.heldBytes <= 100);
         await settle();

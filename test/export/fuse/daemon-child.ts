@@ -1,7 +1,7 @@
 /**
- * A FUSE daemon in a process of its own, over Buffers: what tests kill and benchmarks measure. As a program it
- * mounts what its argument says (a DaemonSpec in JSON), prints "ready", serves until SIGTERM, and unmounts. On
- * SIGINT it exits without a word, as after an uncaught exception.
+ * A FUSE daemon in a separate process, over Buffers, which tests kill and benchmarks measure. As a program it mounts
+ * the drive described by its argument (a DaemonSpec in JSON), prints "ready", serves until SIGTERM, and unmounts. On
+ * SIGINT it exits at once, as after an uncaught exception.
  */
 import { type ChildProcess, spawn } from 'node:child_process';
 import { randomFillSync } from 'node:crypto';
@@ -14,14 +14,14 @@ import { BufferDevice } from '../../support/buffer-device.ts';
 
 export interface DaemonSpec {
   readonly dir: string;
-  /** Bytes of the drive, whose name is `drive`; or a file to read them from. */
+  /** The content of the drive, whose name is `drive`: a seed, or a file to read it from. */
   readonly content: { readonly sizeBytes: number; readonly seed: number } | { readonly file: string };
   readonly pushChunks: boolean;
-  /** Reads that touch this offset never end; the rest of the drive is cold until it is read. */
+  /** Reads that touch this offset never finish; the rest of the drive is cold until it is read. */
   readonly stallAt?: number;
 }
 
-/** The drive's bytes for a seed: random, but for every eighth chunk, which is zero. */
+/** The drive's bytes for a seed: random, except that every eighth chunk is zero. */
 export function contentOf(sizeBytes: number, seed: number): Buffer {
   const bytes = Buffer.alloc(sizeBytes);
   const unit = randomFillSync(Buffer.alloc(CHUNK_BYTES));
@@ -34,7 +34,7 @@ export function contentOf(sizeBytes: number, seed: number): Buffer {
   return bytes;
 }
 
-/** Starts one and resolves when it serves. The caller ends it. */
+/** Starts one and resolves when it serves. The caller must stop it. */
 export async function startDaemon(
   spec: DaemonSpec,
   prefix: readonly string[] = [],
@@ -50,7 +50,7 @@ export async function startDaemon(
   child.stdout!.on('data', take);
   child.stderr!.on('data', take);
   child.on('error', reject);
-  child.on('exit', (code, signal) => reject(new Error(`the daemon ended (${code ?? signal}): ${text}`)));
+  child.on('exit', (code, signal) => reject(new Error(`the daemon exited (${code ?? signal}): ${text}`)));
   await promise;
   const stop = async () => {
     child.kill('SIGTERM');

@@ -1,6 +1,6 @@
 /**
- * A daemon that dies, however and whenever, leaves nobody hanging: readers get errors, the process goes, and its
- * mount can be cleaned and made again.
+ * A daemon that dies, however and whenever, leaves nothing hanging: readers get errors, the process goes, and its mount
+ * can be removed and made again.
  */
 import type { ChildProcess } from 'node:child_process';
 import { once } from 'node:events';
@@ -29,7 +29,7 @@ async function setUp(t: Test, spec: Omit<DaemonSpec, 'dir'>) {
   return { dir, child, drive: join(dir, 'drive') };
 }
 
-/** The states of a process's threads, as in "SSD". */
+/** The states of a process's threads, such as "SSD". */
 function threadStates({ pid }: ChildProcess): string {
   try {
     const stats = readdirSync(`/proc/${pid}/task`).map((id) =>
@@ -46,7 +46,7 @@ async function ended(child: ChildProcess): Promise<void> {
 }
 
 for (const signal of ['SIGKILL', 'SIGINT'] as const) {
-  t.test(`a daemon ended by ${signal} under load lets its readers go`, async (t) => {
+  t.test(`a daemon ended by ${signal} under load leaves no reader hanging`, async (t) => {
     if (skipWithoutFuse(t, 'fio')) return;
     const { dir, child, drive } = await setUp(t, { content, pushChunks: true });
     const load = `fio --name=load --filename="$1" --readonly --rw=randread --bs=4k --ioengine=psync --thread
@@ -58,11 +58,11 @@ for (const signal of ['SIGKILL', 'SIGINT'] as const) {
     child.kill(signal);
     await ended(child);
     await waiting;
-    // A dead mount is left, or none if the guard had to take it away to end the connection.
+    // A dead mount is left, or none if the guard had to remove it to end the connection.
     await cleanStaleMount(dir);
     t.equal(await cleanStaleMount(dir), false, 'nothing is left');
     t.equal((await sh('ls "$1"', dir)).stdout.toString(), '', 'an empty directory');
-    // Its readers may live on what is in the page cache for their three seconds; none of them hangs.
+    // Its readers may run on the page cache for their three seconds; none of them hangs.
     t.not((await reader).code, -1);
 
     const second = await startDaemon({ dir, content, pushChunks: true });
@@ -74,16 +74,16 @@ for (const signal of ['SIGKILL', 'SIGINT'] as const) {
 t.test('killed while a push waits for a page that only the daemon can unlock', async (t) => {
   if (await skipWithoutPushes(t)) return;
   const { child, drive } = await setUp(t, { content, pushChunks: true, stallAt: 100 * 4096 });
-  // Page 100 is locked by this read, which never ends.
+  // This read, which never finishes, has locked page 100.
   const stalled = sh('dd if="$1" bs=4k skip=100 count=1 status=none', drive);
   await pause(200);
-  // And this one makes the daemon push the chunk: its thread now waits for page 100, not to be interrupted.
+  // This one makes the daemon push the chunk: its thread now waits for page 100, uninterruptibly.
   t.equal((await sh('dd if="$1" bs=4k count=1 status=none | wc -c', drive)).stdout.toString().trim(), '4096');
   while (!threadStates(child).includes('D')) await pause(10);
   child.kill('SIGKILL');
   await ended(child);
-  // The store that waited may have come first with the right bytes.
-  t.not((await stalled).code, -1, 'its reader ends');
+  // The waiting store may have come first with the right bytes.
+  t.not((await stalled).code, -1, 'its reader exits');
 });
 
 t.test('unmounted while a push waits for a page', async (t) => {
@@ -96,5 +96,5 @@ t.test('unmounted while a push waits for a page', async (t) => {
   child.kill('SIGTERM');
   await ended(child);
   t.equal(child.exitCode, 0);
-  t.not((await stalled).code, -1, 'its reader ends');
+  t.not((await stalled).code, -1, 'its reader exits');
 });

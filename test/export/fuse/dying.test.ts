@@ -1,4 +1,4 @@
-/** Which pending signals kill a thread, from the text of /proc. */
+/** Which pending signals kill a thread, according to /proc. */
 import { spawn } from 'node:child_process';
 import { once } from 'node:events';
 import { constants } from 'node:os';
@@ -46,7 +46,7 @@ t.test('a signal kills unless it is blocked, ignored, caught or harmless by defa
   t.equal(hasDeadlySignal(''), false);
 });
 
-t.test('a process that lives, and one that cannot be seen, are not dying', async (t) => {
+t.test('a living process, and one that cannot be seen, are not dying', async (t) => {
   t.equal(isDying(process.pid), false);
   t.equal(isDying(0), false);
   const child = spawn('true');

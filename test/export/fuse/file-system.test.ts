@@ -1,4 +1,4 @@
-/** The file system answered over a transport double: every request once, whatever it is and whenever it ends. */
+/** The file system over a transport double: it answers every request once, whatever it is and whenever it finishes. */
 import assert from 'node:assert/strict';
 import { constants as fsConstants } from 'node:fs';
 import { constants } from 'node:os';
@@ -19,7 +19,7 @@ interface Reply {
   readonly bytes: Buffer;
 }
 
-/** A file system over doubles; `ask` sends one request and gives the replies it caused at once. */
+/** A file system over doubles; `ask` sends one request and returns the replies that it caused at once. */
 class Harness {
   readonly replies: Reply[] = [];
   readonly pushed: number[] = [];
@@ -95,10 +95,10 @@ class Harness {
   }
 }
 
-/** Lets promises that are ready run. */
+/** Lets resolved promises run. */
 const settle = () => new Promise((resolve) => setImmediate(resolve));
 
-t.test('any request, well-formed or not, is answered once, but for those that have no reply', async (t) => {
+t.test('any request, well-formed or not, is answered once, except kinds without a reply', async (t) => {
   const silent = new Set<number>([Opcode.FORGET, Opcode.BATCH_FORGET, Opcode.INTERRUPT, Opcode.NOTIFY_REPLY]);
   const anyRequest = fc.record({
     opcode: fc.oneof(fc.integer({ min: 0, max: 60 }), fc.nat()),
@@ -118,7 +118,7 @@ t.test('any request, well-formed or not, is answered once, but for those that ha
       const due = numbered.filter(({ opcode }) => !silent.has(opcode)).map(({ unique }) => unique);
       const got = harness.replies
         .map(({ unique }) => unique)
-        // A malformed request without a reply is answered all the same; the kernel says ENOENT to that.
+        // A malformed request of a kind without a reply is answered all the same; the kernel reports ENOENT for that.
         .filter((unique) => due.includes(unique));
       assert.deepEqual(
         got.sort((a, b) => a - b),
@@ -131,7 +131,7 @@ t.test('any request, well-formed or not, is answered once, but for those that ha
   t.pass('holds');
 });
 
-t.test('reads give the bytes of the disk, cut at its end', async (t) => {
+t.test('reads return the bytes of the disk, cut at its end', async (t) => {
   const disk = diskOf('dzdd');
   await fc.assert(
     fc.asyncProperty(
@@ -165,7 +165,7 @@ t.test('a read pushes its chunk, unless it is direct', async (t) => {
   t.equal(harness.pushed.length, 1);
 });
 
-t.test('drives of one image are one inode; others, and drives that can be written, are not', async (t) => {
+t.test('drives of one image share an inode; other drives and writable ones do not', async (t) => {
   const image = (name: string, imageDigest: string, readOnly = true) => {
     return new BufferDevice(diskOf('d'), { name, imageDigest, readOnly });
   };
@@ -187,15 +187,15 @@ t.test('drives of one image are one inode; others, and drives that can be writte
   t.equal(
     harness.lookup('a').nodeId,
     found.a!.nodeId,
-    'remembered by the kernel: the same inode, its pages are good',
+    'remembered by the kernel: the same inode, whose pages are valid',
   );
   harness.fileSystem.removeDrive(a);
   harness.forget(found.a!.nodeId, 4);
   harness.fileSystem.addDrive(a);
-  t.not(harness.lookup('a').nodeId, found.a!.nodeId, 'forgotten: another, never the old number again');
+  t.not(harness.lookup('a').nodeId, found.a!.nodeId, 'forgotten: another inode, never the old number');
 });
 
-t.test('modes, and who may open for writing, are as the drive says', async (t) => {
+t.test('modes, and whether a file may be opened for writing, follow the drive', async (t) => {
   const fixed = new BufferDevice(diskOf('d'), { name: 'fixed' });
   const writable = new BufferDevice(diskOf('d'), { name: 'writable', readOnly: false });
   const harness = new Harness(fixed, writable);
@@ -208,11 +208,11 @@ t.test('modes, and who may open for writing, are as the drive says', async (t) =
     t.equal(attributes().readUInt32LE(16 + 60), mode, device.name);
     t.equal(harness.ask(Opcode.OPEN, nodeId, fields(['u32', 2], ['u32', 0])).errno, errno, 'O_RDWR');
     harness.fileSystem.removeDrive(device);
-    t.equal(attributes().readUInt32LE(16 + 60), mode, 'also after it was detached');
+    t.equal(attributes().readUInt32LE(16 + 60), mode, 'even after it was detached');
   }
 });
 
-t.test('a drive that is detached while it reads for others does not fail them', async (t) => {
+t.test('detaching a drive that reads for others does not fail their reads', async (t) => {
   const stop = Promise.withResolvers<void>();
   const a = new BufferDevice(diskOf('d'), {
     name: 'a',
@@ -231,7 +231,7 @@ t.test('a drive that is detached while it reads for others does not fail them', 
   t.ok(harness.replies.at(-1)!.bytes.equals(Buffer.alloc(4096, 1)));
 });
 
-t.test('a read that fails is EIO, is counted, and stops no other', async (t) => {
+t.test('a read that fails is EIO, is counted, and affects no other', async (t) => {
   const device = new BufferDevice(diskOf('dd'), {
     cold: true,
     beforeRead: (offset) => {
@@ -250,7 +250,7 @@ t.test('a read that fails is EIO, is counted, and stops no other', async (t) => 
   t.same([stats.inFlight, stats.readErrors, stats.ops.read, stats.readBytes], [0, 1, 2, 4096]);
 });
 
-t.test('a signal that does not kill the reader changes nothing for its read', async (t) => {
+t.test('a signal that does not kill the reader does not affect its read', async (t) => {
   const stop = Promise.withResolvers<void>();
   const device = new BufferDevice(diskOf('d'), { cold: true, beforeRead: () => stop.promise });
   const harness = new Harness(device);
@@ -263,41 +263,38 @@ t.test('a signal that does not kill the reader changes nothing for its read', as
   await settle();
   t.match(harness.replies.at(-1), { unique, errno: 0 });
   harness.send(Opcode.INTERRUPT, 0, fields(['u64', unique]));
-  t.equal(harness.replies.length, before + 1, 'an interrupt that comes late is nothing');
+  t.equal(harness.replies.length, before + 1, 'a late interrupt is ignored');
 });
 
-t.test(
-  'a reader that is killed is answered at once, and its fetch goes on for whoever comes next',
-  async (t) => {
-    const stop = Promise.withResolvers<void>();
-    const device = new BufferDevice(diskOf('d'), { cold: true, beforeRead: () => stop.promise });
-    const signals: (AbortSignal | undefined)[] = [];
-    const read = device.read.bind(device);
-    device.read = (offset: number, lengthBytes: number, signal?: AbortSignal) => {
-      signals.push(signal);
-      return read(offset, lengthBytes);
-    };
-    const harness = new Harness(device);
-    const { nodeId } = harness.lookup('test');
-    const unique = harness.send(Opcode.READ, nodeId, readBody(0, 4096));
-    harness.dying.add(READER_PID);
-    harness.send(Opcode.INTERRUPT, 0, fields(['u64', unique]));
-    t.match(harness.replies.at(-1), { unique, errno: EINTR });
-    const before = harness.replies.length;
-    t.equal(harness.fileSystem.stats().inFlight, 0);
-    t.same(
-      signals.map((signal) => signal?.aborted),
-      [false],
-    );
-    stop.resolve();
-    await settle();
-    t.equal(harness.replies.length, before, 'no second reply');
-    t.equal(device.pinned, 0);
-    t.equal(harness.ask(Opcode.READ, nodeId, readBody(0, 4096)).errno, 0, 'its bytes are in memory');
-  },
-);
+t.test('a killed reader is answered at once, and its fetch goes on for the next reader', async (t) => {
+  const stop = Promise.withResolvers<void>();
+  const device = new BufferDevice(diskOf('d'), { cold: true, beforeRead: () => stop.promise });
+  const signals: (AbortSignal | undefined)[] = [];
+  const read = device.read.bind(device);
+  device.read = (offset: number, lengthBytes: number, signal?: AbortSignal) => {
+    signals.push(signal);
+    return read(offset, lengthBytes);
+  };
+  const harness = new Harness(device);
+  const { nodeId } = harness.lookup('test');
+  const unique = harness.send(Opcode.READ, nodeId, readBody(0, 4096));
+  harness.dying.add(READER_PID);
+  harness.send(Opcode.INTERRUPT, 0, fields(['u64', unique]));
+  t.match(harness.replies.at(-1), { unique, errno: EINTR });
+  const before = harness.replies.length;
+  t.equal(harness.fileSystem.stats().inFlight, 0);
+  t.same(
+    signals.map((signal) => signal?.aborted),
+    [false],
+  );
+  stop.resolve();
+  await settle();
+  t.equal(harness.replies.length, before, 'no second reply');
+  t.equal(device.pinned, 0);
+  t.equal(harness.ask(Opcode.READ, nodeId, readBody(0, 4096)).errno, 0, 'its bytes are in memory');
+});
 
-t.test('a reader that is killed after a signal that did not kill it is let go', async (t) => {
+t.test('a reader that is killed after a harmless signal is answered', async (t) => {
   const device = new BufferDevice(diskOf('d'), { cold: true, beforeRead: () => new Promise(() => {}) });
   const harness = new Harness(device);
   const { nodeId } = harness.lookup('test');
@@ -309,7 +306,7 @@ t.test('a reader that is killed after a signal that did not kill it is let go', 
   t.match(harness.replies.at(-1), { unique, errno: EINTR });
 });
 
-t.test('a drive has a bound of its own on reads that wait, and hits wait behind none', async (t) => {
+t.test('each drive has its own bound on waiting reads, and hits wait behind none of them', async (t) => {
   const stop = Promise.withResolvers<void>();
   let running = 0;
   const deep = new BufferDevice(diskOf('d'.repeat(8)), {
@@ -331,17 +328,21 @@ t.test('a drive has a bound of its own on reads that wait, and hits wait behind 
   for (let n = 0; n < count; n++) harness.send(Opcode.READ, nodeId, readBody(CHUNK_BYTES + n * 512, 512));
   t.equal(running, 256);
   t.equal(harness.fileSystem.stats().inFlight, count);
-  t.equal(harness.ask(Opcode.READ, nodeId, readBody(8192, 4096)).errno, 0, 'what it has in memory');
+  t.equal(harness.ask(Opcode.READ, nodeId, readBody(8192, 4096)).errno, 0, 'a hit of the same drive');
   harness.send(Opcode.READ, otherId, readBody(0, 4096));
   await settle();
-  t.equal(harness.ask(Opcode.READ, otherId, readBody(8192, 4096)).errno, 0, 'a miss of another, and its hit');
+  t.equal(
+    harness.ask(Opcode.READ, otherId, readBody(8192, 4096)).errno,
+    0,
+    'a miss and a hit of another drive',
+  );
   stop.resolve();
   while (harness.fileSystem.stats().inFlight > 0) await settle();
   t.equal(harness.replies.filter(({ errno }) => errno !== 0).length, 0);
   t.equal(deep.pinned, 0);
 });
 
-t.test('answers that are ready together leave in several turns of the event loop', async (t) => {
+t.test('answers that are ready together are sent in several turns of the event loop', async (t) => {
   const stop = Promise.withResolvers<void>();
   const device = new BufferDevice(diskOf('dd'), { cold: true, beforeRead: () => stop.promise });
   const harness = new Harness(device);
@@ -358,7 +359,7 @@ t.test('answers that are ready together leave in several turns of the event loop
   t.ok(Math.max(...perTurn) <= 4 * 1024 * 1024, `at most ${Math.max(...perTurn)} bytes in a turn`);
 });
 
-t.test('draining lets reads end, refuses new ones, and gives up after its time', async (t) => {
+t.test('draining waits for reads, refuses new ones, and gives up after its timeout', async (t) => {
   const slow = Promise.withResolvers<void>();
   const device = new BufferDevice(diskOf('dd'), {
     cold: true,
@@ -376,7 +377,7 @@ t.test('draining lets reads end, refuses new ones, and gives up after its time',
   t.same([errnos[ends], errnos[hangs]], [0, EIO]);
 });
 
-t.test('the directory lists each drive once, whatever the size of the pieces', async (t) => {
+t.test('the directory lists each drive once, whatever the size of the replies', async (t) => {
   const drives = Array.from(
     { length: 50 },
     (_, at) => new BufferDevice(diskOf('d'), { name: `drive-${at}` }),
@@ -388,7 +389,7 @@ t.test('the directory lists each drive once, whatever the size of the pieces', a
   t.same(harness.list(), ['.', '..', 'drive-0']);
 });
 
-t.test('SEEK_DATA and SEEK_HOLE find what the disk says', async (t) => {
+t.test('SEEK_DATA and SEEK_HOLE find the data and holes of the disk', async (t) => {
   const SEEK_DATA = 3;
   const SEEK_HOLE = 4;
   await fc.assert(
@@ -417,7 +418,7 @@ t.test('SEEK_DATA and SEEK_HOLE find what the disk says', async (t) => {
   t.pass('holds');
 });
 
-t.test('what would write is EROFS, what is not known ENOSYS, an old kernel is refused', async (t) => {
+t.test('requests that write are EROFS, unknown ones ENOSYS, and an old kernel is refused', async (t) => {
   const harness = new Harness(new BufferDevice(diskOf('d')));
   const { nodeId } = harness.lookup('test');
   t.equal(harness.ask(Opcode.WRITE, nodeId, Buffer.alloc(80)).errno, EROFS);

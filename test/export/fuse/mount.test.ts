@@ -1,4 +1,4 @@
-/** Real mounts, read by other programs: byte for byte, from many drives, and through every way of reading. */
+/** Real mounts, read by other programs: byte for byte, from many drives, and in every way of reading. */
 import { createHash, randomFillSync } from 'node:crypto';
 import { readFile, writeFile } from 'node:fs/promises';
 import { dirname, join } from 'node:path';
@@ -53,23 +53,23 @@ for (const cold of [false, true]) {
       t.equal(mapped.stdout.toString().trim(), hash, 'mapped');
 
       const beyond = await sh('dd if="$1" iflag=direct bs=1M skip=5 status=none | wc -c', file);
-      t.equal(Number(beyond.stdout), CHUNK_BYTES, 'a read that ends past the end is cut');
+      t.equal(Number(beyond.stdout), CHUNK_BYTES, 'a read past the end is cut');
       const past = await sh(
         'dd if="$1" iflag=skip_bytes skip=$2 bs=4k status=none | wc -c',
         file,
         `${disk.length}`,
       );
-      t.equal(Number(past.stdout), 0, 'a read past the end gives nothing');
+      t.equal(Number(past.stdout), 0, 'a read beyond the end returns nothing');
       t.equal(mount.stats().readErrors, 0);
       t.equal(device.pinned, 0);
     });
   }
 }
 
-t.test('random mapped and direct reads at depth give the right bytes', async (t) => {
+t.test('random mapped and direct reads at depth return the right bytes', async (t) => {
   if (skipWithoutFuse(t, 'fio')) return;
   const file = join(t.testdir(), 'pattern');
-  // fio writes a file that can be verified by itself; then its bytes are the drive.
+  // fio writes a file that it can verify by itself; then those bytes become the drive.
   const common =
     '--bs=4k --size=16m --verify=crc32c --verify_fatal=1 --verify_state_save=0 --minimal --name=job';
   t.equal((await sh(`fio ${common} --rw=write --filename="$1" --do_verify=0`, file)).code, 0);
@@ -84,7 +84,7 @@ t.test('random mapped and direct reads at depth give the right bytes', async (t)
   }
 });
 
-t.test('a push fills the page cache: the rest of the chunk is read without us', async (t) => {
+t.test('a push fills the page cache: the rest of the chunk is read without the daemon', async (t) => {
   if (await skipWithoutPushes(t)) return;
   const { mount } = await mountDrives(t, [new BufferDevice(diskOf('dddd'), { hits: true })]);
   const file = mount.pathOf('test');
@@ -99,7 +99,7 @@ t.test('a push fills the page cache: the rest of the chunk is read without us', 
   t.equal(mount.stats().ops.read, before, 'no read reached the daemon');
 });
 
-t.test('two hundred drives come and go, and each file is its own', async (t) => {
+t.test('two hundred drives are added and removed, and each file has its own bytes', async (t) => {
   if (skipWithoutFuse(t)) return;
   const drives = Array.from({ length: 200 }, (_, at) => {
     return new BufferDevice(Buffer.alloc(CHUNK_BYTES, at + 1), {
@@ -136,14 +136,14 @@ t.test('drives of one image share their inode and its pages', async (t) => {
   const before = mount.stats().ops.read;
   const { stdout } = await sh('cat "$1"', mount.pathOf('b'));
   t.ok(stdout.equals(diskOf('dd')));
-  t.equal(mount.stats().ops.read, before, 'read from the pages that the other brought in');
+  t.equal(mount.stats().ops.read, before, 'read from the pages that the other drive brought in');
 
   registry.remove('a');
   registry.add(image('a'));
   t.ok((await sh('cat "$1"', mount.pathOf('a'))).stdout.equals(diskOf('dd')), 'detached and attached again');
 });
 
-t.test('a name that is attached again with another image shows the other bytes', async (t) => {
+t.test('a name that is attached again with another image shows the new bytes', async (t) => {
   if (skipWithoutFuse(t)) return;
   const { mount, registry } = await mountDrives(t, [
     new BufferDevice(diskOf('d'), { hits: true, imageDigest: 'sha256:1' }),
@@ -175,7 +175,7 @@ t.test('a read that fails is EIO for its reader, and the next try can succeed', 
   t.ok(mount.stats().readErrors >= 2);
 });
 
-t.test('a slow read holds up no other, of its own drive or another', async (t) => {
+t.test('a slow read delays no other, of its own drive or another', async (t) => {
   if (skipWithoutFuse(t)) return;
   const release = Promise.withResolvers<void>();
   const slow = new BufferDevice(diskOf('dddd'), {
@@ -207,18 +207,18 @@ t.test('a slow read holds up no other, of its own drive or another', async (t) =
   t.ok((await waiting).stdout.equals(Buffer.alloc(4096, 1)));
 });
 
-t.test('a killed reader goes at once, though its bytes have not come', async (t) => {
+t.test('a killed reader exits at once, although its bytes have not arrived', async (t) => {
   if (skipWithoutFuse(t)) return;
   const release = Promise.withResolvers<void>();
   const device = new BufferDevice(diskOf('d'), { hits: true, cold: true, beforeRead: () => release.promise });
   const { mount } = await mountDrives(t, [device]);
   const script = 'timeout -s KILL 0.3 dd if="$1" bs=4k count=1 status=none; echo killed';
   t.equal((await sh(script, mount.pathOf('test'))).stdout.toString().trim(), 'killed');
-  t.ok(mount.stats().inFlight > 0, 'the read still waits, its reader does not');
+  t.ok(mount.stats().inFlight > 0, 'the read still waits, but its reader does not');
   release.resolve();
 });
 
-/** A page fault, at argument 1, with a signal handler and, in argument 2, a timer of so many seconds. */
+/** A page fault on the file in argument 1, with a signal handler and a timer of the seconds in argument 2, if given. */
 const FAULT = `
 import mmap, os, signal, sys
 signal.signal(signal.SIGALRM, lambda *_: None)
@@ -227,7 +227,7 @@ pages.madvise(mmap.MADV_RANDOM)
 if len(sys.argv) > 2: signal.setitimer(signal.ITIMER_REAL, float(sys.argv[2]), float(sys.argv[2]))
 print(pages[5000])`;
 
-t.test('a reader that is killed in a page fault goes at once, whatever signal came before', async (t) => {
+t.test('a reader that is killed in a page fault exits at once, whatever signal came before', async (t) => {
   if (skipWithoutFuse(t, 'python3')) return;
   const release = Promise.withResolvers<void>();
   const device = new BufferDevice(diskOf('d'), { hits: true, cold: true, beforeRead: () => release.promise });
@@ -245,7 +245,7 @@ t.test('a reader that is killed in a page fault goes at once, whatever signal ca
   release.resolve();
 });
 
-t.test('a page fault under a timer ends, and is fetched once', async (t) => {
+t.test('a page fault under a timer finishes, and is fetched once', async (t) => {
   if (skipWithoutFuse(t, 'python3')) return;
   const release = Promise.withResolvers<void>();
   let fetches = 0;
@@ -266,7 +266,7 @@ t.test('a page fault under a timer ends, and is fetched once', async (t) => {
   t.equal(fetches, 1);
 });
 
-t.test('a drive whose reads wait at any depth holds up no other drive', async (t) => {
+t.test('a drive whose reads wait at any depth delays no other drive', async (t) => {
   if (skipWithoutFuse(t, 'fio')) return;
   const release = Promise.withResolvers<void>();
   const deep = new BufferDevice(diskOf('dddd'), {
@@ -287,7 +287,7 @@ t.test('a drive whose reads wait at any depth holds up no other drive', async (t
   t.equal((await waiting).code, 0);
 });
 
-t.test('what is copied in one turn of the event loop is bounded, whatever the kernel asks for', async (t) => {
+t.test('the bytes copied in one turn of the event loop are bounded', async (t) => {
   if (skipWithoutFuse(t, 'fio')) return;
   const device = new BufferDevice(diskOf('dddd'), { hits: true });
   let turnBytes = 0;
@@ -306,7 +306,7 @@ t.test('what is copied in one turn of the event loop is bounded, whatever the ke
   t.ok(most > 0 && most < 4 * 1024 * 1024, `${most} bytes`);
 });
 
-t.test('unmounting with a file open ends its reads with an error, and the place is free again', async (t) => {
+t.test('unmounting with an open file fails its reads, and the directory is free again', async (t) => {
   if (skipWithoutFuse(t)) return;
   const release = Promise.withResolvers<void>();
   const device = new BufferDevice(diskOf('dddd'), {
@@ -320,18 +320,18 @@ t.test('unmounting with a file open ends its reads with an error, and the place 
   const reader = sh(script, mount.pathOf('test'));
   while (mount.stats().inFlight === 0) await new Promise((done) => setTimeout(done, 5));
   const unmounted = mount.unmount();
-  // Detached first, then the read under way may end.
+  // It is detached first; then the read in flight may finish.
   while ((await sh('grep -F " $1 " /proc/self/mountinfo', mount.dir)).code === 0);
   release.resolve();
   await unmounted;
   t.match((await reader).stdout.toString(), /^4096\nfailed/);
-  t.equal(await mount.unmount(), undefined, 'twice is once');
+  t.equal(await mount.unmount(), undefined, 'a second unmount does nothing');
   t.equal(registry.listenerCount('added') + registry.listenerCount('removed'), 0);
   const { mount: second } = await mountDrives(t, [new BufferDevice(diskOf('d'), { hits: true })]);
   t.ok((await sh('cat "$1"', second.pathOf('test'))).stdout.equals(diskOf('d')));
 });
 
-t.test('a mount that somebody else takes away is told, and can be made again', async (t) => {
+t.test('an unmount from outside is reported, and the mount can be made again', async (t) => {
   if (skipWithoutFuse(t, 'umount')) return;
   const lost = Promise.withResolvers<Error>();
   const { mount } = await mountDrives(t, [new BufferDevice(diskOf('d'), { hits: true })], {
@@ -342,14 +342,14 @@ t.test('a mount that somebody else takes away is told, and can be made again', a
   await mount.unmount();
 });
 
-t.test('a connection that is aborted is told, and its dead mount is taken away', async (t) => {
+t.test('an aborted connection is reported, and its dead mount is removed', async (t) => {
   if (skipWithoutFuse(t, 'umount')) return;
   if (process.geteuid?.() !== 0) return t.comment('skipped: needs root');
   const lost = Promise.withResolvers<Error>();
   const { mount } = await mountDrives(t, [new BufferDevice(diskOf('d'), { hits: true })], {
     onLost: lost.resolve,
   });
-  // Without -l a forced unmount of a mount in use only ends the connection.
+  // Without -l, a forced unmount of a busy mount only ends the connection.
   const script = 'cd "$1" && { umount -f "$1" || true; }';
   t.equal((await sh(script, mount.dir)).code, 0);
   t.match(await lost.promise, { code: 'UNAVAILABLE' });
@@ -358,7 +358,7 @@ t.test('a connection that is aborted is told, and its dead mount is taken away',
   t.not((await sh('grep -F " $1 " /proc/self/mountinfo', mount.dir)).code, 0, 'gone');
 });
 
-t.test('no mount over a mount, and none over what is no directory', async (t) => {
+t.test('mounting over a mount, or over something that is not a directory, is refused', async (t) => {
   if (skipWithoutFuse(t)) return;
   const { mount, registry } = await mountDrives(t, []);
   await t.rejects(FuseMount.mount({ dir: mount.dir, registry }), { code: 'BUSY' });
@@ -367,7 +367,7 @@ t.test('no mount over a mount, and none over what is no directory', async (t) =>
   await t.rejects(FuseMount.mount({ dir: join(dir, 'no', 'parent'), registry }));
 });
 
-t.test('cleaning touches no mount of others, and nothing where there is none', async (t) => {
+t.test('cleaning touches no mount of others, and does nothing where there is none', async (t) => {
   if (skipWithoutFuse(t)) return;
   const dir = t.testdir({ place: {} });
   t.equal(await cleanStaleMount(join(dir, 'place')), false);

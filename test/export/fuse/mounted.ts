@@ -1,6 +1,6 @@
 /**
- * What tests on real mounts share. The mount is served by the test's own process, so nothing here may touch it
- * but child processes that are waited for without blocking.
+ * What tests on real mounts share. The test's own process serves the mount, so nothing here may touch it except child
+ * processes, which are waited for without blocking.
  */
 import { type ExecFileException, execFile } from 'node:child_process';
 import { accessSync, constants } from 'node:fs';
@@ -14,7 +14,7 @@ import { FuseMount, type FuseMountOptions } from '../../../src/export/fuse/mount
 import { hasFusectl } from '../../../src/export/fuse/mountinfo.ts';
 import { hasTool, skipWithout } from '../../support/tools.ts';
 
-/** True, after a visible skip (in CI: a failure), where FUSE cannot be mounted at all. */
+/** True, after a visible skip (in CI: a failure), where FUSE cannot be mounted. */
 export function skipWithoutFuse(t: Test, ...tools: string[]): boolean {
   if (skipWithout(t, ...tools)) return true;
   let usable = process.geteuid?.() === 0 || hasTool('fusermount3');
@@ -29,7 +29,7 @@ export function skipWithoutFuse(t: Test, ...tools: string[]): boolean {
   return true;
 }
 
-/** True, after a visible skip, where a mount pushes no pages, because nobody could end a connection that hangs. */
+/** True, after a visible skip, where a mount pushes no pages, because a hung connection could not be ended. */
 export async function skipWithoutPushes(t: Test): Promise<boolean> {
   if (skipWithoutFuse(t)) return true;
   if (process.geteuid?.() === 0 || (await hasFusectl())) return false;
@@ -38,8 +38,8 @@ export async function skipWithoutPushes(t: Test): Promise<boolean> {
 }
 
 /**
- * A mount with these drives; unmounted at the test's end. Not in a `t.testdir()`: tap removes that synchronously,
- * which would walk into the mount and wait for this very process.
+ * A mount with these drives; unmounted at the test's end. Not in a `t.testdir()`: tap removes that synchronously, which
+ * would walk into the mount and wait for this very process.
  */
 export async function mountDrives(
   t: Test,
@@ -66,7 +66,7 @@ export interface RunResult {
 
 const RUN_TIMEOUT_MS = 60_000;
 
-/** What test/native/asan.ts preloads is for our code; other programs have faults of their own under it. */
+/** What test/native/asan.ts preloads is for our code only; other programs have bugs of their own under it. */
 const TOOL_ENV = { ...process.env, LD_PRELOAD: '' };
 
 /** Runs a shell script with `$1`… set to `args`; never rejects. */

@@ -1,10 +1,10 @@
-/** /proc/self/mountinfo: any path comes out as it went in, and lines of another form are passed over. */
+/** /proc/self/mountinfo: any path is read back unchanged, and malformed lines are skipped. */
 import assert from 'node:assert/strict';
 import fc from 'fast-check';
 import t from 'tap';
 import { parseMountinfo } from '../../../src/export/fuse/mountinfo.ts';
 
-/** As the kernel's mangle() does. */
+/** Escapes as the kernel's mangle() does. */
 function escapePath(path: string): string {
   return Buffer.from(path)
     .toString('latin1')
@@ -33,7 +33,7 @@ t.test('mount points with any characters are found', async (t) => {
   t.pass('holds');
 });
 
-t.test('noise gives no mount and no exception', async (t) => {
+t.test('random input yields no mount and no exception', async (t) => {
   fc.assert(
     fc.property(
       fc.array(fc.constantFrom(' ', '-', '0:1', '/x', '\n', 'a', '\\04'), { maxLength: 40 }),

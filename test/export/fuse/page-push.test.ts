@@ -28,7 +28,7 @@ function setUp(room = true) {
   };
 }
 
-t.test('the whole chunk around a small read is pushed, with its place', async (t) => {
+t.test('the whole chunk around a small read is pushed, at its offset', async (t) => {
   const { touch, pushed, device } = setUp();
   touch(CHUNK_BYTES + 8192, 4096);
   t.equal(pushed.length, 1);
@@ -38,13 +38,13 @@ t.test('the whole chunk around a small read is pushed, with its place', async (t
   t.equal(device.pinned, 0);
 });
 
-t.test('zeroes, which lie in no slot, are pushed as such', async (t) => {
+t.test('zeroes, which are in no slot, are pushed as zeroes', async (t) => {
   const { touch, pushed } = setUp();
   touch(2 * CHUNK_BYTES, 4096);
   t.same(pushed, [{ nodeId: 2, offset: 2 * CHUNK_BYTES, lengthBytes: CHUNK_BYTES, hits: undefined }]);
 });
 
-t.test('what is in no slot that a thread can read is not pushed', async (t) => {
+t.test('a chunk that is in no slot for threads is not pushed', async (t) => {
   const device = new BufferDevice(diskOf('d'));
   const inodes = new InodeTable();
   inodes.add(device);
@@ -53,7 +53,7 @@ t.test('what is in no slot that a thread can read is not pushed', async (t) => {
   t.equal(push.queued, 0);
 });
 
-t.test('a chunk that was read as a whole is not pushed; those at the ends of the read are', async (t) => {
+t.test('a chunk that was read whole is not pushed; those at the ends of the read are', async (t) => {
   const { touch, pushed } = setUp();
   touch(0, 2 * CHUNK_BYTES);
   t.equal(pushed.length, 0);
@@ -64,7 +64,7 @@ t.test('a chunk that was read as a whole is not pushed; those at the ends of the
   );
 });
 
-t.test('a crowd of reads causes one push; a read after a while causes another', async (t) => {
+t.test('many simultaneous reads cause one push; a later read causes another', async (t) => {
   const { touch, pushed, clock } = setUp();
   for (let at = 0; at < 100; at++) {
     touch(at * 4096, 4096);
@@ -73,10 +73,10 @@ t.test('a crowd of reads causes one push; a read after a while causes another', 
   t.equal(pushed.length, 1, 'within a second');
   clock.now += 2000;
   touch(0, 4096);
-  t.equal(pushed.length, 2, 'the kernel asks again long after: it dropped the pages');
+  t.equal(pushed.length, 2, 'the kernel asks again much later, so it has dropped the pages');
 });
 
-t.test('whenever reads come, a chunk is never pushed twice within the quiet time', async (t) => {
+t.test('a chunk is never pushed twice within the quiet time, whenever reads come', async (t) => {
   const { touch, pushed, clock } = setUp();
   const times: number[] = [];
   for (let step = 0; step < 2000; step++) {
@@ -89,14 +89,14 @@ t.test('whenever reads come, a chunk is never pushed twice within the quiet time
   t.ok(times.every((time, at) => at === 0 || time - times[at - 1]! >= 1000));
 });
 
-t.test('what the queue has no room for is dropped, counted, and tried again', async (t) => {
+t.test('a push that finds the queue full is dropped, counted, and tried again later', async (t) => {
   const { touch, push, device } = setUp(false);
   touch(0, 4096);
   touch(4096, 4096);
   t.same([push.queued, push.dropped, device.pinned], [0, 2, 0]);
 });
 
-t.test('a chunk that is not in memory any more is left alone', async (t) => {
+t.test('a chunk that is no longer in memory is not pushed', async (t) => {
   const cold = new BufferDevice(diskOf('d'), { cold: true, hits: true });
   const inodes = new InodeTable();
   inodes.add(cold);

@@ -1,4 +1,4 @@
-/** The parser takes every well-formed request apart and refuses all else; replies have the kernel's layout. */
+/** The parser reads every well-formed request and refuses all else; replies have the kernel's layout. */
 import assert from 'node:assert/strict';
 import fc from 'fast-check';
 import t from 'tap';
@@ -19,7 +19,7 @@ const anyRequest = fc.record({
   body: fc.uint8Array({ maxLength: 200 }),
 });
 
-t.test('a batch is parsed into what was written', async (t) => {
+t.test('a batch is parsed into the requests that were written', async (t) => {
   await fc.assert(
     fc.asyncProperty(fc.array(anyRequest, { maxLength: 20 }), async (requests) => {
       const bytes = writeRequests(requests);
@@ -40,7 +40,7 @@ t.test('a batch is parsed into what was written', async (t) => {
   t.pass('holds');
 });
 
-t.test('noise is refused with CORRUPT or parsed within its bounds, and never anything else', async (t) => {
+t.test('random bytes are refused with CORRUPT or parsed within their bounds', async (t) => {
   const anyLength = fc.constantFrom(0, 39, 40, 41, 48, 80, 4096, 0xffffffff);
   await fc.assert(
     fc.asyncProperty(fc.uint8Array({ maxLength: 400 }), anyLength, async (noise, length) => {
@@ -72,10 +72,10 @@ t.test('names end at their NUL, which must be in the request', async (t) => {
   const second = reader.next(0, named.length);
   t.equal(reader.name(0), 'drive');
   reader.next(second, named.length);
-  t.throws(() => reader.name(0), { code: 'CORRUPT' }, 'the padding behind it does not count');
+  t.throws(() => reader.name(0), { code: 'CORRUPT' }, 'the padding after it does not count');
 });
 
-t.test('a request id that no number holds is refused', async (t) => {
+t.test('a request id above 2^53 is refused', async (t) => {
   const bytes = writeRequests([{ opcode: 1, unique: 2, nodeId: 1, body: Buffer.alloc(0) }]);
   bytes.writeBigUInt64LE(2n ** 63n, 8);
   t.throws(() => new RequestReader(bytes).next(0, bytes.length), { code: 'CORRUPT' });
@@ -111,7 +111,7 @@ t.test('replies have the layout of linux/fuse.h', async (t) => {
   t.same(init, Buffer.concat([versions, limits, Buffer.alloc(32)]));
 });
 
-t.test('a directory is cut between entries, and goes on at a cookie', async (t) => {
+t.test('a directory is cut between entries, and continues at a cookie', async (t) => {
   const entries = ['a', 'drive-with-a-longer-name'].map((name, at) => {
     return { name, nodeId: at + 2, cookie: at + 3, directory: at === 0 };
   });

@@ -1,4 +1,4 @@
-/** Pushes out of a slab whose slots are evicted and refilled all the time. */
+/** Pushes from a slab whose slots are constantly evicted and refilled. */
 import { writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import t from 'tap';
@@ -13,7 +13,7 @@ const READERS = 4;
 const image = await makeImage('abc.defga.hijklmnopq.rstuvw');
 
 for (const slots of [2, 8]) {
-  t.test(`with ${slots} slots, every reader gets the drive's bytes, and all reads end`, async (t) => {
+  t.test(`with ${slots} slots, every reader gets the drive's bytes, and all reads finish`, async (t) => {
     if (await skipWithoutPushes(t)) return;
     const memory = new ChunkMemory({ capacityBytes: slots * CHUNK_BYTES });
     const reader = new ChunkReader({
@@ -35,7 +35,7 @@ for (const slots of [2, 8]) {
       drive.close();
       await reader.close();
     });
-    // Page by page, a stride apart and each reader from another chunk, so that chunks are wanted again after they went.
+    // Page by page with a stride, each reader from another chunk, so that chunks are wanted again after their eviction.
     const walk = `
       pages=$(($(stat -c %s "$2") / 4096))
       at=$(($3 * 128)); count=0

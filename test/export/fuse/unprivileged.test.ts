@@ -1,6 +1,6 @@
 /**
- * Mounting as somebody who is not root, through fusermount3. Run by root, it becomes nobody for that, with a
- * /dev/fuse that everybody may open (as most systems have it), in a mount namespace of its own.
+ * Mounting as an unprivileged user, through fusermount3. When run by root, it becomes nobody for that, with a /dev/fuse
+ * that everyone may open (as on most systems), in a separate mount namespace.
  */
 import { chown, mkdtemp, rm } from 'node:fs/promises';
 import { tmpdir } from 'node:os';

@@ -1,4 +1,4 @@
-/** What unprivileged.test.ts runs as another user: mount, read, unmount; mount again, be killed, clean up. */
+/** What unprivileged.test.ts runs as another user: mount, read, unmount; then mount again, be killed, clean up. */
 import { once } from 'node:events';
 import { join } from 'node:path';
 import { cleanStaleMount } from '../../../src/export/fuse/mount.ts';

@@ -1,4 +1,4 @@
-/** The kernel's side of the FUSE wire for tests: requests written from linux/fuse.h, independent of the parser. */
+/** The kernel's side of the FUSE protocol for tests: requests written from linux/fuse.h, independent of the parser. */
 import { CHUNK_BYTES } from '../../../src/format/chunk-id.ts';
 
 export interface WireRequest {
@@ -8,10 +8,10 @@ export interface WireRequest {
   readonly body: Uint8Array;
 }
 
-/** The thread that all requests come from. */
+/** The thread that sends all requests. */
 export const READER_PID = 1;
 
-/** Little-endian fields: a number with `u32` or `u64` before it, in order. */
+/** Little-endian fields, in order: each a number with `u32` or `u64` before it. */
 export function fields(...values: (['u32', number] | ['u64', number])[]): Buffer {
   return Buffer.concat(
     values.map(([kind, value]) => {
@@ -23,7 +23,7 @@ export function fields(...values: (['u32', number] | ['u64', number])[]): Buffer
   );
 }
 
-/** The requests as the channel lays them into its buffer: each padded to 8 bytes. */
+/** The requests as the channel puts them into its buffer: each padded to 8 bytes. */
 export function writeRequests(requests: readonly WireRequest[]): Buffer {
   return Buffer.concat(
     requests.flatMap(({ opcode, unique, nodeId, body }) => {

@@ -1,4 +1,4 @@
-/** What one client can cost: time, memory, places; and how the server lets go of clients. */
+/** What one client can cost (time, memory, places), and how the server gets rid of clients. */
 import { readFileSync } from 'node:fs';
 import type { AddressInfo } from 'node:net';
 import t from 'tap';
@@ -14,7 +14,7 @@ import { content, serve, until } from './serving.ts';
 const bytes = content(16);
 const { read } = COMMAND;
 
-t.test('a client that does not negotiate is cut off', async (t) => {
+t.test('a client that does not negotiate is disconnected', async (t) => {
   const { where, server } = await serve(t, [new BufferDevice(bytes)], { handshakeTimeoutMs: 50 });
   const silent = await NbdClient.raw(where);
   t.equal((await silent.rest()).length, 18);
@@ -23,10 +23,10 @@ t.test('a client that does not negotiate is cut off', async (t) => {
   await busy.rest();
   clearInterval(timer);
   await until(() => server.stats().connections === 0);
-  t.pass('both are gone, though one of them always had something to say');
+  t.pass('both are gone, although one of them kept sending');
 });
 
-t.test('a client past its negotiation may be silent for longer than that', async (t) => {
+t.test('a client that has chosen an export may be silent for longer', async (t) => {
   const { where } = await serve(t, [new BufferDevice(bytes)], { handshakeTimeoutMs: 2000 });
   const client = await NbdClient.open(where);
   await new Promise((resolve) => setTimeout(resolve, 2500));
@@ -34,7 +34,7 @@ t.test('a client past its negotiation may be silent for longer than that', async
   client.close();
 });
 
-t.test('one client more than allowed is closed, and may come when another has gone', async (t) => {
+t.test('a client beyond the limit is closed, and may connect once another has left', async (t) => {
   const { where, server } = await serve(t, [new BufferDevice(bytes)], { connectionsMax: 2 });
   const first = await NbdClient.open(where);
   const second = await NbdClient.open(where);
@@ -49,7 +49,7 @@ t.test('one client more than allowed is closed, and may come when another has go
   fourth.close();
 });
 
-t.test('clients that fill one listener leave the other as it was, and that is told', async (t) => {
+t.test('clients that fill one listener do not affect the other, and that is reported', async (t) => {
   const told: ListenerStats[] = [];
   const { where, server } = await serve(
     t,
@@ -72,23 +72,23 @@ t.test('clients that fill one listener leave the other as it was, and that is to
       { kind: 'tcp', connections: 3, connectionsMax: 3, refused: 5 },
     ],
   });
-  t.match(told, [{ kind: 'tcp', refused: 1 }], 'once, and not for each');
+  t.match(told, [{ kind: 'tcp', refused: 1 }], 'once, and not for each client');
   for (const client of [...held, ...guests]) client.close();
   await until(() => server.stats().listeners.every(({ connections }) => connections === 0));
 });
 
-t.test('where it is full, whoever has not chosen an export for longest makes room', async (t) => {
+t.test('at a full listener, the oldest client that has not chosen an export makes room', async (t) => {
   const { where } = await serve(t, [new BufferDevice(bytes)], { connectionsMax: 3 });
   const guest = await NbdClient.open(where);
   const idle = [await NbdClient.connect(where), await NbdClient.connect(where)];
   const next = await NbdClient.open(where);
   t.equal((await next.request({ type: read, lengthBytes: 1 })).error, 0);
-  t.equal((await idle[0]!.rest()).length, 0, 'the first that only came is gone');
+  t.equal((await idle[0]!.rest()).length, 0, 'the first idle client is gone');
   t.equal((await guest.request({ type: read, lengthBytes: 1 })).error, 0, 'and no guest');
   for (const client of [guest, next, idle[1]!]) client.close();
 });
 
-t.test('a TCP client whose machine is gone would be noticed', async (t) => {
+t.test('a TCP client whose machine is gone is noticed by keep-alive', async (t) => {
   const { server } = await serve(t, [new BufferDevice(bytes)]);
   await server.listen({ host: '127.0.0.1', port: 0 });
   const { port } = server.addresses.at(-1) as AddressInfo;
@@ -105,7 +105,7 @@ t.test('a TCP client whose machine is gone would be noticed', async (t) => {
   client.close();
 });
 
-t.test('reads are counted when they are answered, and what is no read is none that failed', async (t) => {
+t.test('reads are counted when answered, and other requests never count as failed reads', async (t) => {
   let fails = false;
   const device = new BufferDevice(bytes, {
     cold: true,
@@ -127,7 +127,7 @@ t.test('reads are counted when they are answered, and what is no read is none th
 for (const lengthBytes of [4096, 64 * 1024, 4 * CHUNK_BYTES]) {
   for (const cold of [false, true]) {
     t.test(
-      `who never takes ${cold ? 'fetched ' : ''}answers of ${lengthBytes} bytes is not served more`,
+      `a client that takes no ${cold ? 'fetched ' : ''}answers of ${lengthBytes} bytes is not served further`,
       async (t) => {
         const device = new BufferDevice(bytes, { cold, hits: !cold });
         const unsentBytesMax = 1024 * 1024;
@@ -140,11 +140,11 @@ for (const lengthBytes of [4096, 64 * 1024, 4 * CHUNK_BYTES]) {
           before = server.stats().readBytes;
           await new Promise((resolve) => setTimeout(resolve, 100));
         }
-        // What the kernel's buffers take, the bound, and one answer (or one for each that waited) above it.
+        // What the kernel's buffers hold, the bound, and one answer (or one for each waiting read) above it.
         const servedMax = unsentBytesMax + 9 * Math.min(lengthBytes, 2 * 1024 * 1024) + 1024 * 1024;
         t.ok(before > 0 && before <= servedMax, `${before} bytes were served`);
         const other = await NbdClient.open(where);
-        t.equal((await other.request({ type: read, lengthBytes: 1 })).error, 0, 'others are served');
+        t.equal((await other.request({ type: read, lengthBytes: 1 })).error, 0, 'other clients are served');
         other.close();
         for (let n = 0; n < count; n++) {
           const { data } = await client.answer();
@@ -170,14 +170,14 @@ t.test('no more requests of a client wait for the drive than allowed', async (t)
   });
   const { where } = await serve(t, [device], { requestsMax: 3 });
   const client = await NbdClient.open(where);
-  // Each of a chunk of its own, or the first would warm all others.
+  // Each reads a different chunk, or the first would warm all others.
   for (let n = 0; n < 16; n++) client.send({ type: read, offset: n * CHUNK_BYTES, lengthBytes: 512 });
   for (let n = 0; n < 16; n++) t.equal((await client.answer()).error, 0);
   t.equal(most, 3);
   client.close();
 });
 
-t.test('a client that goes while its reads wait leaves nothing pinned or counted', async (t) => {
+t.test('a client that leaves while its reads wait leaves nothing pinned or counted', async (t) => {
   const gate = Promise.withResolvers<void>();
   const device = new BufferDevice(bytes, { cold: true, beforeRead: () => gate.promise });
   const { where, server } = await serve(t, [device]);
@@ -191,7 +191,7 @@ t.test('a client that goes while its reads wait leaves nothing pinned or counted
   await until(() => device.pinned === 0);
 });
 
-t.test('a client that goes without taking its answers leaves nothing pinned', async (t) => {
+t.test('a client that leaves without taking its answers leaves nothing pinned', async (t) => {
   const device = new BufferDevice(bytes);
   const { where, server } = await serve(t, [device]);
   const client = await NbdClient.open(where);
@@ -200,28 +200,25 @@ t.test('a client that goes without taking its answers leaves nothing pinned', as
   client.close();
   await until(() => server.stats().connections === 0);
   await until(() => device.pinned === 0);
-  t.pass('all was released');
+  t.pass('everything was released');
 });
 
 for (const lengthBytes of [4096, 64 * 1024, 2 * CHUNK_BYTES]) {
-  t.test(
-    `requests of ${lengthBytes} bytes that wait for a client are not served once it has gone`,
-    async (t) => {
-      const device = new BufferDevice(bytes);
-      const { where, server } = await serve(t, [device]);
-      const client = await NbdClient.open(where);
-      // What one read of the server takes at most: they are all in its queue when the client goes.
-      const count = Math.floor(65536 / REQUEST_BYTES);
-      for (let n = 0; n < count; n++) client.send({ type: read, lengthBytes });
-      await until(() => server.stats().ops.read > 0);
-      client.socket.destroy();
-      await until(() => server.stats().connections === 0);
-      const servedMax = Math.ceil((DEFAULT_LIMITS.unsentBytesMax + 1024 * 1024) / lengthBytes);
-      const served = server.stats().ops.read;
-      t.ok(served <= servedMax + 1, `${served} of ${count} were served`);
-      await until(() => device.pinned === 0);
-    },
-  );
+  t.test(`waiting requests of ${lengthBytes} bytes are not served once their client has left`, async (t) => {
+    const device = new BufferDevice(bytes);
+    const { where, server } = await serve(t, [device]);
+    const client = await NbdClient.open(where);
+    // The most that one read of the server takes: all of them are in its queue when the client leaves.
+    const count = Math.floor(65536 / REQUEST_BYTES);
+    for (let n = 0; n < count; n++) client.send({ type: read, lengthBytes });
+    await until(() => server.stats().ops.read > 0);
+    client.socket.destroy();
+    await until(() => server.stats().connections === 0);
+    const servedMax = Math.ceil((DEFAULT_LIMITS.unsentBytesMax + 1024 * 1024) / lengthBytes);
+    const served = server.stats().ops.read;
+    t.ok(served <= servedMax + 1, `${served} of ${count} were served`);
+    await until(() => device.pinned === 0);
+  });
 }
 
 /** The budget, and the most that it ever held. */
@@ -241,7 +238,7 @@ function watched(capacityBytes: number): { budget: ByteBudget; most: () => numbe
 for (const structured of [false, true]) {
   const kind = structured ? 'structured' : 'simple';
   t.test(
-    `clients that take no long answers hold no more memory than there is: ${kind} replies`,
+    `clients that take no long answers hold no more memory than the budget: ${kind} replies`,
     async (t) => {
       const lengthBytes = bytes.length;
       const { budget, most } = watched(2 * lengthBytes);
@@ -260,7 +257,7 @@ for (const structured of [false, true]) {
       await until(() => budget.waiters > 0);
       const good = await NbdClient.open(where, 'good', { structured, allocation: false });
       const { error, data } = await good.request({ type: read, lengthBytes });
-      t.equal(error, 0, 'who takes its answer gets it, once those that take none are cut off');
+      t.equal(error, 0, 'a client that takes its answer gets it, once those that take none are disconnected');
       t.ok(data.equals(bytes));
       good.close();
       t.ok(most() > 0 && most() <= 2 * lengthBytes, `${most()} bytes at most`);
@@ -273,7 +270,7 @@ for (const structured of [false, true]) {
   );
 }
 
-t.test('a client that takes its time is not cut off while nobody needs what it holds', async (t) => {
+t.test('a slow client is not disconnected while no other needs the memory that it holds', async (t) => {
   const { where } = await serve(t, [new BufferDevice(bytes)], { lingerTimeoutMs: 20 });
   const client = await NbdClient.open(where, '', { structured: false, allocation: false });
   client.send({ type: read, lengthBytes: bytes.length });
@@ -284,7 +281,7 @@ t.test('a client that takes its time is not cut off while nobody needs what it h
 
 for (const structured of [false, true]) {
   const kind = structured ? 'structured' : 'simple';
-  t.test(`all pieces of a long read have one deadline: ${kind} replies`, async (t) => {
+  t.test(`all pieces of a long read share one deadline: ${kind} replies`, async (t) => {
     const device = new BufferDevice(bytes, { cold: true, readTimeoutMs: 12_345 });
     const deadlines: (number | undefined)[] = [];
     const readPiece = device.read.bind(device);
@@ -300,7 +297,7 @@ for (const structured of [false, true]) {
     const endedAt = performance.now();
     t.ok(deadlines.length >= 4, `${deadlines.length} pieces`);
     for (const deadline of deadlines) {
-      // Only what a client takes to make room may be added.
+      // Only the time in which the client makes room may be added.
       t.ok(deadline! >= startedAt + 12_345 && deadline! - deadlines[0]! < endedAt - startedAt - 5);
     }
     if (!structured) t.equal(new Set(deadlines).size, 1);
@@ -308,7 +305,7 @@ for (const structured of [false, true]) {
   });
 }
 
-t.test('what is served in one turn of the event loop is bounded, however many clients ask', async (t) => {
+t.test('the bytes served in one turn of the event loop are bounded, however many clients ask', async (t) => {
   let turnBytes = 0;
   let most = 0;
   const device = new BufferDevice(bytes);
@@ -337,7 +334,7 @@ t.test('what is served in one turn of the event loop is bounded, however many cl
       client.close();
     }),
   );
-  // The half of a turn for those that waited may fall together with the whole of the next.
+  // The half of a turn for waiting reads may coincide with the whole of the next turn.
   t.ok(most > 0 && most < 5 * 1024 * 1024, `${most} bytes`);
 });
 
@@ -359,7 +356,7 @@ t.test('a removed drive ends its connections once they have their answers, and n
   other.close();
 });
 
-t.test('a removed drive is rid of a client that takes no answers', async (t) => {
+t.test('a removed drive disconnects a client that takes no answers', async (t) => {
   const device = new BufferDevice(bytes, { name: 'gone' });
   const { where, server, registry } = await serve(t, [device], { lingerTimeoutMs: 50 });
   const client = await NbdClient.open(where, 'gone');
@@ -372,7 +369,7 @@ t.test('a removed drive is rid of a client that takes no answers', async (t) => 
   client.close();
 });
 
-t.test('close answers what is in flight, and takes nobody new', async (t) => {
+t.test('close answers the requests in flight, and accepts no new clients', async (t) => {
   const gate = Promise.withResolvers<void>();
   const device = new BufferDevice(bytes, { cold: true, beforeRead: () => gate.promise });
   const { where, server } = await serve(t, [device]);
@@ -388,7 +385,7 @@ t.test('close answers what is in flight, and takes nobody new', async (t) => {
   t.equal(server.stats().connections, 0);
 });
 
-t.test('close ends what does not end by itself within its time', async (t) => {
+t.test('close ends requests that do not finish in time', async (t) => {
   const device = new BufferDevice(bytes, { cold: true, beforeRead: () => new Promise(() => {}) });
   const { where, server } = await serve(t, [device]);
   const client = await NbdClient.open(where);
@@ -398,7 +395,7 @@ t.test('close ends what does not end by itself within its time', async (t) => {
   t.equal((await client.rest()).length, 0);
 });
 
-t.test('a negotiation that is sent byte by byte is understood', async (t) => {
+t.test('a negotiation that arrives byte by byte is understood', async (t) => {
   const { where } = await serve(t, [new BufferDevice(bytes)]);
   const client = await NbdClient.connect(where);
   client.socket.setNoDelay(true);

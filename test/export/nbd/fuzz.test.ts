@@ -1,4 +1,4 @@
-/** Bytes as they come: cut anywhere, or random. Equal answers, and a server that lives. */
+/** Input that is split anywhere, or random: the answers are equal, and the server survives. */
 import fc from 'fast-check';
 import t from 'tap';
 import { COMMAND, OPTION, type Request } from '../../../src/export/nbd/protocol.ts';
@@ -14,7 +14,7 @@ function request(type: number, cookieLow: number, offset: number, lengthBytes: n
   return writeRequest(fields);
 }
 
-/** A session from the client's flags to DISC, with all kinds of requests; all is answered from memory, in order. */
+/** A session from the client's flags to DISC, with all kinds of requests, all answered from memory, in order. */
 const SESSION = Buffer.concat([
   Buffer.from([0, 0, 0, 3]),
   optionBytes(77, Buffer.alloc(300)),
@@ -43,7 +43,7 @@ async function play(where: { path: string }, pieces: readonly Buffer[]): Promise
   return await rest;
 }
 
-t.test('a session that is cut at any borders gets the same answers', async (t) => {
+t.test('a session that is split anywhere gets the same answers', async (t) => {
   const { where } = await serve(t, [new BufferDevice(bytes)]);
   const expected = await play(where, [SESSION]);
   t.ok(expected.length > 3000, 'the session has answers');
@@ -58,7 +58,7 @@ t.test('a session that is cut at any borders gets the same answers', async (t) =
   );
 });
 
-/** The next client gets its bytes. */
+/** Checks that the next client gets its bytes. */
 async function serves(where: { path: string }): Promise<boolean> {
   const client = await NbdClient.open(where);
   const { data } = await client.request({ type: COMMAND.read, offset: 4096, lengthBytes: 4096 });
@@ -67,12 +67,12 @@ async function serves(where: { path: string }): Promise<boolean> {
 }
 
 const noise = fc.uint8Array({ minLength: 1, maxLength: 2000 }).map((array) => Buffer.from(array));
-/** Noise behind something that is read as the start of a message. */
+/** Random bytes after something that is read as the start of a message. */
 const nearly = fc
   .tuple(fc.constantFrom(16, 14, 10, 8, 6, 4, 0), fc.nat(SESSION.length - 20), noise)
   .map(([keep, at, rest]) => Buffer.concat([SESSION.subarray(at, at + keep), rest]));
 
-t.test('noise instead of a negotiation harms nobody', async (t) => {
+t.test('random bytes instead of a negotiation harm no other client', async (t) => {
   const { where } = await serve(t, [new BufferDevice(bytes)]);
   const options = fc.array(
     fc.tuple(fc.integer({ min: 0, max: 12 }), noise).map(([option, data]) => optionBytes(option, data)),
@@ -90,7 +90,7 @@ t.test('noise instead of a negotiation harms nobody', async (t) => {
   );
 });
 
-t.test('noise instead of requests harms nobody', async (t) => {
+t.test('random bytes instead of requests harm no other client', async (t) => {
   const device = new BufferDevice(bytes, { hits: true });
   const { where, server } = await serve(t, [device]);
   const number = (max: number) => fc.oneof(fc.nat(max), fc.constantFrom(0, 1, max));

@@ -30,7 +30,7 @@ t.test('the greeting offers fixed newstyle and no zeroes', async (t) => {
   client.close();
 });
 
-t.test('an export is read-only, and open to several connections, if its device never changes', async (t) => {
+t.test('an export is read-only, and allows several connections, if its device never changes', async (t) => {
   const { where } = await serve(t, [new BufferDevice(bytes, { name: 'w', readOnly: false })]);
   const client = await NbdClient.connect(where, 3);
   client.option(OPTION.exportName, Buffer.from('w'));
@@ -41,7 +41,7 @@ t.test('an export is read-only, and open to several connections, if its device n
 });
 
 for (const flags of [0, 2, 4, 7, 0x80000001]) {
-  t.test(`client flags ${flags.toString(16)} close the connection without a word`, async (t) => {
+  t.test(`client flags ${flags.toString(16)} close the connection without an answer`, async (t) => {
     const { where } = await serve(t, [drive('a')]);
     const client = await NbdClient.connect(where, flags);
     t.equal((await client.rest()).length, 0);
@@ -64,12 +64,12 @@ for (const [flags, lengthBytes] of [
       true,
     );
     const answer = await client.request({ type: COMMAND.read, offset: 512, lengthBytes: 1000 });
-    t.ok(answer.data.equals(bytes.subarray(512, 1512)), 'reads follow right behind');
+    t.ok(answer.data.equals(bytes.subarray(512, 1512)), 'reads follow directly');
     client.close();
   });
 }
 
-t.test('EXPORT_NAME of nothing closes, since it has no error', async (t) => {
+t.test('EXPORT_NAME of an unknown export closes the connection, because it has no error reply', async (t) => {
   const { where } = await serve(t, [drive('a')]);
   const client = await NbdClient.connect(where);
   client.option(OPTION.exportName, Buffer.from('other'));
@@ -101,7 +101,7 @@ t.test('LIST names every drive', async (t) => {
   client.close();
 });
 
-t.test('who asks for long lists again and again is cut off', async (t) => {
+t.test('a client that asks for long lists again and again is disconnected', async (t) => {
   const names = Array.from({ length: 1000 }, (_, n) => `${n}-`.padEnd(128, 'x'));
   const { where } = await serve(t, names.map(drive));
   const client = await NbdClient.connect(where);
@@ -112,7 +112,7 @@ t.test('who asks for long lists again and again is cut off', async (t) => {
   t.ok(rest.length <= (8 + 1 + 1) * 1024 * 1024, `${rest.length} bytes in all`);
 });
 
-t.test('a client that asks about export after export may take its time', async (t) => {
+t.test('a client that asks about one export after another may take its time', async (t) => {
   const names = Array.from({ length: 520 }, (_, n) => `drive-${n}`);
   const { where } = await serve(t, names.map(drive), { handshakeTimeoutMs: 3000 });
   const client = await NbdClient.connect(where);
@@ -121,7 +121,8 @@ t.test('a client that asks about export after export may take its time', async (
   for (const [n, name] of names.entries()) {
     t.equal((await client.ask(OPTION.info, goData(name))).at(-1)!.type, REPLY.ack);
     t.equal((await client.ask(OPTION.listMetaContext, contextQuery(name, []))).at(-1)!.type, REPLY.ack);
-    // As slow as libnbd over TCP, whose last packet of a question waits for 200 ms; longer than one timeout in all.
+    // As slow as libnbd over TCP, where the last packet of a question waits for 200 ms; in total longer than one
+    // timeout.
     if (n % 26 === 0) await new Promise((resolve) => setTimeout(resolve, 200));
   }
   t.ok(performance.now() - startedAt > 3000);
@@ -156,7 +157,7 @@ for (const [name, option] of [
   ['INFO', OPTION.info],
   ['GO', OPTION.go],
 ] as const) {
-  t.test(`${name} tells size and flags`, async (t) => {
+  t.test(`${name} reports size and flags`, async (t) => {
     const { where } = await serve(t, [drive('a')]);
     const client = await NbdClient.connect(where);
     const [info, ack] = await client.ask(option, goData('a'));
@@ -168,7 +169,7 @@ for (const [name, option] of [
     client.close();
   });
 
-  t.test(`${name} tells name, description and block sizes if asked, each once`, async (t) => {
+  t.test(`${name} reports name, description and block sizes if asked, each once`, async (t) => {
     const { where } = await serve(t, [drive('a')]);
     const client = await NbdClient.connect(where);
     const wanted = [INFO.name, INFO.description, INFO.blockSize, INFO.blockSize, 77];
@@ -195,7 +196,7 @@ for (const [name, option] of [
     client.close();
   });
 
-  t.test(`${name} of the empty name is the only drive, and no drive if there are two`, async (t) => {
+  t.test(`${name} of the empty name selects the only drive, and none if there are two`, async (t) => {
     const { where, registry } = await serve(t, [drive('a')]);
     const client = await NbdClient.connect(where);
     t.same(types(await client.ask(OPTION.info, goData(''))), [REPLY.info, REPLY.ack]);
@@ -247,7 +248,7 @@ t.test('LIST_META_CONTEXT finds base:allocation without queries, by name, and by
   client.close();
 });
 
-t.test('SET_META_CONTEXT takes what it knows of what is asked, and no wildcards', async (t) => {
+t.test('SET_META_CONTEXT accepts the contexts that it knows, and no wildcards', async (t) => {
   const { where } = await serve(t, [drive('a')]);
   const client = await NbdClient.connect(where);
   await client.ask(OPTION.structuredReply);
@@ -284,7 +285,7 @@ async function blockStatusError(client: NbdClient): Promise<number> {
   return (await client.request({ type: COMMAND.blockStatus, lengthBytes: 4096 })).error;
 }
 
-t.test('a context that was chosen for one drive is none for another', async (t) => {
+t.test('a context that was chosen for one drive does not apply to another', async (t) => {
   const { where } = await serve(t, [drive('a'), drive('b')]);
   const client = await NbdClient.connect(where);
   await client.ask(OPTION.structuredReply);
@@ -294,7 +295,7 @@ t.test('a context that was chosen for one drive is none for another', async (t) 
   client.close();
 });
 
-t.test('a later choice of contexts takes the place of the earlier, even a refused one', async (t) => {
+t.test('a later choice of contexts replaces the earlier one, even if it is refused', async (t) => {
   const { where } = await serve(t, [drive('a')]);
   for (const data of [contextQuery('a', []), contextQuery('b', []), Buffer.alloc(3)]) {
     const client = await NbdClient.connect(where);
@@ -307,7 +308,7 @@ t.test('a later choice of contexts takes the place of the earlier, even a refuse
   }
 });
 
-t.test('an option that is announced too long closes before its data', async (t) => {
+t.test('an option that announces too much data closes the connection before the data', async (t) => {
   const { where } = await serve(t, [drive('a')]);
   const client = await NbdClient.connect(where);
   const head = optionBytes(OPTION.list);
@@ -316,14 +317,14 @@ t.test('an option that is announced too long closes before its data', async (t) 
   t.equal((await client.rest()).length, 0);
 });
 
-t.test('a wrong option magic closes', async (t) => {
+t.test('a wrong option magic closes the connection', async (t) => {
   const { where } = await serve(t, [drive('a')]);
   const client = await NbdClient.connect(where);
   client.socket.write(Buffer.alloc(16, 'x'));
   t.equal((await client.rest()).length, 0);
 });
 
-t.test('a client that never chooses is closed after 1024 options and 8 for each drive', async (t) => {
+t.test('a client that never chooses is closed after 1024 options plus 8 for each drive', async (t) => {
   const { where } = await serve(t, [drive('a')]);
   const client = await NbdClient.connect(where);
   client.socket.write(Buffer.concat(new Array(1033).fill(optionBytes(99))));

@@ -1,4 +1,4 @@
-/** What is in memory is answered by a thread that needs no JavaScript, and is right whatever becomes of memory. */
+/** Reads of data in memory are answered by a thread without JavaScript, correctly whatever happens to memory. */
 import { Worker } from 'node:worker_threads';
 import fc from 'fast-check';
 import t, { type Test } from 'tap';
@@ -12,7 +12,7 @@ import { CountingObserver, MapTier, makeImage } from '../../support/tiers.ts';
 import { serve, until } from './serving.ts';
 
 const { read } = COMMAND;
-/** Two chunks that are equal, and two that are zero. */
+/** Two chunks with the same content, and two that are zero. */
 const image = await makeImage('abc.defga.hijklm');
 
 async function open(t: Test, slots: number) {
@@ -44,7 +44,7 @@ interface Range {
   readonly lengthBytes: number;
 }
 
-/** A client in a thread of its own reads `count` times; `done` becomes `count`, or -1 for an answer that is wrong. */
+/** A client in a worker thread reads `count` times; `done` becomes `count`, or -1 if an answer is wrong. */
 function clientThread(path: string, range: Range, count: number, done: Int32Array): Worker {
   const code = `
     const { workerData } = require('node:worker_threads');
@@ -82,7 +82,7 @@ function clientThread(path: string, range: Range, count: number, done: Int32Arra
   return new Worker(code, { eval: true, workerData: { path, head, request, reply, count, done } });
 }
 
-/** Chunks 3 and 9 are zero. Chunk `index` from its `from`-th page on. */
+/** `count` pages of chunk `index` from page `from` on. Chunks 3 and 9 are zero. */
 const pages = (index: number, from: number, count: number): Range => ({
   offset: index * CHUNK_BYTES + from * 4096,
   lengthBytes: count * 4096,
@@ -95,13 +95,13 @@ const inMemory = {
 };
 
 for (const [what, range] of Object.entries(inMemory)) {
-  t.test(`reads of what is in memory are answered while the event loop is busy: ${what}`, async (t) => {
+  t.test(`reads of data in memory are answered while the event loop is busy: ${what}`, async (t) => {
     const { where, server, drive, reader } = await open(t, 16);
     const done = new Int32Array(new SharedArrayBuffer(4));
     const worker = clientThread(where.path, range, 100, done);
     // The first read fetches the chunk, which needs the event loop.
     await until(() => done[0] !== 0);
-    // From here on it is stopped; only another thread can answer.
+    // From here on the event loop is blocked; only another thread can answer.
     for (let seen = done[0]!; seen >= 0 && seen < 100; seen = done[0]!) {
       if (Atomics.wait(done, 0, seen, 10_000) === 'timed-out') break;
     }
@@ -111,12 +111,12 @@ for (const [what, range] of Object.entries(inMemory)) {
     t.ok(server.stats().ops.read >= 100, 'they are counted');
     t.equal(server.stats().readBytes, server.stats().ops.read * range.lengthBytes);
     const isZero = what === 'zeroes';
-    t.equal(drive.hitMap().counts().reads, isZero ? 100 : 99, 'but the first, which fetched a chunk');
+    t.equal(drive.hitMap().counts().reads, isZero ? 100 : 99, 'all but the first, which fetched a chunk');
     t.equal(reader.stats().memoryHits === 0, isZero, 'zeroes are not counted as hits of memory');
   });
 }
 
-t.test('a long read of zeroes is a hole, and with DF data', async (t) => {
+t.test('a long read of zeroes is answered with a hole, and with data if DF is set', async (t) => {
   const { where, drive } = await open(t, 16);
   const client = await NbdClient.open(where, '', { structured: true });
   const typesOf = async (flags: number) => {
@@ -131,7 +131,7 @@ t.test('a long read of zeroes is a hole, and with DF data', async (t) => {
   client.close();
 });
 
-t.test('they are counted for the drive and as hits of memory', async (t) => {
+t.test('they count as reads of the drive and as hits of memory', async (t) => {
   const { where, drive, reader } = await open(t, 16);
   const client = await NbdClient.open(where);
   for (let n = 0; n < 50; n++) await client.request({ type: read, offset: n * 4096, lengthBytes: 4096 });
@@ -179,14 +179,14 @@ for (const structured of [false, true]) {
         { numRuns: 100 },
       );
       t.ok(memory.stats().evictions > 100, 'memory was too small');
-      t.ok(drive.hitMap().counts().reads > 100, 'and many were answered past the drive');
+      t.ok(drive.hitMap().counts().reads > 100, 'and many were answered without the drive');
       for (const client of clients) client.close();
       await until(() => memory.stats().pinnedBytes === 0);
     },
   );
 }
 
-t.test('a chunk that only native threads read is not the first to be evicted', async (t) => {
+t.test('a chunk that only native threads read is not evicted first', async (t) => {
   const { where, fetched, memory } = await open(t, 4);
   const client = await NbdClient.open(where);
   const readChunk = (index: number) =>

@@ -1,6 +1,6 @@
 /**
- * An NBD server in a process of its own, over Buffers: what benchmarks measure and what other programs talk to. As
- * a program it serves what its argument says (a ServerSpec in JSON), prints "ready", and ends on SIGTERM.
+ * An NBD server in a separate process, over Buffers, which benchmarks measure and other programs connect to. As a
+ * program it serves the drive described by its argument (a ServerSpec in JSON), prints "ready", and exits on SIGTERM.
  */
 import { type ChildProcess, spawn } from 'node:child_process';
 import { once } from 'node:events';
@@ -12,18 +12,18 @@ import { BufferDevice } from '../../support/buffer-device.ts';
 const BUSY_PERIOD_MS = 40;
 
 export interface ServerSpec {
-  /** Where the Unix socket is made. */
+  /** The path of the Unix socket. */
   readonly path: string;
-  /** The drive's name, and the file that its bytes are read from. */
+  /** The drive's name, and the file that contains its bytes. */
   readonly name: string;
   readonly file: string;
-  /** Every 40 ms the event loop is held up for so long. Default 0. */
+  /** How long the event loop is blocked every 40 ms. Default 0. */
   readonly busyMs?: number;
-  /** Whether native threads answer what is in memory. Default true. */
+  /** Whether native threads answer reads of data in memory. Default true. */
   readonly hits?: boolean;
 }
 
-/** Starts one and resolves when it listens. The caller ends it; `stop` gives back what it said. */
+/** Starts one and resolves when it listens. The caller must end it; `stop` returns its output. */
 export async function startServer(
   spec: ServerSpec,
 ): Promise<{ child: ChildProcess; stop: () => Promise<string> }> {
@@ -39,7 +39,7 @@ export async function startServer(
   child.stdout.on('data', take);
   child.stderr.on('data', take);
   child.on('error', reject);
-  child.on('exit', (code, signal) => reject(new Error(`the server ended (${code ?? signal}): ${text}`)));
+  child.on('exit', (code, signal) => reject(new Error(`the server exited (${code ?? signal}): ${text}`)));
   await promise;
   const stop = async () => {
     child.kill('SIGTERM');

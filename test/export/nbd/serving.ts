@@ -1,4 +1,4 @@
-/** An NBD server in the test's own process, on a Unix socket of its own, closed at the test's end. */
+/** An NBD server in the test's own process, on a new Unix socket, closed at the test's end. */
 import { mkdtempSync, rmSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
@@ -24,7 +24,7 @@ export async function serve(
   budget: ByteBudget = new ByteBudget(),
   onFull: (listener: ListenerStats) => void = () => {},
 ): Promise<Serving> {
-  // A socket's path is at most 107 bytes long, so it does not lie under the test's own directory.
+  // A socket's path is at most 107 bytes long, so it is not in the test's own directory.
   const dir = mkdtempSync(join(tmpdir(), 'nbd-'));
   const registry = new DriveRegistry();
   for (const device of devices) registry.add(device);
@@ -38,7 +38,7 @@ export async function serve(
   return { server, registry, where };
 }
 
-/** Chunks of bytes that differ everywhere; those in `zeroChunks` are zero. */
+/** Chunks of data without repetition; those in `zeroChunks` are zero. */
 export function content(chunks: number, zeroChunks: readonly number[] = []): Buffer {
   const bytes = Buffer.alloc(chunks * CHUNK_BYTES);
   for (let at = 0; at < bytes.length; at += 4)
@@ -47,7 +47,7 @@ export function content(chunks: number, zeroChunks: readonly number[] = []): Buf
   return bytes;
 }
 
-/** Resolves when `condition` holds; the test's own timeout is the only bound. */
+/** Resolves when `condition` holds; only the test's own timeout limits the wait. */
 export async function until(condition: () => boolean): Promise<void> {
   while (!condition()) await new Promise((resolve) => setTimeout(resolve, 5));
 }

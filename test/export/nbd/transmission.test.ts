@@ -76,7 +76,7 @@ for (const structured of [false, true]) {
       const { client } = await open(t, { structured });
       const answer = await client.request({ type, ...fields });
       t.equal(answer.error, NBD_ERROR.EINVAL);
-      t.equal(answer.text.length > 0, structured, 'a text where there is room for one');
+      t.equal(answer.text.length > 0, structured, 'a text where the reply can carry one');
       t.ok((await client.request({ type: read, lengthBytes: 4096 })).data.equals(bytes.subarray(0, 4096)));
     });
   }
@@ -87,7 +87,7 @@ for (const structured of [false, true]) {
       t.equal((await client.request({ type, lengthBytes: 4096 })).error, NBD_ERROR.EPERM);
   });
 
-  t.test(`a write is refused and its data, requests by looks, is skipped: ${how}`, async (t) => {
+  t.test(`a write is refused and its data, which looks like requests, is skipped: ${how}`, async (t) => {
     const { client, server } = await open(t, { structured });
     const looks = Buffer.from('25609513000000000000000000000000000000000000000000000001', 'hex');
     for (const lengthBytes of [28, 280, 28 * 40_000]) {
@@ -98,14 +98,14 @@ for (const structured of [false, true]) {
     t.equal(server.stats().ops.read, 3);
   });
 
-  t.test(`flush and cache are done: ${how}`, async (t) => {
+  t.test(`flush and cache succeed: ${how}`, async (t) => {
     const { client, device } = await open(t, { structured });
     t.equal((await client.request({ type: flush })).error, 0);
     t.equal((await client.request({ type: cache, offset: 8192, lengthBytes: bytes.length - 8192 })).error, 0);
     t.same(device.prefetched, [[8192, bytes.length - 8192]]);
   });
 
-  t.test(`an error of the drive is EIO for that request alone: ${how}`, async (t) => {
+  t.test(`an error of the drive is EIO for that request only: ${how}`, async (t) => {
     const { client, device } = await open(t, {
       structured,
       cold: true,
@@ -134,7 +134,7 @@ for (const structured of [false, true]) {
     await until(() => device.pinned === 0);
   });
 
-  t.test(`DISC lets reads in flight be answered, then closes: ${how}`, async (t) => {
+  t.test(`after DISC, reads in flight are answered and the connection is closed: ${how}`, async (t) => {
     const gate = Promise.withResolvers<void>();
     const { client, server } = await open(t, { structured, cold: true, beforeRead: () => gate.promise });
     for (let n = 0; n < 3; n++) client.send({ type: read, offset: n * 4096, lengthBytes: 4096 });
@@ -148,7 +148,7 @@ for (const structured of [false, true]) {
   });
 }
 
-t.test('answers come as they are ready, whatever was asked first', async (t) => {
+t.test('answers are sent as they become ready, in any order', async (t) => {
   const gate = Promise.withResolvers<void>();
   const { client } = await open(t, {
     cold: true,
@@ -177,7 +177,7 @@ t.test('DF without structured replies is EINVAL', async (t) => {
   );
 });
 
-t.test('a read with DF comes as one chunk of data, holes and all', async (t) => {
+t.test('a read with DF is answered with one chunk of data, including holes', async (t) => {
   const { client } = await open(t, { cold: true });
   const answer = await client.request({ type: read, lengthBytes: bytes.length, flags: COMMAND_FLAG.df });
   t.same(
@@ -187,7 +187,7 @@ t.test('a read with DF comes as one chunk of data, holes and all', async (t) => 
   t.ok(answer.data.equals(bytes));
 });
 
-t.test('a long read has its zeroes as holes', async (t) => {
+t.test('a long read gets zeroes as holes', async (t) => {
   const { client } = await open(t);
   const { chunks } = await client.request({ type: read, lengthBytes: 6 * CHUNK_BYTES });
   const { offsetData, offsetHole } = CHUNK_TYPE;
@@ -211,7 +211,7 @@ function extents(payload: Buffer): [number, number][] {
   return runs;
 }
 
-t.test('block status tells data and holes', async (t) => {
+t.test('block status reports data and holes', async (t) => {
   const { client } = await open(t);
   const offset = 4096;
   const { chunks } = await client.request({ type: blockStatus, offset, lengthBytes: 5 * CHUNK_BYTES });
@@ -224,7 +224,7 @@ t.test('block status tells data and holes', async (t) => {
   ]);
 });
 
-t.test('block status with REQ_ONE tells one extent, within the request', async (t) => {
+t.test('block status with REQ_ONE reports one extent, within the request', async (t) => {
   const { client } = await open(t);
   const ask = async (offset: number, lengthBytes: number) => {
     const fields = { type: blockStatus, offset, lengthBytes, flags: COMMAND_FLAG.reqOne };
@@ -266,7 +266,7 @@ t.test('block status of a disk with very many extents stops short and can be con
   client.close();
 });
 
-t.test('a wrong magic closes, and the next client is served', async (t) => {
+t.test('a wrong magic closes the connection, and the next client is served', async (t) => {
   const { client, where } = await open(t);
   client.socket.write(Buffer.alloc(28, 'x'));
   t.equal((await client.rest()).length, 0);
@@ -275,7 +275,7 @@ t.test('a wrong magic closes, and the next client is served', async (t) => {
   next.close();
 });
 
-t.test('a write that announces more data than anyone would skip closes', async (t) => {
+t.test('a write that announces too much data to skip closes the connection', async (t) => {
   const { client } = await open(t);
   client.send({ type: write, lengthBytes: 0xffffffff });
   t.equal((await client.rest()).length, 0);
