@@ -1,7 +1,7 @@
 /**
  * Runs the tests that reach the addon against its AddressSanitizer build: `node native/build.ts --asan && node
- * test/native/asan.ts`. The sanitizer's runtime is preloaded, because node itself is built without it; leaks are
- * not looked for, because node's own would drown ours.
+ * test/native/asan.ts`. The sanitizer's runtime is preloaded, because node itself is built without it; leak detection
+ * is off, because node's own leaks would hide ours.
  */
 import { execFileSync, spawnSync } from 'node:child_process';
 import { globSync } from 'node:fs';
@@ -10,11 +10,11 @@ import { ASAN_ADDON_PATH, buildNative } from '../../native/build.ts';
 
 const ROOT = join(import.meta.dirname, '..', '..');
 const TESTS = [
-  // One of them builds a program with ThreadSanitizer, which does not go with this one.
+  // One of them builds a program with ThreadSanitizer, which cannot be combined with this one.
   ...globSync('test/native/*.test.ts', { cwd: ROOT }).filter((test) => !test.endsWith('/threads.test.ts')),
   ...globSync('test/export/{fuse,nbd}/*.test.ts', { cwd: ROOT }),
 ];
-/** A test's children are sanitized too, and all of it is several times slower. */
+/** A test's children are sanitized too, and everything is several times slower. */
 const TIMEOUT_S = 240;
 
 const { ok, text } = buildNative(true);
@@ -44,6 +44,6 @@ for (const test of TESTS.sort()) {
     `${passed ? 'ok' : 'not ok'} - ${test} (${((performance.now() - started) / 1000).toFixed(1)} s)`,
   );
   if (passed) continue;
-  console.log(`ended with ${status ?? signal}\n${stdout.slice(-8000)}\n${stderr.slice(-8000)}`);
+  console.log(`exited with ${status ?? signal}\n${stdout.slice(-8000)}\n${stderr.slice(-8000)}`);
   process.exitCode = 1;
 }

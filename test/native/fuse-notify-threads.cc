@@ -1,6 +1,6 @@
-// Stress for ThreadSanitizer: a Notifier pushes chunks while this thread, as the event loop does, evicts and refills
-// slots. What it writes comes out of a socket in the kernel's place. Each chunk is filled with its own number, so that a
-// wrong byte is seen. Prints "wrong N, pushed N, claims refused N, still pinned N".
+// Stress for ThreadSanitizer: a Notifier pushes chunks while this thread, like the event loop, evicts and refills
+// slots. What it writes is read from a socket in place of the kernel. Each chunk is filled with its number, so that a
+// wrong byte is noticed. Prints "wrong N, pushed N, claims refused N, still pinned N".
 #include <linux/fuse.h>
 #include <sys/socket.h>
 #include <unistd.h>
@@ -31,7 +31,7 @@ bool IsRight(const Message& message) {
       message.store.size != kSlotBytes) {
     return false;
   }
-  // The chunk beyond the last is pushed as zeroes.
+  // The chunk after the last is pushed as zeroes.
   const uint64_t chunk = message.store.offset / kSlotBytes;
   for (const uint8_t byte : message.bytes) {
     if (byte != (chunk == kChunks ? 0 : chunk + 1)) return false;

@@ -1,6 +1,6 @@
 /**
- * The layer decoder against zlib's own functions: the same bytes and digests however input and output are cut, members
- * and frames behind one another, padding, and whatever is cut short or changed.
+ * The layer decoder compared with zlib's own functions: the same bytes and digests however input and output are split,
+ * with consecutive members and frames, padding, and truncated or changed data.
  */
 import assert from 'node:assert/strict';
 import { createHash, randomBytes } from 'node:crypto';
@@ -59,7 +59,7 @@ async function decode(
 
 const hexOf = (bytes: Buffer, hash = 'sha256') => createHash(hash).update(bytes).digest('hex');
 
-t.test('members and frames in any number, cut anywhere, with or without padding', async (t) => {
+t.test('any number of members and frames, split anywhere, with or without padding, is decoded', async (t) => {
   await fc.assert(
     fc.asyncProperty(
       fc.constantFrom<Compression>('gzip', 'zstd'),
@@ -81,7 +81,7 @@ t.test('members and frames in any number, cut anywhere, with or without padding'
   t.pass('holds');
 });
 
-t.test('a megabyte of noise and of zeroes, under both hashes', async (t) => {
+t.test('a megabyte of noise or zeroes is decoded and hashed with both hashes', async (t) => {
   const plain = Buffer.concat([randomBytes(2 ** 20), Buffer.alloc(2 ** 20)]);
   for (const compression of ['none', 'gzip', 'zstd'] as const) {
     for (const hash of ['sha256', 'sha512']) {
@@ -93,7 +93,7 @@ t.test('a megabyte of noise and of zeroes, under both hashes', async (t) => {
   }
 });
 
-t.test('what is cut short is not complete', async (t) => {
+t.test('truncated input is not complete', async (t) => {
   for (const compression of ['gzip', 'zstd'] as const) {
     const blob = COMPRESS[compression](randomBytes(5000));
     for (const lengthBytes of [0, 1, 5, 2000, blob.length - 1]) {
@@ -104,7 +104,7 @@ t.test('what is cut short is not complete', async (t) => {
   }
 });
 
-t.test('what is changed is corrupt, or decodes to other bytes; it never ends the process', async (t) => {
+t.test('changed input is corrupt or decodes to other bytes, and never crashes the process', async (t) => {
   await fc.assert(
     fc.asyncProperty(
       fc.constantFrom<Compression>('gzip', 'zstd'),
@@ -121,8 +121,8 @@ t.test('what is changed is corrupt, or decodes to other bytes; it never ends the
     { numRuns: 500 },
   );
   const garbage = Buffer.concat([gzipSync(Buffer.from('x')), Buffer.from('garbage')]);
-  t.equal((await decode('gzip', garbage)).status, DECODE_CORRUPT, 'garbage behind a member');
-  t.equal((await decode('gzip', deflateSync(Buffer.from('x')))).status, DECODE_CORRUPT, 'zlib is no gzip');
+  t.equal((await decode('gzip', garbage)).status, DECODE_CORRUPT, 'garbage after a member');
+  t.equal((await decode('gzip', deflateSync(Buffer.from('x')))).status, DECODE_CORRUPT, 'zlib is not gzip');
   t.equal((await decode('zstd', gzipSync(Buffer.from('x')))).status, DECODE_CORRUPT);
   const noise = randomBytes(1000);
   noise[0] = 1;
@@ -130,7 +130,7 @@ t.test('what is changed is corrupt, or decodes to other bytes; it never ends the
   t.equal((await decode('zstd', noise)).status, DECODE_CORRUPT);
 });
 
-t.test('wrong arguments, and two runs at once, throw', async (t) => {
+t.test('invalid arguments, and two simultaneous runs, throw', async (t) => {
   const usage = { code: 'ERR_INVALID_ARG_TYPE' };
   t.throws(() => decoderOpen(3, '', ''), usage);
   t.throws(() => decoderOpen(1, 'md5', ''), usage);

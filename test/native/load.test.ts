@@ -1,4 +1,4 @@
-/** What a person reads when the addon cannot be loaded or built. */
+/** The messages when the addon cannot be loaded or built. */
 import { execFile } from 'node:child_process';
 import { cpSync } from 'node:fs';
 import { dirname, join } from 'node:path';

@@ -1,6 +1,6 @@
-// Stress for ThreadSanitizer: clients read through NbdLoop while this thread, as the event loop does, evicts and refills
-// slots and answers what misses. Each chunk is filled with its own number, so that a wrong byte is seen. Prints
-// "wrong N, hits N, claims refused N".
+// Stress for ThreadSanitizer: clients read through NbdLoop while this thread, like the event loop, evicts and refills
+// slots and answers misses. Each chunk is filled with its number, so that a wrong byte is noticed. Prints "wrong N,
+// hits N, claims refused N".
 #include <endian.h>
 #include <fcntl.h>
 #include <sys/socket.h>
@@ -31,7 +31,7 @@ void Check(bool is_fine, const char* what) {
   abort();
 }
 
-// Asks for chunks, several at once, each under its number as the cookie. Counts the answers that hold something else.
+// Asks for chunks, several at once, each with its number as the cookie. Counts the answers with other content.
 int64_t RunClient(int fd, unsigned seed, bool is_structured) {
   int64_t wrong = 0;
   for (int burst = 0; burst < kBursts; burst++) {
@@ -110,7 +110,7 @@ int main() {
   std::fill_n(chunk_in, kSlots, -1);
   unsigned seed = 99;
   int64_t refused = 0;
-  // Answers must stay until they are taken; here, to the end.
+  // Answers must stay until they are taken; here, until the end.
   std::deque<std::vector<uint8_t>> answers;
   while (running > 0) {
     {

@@ -1,4 +1,4 @@
-/** openChunk against node:crypto and node:zlib: what they seal it opens, and every other input has its status. */
+/** openChunk compared with node:crypto and node:zlib: it opens what they seal, and every other input has its status. */
 import assert from 'node:assert/strict';
 import { execFileSync } from 'node:child_process';
 import { createCipheriv, createHash, randomBytes } from 'node:crypto';
@@ -24,7 +24,7 @@ function sha256(bytes: Uint8Array): Buffer {
   return createHash('sha256').update(bytes).digest();
 }
 
-/** Seals any payload, also one that no encoder would make. */
+/** Seals any payload, including ones that no encoder would produce. */
 function seal(payload: Uint8Array, key = randomBytes(32)): Sealed {
   const cipher = createCipheriv('aes-256-gcm', key, Buffer.alloc(12));
   const sealed = Buffer.concat([cipher.update(payload), cipher.final(), cipher.getAuthTag()]);
@@ -69,7 +69,7 @@ t.test('opens whole chunks of both codecs, many at once, each into its own slot'
   for (const [at, { plain }] of chunks.entries()) t.ok(slot(at).equals(plain), `chunk ${at}`);
 });
 
-t.test('any changed byte, and any cut, is a wrong id', async (t) => {
+t.test('any changed byte, and any truncation, is a wrong id', async (t) => {
   await fc.assert(
     fc.asyncProperty(
       anyPlain,
@@ -91,7 +91,7 @@ t.test('any changed byte, and any cut, is a wrong id', async (t) => {
   t.pass('holds');
 });
 
-t.test('bytes that were changed and named anew, or another key, are a wrong tag', async (t) => {
+t.test('changed bytes with a matching id, or another key, are a wrong tag', async (t) => {
   await fc.assert(
     fc.asyncProperty(anyPlain, anyCodec, fc.nat(), async (plain, codec, at) => {
       const good = seal(encode(plain, codec));
@@ -100,14 +100,14 @@ t.test('bytes that were changed and named anew, or another key, are a wrong tag'
       const target = Buffer.alloc(plain.length);
       assert.equal(await open({ ...good, sealed: bad, id: sha256(bad) }, target), OPEN_WRONG_TAG);
       assert.equal(await open({ ...good, key: randomBytes(32) }, target), OPEN_WRONG_TAG);
-      assert.equal(await open(good, target), OPEN_OK, 'and the thread still opens a good one');
+      assert.equal(await open(good, target), OPEN_OK, 'and the thread still opens a good chunk');
     }),
     { numRuns: 40 },
   );
   t.pass('holds');
 });
 
-t.test('an authentic payload that is no chunk of this length is refused', async (t) => {
+t.test('an authentic payload that is not a chunk of this length is refused', async (t) => {
   const plain = Buffer.alloc(4096, 'x');
   const frame = zstdCompressSync(plain);
   const cases: [string, Uint8Array][] = [
@@ -135,7 +135,7 @@ t.test('an authentic payload that is no chunk of this length is refused', async 
   }
 });
 
-t.test('a decoder never writes outside of its target', async (t) => {
+t.test('a decoder never writes outside its target', async (t) => {
   const guard = 64;
   await fc.assert(
     fc.asyncProperty(
@@ -144,7 +144,7 @@ t.test('a decoder never writes outside of its target', async (t) => {
       async (noise, length) => {
         const whole = Buffer.alloc(length + 2 * guard, 0xaa);
         const frame = zstdCompressSync(Buffer.alloc(2500, 'z'));
-        // Damage in the middle of a frame gets past its header.
+        // Damage in the middle of a frame passes the check of its header.
         noise.subarray(0, 4).forEach((byte, at) => {
           frame[(byte + at * 7) % frame.length]! ^= byte | 1;
         });
@@ -158,17 +158,17 @@ t.test('a decoder never writes outside of its target', async (t) => {
   t.pass('holds');
 });
 
-t.test('buffers are held while the pool uses them, though nobody else does', async (t) => {
+t.test('buffers are kept alive while a job uses them, even without other references', async (t) => {
   const statuses: Promise<number>[] = [];
   for (let round = 0; round < 50; round++) {
     statuses.push(open(seal(encode(Buffer.alloc(CHUNK_BYTES, round), 'zstd')), Buffer.alloc(CHUNK_BYTES)));
-    // Makes the collector run while jobs are under way.
+    // Runs the garbage collector while jobs are in progress.
     Array.from({ length: 50 }, () => new ArrayBuffer(256 * 1024));
   }
   t.ok((await Promise.all(statuses)).every((status) => status === OPEN_OK));
 });
 
-t.test('arguments of another shape throw, and nothing is queued', async (t) => {
+t.test('invalid arguments throw, and nothing is queued', async (t) => {
   const bytes = Buffer.alloc(32);
   const call = (...args: unknown[]) => Reflect.apply(openChunk, undefined, args);
   const nobody = () => t.fail('called back');
@@ -181,11 +181,11 @@ t.test('arguments of another shape throw, and nothing is queued', async (t) => {
   t.throws(() => call(new Uint16Array(16), bytes, bytes, bytes, nobody), TypeError);
 });
 
-t.test('it waits for no thread of libuv, all of which may hang in a file system', async (t) => {
+t.test('it works while all threads of the libuv pool hang in a file system', async (t) => {
   const dir = t.testdir();
   const fifo = join(dir, 'fifo');
   execFileSync('mkfifo', [fifo]);
-  // Opening a FIFO waits for the other end. More of these than the pool has threads.
+  // Opening a FIFO waits for the other end. There are more of these than threads in the pool.
   const hung = Array.from({ length: 64 }, () => openFile(fifo, constants.O_RDONLY));
   let ended = 0;
   for (const each of hung) each.finally(() => ended++);
@@ -199,7 +199,7 @@ t.test('it waits for no thread of libuv, all of which may hang in a file system'
   closeSync(writer);
 });
 
-t.test('a worker that ends with jobs under way takes nothing down', async (t) => {
+t.test('a worker that exits with unfinished jobs does not crash the process', async (t) => {
   const source = `
     const { openChunk } = require(${JSON.stringify(ADDON_PATH)});
     const { parentPort } = require('node:worker_threads');
@@ -216,7 +216,7 @@ t.test('a worker that ends with jobs under way takes nothing down', async (t) =>
   t.equal(await open(seal(encode(plain, 'raw')), Buffer.alloc(plain.length)), OPEN_OK);
 });
 
-t.test('an exception of a callback is an uncaught one, and the other callbacks are called', async (t) => {
+t.test('an exception in a callback is uncaught, and the other callbacks are still called', async (t) => {
   const source = `
     const { openChunk } = require(${JSON.stringify(ADDON_PATH)});
     let calls = 0;
@@ -228,5 +228,5 @@ t.test('an exception of a callback is an uncaught one, and the other callbacks a
       });`;
   const output = execFileSync(process.execPath, ['-e', source], { encoding: 'utf8' });
   t.equal(output.match(/thrown/g)?.length, 3);
-  t.match(output, /all three/, 'and the process ends when nothing is under way');
+  t.match(output, /all three/, 'and the process exits when no jobs are left');
 });

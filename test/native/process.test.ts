@@ -1,4 +1,4 @@
-/** What the addon does to its process: a lock that dies with it, a datagram, and an end that waits for no thread. */
+/** What the addon does for its process: a lock that dies with it, a datagram, and an exit that waits for no thread. */
 import { spawn } from 'node:child_process';
 import { once } from 'node:events';
 import { closeSync, mkdtempSync, openSync, rmSync } from 'node:fs';
@@ -17,7 +17,7 @@ function tempDir(t: Test): string {
   return dir;
 }
 
-/** Runs `code` as a module that knows the addon as `addon`. */
+/** Runs `code` as a module in which `addon` is the addon. */
 function runCode(code: string) {
   const text = `const addon = await import(${JSON.stringify(ADDON)}); ${code}`;
   return spawn(process.execPath, ['--input-type=module', '-e', text], {
@@ -25,11 +25,11 @@ function runCode(code: string) {
   });
 }
 
-t.test('one opener of a file has its lock, until it closes it', async (t) => {
+t.test('one opener of a file holds its lock until it closes the file', async (t) => {
   const path = join(tempDir(t), 'lock');
   const [first, second] = [openSync(path, 'w'), openSync(path, 'w')];
   t.equal(lockFile(first), 0);
-  t.equal(lockFile(first), 0, 'again by the same');
+  t.equal(lockFile(first), 0, 'again by the same descriptor');
   t.equal(lockFile(second), EWOULDBLOCK);
   closeSync(first);
   t.equal(lockFile(second), 0);
@@ -37,7 +37,7 @@ t.test('one opener of a file has its lock, until it closes it', async (t) => {
   t.equal(lockFile(-1), EBADF);
 });
 
-t.test('the lock of a process that is killed is free', async (t) => {
+t.test('the lock of a killed process is free', async (t) => {
   const path = join(tempDir(t), 'lock');
   const child = runCode(`
     const { openSync } = await import('node:fs');
@@ -52,7 +52,7 @@ t.test('the lock of a process that is killed is free', async (t) => {
   closeSync(fd);
 });
 
-t.test('a datagram to nobody has its errno', async (t) => {
+t.test('a datagram without a receiver returns an errno', async (t) => {
   const bytes = Buffer.from('x');
   t.equal(datagramSend(Buffer.from(join(tempDir(t), 'none')), bytes), ENOENT);
   t.equal(datagramSend(Buffer.from(`\0lazydisk-none-${process.pid}`), bytes), ECONNREFUSED);
@@ -60,7 +60,7 @@ t.test('a datagram to nobody has its errno', async (t) => {
   t.equal(datagramSend(Buffer.alloc(0), bytes), ENAMETOOLONG);
 });
 
-t.test('the process ends at once, though a thread of the pool hangs', async (t) => {
+t.test('the process exits at once, even if a thread of the pool hangs', async (t) => {
   if (skipWithout(t, 'mkfifo')) return;
   const fifo = join(tempDir(t), 'fifo');
   await once(spawn('mkfifo', [fifo]), 'exit');
@@ -71,7 +71,7 @@ t.test('the process ends at once, though a thread of the pool hangs', async (t) 
   t.same(await once(child, 'exit'), [7, null]);
 });
 
-t.test('bad arguments throw', async (t) => {
+t.test('invalid arguments throw', async (t) => {
   const calls: [(...values: unknown[]) => unknown, unknown[][]][] = [
     [lockFile as never, [[], ['1'], [1, 2], [undefined]]],
     [datagramSend as never, [[], [Buffer.from('x')], ['x', Buffer.from('x')], [Buffer.from('x'), 'x']]],

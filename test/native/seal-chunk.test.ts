@@ -1,4 +1,7 @@
-/** sealChunk against encodeChunk, the reference: the same bytes whatever the chunk, many at once; bad arguments throw. */
+/**
+ * sealChunk compared with encodeChunk, the reference: the same bytes for any chunk, many at once; invalid arguments
+ * throw.
+ */
 import assert from 'node:assert/strict';
 import { randomBytes } from 'node:crypto';
 import { readFileSync } from 'node:fs';
@@ -32,7 +35,7 @@ function check(made: Sealed, plain: Buffer, under = salt): void {
   assert.ok(made.key.equals(key) && made.sealed.equals(sealed), 'byte for byte');
 }
 
-t.test('patterns and noise in any proportion, under any salt', async (t) => {
+t.test('patterns and noise, with any salt, are sealed as by the reference', async (t) => {
   const chunk = fc
     .tuple(fc.uint8Array({ minLength: 1, maxLength: 200 }), fc.nat(CHUNK_BYTES), fc.nat(CHUNK_BYTES))
     .map(([pattern, from, bytes]) => {
@@ -45,14 +48,14 @@ t.test('patterns and noise in any proportion, under any salt', async (t) => {
     fc.asyncProperty(chunk, anySalt, async (plain, under) => {
       const copy = Buffer.from(plain);
       check(await seal(plain, undefined, under), plain, under);
-      assert.ok(plain.equals(copy), 'the chunk is left alone');
+      assert.ok(plain.equals(copy), 'the chunk is not changed');
     }),
     { numRuns: 60 },
   );
   t.pass('holds');
 });
 
-t.test('a real program, many chunks at once, in buffers that were used before', async (t) => {
+t.test('many chunks of a real program are sealed at once, in reused buffers', async (t) => {
   const program = readFileSync(process.execPath).subarray(0, 48 * CHUNK_BYTES);
   const chunks = Array.from({ length: 48 }, (_, n) =>
     program.subarray(n * CHUNK_BYTES, (n + 1) * CHUNK_BYTES),
@@ -65,7 +68,7 @@ t.test('a real program, many chunks at once, in buffers that were used before', 
   t.pass('all of them');
 });
 
-t.test('one byte to a whole chunk, with just enough room, and openChunk opens it', async (t) => {
+t.test('one byte to a whole chunk is sealed into just enough room, and openChunk opens it', async (t) => {
   for (const length of [1, 2, 15, 16, 17, 1000, 131_072, CHUNK_BYTES - 1, CHUNK_BYTES]) {
     for (const plain of [Buffer.alloc(length, 'a'), randomBytes(length)]) {
       const around = Buffer.alloc(length + 17 + 64, 0xee);
@@ -82,7 +85,7 @@ t.test('one byte to a whole chunk, with just enough room, and openChunk opens it
   }
 });
 
-t.test('bad arguments throw, and no callback comes', async (t) => {
+t.test('invalid arguments throw, and no callback is called', async (t) => {
   const call = sealChunk as (...values: unknown[]) => void;
   const never = () => t.fail('called back');
   const good: unknown[] = [

@@ -1,9 +1,9 @@
-/** sha256 against node:crypto. */
+/** sha256 compared with node:crypto. */
 import { createHash, randomBytes } from 'node:crypto';
 import t from 'tap';
 import { sha256 } from '../../native/index.ts';
 
-t.test('is that of node:crypto, whatever the length, many at once', async (t) => {
+t.test('the digest equals that of node:crypto for any length, many at once', async (t) => {
   const lengths = [0, 1, 55, 56, 64, 4096, 524_305];
   const hashes = lengths.map((length) => {
     const bytes = randomBytes(length);
@@ -20,7 +20,7 @@ t.test('is that of node:crypto, whatever the length, many at once', async (t) =>
   await Promise.all(hashes);
 });
 
-t.test('arguments of another shape are a TypeError', async (t) => {
+t.test('invalid arguments are a TypeError', async (t) => {
   const call = sha256 as (...words: unknown[]) => void;
   for (const words of [
     [],

@@ -1,4 +1,7 @@
-/** socketSend: as much as fits, in order, an errno where nothing goes, and never a wait, a signal or a stray read. */
+/**
+ * socketSend sends as much as fits, in order, returns an errno otherwise, and never waits, raises a signal or
+ * over-reads.
+ */
 import { randomBytes } from 'node:crypto';
 import { once } from 'node:events';
 import { closeSync, openSync, readSync, writeSync } from 'node:fs';
@@ -10,7 +13,7 @@ import { socketPair, socketSend } from '../../native/index.ts';
 
 const { EAGAIN, EBADF, ENOTSOCK, EPIPE } = constants.errno;
 const PIECE_BYTES = 100_000;
-/** No socket buffer of a usual system holds as much. */
+/** More than any socket buffer of a usual system holds. */
 const PIECES_MAX = 1000;
 
 /** Both ends, closed with the test unless it closes them itself. */
@@ -24,7 +27,7 @@ function pair(t: Test): { near: number; far: number; close(fd: number): void } {
   return { near, far, close };
 }
 
-/** Sends random pieces until none fits; gives what the kernel took of them, and how many were taken in part. */
+/** Sends random pieces until none fits; returns the bytes that the kernel took, and how many pieces it took in part. */
 function fill(t: Test, fd: number): { sent: Buffer; partial: number } {
   const taken: Buffer[] = [];
   let partial = 0;
@@ -32,7 +35,7 @@ function fill(t: Test, fd: number): { sent: Buffer; partial: number } {
     const piece = randomBytes(PIECE_BYTES);
     const count = socketSend(fd, piece, PIECE_BYTES);
     if (count < 0) {
-      t.equal(count, -EAGAIN, 'a full socket takes nothing, and nobody waits');
+      t.equal(count, -EAGAIN, 'a full socket takes nothing, and the call does not wait');
       return { sent: Buffer.concat(taken), partial };
     }
     if (count === 0 || count > PIECE_BYTES) throw new Error(`${count} bytes taken`);
@@ -48,10 +51,10 @@ function readExactly(fd: number, lengthBytes: number): Buffer {
   return bytes;
 }
 
-t.test('a Unix socket takes what fits, and takes on when it was read from', async (t) => {
+t.test('a Unix socket takes what fits, and takes more after a read', async (t) => {
   const { near, far } = pair(t);
   const first = fill(t, near);
-  t.ok(first.partial > 0, 'the last piece fitted in part');
+  t.ok(first.partial > 0, 'the last piece fitted partly');
   t.ok(readExactly(far, first.sent.length).equals(first.sent), 'what was taken arrives');
   const second = fill(t, near);
   t.ok(readExactly(far, second.sent.length).equals(second.sent), 'and so does what followed');
@@ -73,7 +76,7 @@ t.test('a TCP socket of net.Socket takes what fits', async (t) => {
   t.ok(Buffer.concat(got).equals(Buffer.concat([sent, Buffer.from('the end')])), 'all in order');
 });
 
-t.test('only the first bytes go, and no bytes are none', async (t) => {
+t.test('only the first `lengthBytes` are sent, and a length of zero sends none', async (t) => {
   const { near, far } = pair(t);
   const bytes = Buffer.from('..0123456789..').subarray(2, 12);
   t.equal(socketSend(near, bytes, 0), 0);
@@ -82,7 +85,7 @@ t.test('only the first bytes go, and no bytes are none', async (t) => {
   t.equal(readExactly(far, 14).toString(), '01230123456789');
 });
 
-t.test('a peer that is gone is an error and no signal', async (t) => {
+t.test('a closed peer is an error, without a signal', async (t) => {
   const { near, far, close } = pair(t);
   close(far);
   let signals = 0;
@@ -90,13 +93,13 @@ t.test('a peer that is gone is an error and no signal', async (t) => {
   process.on('SIGPIPE', count);
   t.teardown(() => process.off('SIGPIPE', count));
   t.equal(socketSend(near, Buffer.from('x'), 1), -EPIPE);
-  // A plain write does raise it, and so shows that one of the send's own would have been seen before.
+  // A plain write does raise the signal, which shows that one from socketSend would have been noticed.
   t.throws(() => writeSync(near, 'x'), { code: 'EPIPE' });
   while (signals === 0) await setTimeout(5);
   t.equal(signals, 1);
 });
 
-t.test('what is no open socket has its errno', async (t) => {
+t.test('a descriptor that is not an open socket returns an errno', async (t) => {
   const { near, close } = pair(t);
   close(near);
   t.equal(socketSend(-1, Buffer.from('x'), 1), -EBADF);
@@ -105,7 +108,7 @@ t.test('what is no open socket has its errno', async (t) => {
   t.equal(socketSend(file, Buffer.from('x'), 1), -ENOTSOCK);
 });
 
-t.test('bad arguments throw, and nothing is sent', async (t) => {
+t.test('invalid arguments throw, and nothing is sent', async (t) => {
   const { near, far } = pair(t);
   const send = socketSend as (...values: unknown[]) => number;
   const bytes = Buffer.from('abc');
@@ -128,5 +131,5 @@ t.test('bad arguments throw, and nothing is sent', async (t) => {
   ];
   for (const [n, values] of bad.entries()) t.throws(() => send(...values), TypeError, `case ${n}`);
   t.equal(socketSend(near, bytes, 3), 3);
-  t.equal(readExactly(far, 3).toString(), 'abc', 'the first bytes that arrive are those of the good call');
+  t.equal(readExactly(far, 3).toString(), 'abc', 'the first bytes that arrive are those of the valid call');
 });

@@ -1,4 +1,4 @@
-/** The native threads and the event loop at once, under ThreadSanitizer: no data race, and no wrong byte. */
+/** The native threads and the event loop together under ThreadSanitizer: no data race, and no wrong byte. */
 import { execFile } from 'node:child_process';
 import { join } from 'node:path';
 import { promisify } from 'node:util';
@@ -13,7 +13,7 @@ async function numbersOf(t: Test, source: string, units: readonly string[]): Pro
   const flags = ['-std=c++20', '-O1', '-g', '-pthread', '-fsanitize=thread'];
   const sources = [join(import.meta.dirname, source), ...units.map((name) => join(NATIVE, name))];
   await run('g++', [...flags, '-o', program, ...sources]);
-  // Without address randomisation, of which newer kernels do more than older sanitizers can take.
+  // Without address randomisation, because newer kernels use more of it than older sanitizers support.
   const { stdout, stderr } = await run('setarch', ['-R', program]);
   t.equal(stderr, '');
   t.comment(stdout);
