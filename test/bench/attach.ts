@@ -1,7 +1,7 @@
 /**
- * What a drive costs before anything is read: attach latency of a 10 GiB image through the control socket, with its
- * manifest known to the daemon and not, and the daemon's resident memory with 1, 100 and 1000 drives. The image is a
- * manifest alone, of as many chunks as such an image stores; its chunks do not exist, since nothing reads them.
+ * The cost of a drive before anything is read: attach latency of a 10 GiB image through the control socket, with its
+ * manifest known to the daemon and not, and the daemon's resident memory with 1, 100 and 1000 drives. The image is only
+ * a manifest, of as many chunks as such an image stores; its chunks do not exist, because nothing reads them.
  */
 import { spawn } from 'node:child_process';
 import { randomBytes } from 'node:crypto';
@@ -21,7 +21,7 @@ import { formatRows, type Row } from './row.ts';
 
 const MAIN = new URL('../../src/main.ts', import.meta.url).pathname;
 const DISK_CHUNKS = (10 * 1024 ** 3) / CHUNK_BYTES;
-/** A disk nearly full: every chunk but some. */
+/** A disk that is nearly full: every chunk except a few. */
 const STORED_CHUNKS = 20_000;
 const IMAGES = 40;
 const ATTACHES = 400;
@@ -83,7 +83,7 @@ async function measure(client: ControlClient, pid: number): Promise<Row[]> {
   const warm: number[] = [];
   for (let n = 0; n < ATTACHES; n++) warm.push(await timeAttach(client, `image${IMAGES - 1}`, 'drive'));
   for (const [what, times] of [
-    ['first of its image', cold],
+    ['first drive of its image', cold],
     ['image known', warm],
   ] as const) {
     rows.push({ name: `10 GiB attach, ${what}, p50`, ours: percentile(times, 0.5), unit: 'ms' });
@@ -92,7 +92,7 @@ async function measure(client: ControlClient, pid: number): Promise<Row[]> {
   return rows;
 }
 
-/** Milliseconds from the request to the answer; the drive is gone again when this resolves. */
+/** Milliseconds from the request to the answer; the drive has been detached again when this resolves. */
 async function timeAttach(client: ControlClient, image: string, name: string): Promise<number> {
   const startMs = performance.now();
   await client.attach({ image, name });

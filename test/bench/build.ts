@@ -1,6 +1,6 @@
 /**
- * Build: images of this machine's own files into a store, a small one and a large one, because memory must not grow with
- * an image's bytes; against the usual way to a disk, which is to unpack with umoci and make the file system from the tree
+ * Building images of this machine's own files into a store, a small and a large one, because memory must not grow with
+ * an image's size. The peer is the usual way to a disk: unpacking with umoci and making the file system from the tree
  * with mke2fs. Ours ends with every chunk compressed, sealed and fsynced; theirs with a plain disk in the page cache.
  */
 import { type ChildProcess, execFileSync, spawn } from 'node:child_process';
@@ -26,18 +26,18 @@ import { hasTool } from '../support/tools.ts';
 import { formatRows, type Row } from './row.ts';
 
 const LAZYDISK = join(import.meta.dirname, '../../src/lazydisk');
-/** Of files; a machine whose /usr has less gives what it has. */
+/** Bytes of files; a machine with a smaller /usr uses what it has. */
 const SIZES_BYTES = [500e6, 2000e6];
 const RUNS = 2;
 const PEER = 'umoci unpack + mke2fs -d';
 
 interface Cost {
   readonly seconds: number;
-  /** Largest resident set of any process of it. */
+  /** The largest resident set of any of its processes. */
   readonly peakBytes: number;
 }
 
-/** For each size MB/s of layer tar and peak memory, each the best of the runs, which take turns with the peer's. */
+/** For each size, MB/s of layer tar and peak memory; each is the best of the runs, which alternate with the peer's. */
 export async function benchBuild(): Promise<Row[]> {
   const rows: Row[] = [];
   for (const sizeBytes of SIZES_BYTES) {
@@ -73,7 +73,10 @@ async function benchSize(dir: string, sizeBytes: number): Promise<Row[]> {
   return [row(what, 'MB/s', speed), row(`${what}, peak memory`, 'MiB', peak)];
 }
 
-/** An OCI layout with one gzip layer of the first files under /usr, `sizeBytes` of them; resolves to its tar's bytes. */
+/**
+ * Writes an OCI layout with one gzip layer of the first files under /usr, `sizeBytes` of them; resolves to its tar
+ * size.
+ */
 async function makeImage(dir: string, sizeBytes: number): Promise<number> {
   const blobs = join(dir, 'blobs/sha256');
   mkdirSync(blobs, { recursive: true });
@@ -118,7 +121,7 @@ async function makeImage(dir: string, sizeBytes: number): Promise<number> {
   return made.tarBytes;
 }
 
-/** Paths under /usr in their order, until they come to `sizeBytes`. */
+/** Paths under /usr in order, until their sizes add up to `sizeBytes`. */
 function firstFiles(sizeBytes: number): string[] {
   // Not readdirSync: its recursive mode takes gigabytes over a tree of this size.
   const found = execFileSync('find', ['/usr', '-xdev', '-type', 'f', '-printf', '%s %p\\0'], {
@@ -159,7 +162,7 @@ function run(program: string, ...words: string[]): Promise<Cost> {
   return costOf(spawn(program, words, { stdio: ['ignore', 'ignore', 'inherit'] }), startMs);
 }
 
-/** Waits for the child. Its peak is the kernel's high-water mark, read often enough to have it near the end. */
+/** Waits for the child. Its peak is the kernel's high-water mark, read often enough to be close at the end. */
 function costOf(child: ChildProcess, startMs: number): Promise<Cost> {
   return new Promise((resolve, reject) => {
     let peakBytes = 0;
@@ -170,7 +173,7 @@ function costOf(child: ChildProcess, startMs: number): Promise<Cost> {
     child.on('exit', (code) => {
       clearInterval(timer);
       if (code === 0) resolve({ seconds: (performance.now() - startMs) / 1000, peakBytes });
-      else reject(new Error(`${child.spawnargs.join(' ')} ended with ${code}`));
+      else reject(new Error(`${child.spawnargs.join(' ')} exited with ${code}`));
     });
   });
 }
@@ -180,7 +183,7 @@ function peakOf(pid: number | undefined): number {
     const status = readFileSync(`/proc/${pid}/status`, 'latin1');
     return Number(/VmHWM:\s*(\d+) kB/.exec(status)?.[1] ?? 0) * 1024;
   } catch {
-    return 0; // It has just ended.
+    return 0; // It has just exited.
   }
 }
 

@@ -1,7 +1,7 @@
 /**
- * What sixteen drives feel of neighbours that are not well (test/support/neighbours.ts): their reads beside them against
- * the same drives alone. Two rows tell what the processors are worth: a neighbour that asks the daemon nothing and takes a
- * processor or two. `node test/bench/bulkheads.ts`.
+ * How bad neighbours (test/support/neighbours.ts) affect sixteen drives: their reads beside the neighbours against the
+ * same drives alone. Two rows show the effect of the processors: a neighbour that asks nothing of the daemon and uses
+ * one or two processors. `node test/bench/bulkheads.ts`.
  */
 import type { Test } from 'tap';
 import type { BadNeighbour } from '../support/bad-neighbours.ts';
@@ -18,7 +18,7 @@ interface Beside {
 }
 
 const NEIGHBOURS: readonly Beside[] = [
-  { name: 'one that only computes', kinds: ['burn'] },
+  { name: 'a process that only computes', kinds: ['burn'] },
   { name: 'hostile, hung, bad, slow', kinds: ['hostile', 'hung', 'bad', 'slow'], goal: 1.5 },
   { name: 'hung, bad, slow', kinds: ['hung', 'bad', 'slow'], goal: 1.5 },
   { name: 'NBD fuzzing', kinds: ['fuzz'], goal: 2 },

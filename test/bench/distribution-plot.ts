@@ -1,4 +1,4 @@
-/** Latency distributions as an SVG: share of reads not yet answered (log) over time (log), one panel a condition. */
+/** Latency distributions as an SVG: share of reads not yet answered (log) over time (log), one panel per condition. */
 
 export interface Panel {
   readonly title: string;
@@ -51,7 +51,7 @@ function drawPanel(panel: Panel, originX: number, originY: number): string {
   return parts.join('\n');
 }
 
-/** The plot as SVG text. Down is slower: a line that stays left keeps its tail short. */
+/** The plot as SVG text. Further down is a smaller share of reads; a line that stays left has a short tail. */
 export function drawDistributions(title: string, panels: readonly Panel[]): string {
   const columns = 2;
   const width = columns * PANEL.width;

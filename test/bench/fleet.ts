@@ -1,9 +1,9 @@
 /**
- * `npm run bench:fleet`: reads of 512 KiB chunks from real memcached nodes on loopback, the same bytes kept as one
- * copy, two copies with hedging, 4+1 and 4+2, with all nodes well, one stopped, one slow now and then, one dead.
- * Prints a table and draws the latency distributions (SVG), one panel a condition.
+ * `npm run bench:fleet`: reads of 512 KiB chunks from real memcached nodes on loopback. The same bytes are kept as one
+ * copy, two copies with hedging, 4+1 and 4+2, with all nodes healthy, one stopped, one slow now and then, and one dead.
+ * Prints a table and draws the latency distributions (SVG), one panel per condition.
  *
- * Nodes, reader and proxy share two cores here, so latencies are bound by CPU; the ratios are what to read.
+ * Nodes, reader and proxy share two cores here, so latencies are bound by CPU; read the ratios.
  */
 import { type ChildProcess, fork } from 'node:child_process';
 import { createHash, randomBytes } from 'node:crypto';
@@ -30,14 +30,14 @@ interface Chunk {
 /** One way to keep chunks in the fleet. */
 interface Scheme {
   readonly name: string;
-  /** Bytes kept for a byte stored. */
+  /** Bytes kept per byte stored. */
   readonly cost: number;
   readonly tier: FleetTier;
-  /** False: the chunk did not come. */
+  /** False: the chunk was not returned. */
   read(chunk: Chunk): Promise<boolean>;
 }
 
-const CONDITIONS = ['all well', 'one stopped', 'one slow (10 ms on 5 %)', 'one dead'] as const;
+const CONDITIONS = ['all healthy', 'one stopped', 'one slow (10 ms on 5 %)', 'one dead'] as const;
 
 function newTier(nodes: readonly NodeAddress[], k: number, m: number): FleetTier {
   return new FleetTier({
@@ -53,7 +53,7 @@ function coded(name: string, nodes: readonly NodeAddress[], k: number, m: number
   const tier = newTier(nodes, k, m);
   const read = async ({ id, bytes }: Chunk) => {
     const ctx = { class: 'demand', deadline: performance.now() + 10_000 } as const;
-    // One copy on a node that is gone: nobody can tell.
+    // A single copy on a node that is gone cannot be read.
     const loan = await tier.get(id, bytes.length, ctx).catch(() => undefined);
     loan?.release();
     return loan !== undefined;
@@ -61,7 +61,7 @@ function coded(name: string, nodes: readonly NodeAddress[], k: number, m: number
   return { name, cost: (k + m) / k, tier, read };
 }
 
-/** Two whole copies; the second is asked when the first has not come within the p95 of the last reads. */
+/** Two whole copies; the second is asked when the first has not arrived within the p95 of the last reads. */
 function hedged(nodes: readonly NodeAddress[]): Scheme {
   const tier = newTier(nodes, 1, 1);
   const recent: number[] = [];
@@ -105,7 +105,7 @@ const quantile = (sorted: readonly number[], q: number) =>
   sorted[Math.min(sorted.length - 1, Math.floor(sorted.length * q))]!;
 
 async function measure(scheme: Scheme, chunks: readonly Chunk[]) {
-  // Until a broken node is found out, every reader pays; that is measured on its own by the tests.
+  // Until a broken node is detected, every reader pays; tests measure that separately.
   for (let n = 0; n < 300; n++) await scheme.read(chunks[n % chunks.length]!);
   const latencies: number[] = [];
   let missed = 0;
@@ -184,9 +184,9 @@ async function main(): Promise<void> {
           number,
           number,
         ];
-        if (condition === 'all well') healthy.set(scheme.name, { p50, p999 });
+        if (condition === 'all healthy') healthy.set(scheme.name, { p50, p999 });
         const base = healthy.get(scheme.name)!;
-        if (scheme.name === '4+1' && condition === 'all well') speed = gigabytesPerSecond;
+        if (scheme.name === '4+1' && condition === 'all healthy') speed = gigabytesPerSecond;
         if (scheme.name === '4+1' && condition === 'one stopped') stopped = p999 / base.p999;
         panel.series.push({ name: scheme.name, sorted: latencies });
         rows.push(

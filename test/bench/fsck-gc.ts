@@ -1,7 +1,7 @@
 /**
- * Garbage collection and fsck on stores of a million and ten million chunks, which exist as a rule only: what is asked
- * for is made up when it is asked for, so that all memory measured is ours. Each row is a process of its own. The store
- * answers at once, so the rates are what our side takes; with a real store its listings are what one waits for.
+ * Garbage collection and fsck on stores of a million and ten million chunks. The chunks exist only as a rule: objects
+ * are generated when they are asked for, so that all measured memory is ours. Each row is a separate process. The store
+ * answers at once, so the rates are the cost of our side; with a real store, its listings dominate.
  */
 import { execFileSync } from 'node:child_process';
 import { createHash, randomFillSync } from 'node:crypto';
@@ -35,7 +35,7 @@ const SEALED_BYTES = 180_000;
 const KEY_ID = '0123456789abcdef';
 const ROOT = 'roots/1';
 
-/** Of the chunk numbered `n`: its last byte tells the folder, and the rest is mixed, as a hash's would be. */
+/** The id of chunk `n`: its last byte gives the folder, and the rest is mixed, like a hash's. */
 function writeId(into: Buffer, at: number, n: number): void {
   into[at] = n & 0xff;
   let state = Math.imul(n, 0x9e3779b1);
@@ -50,12 +50,12 @@ function idOf(n: number, scratch: Buffer): ChunkId {
   return scratch.toString('hex', 0, 32) as ChunkId;
 }
 
-/** A store of `chunks` chunks in images of CHUNKS_AN_IMAGE, each with a name. */
+/** A store of `chunks` chunks in images of CHUNKS_AN_IMAGE chunks each, each with a name. */
 class RuleStore implements ObjectStore {
   readonly url = 'rule://store';
   readonly isWritable = true;
   readonly #chunks: number;
-  /** What there is few of: names, markers, and what is written. */
+  /** Objects that are few: names, markers, and what is written. */
   readonly #small = new Map<string, Buffer>();
   readonly #images = new Map<ImageDigest, number>();
 
@@ -163,7 +163,7 @@ interface Measured {
   readonly peakMib: number;
 }
 
-/** In a process of its own. */
+/** Runs in a separate process. */
 async function measure(work: Work, chunks: number): Promise<Measured> {
   const objects = new RuleStore(chunks);
   await objects.put('lazydisk-store.json', storeMarker());
@@ -185,7 +185,7 @@ async function measure(work: Work, chunks: number): Promise<Measured> {
   return { seconds: (performance.now() - started) / 1000, peakMib: peakMib() };
 }
 
-/** What proving chunks takes when they are there already. */
+/** The rate of verifying chunks that are already in memory. */
 function proveContent(chunks: number): void {
   const bytes = randomFillSync(Buffer.alloc(SEALED_BYTES));
   for (let n = 0; n < chunks; n++) createHash('sha256').update(bytes).digest('hex');
@@ -221,7 +221,11 @@ export async function benchFsckGc(sizes: readonly number[] = [1e6, 1e7]): Promis
     }
   }
   const { seconds } = inChild('content', 5_000);
-  rows.push({ name: 'proving chunks in memory', ours: (5_000 * SEALED_BYTES) / seconds / 1e9, unit: 'GB/s' });
+  rows.push({
+    name: 'verifying chunks in memory',
+    ours: (5_000 * SEALED_BYTES) / seconds / 1e9,
+    unit: 'GB/s',
+  });
   return rows;
 }
 

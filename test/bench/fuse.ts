@@ -1,7 +1,7 @@
 /**
- * The FUSE export from memory: direct against qemu-storage-daemon's FUSE export of the same bytes, warm page
- * cache against a plain file, and what pushing chunks into the page cache is worth when it is cold. Servers run
- * as processes of their own; ours and the peer's runs alternate, and the best of each counts.
+ * The FUSE export from memory: direct reads against qemu-storage-daemon's FUSE export of the same bytes, warm page
+ * cache against a plain file, and the gain from pushing chunks into a cold page cache. Servers are separate processes;
+ * our runs and the peer's alternate, and the best of each counts.
  */
 import { execFile, spawn } from 'node:child_process';
 import { once } from 'node:events';
@@ -23,7 +23,10 @@ const TIMED = [`--runtime=${RUN_S}`, '--time_based'];
 interface ColdReads {
   readonly name: string;
   readonly readers: number;
-  /** The part of the drive's pages that is read, each page once. To push a chunk costs the same whatever is read of it. */
+  /**
+   * The share of the drive's pages that is read, each page once. Pushing a chunk costs the same however much of it is
+   * read.
+   */
   readonly share: number;
 }
 
@@ -35,7 +38,7 @@ const COLD_READS: readonly ColdReads[] = [
 
 const run = promisify(execFile);
 
-/** I/O operations a second that fio reaches on `file`. */
+/** I/O operations per second that fio reaches on `file`. */
 async function fioIops(file: string, args: readonly string[]): Promise<number> {
   const { stdout } = await run('fio', [
     '--name=bench',
@@ -51,7 +54,7 @@ function withRatio(row: Omit<Row, 'ratio'>): Row {
   return row.peerValue ? { ...row, ratio: row.ours / row.peerValue } : row;
 }
 
-/** All rows; needs root or fusermount3, fio, and qemu-storage-daemon for its row. */
+/** All rows; needs root or fusermount3, fio, and for its row qemu-storage-daemon. */
 export async function benchFuse(): Promise<Row[]> {
   const dir = await mkdtemp(join(tmpdir(), 'lazydisk-bench-fuse-'));
   const shared = await mkdtemp(join('/dev/shm', 'lazydisk-bench-fuse-'));
@@ -109,7 +112,7 @@ async function benchReread(dir: string, content: string): Promise<Row> {
   }
 }
 
-/** A fresh mount for each run: nothing is in the page cache, everything in the daemon's memory. */
+/** A new mount for each run: nothing is in the page cache, everything is in the daemon's memory. */
 async function benchCold(dir: string, content: string, { name, readers, share }: ColdReads): Promise<Row> {
   const mountDir = join(dir, 'cold');
   const measure = async (pushChunks: boolean) => {
@@ -141,7 +144,7 @@ async function benchCold(dir: string, content: string, { name, readers, share }:
   });
 }
 
-/** qemu-storage-daemon's FUSE export: it mounts on a regular file. */
+/** qemu-storage-daemon's FUSE export, which mounts on a regular file. */
 async function startPeer(file: string, content: string) {
   await writeFile(file, '');
   const ready = `${file}.pid`;

@@ -1,8 +1,8 @@
 /**
- * How long the daemon's event loop is held up while everything happens at once: guests that read what memory has and
- * what it has not, over NBD and FUSE, thousands of drives that are attached, listed and detached, scrapes, and first
- * attaches of an image of 1 TiB. A probe in the daemon's own process measures the loop once a millisecond. Ends with 1
- * if the delay's 99th percentile or maximum is over its goal.
+ * How long the daemon's event loop is blocked while everything happens at once: guests that read data in memory and not
+ * in memory, over NBD and FUSE; thousands of drives that are attached, listed and detached; scrapes; and first attaches
+ * of an image of 1 TiB. A probe in the daemon's process measures the loop once per millisecond. Exits with 1 if the
+ * delay's 99th percentile or maximum exceeds its goal.
  */
 import { type ChildProcess, spawn } from 'node:child_process';
 import { randomBytes } from 'node:crypto';
@@ -24,12 +24,12 @@ const PROBE = new URL('./loop-probe.ts', import.meta.url).pathname;
 const SOAK_MS = 20_000;
 const DRIVES = 4_000;
 const DISK_CHUNKS = 512;
-/** A full disk of 1 TiB: its manifest is 150 MB. */
+/** A full disk of 1 TiB, whose manifest is 150 MB. */
 const LARGE_CHUNKS = 2 ** 21;
 const P99_MS_MAX = 5;
 const MAX_MS_MAX = 20;
 
-/** What the workplace wants of a test: to be told when all is over. */
+/** What test helpers need from a test: to be called when everything is over. */
 class Teardowns {
   readonly #steps: (() => unknown)[] = [];
 
@@ -55,7 +55,7 @@ class Probe {
     this.#daemon = daemon;
   }
 
-  /** What was measured since the last call. */
+  /** The measurements since the last call. */
   async read(): Promise<Probed> {
     const answer = once(this.#daemon, 'message');
     this.#daemon.send('read');
@@ -117,7 +117,7 @@ function goalRow(name: string, ours: number, most: number): Row {
   return { name, ours, unit: 'ms', ...against, goal: 1, goalIsMost: true };
 }
 
-/** All of it at once, for a while; says how often each was done. */
+/** Runs everything at once for a time; returns how often each operation was done. */
 async function soak(client: ControlClient, place: Workplace): Promise<string> {
   const until = performance.now() + SOAK_MS;
   const counts = new Map<string, number>();
@@ -134,7 +134,7 @@ async function soak(client: ControlClient, place: Workplace): Promise<string> {
   const file = fuse === null ? undefined : await open(fuse);
   const offset = (chunks: number) => Math.floor(Math.random() * chunks * 128) * 4096;
   await Promise.all([
-    // The first 32 chunks fit into memory, all of them do not.
+    // The first 32 chunks fit into memory; all chunks do not.
     ...guests.map((guest, n) =>
       forever(n < 4 ? 'NBD reads of memory' : 'NBD reads', () =>
         guest.request({ type: 0, offset: offset(n < 4 ? 32 : DISK_CHUNKS), lengthBytes: 4096 }),
@@ -159,7 +159,7 @@ async function soak(client: ControlClient, place: Workplace): Promise<string> {
   return [...counts].map(([name, count]) => `${count} ${name}`).join(', ');
 }
 
-/** What the daemon itself says held it up. */
+/** What blocked the event loop, according to the daemon's metrics. */
 function blockedLines(metrics: string): string {
   const lines = metrics
     .split('\n')
@@ -167,7 +167,7 @@ function blockedLines(metrics: string): string {
   return lines.map((line) => `${line}\n`).join('');
 }
 
-/** Two images of 1 TiB, too large for the daemon to keep one while nobody uses it. */
+/** Two images of 1 TiB, too large for the daemon to keep one while it is unused. */
 async function putLarge(place: Workplace): Promise<void> {
   const key = await loadKeyFile(place.key);
   const store = await openStore(place.store);

@@ -1,4 +1,4 @@
-/** `npm run bench [NAME …]`: every benchmark, or those named, one after the other, each as a table of ratios. */
+/** `npm run bench [NAME …]`: every benchmark, or those named, one after another, each as a table of ratios. */
 import { benchAttach } from './attach.ts';
 import { benchBuild } from './build.ts';
 import { benchBulkheads } from './bulkheads.ts';
@@ -20,7 +20,7 @@ const wanted = process.argv.slice(2);
 const unknown = wanted.filter((name) => !BENCHMARKS[name]);
 if (unknown.length > 0) {
   process.stderr.write(
-    `no benchmark ${unknown.join(', ')}: there are ${Object.keys(BENCHMARKS).join(', ')}\n`,
+    `no benchmark ${unknown.join(', ')}; choose from ${Object.keys(BENCHMARKS).join(', ')}\n`,
   );
   process.exit(2);
 }

@@ -1,7 +1,7 @@
 /**
- * The NBD export from memory, against nbdkit's memory plugin and qemu-nbd with the same bytes, through fio's nbd
- * engine over Unix sockets. Every server is a process of its own; in each round all of them are measured one after
- * the other, and the best round of each counts, so that a busy moment of the machine hits them alike.
+ * The NBD export from memory, against nbdkit's memory plugin and qemu-nbd with the same bytes, through fio's nbd engine
+ * over Unix sockets. Every server is a separate process. Each round measures all of them in turn, and the best round of
+ * each counts, so that a busy moment of the machine affects them alike.
  */
 import { execFile, spawn } from 'node:child_process';
 import { randomFillSync } from 'node:crypto';
@@ -25,7 +25,7 @@ interface Load {
   readonly name: string;
   readonly unit: 'IOPS' | 'GB/s';
   readonly fio: readonly string[];
-  /** The least that we want of nbdkit's figure. */
+  /** The smallest acceptable ratio to nbdkit's figure. */
   readonly goal: number;
 }
 
@@ -57,22 +57,22 @@ interface Server {
   stop(): Promise<unknown>;
 }
 
-/** What the busy event loop of two of our servers is held up for. */
+/** How long the event loop of two of our servers is blocked. */
 const BUSY_MS = 20;
 /**
- * At a steady rate, so that each stall meets 16 reads of some 80 and the 99th percentile sees it. At full speed there are
- * thousands between two stalls, and reads wait for the processor rather than for JavaScript.
+ * At a steady rate, so that each stall meets 16 of some 80 reads and the 99th percentile shows it. At full speed there
+ * are thousands of reads between two stalls, and reads wait for the processor rather than for JavaScript.
  */
 const BUSY_LOAD = ['--rw=randread', '--bs=4k', '--iodepth=16', '--rate_iops=2000'];
 
-/** All rows; needs fio, and nbdkit, nbdcopy and qemu-nbd for what they are measured against. */
+/** All rows; needs fio, and for the peers nbdkit, nbdcopy and qemu-nbd. */
 export async function benchNbd(): Promise<Row[]> {
   const dir = await mkdtemp(join(tmpdir(), 'lazydisk-bench-nbd-'));
   const shared = await mkdtemp(join('/dev/shm', 'lazydisk-bench-nbd-'));
   const servers: Server[] = [];
   try {
     const content = join(shared, 'content');
-    // No zeroes, which we would send as holes: everybody is to move the same bytes.
+    // No zeroes, which we would send as holes: all servers must move the same bytes.
     const bytes = Buffer.alloc(SIZE_BYTES, randomFillSync(Buffer.alloc(1024 * 1024)));
     await writeFile(content, bytes);
     // One chunk in eight is all zero, as in the image of a disk.
@@ -94,7 +94,7 @@ export async function benchNbd(): Promise<Row[]> {
   }
 }
 
-/** One load on every server in turn; a row for each peer. */
+/** One load on every server in turn; one row per peer. */
 async function benchLoad(load: Load, servers: readonly Server[]): Promise<Row[]> {
   const best = servers.map(() => 0);
   for (let round = 0; round < ROUNDS; round++) {
@@ -113,7 +113,7 @@ async function benchLoad(load: Load, servers: readonly Server[]): Promise<Row[]>
 }
 
 /**
- * What reads of memory wait while JavaScript is busy half of the time: by the native thread, and without it.
+ * How long reads of memory wait while JavaScript is busy half of the time: with the native thread, and without it.
  */
 async function benchBusy(dir: string, content: string): Promise<Row> {
   const [ours, without] = await Promise.all(
@@ -134,7 +134,7 @@ async function benchBusy(dir: string, content: string): Promise<Row> {
   const [p99Ms, withoutMs] = best as [number, number];
   const name = `NBD 4 KiB, 2,000 a second, p99 while JavaScript is busy for ${BUSY_MS} of 40 ms`;
   const row = { name, ours: p99Ms, unit: 'ms', peer: 'answered by JavaScript', peerValue: withoutMs };
-  // A millisecond is what it may be.
+  // The largest acceptable value is one millisecond.
   return { ...row, ratio: p99Ms / withoutMs, goal: Number((1 / withoutMs).toPrecision(2)), goalIsMost: true };
 }
 
@@ -143,7 +143,7 @@ async function measure(load: Load, server: Server): Promise<number> {
   return load.unit === 'IOPS' ? read.iops : read.bw_bytes / 1e9;
 }
 
-/** What fio measured of its reads. */
+/** fio's measurements of its reads. */
 interface FioReads {
   readonly iops: number;
   readonly bw_bytes: number;
@@ -155,7 +155,7 @@ async function runFio(uri: string, load: readonly string[]): Promise<FioReads> {
     ...['--name=bench', '--ioengine=nbd', `--uri=${uri}`, '--output-format=json'],
     ...[`--size=${SIZE_BYTES}`, `--runtime=${RUN_S}`, '--time_based', ...load],
   ]);
-  // fio says that it connected, and then prints its JSON.
+  // fio reports that it connected, and then prints its JSON.
   return JSON.parse(stdout.slice(stdout.indexOf('{'))).jobs[0].read;
 }
 
@@ -180,7 +180,7 @@ async function startQemuNbd(path: string, file: string): Promise<Server> {
   };
 }
 
-/** Starts a program that makes a socket at `path`; returns how to end it. */
+/** Starts a program that creates a socket at `path`; returns a function that ends it. */
 async function startPeer(
   path: string,
   program: string,
@@ -189,7 +189,7 @@ async function startPeer(
   const child = spawn(program, args, { stdio: 'ignore' });
   const ended = once(child, 'exit');
   while (child.exitCode === null && !(await isThere(path))) await new Promise((done) => setTimeout(done, 20));
-  if (child.exitCode !== null) throw new Error(`${program} ended at once (${child.exitCode})`);
+  if (child.exitCode !== null) throw new Error(`${program} exited at once (${child.exitCode})`);
   return async () => {
     child.kill('SIGTERM');
     await ended;

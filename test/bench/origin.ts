@@ -1,6 +1,6 @@
 /**
- * `npm run bench:origin`: an S3 origin (a real RGW on loopback) against the tools that people move files with, near and far;
- * what our reads cost over a bare signed GET; and how fast garbage is found and stores are checked.
+ * `npm run bench:origin`: an S3 origin (a real RGW on loopback) against the tools that people use to move files, near
+ * and far; the cost of our reads over a bare signed GET; and the speed of garbage collection and fsck.
  */
 import { createHash, createHmac, randomBytes } from 'node:crypto';
 import { mkdir, mkdtemp, rm, writeFile } from 'node:fs/promises';
@@ -19,7 +19,7 @@ import { benchTransfers } from './transfers.ts';
 const CHUNKS = 1000;
 const GETS = 400;
 
-/** Half of each chunk is noise, so that a sealed one is as long as real ones are. */
+/** Half of each chunk is noise, so that a sealed one is as long as real ones. */
 function diskBytes(): Buffer {
   const disk = Buffer.alloc(CHUNKS * CHUNK_BYTES);
   for (let chunk = 0; chunk < CHUNKS; chunk++) randomBytes(CHUNK_BYTES / 2).copy(disk, chunk * CHUNK_BYTES);
@@ -55,7 +55,7 @@ export async function benchOrigin(): Promise<Row[]> {
   }
 }
 
-/** One chunk at a time, ours and bare in turn, so that both see the same server. */
+/** One chunk at a time, alternating ours and the bare GET, so that both see the same server. */
 async function latencies(rgw: Rgw, url: string, ids: readonly ChunkId[]): Promise<Row[]> {
   const store = await openStore(url);
   const agent = new Agent({ keepAlive: true, maxSockets: 1 });
@@ -89,7 +89,7 @@ async function msOf(work: () => Promise<unknown>): Promise<number> {
   return performance.now() - startMs;
 }
 
-/** Nothing but a signature (AWS Signature Version 4), a request and its body in one buffer. */
+/** Only a signature (AWS Signature Version 4), a request and its body in one buffer. */
 function bareGet(endpoint: string, path: string, key: Key, agent: Agent): Promise<Buffer> {
   const { host } = new URL(endpoint);
   const date = new Date().toISOString().replace(/[-:]|\.\d+/g, '');

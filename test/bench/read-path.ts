@@ -1,7 +1,7 @@
 /**
- * The read path below the exports: what a drive answers from memory a second, and how near reading a whole drive in
- * sequence out of the disk cache comes to decoding its chunks and doing nothing else. The content is this
- * machine's own programs and libraries.
+ * The read path below the exports: how many reads per second a drive answers from memory, and how close reading a whole
+ * drive sequentially from the disk cache comes to only decoding its chunks. The content is this machine's own programs
+ * and libraries.
  */
 import { execFileSync } from 'node:child_process';
 import { closeSync, lstatSync, mkdtempSync, openSync, readdirSync, readSync, rmSync } from 'node:fs';
@@ -24,7 +24,7 @@ const DISK_BYTES = 512 * 2 ** 20;
 const MEMORY_BYTES = 128 * 2 ** 20;
 const REQUEST_BYTES = 256 * 1024;
 const RUNS = 5;
-/** Chunks that are decoded at once when decoding alone; more than the pool's threads, so that none waits. */
+/** Chunks that are decoded at once when only decoding; more than the pool has threads, so that none is idle. */
 const DECODES = 8;
 
 interface World {
@@ -34,12 +34,12 @@ interface World {
   readonly cache: DiskCache;
 }
 
-/** Rows: 4 KiB reads from memory; a whole drive from the disk cache, its file in the page cache, and not. */
+/** Rows: 4 KiB reads from memory; a whole drive from the disk cache, with its file in the page cache and not. */
 export async function benchReadPath(): Promise<Row[]> {
   const world = await makeWorld();
   try {
     const memory = await fourKibFromMemory(world);
-    // They take turns, for the machine is not equally quick all the time.
+    // They alternate, because the speed of the machine varies.
     const decodes: number[] = [];
     const warm: number[] = [];
     const cold: number[] = [];
@@ -116,7 +116,7 @@ function* machineChunks(count: number): Generator<Buffer> {
   }
 }
 
-/** Lazily, for a listing of all of it would take longer than the benchmark. */
+/** Lazily, because a full listing would take longer than the benchmark. */
 function* filesBelow(...dirs: string[]): Generator<string> {
   for (const dir of dirs) {
     for (const entry of readdirSync(dir, { withFileTypes: true })) {
@@ -127,10 +127,10 @@ function* filesBelow(...dirs: string[]): Generator<string> {
   }
 }
 
-/** A drive as the daemon makes it; memory is empty. Its `close` leaves the cache open. */
+/** A drive as the daemon makes it, with empty memory. Its `close` leaves the cache open. */
 async function openDrive({ map, cache }: World) {
   const memory = new ChunkMemory({ capacityBytes: MEMORY_BYTES });
-  // A daemon touches its memory once in its life, so that is no part of what is measured.
+  // A daemon touches its memory only once, so that is not measured.
   const slots = await Promise.all(
     Array.from({ length: memory.slots }, () => memory.reserve({ class: 'demand', deadline: Infinity })),
   );
@@ -191,7 +191,7 @@ async function decodeAlone({ chunks }: World): Promise<number> {
   return (chunks.length * CHUNK_BYTES) / (performance.now() - startedAt) / 1e6;
 }
 
-/** GB/s of one reader with one request at a time: all that runs at once is read ahead. */
+/** GB/s of one reader with one request at a time: all parallelism comes from readahead. */
 async function readInSequence(world: World): Promise<number> {
   const { drive, close } = await openDrive(world);
   const startedAt = performance.now();

@@ -1,6 +1,6 @@
 /**
- * What guessed readahead costs: of the bytes that a real start or workload had fetched, how many nobody read (`npm run
- * bench:readahead`). What it gives is in read-path.ts. Needs what `npm run demo` needs, and root for the mounts.
+ * The cost of speculative readahead: of the bytes that a real start or workload fetched, how many were never read (`npm
+ * run bench:readahead`). Its gain is in read-path.ts. Needs what `npm run demo` needs, and root for the mounts.
  */
 import { spawn } from 'node:child_process';
 import { once } from 'node:events';
@@ -18,15 +18,15 @@ const LAYOUT = '.demo/oci';
 const UNREAD_SHARE_MAX = 0.3;
 const BOOT_COMMAND = 'head -n 1 /etc/os-release; python3 --version';
 
-/** What is done with a mounted image, by the name of its row; `$1` is the mount. */
+/** What is run on a mounted image, by the name of its row; `$1` is the mount. */
 const WORKLOADS: Readonly<Record<string, string>> = {
   'mount and ls -lR /etc': 'ls -lR "$1/etc"',
   'mount, ls and one checksum': 'ls "$1" "$1/usr/bin"; sha256sum "$1/usr/bin/perl" "$1/usr/bin/bash"',
   'mount and grep -r over a source tree': 'grep -rI import "$1/usr/lib/python3"* | tail -n 1',
-  'mount and tar of all': 'tar -C "$1" -cf - . | wc -c',
+  'mount and tar of everything': 'tar -C "$1" -cf - . | wc -c',
 };
 
-/** One daemon with an empty cache for each drive, so that all that is fetched is the drive's own doing. */
+/** One daemon with an empty cache for each drive, so that everything fetched is due to that drive. */
 class World {
   readonly dir = mkdtempSync(join(tmpdir(), 'lazydisk-bench-readahead-'));
   readonly steps = new Steps(process.stderr);
@@ -59,7 +59,7 @@ class World {
     return (await lazydiskJson<{ drive: DriveStat }>(this.steps, words)).drive;
   }
 
-  /** The kernel's own mount of the drive's FUSE file, in a process of its own. */
+  /** The kernel's own mount of the drive's FUSE file, in a separate process. */
   async mounted(runDir: string, script: string): Promise<DriveStat> {
     const { fuse } = await lazydiskJson<DriveInfo>(this.steps, [
       ...['attach', 'debian', '--name', 'root', '--run-dir', runDir],
@@ -95,7 +95,7 @@ try {
     rows.push(row(`boot over ${via}`, await world.serve((runDir) => world.boot(runDir, via))));
   for (const [name, script] of Object.entries(WORKLOADS))
     rows.push(row(name, await world.serve((runDir) => world.mounted(runDir, script))));
-  process.stdout.write(`\nRead ahead for nothing\n${formatRows(rows)}`);
+  process.stdout.write(`\nUnused readahead\n${formatRows(rows)}`);
 } finally {
   rmSync(world.dir, { recursive: true, force: true });
 }

@@ -1,4 +1,4 @@
-/** One line of the benchmark's table: what we measured, what a peer did in the same run, and what we want. */
+/** One row of a benchmark's table: our figure, a peer's in the same run, and the goal. */
 export interface Row {
   name: string;
   ours: number;
@@ -7,12 +7,12 @@ export interface Row {
   unit: string;
   /** ours / peerValue. */
   ratio?: number;
-  /** The least that `ratio` should be; or, with `goalIsMost`, the most. */
+  /** The minimum for `ratio`; or, with `goalIsMost`, the maximum. */
   goal?: number;
   goalIsMost?: boolean;
 }
 
-/** The table as text, for a program that runs one benchmark alone. */
+/** The table as text, for a program that runs a single benchmark. */
 export function formatRows(rows: readonly Row[]): string {
   const cells = rows.map((row) => [
     row.name,

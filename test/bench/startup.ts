@@ -1,8 +1,8 @@
 /**
- * How long each command takes to start, against bare node in the same run: `npm run bench:startup`. A start lasts until the
- * first byte of a command's own work: stores, images, disks and daemons are not there, so that it fails as soon as it has
- * loaded what it needs and looked for them; `serve` has started when its control socket is there. Rounds of one start each,
- * in turn, so that whatever else the machine does hits all of them.
+ * How long each command takes to start, against bare node in the same run: `npm run bench:startup`. A start lasts until
+ * the first byte of a command's own work: stores, images, disks and daemons are absent, so the command fails as soon as
+ * it has loaded its modules and looked for them; `serve` has started when its control socket exists. Each round starts
+ * each command once, in turn, so that other load on the machine affects all of them.
  */
 import { type ChildProcess, spawn } from 'node:child_process';
 import { mkdirSync, mkdtempSync, rmSync, watch } from 'node:fs';
@@ -70,7 +70,7 @@ async function startMs(program: string, words: readonly string[]): Promise<numbe
   return performance.now() - beganMs;
 }
 
-/** Until the control socket is there; then it is stopped. */
+/** Milliseconds until the control socket exists; then the daemon is stopped. */
 async function serveMs(words: readonly string[]): Promise<number> {
   const listening = Promise.withResolvers<void>();
   const watcher = watch(runDir, (_, name) => {
@@ -82,7 +82,7 @@ async function serveMs(words: readonly string[]): Promise<number> {
   try {
     await Promise.race([
       listening.promise,
-      ended.then(() => Promise.reject(new Error('serve ended before it listened'))),
+      ended.then(() => Promise.reject(new Error('serve exited before it listened'))),
     ]);
     return performance.now() - beganMs;
   } finally {
@@ -97,7 +97,7 @@ await (await openStore(join(dir, 'store'), { create: true })).close();
 await startMs(LAUNCHER, ['key', 'new', key]);
 const times = new Map<string, number[]>();
 const note = (what: string, ms: number) => times.set(what, [...(times.get(what) ?? []), ms]);
-// The first round makes what Node keeps of our sources.
+// The first round fills Node's compile cache of our sources.
 for (let round = 0; round <= ROUNDS; round++) {
   if (round === 1) times.clear();
   note('node -e 0', await startMs(process.execPath, ['-e', '0']));

@@ -1,7 +1,7 @@
 /**
- * Whole images to S3 and from it by whole programs: ours, which move chunk by chunk and prove each one, and those that people
- * move files with, on one file of the same bytes or on an object a chunk. They take turns at the same server, so that a
- * busy machine is busy for all of them, and ratios are medians over the turns.
+ * Whole images copied to and from S3 by whole programs: ours, which moves and verifies chunk by chunk, and the tools
+ * that people use to move files, on one file of the same bytes or on one object per chunk. They take turns at the same
+ * server, so that load on the machine affects all of them; ratios are medians over the turns.
  */
 import { spawn } from 'node:child_process';
 import { once } from 'node:events';
@@ -15,23 +15,23 @@ const LAZYDISK = new URL('../../src/lazydisk', import.meta.url).pathname;
 const TURNS = 3;
 const FAR_MS = 30;
 
-/** What the server gives to whoever moves objects as small as chunks are, which cost it the same work each as large ones. */
-const OBJECTS = 'rclone, an object a chunk, lanes:';
-/** Transfers at once that rclone is given; near, more than the first make it slower. */
+/** What the server achieves with objects as small as chunks, each of which costs it as much work as a large one. */
+const OBJECTS = 'rclone, one object per chunk, transfers:';
+/** Numbers of parallel transfers that rclone is given; near the server, more than the first make it slower. */
 const NEAR_LANES = [16] as const;
 const FAR_LANES = [16, 32, 64] as const;
 
-/** The least ratios to rclone with an object a chunk, and to programs that move one file. */
+/** The minimum ratios to rclone with one object per chunk, and to programs that move one file. */
 const GOALS = { upload: 1.3, 'cold whole-image download': 1.2, far: 1.2, file: 0.8 } as const;
 
 type Direction = 'upload' | 'cold whole-image download';
 
-/** By name, the words of a program for one turn. */
+/** By name: the command line of a program for one turn. */
 type Programs = Readonly<Record<string, (turn: number) => readonly string[]>>;
 
 /**
- * `dir` holds the image `app:1` in `store` with its `key`, its sealed chunks in `chunks` and all of them in `file`,
- * `megabytes` long; bucket `bench` gets them, as `image-0` and `chunks-0` among others.
+ * `dir` holds the image `app:1` in `store` with its `key`, its sealed chunks in `chunks`, and all of them in `file`,
+ * which is `megabytes` long; bucket `bench` gets them, as `image-0` and `chunks-0` among others.
  */
 export async function benchTransfers(rgw: Rgw, dir: string, megabytes: number): Promise<Row[]> {
   const far = await DelayProxy.start(rgw.port, FAR_MS);
@@ -62,7 +62,7 @@ function programsOf(
   const rclone = ['rclone', '--config', at('rclone.conf')];
   const s3cmd = ['s3cmd', '-c', at('s3cfg')];
   const store = (name: string) => `s3://bench/${name}?endpoint=${endpoint}`;
-  // What is uploaded first is what is downloaded.
+  // The first upload is what is downloaded.
   const name = (turn: number) => (remote === 'near' ? turn : `far-${turn}`);
   const upload: Record<string, (turn: number) => readonly string[]> = {
     lazydisk: (turn) => [LAZYDISK, 'copy', 'app:1', at('store'), store(`image-${name(turn)}`)],
@@ -133,7 +133,7 @@ async function compare(
   return rows;
 }
 
-/** Takes away what one turn of uploads wrote as objects of a chunk each. */
+/** Deletes the objects that one turn of uploads wrote, one per chunk. */
 async function clean(dir: string, name: string): Promise<void> {
   const rclone = ['rclone', '--config', join(dir, 'rclone.conf'), '--checkers', '16'];
   await timeOf([...rclone, 'delete', 'near:bench', '--include', `{image,chunks}-${name}*/**`]);
@@ -155,7 +155,7 @@ async function writeConfigs({ endpoint, key }: Rgw, far: DelayProxy, dir: string
 
 async function timeOf([program, ...words]: readonly string[]): Promise<number> {
   const startMs = performance.now();
-  // A bundle of certificates is of no use on loopback, and rclone refuses to start with one.
+  // A bundle of certificates is not needed on loopback, and rclone refuses to start with one.
   const { AWS_CA_BUNDLE: _, ...env } = process.env;
   const child = spawn(program!, words, { env, stdio: ['ignore', 'ignore', 'pipe'] });
   let stderr = '';
