@@ -16,7 +16,7 @@ namespace {
 
 constexpr size_t kQueueMax = 16;
 
-// A write may wait for a read, and the read for a free slot: pushes hold at most about a quarter of the slots, and
+// A write may wait for a read, and the read for a free slot, so pushes hold at most about a quarter of the slots, and
 // never the only one.
 size_t PinsMax(HitMap* map) {
   return map ? std::min(kQueueMax, (map->residency().slots() + 2) / 4) : kQueueMax;
@@ -32,10 +32,9 @@ void Notifier::Start(int fd) {
   thread_ = std::thread([this, fd] { Loop(static_cast<unsigned>(fd)); });
 }
 
-// The thread may hang in the kernel, not to be interrupted, when the process is killed. So that it then holds
-// nothing open but the one descriptor, it leaves the process's descriptor table: whoever waits for the end-of-file
-// of a pipe of ours still gets it (src/export/fuse/guard.ts does). The price is that it has no descriptor to wake
-// the loop with.
+// When the process is killed, the thread may hang in the kernel, uninterruptibly. It leaves the process's descriptor
+// table so that it then keeps only one descriptor open: readers that wait for the end of file of one of our pipes still
+// get it (src/export/fuse/guard.ts does). In return it has no descriptor to wake the loop with.
 void Notifier::Loop(unsigned fd) {
   if (unshare(CLONE_FILES) == 0) {
     if (fd > 3) syscall(SYS_close_range, 3u, fd - 1, 0u);
@@ -46,7 +45,7 @@ void Notifier::Loop(unsigned fd) {
     wake_.wait(lock, [this] { return stopping_ || !queue_.empty(); });
     if (stopping_) break;
     is_writing_ = true;
-    // SAFETY: others only add behind it, or drop what is behind it, and neither moves an element of a deque.
+    // SAFETY: others only add or drop elements after this one, and neither moves an element of a deque.
     const Chunk& chunk = queue_.front();
     lock.unlock();
     fuse_notify_store_out store = {};

@@ -1,6 +1,6 @@
-// A thread that pushes chunks into the kernel's page cache (FUSE_NOTIFY_STORE), straight out of the slab. Such a write
-// blocks while the kernel holds a page locked, which it does until we answer the read that locked it: so it is not for
-// the event loop. A chunk stays pinned in its slot from Push to the end of its write, which nobody else waits for.
+// A thread that pushes chunks into the kernel's page cache (FUSE_NOTIFY_STORE), straight from the slab. Such a write
+// blocks while the kernel holds a page locked, until we answer the read that locked it, so it must not run on the event
+// loop. A chunk stays pinned in its slot from Push to the end of its write, which nothing else waits for.
 #pragma once
 
 #include <condition_variable>
@@ -17,7 +17,7 @@ namespace lazydisk {
 
 class Notifier {
  public:
-  // What one chunk has at most. What is pushed as zeroes is not longer either.
+  // The most bytes of one chunk; pushed zeroes are not longer either.
   static constexpr size_t kBytesMax = kChunkBytesMax;
 
   struct Counts {
@@ -29,11 +29,11 @@ class Notifier {
   // Starts the thread; `fd` must stay open until Stopped().
   void Start(int fd);
 
-  // Queues the `length` bytes at `offset` of inode `node_id`: those of the chunk that begins there in `map`, or zeroes
-  // if there is no map. False if the queue is full, the chunk is not in memory, or the thread was told to stop.
+  // Queues the `length` bytes at `offset` of inode `node_id`: the chunk that begins there in `map`, or zeroes if there
+  // is no map. False if the queue is full, the chunk is not in memory, or the thread has been told to stop.
   bool Push(uint64_t node_id, uint64_t offset, uint32_t length, std::shared_ptr<HitMap> map);
 
-  // Drops what waits. The thread ends when the kernel lets go of it.
+  // Drops waiting pushes. The thread ends when the kernel releases it.
   void Stop();
 
   // Whether the thread has ended; if so it has been joined.
@@ -50,7 +50,7 @@ class Notifier {
     uint64_t offset;
     uint32_t length;
     const uint8_t* bytes;
-    // Where `bytes` are pinned; null for zeroes.
+    // The map in which `bytes` are pinned; null for zeroes.
     std::shared_ptr<HitMap> map;
   };
 
@@ -60,7 +60,7 @@ class Notifier {
   std::thread thread_;
   std::mutex mutex_;
   std::condition_variable wake_;
-  // Guarded by the mutex. The front one is being written if is_writing_.
+  // Guarded by the mutex. The front element is being written if is_writing_.
   std::deque<Chunk> queue_;
   Counts counts_ = {};
   bool is_writing_ = false;

@@ -1,4 +1,4 @@
-// Residency and HitMap (residency.h) as JavaScript sees them.
+// Residency and HitMap (residency.h) for JavaScript.
 #include <new>
 
 #include "addon.h"

@@ -50,7 +50,7 @@ void HitBatch::UnpinFrom(size_t pin) {
   while (pin_count_ > pin) map_->residency().Unpin(pins_[--pin_count_]);
 }
 
-// SAFETY: slots are pinned until Clear, and nobody writes to what is sent.
+// SAFETY: slots are pinned until Clear, and nothing writes to the bytes that are sent.
 void HitBatch::AddPart(const uint8_t* bytes, size_t length) {
   parts_[part_count_++] = {const_cast<uint8_t*>(bytes), length};
   bytes_ += length;

@@ -1,5 +1,5 @@
 // NBD requests that memory can answer, without JavaScript: parsed, looked up, and gathered into one sendmsg(2) that
-// reads from the slab in place. Everything else of a client's bytes is left for the event loop as it came.
+// reads from the slab in place. All other bytes of a client are left unchanged for the event loop.
 // Source: the NBD protocol specification, "Transmission phase".
 #pragma once
 
@@ -13,7 +13,7 @@
 namespace lazydisk {
 
 constexpr size_t kRequestBytes = 28;
-// A longer read goes to JavaScript, which cuts it where the client allows.
+// A longer read goes to JavaScript, which splits it if the client allows that.
 constexpr size_t kHitBytesMax = 256 * 1024;
 // As HOLE_BYTES_MIN in src/export/nbd/read-pieces.ts.
 constexpr size_t kHoleBytesMin = 64 * 1024;
@@ -26,10 +26,10 @@ struct NbdRequest {
   uint32_t length;
 };
 
-// `at` has kRequestBytes.
+// `at` must have kRequestBytes.
 NbdRequest ParseRequest(const uint8_t* at);
 
-// Replies that lie in the slab, up to about `bytes_max`. Whoever sent them calls Clear, which lets go of the slots.
+// Replies whose data is in the slab, up to about `bytes_max`. After sending them, call Clear, which releases the slots.
 class HitBatch {
  public:
   explicit HitBatch(size_t bytes_max) : bytes_max_(bytes_max) {}
@@ -42,7 +42,8 @@ class HitBatch {
     return replies_ == 0 || (replies_ < kRepliesMax && bytes_ + kHeaderBytesMax + request.length <= bytes_max_);
   }
 
-  // Adds the reply to the request at `at`, for which there is room, if it is a read whose bytes are all in memory or zero.
+  // Adds the reply to the request at `at` if it is a read whose bytes are all in memory or zero. There must be room for
+  // it.
   bool Add(const uint8_t* at, const NbdRequest& request, HitMap* map, bool is_structured);
   bool is_empty() const { return replies_ == 0; }
 
@@ -51,7 +52,7 @@ class HitBatch {
   size_t bytes() const { return bytes_; }
   size_t replies() const { return replies_; }
   size_t read_bytes() const { return read_bytes_; }
-  // Chunks that the replies read out of slots.
+  // The number of chunks that the replies read from slots.
   size_t pin_count() const { return pin_count_; }
 
   void Clear();
@@ -72,7 +73,7 @@ class HitBatch {
   size_t part_count_ = 0;
   size_t pin_count_ = 0;
   HitMap* map_ = nullptr;
-  // A header and at most two chunks a reply.
+  // A header and at most two chunks per reply.
   iovec parts_[kRepliesMax * 3];
   const uint8_t* pins_[kRepliesMax * 2];
   uint8_t headers_[kRepliesMax][kHeaderBytesMax];
