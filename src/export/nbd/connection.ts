@@ -1,7 +1,8 @@
 /**
- * One client after its handshake. Every request in what a read brought is taken in one pass; what memory has is
- * answered on the spot, what has to be fetched whenever it comes, in any order. A client that asks without taking
- * its answers, or asks for too much at once, is not read from until it is served, so its cost is bounded.
+ * One client after its handshake. All requests in the bytes of one read are processed in one pass. Those for data in
+ * memory are answered at once, those that must fetch whenever their data arrives, in any order. A client that sends
+ * requests without taking its answers, or asks for too much at once, is not read from until it has been served, so its
+ * cost is bounded.
  */
 import type { BlockDevice, PinnedBytes } from '../../drive/block-device.ts';
 import { errorText, LazydiskError } from '../../errors.ts';
@@ -25,14 +26,14 @@ import { HOLE_BYTES_MIN, PIECE_BYTES_MAX, type Piece, piecesOf } from './read-pi
 import { refusalOf } from './refusal.ts';
 import { type BatchPool, PooledCopy, ReplyWriter } from './reply-writer.ts';
 
-/** Extents in one answer; a client asks again for what is left. */
+/** The most extents in one answer; a client asks again for the rest. */
 const EXTENTS_MAX = 4096;
-/** A write is refused, but its data comes anyway; a client that announces more than this is cut off. */
+/** A write is refused, but its data still arrives; a client that announces more than this is disconnected. */
 const SKIPPED_BYTES_MAX = 2 * BLOCK_SIZE.maximum;
 
-/** What a request costs beside the bytes of its answer, in bytes that could be copied meanwhile. */
+/** The cost of a request besides the bytes of its answer, in bytes that could be copied in that time. */
 const REQUEST_COST_BYTES = 4096;
-/** Of those that wait for a turn of the event loop, each is served so much before the next one. */
+/** How much of each connection that waits for a turn of the event loop is served before the next one. */
 const QUANTUM_BYTES = 256 * 1024;
 
 /** What a connection shares with all others of its server. */
@@ -42,7 +43,7 @@ export interface ConnectionContext {
   readonly pool: BatchPool;
   readonly budget: ByteBudget;
   readonly turn: TurnBudget;
-  /** How many clients there are now. */
+  /** The current number of clients. */
   connections(): number;
 }
 
@@ -56,9 +57,9 @@ export class NbdConnection implements ChannelOwner {
   readonly #abort = new AbortController();
   /** The start of a request whose end has not arrived. */
   #partial: Buffer = Buffer.alloc(0);
-  /** Bytes of a refused write's data that are still to be thrown away. */
+  /** Bytes of a refused write's data that are still to be discarded. */
   #skipBytes = 0;
-  /** Requests that wait for room; at most what one read brings. */
+  /** Requests that wait for room; at most those of one read. */
   readonly #queue: Request[] = [];
   /** Long answers that wait until the client has taken what was sent. */
   #waitingForRoom: (() => void)[] = [];
@@ -69,7 +70,7 @@ export class NbdConnection implements ChannelOwner {
   #waitsForTurn = false;
   #isEnding = false;
   #isClosed = false;
-  /** Once the end is wanted: looks whether the client does its part, which `#hasMoved` says. */
+  /** While the connection ends: checks whether the client makes progress, which `#hasMoved` tells. */
   #linger: NodeJS.Timeout | undefined;
   #hasMoved = false;
 
@@ -94,7 +95,9 @@ export class NbdConnection implements ChannelOwner {
     return this.#session.device;
   }
 
-  /** Takes what the client sent; `bytes` may be reused afterwards. False: stop reading; the channel is resumed later. */
+  /**
+   * Processes what the client sent; `bytes` may be reused afterwards. Returns false to pause the channel until resumed.
+   */
   received(bytes: Buffer): boolean {
     this.#replies.beginPass();
     let at = 0;
@@ -121,12 +124,12 @@ export class NbdConnection implements ChannelOwner {
     return !this.#isPaused;
   }
 
-  /** Takes nothing more, answers what was taken, and closes. */
+  /** Accepts no more requests, answers those accepted, and closes. */
   end(): void {
     if (this.#isEnding) return;
     this.#isEnding = true;
     this.#endIfIdle();
-    // Whoever does not take what is left, or does not close its own side, is not waited for.
+    // A client that does not take the remaining answers, or does not close its side, is not waited for.
     this.#linger = setInterval(() => {
       const waitsForClient = this.#running === 0 || this.#replies.unsentBytes > 0;
       if (waitsForClient && !this.#hasMoved) this.#channel.destroy();
@@ -134,7 +137,7 @@ export class NbdConnection implements ChannelOwner {
     }, this.#context.limits.lingerTimeoutMs);
   }
 
-  /** Answers nothing more. */
+  /** Sends no more answers. */
   destroy(): void {
     this.#channel.destroy();
   }
@@ -143,7 +146,7 @@ export class NbdConnection implements ChannelOwner {
     this.end();
   }
 
-  /** The client is gone: what is in flight is cancelled. */
+  /** Called when the client is gone: cancels what is in flight. */
   closed(): void {
     this.#isClosed = true;
     clearInterval(this.#linger);
@@ -154,7 +157,9 @@ export class NbdConnection implements ChannelOwner {
     this.#onClosed();
   }
 
-  /** Nobody takes answers any more. A channel is destroyed well before it is closed; serving it until then is waste. */
+  /**
+   * No more answers are sent. A channel is destroyed well before it is closed; serving it until then would be useless.
+   */
   get #isGone(): boolean {
     return this.#isClosed || this.#channel.isDestroyed;
   }
@@ -181,7 +186,7 @@ export class NbdConnection implements ChannelOwner {
     return this.#running < limits.requestsMax && this.#runningBytes + request.lengthBytes <= bytesMax;
   }
 
-  /** Goes on in a turn of the event loop that has room for more. */
+  /** Continues in a turn of the event loop that has room for more. */
   #waitForTurn(): void {
     if (this.#waitsForTurn) return;
     this.#waitsForTurn = true;
@@ -191,13 +196,13 @@ export class NbdConnection implements ChannelOwner {
     });
   }
 
-  /** The client has taken something. */
+  /** Called when the client has taken bytes. */
   sent(): void {
     this.#hasMoved = true;
     this.#room.moved();
     const isAwaited = this.#waitingForRoom.length > 0 || this.#queue.length > 0 || this.#isPaused;
     if (!isAwaited || this.#isContinuePlanned) return;
-    // Not here: this may be the middle of a pass over the queue.
+    // Not at once: this may be in the middle of a pass over the queue.
     this.#isContinuePlanned = true;
     setImmediate(() => {
       this.#isContinuePlanned = false;
@@ -206,7 +211,7 @@ export class NbdConnection implements ChannelOwner {
     });
   }
 
-  /** There may be room again. */
+  /** Called when there may be room again. */
   #continue(): void {
     if (this.#isGone) return;
     this.#replies.beginPass();
@@ -230,7 +235,7 @@ export class NbdConnection implements ChannelOwner {
 
   #accept(request: Request | undefined): void {
     if (!request || (request.type === COMMAND.write && request.lengthBytes > SKIPPED_BYTES_MAX)) {
-      // Out of step, or about to be: nothing that follows can be understood.
+      // Out of step, or about to be: the rest cannot be parsed.
       this.#context.counters.errors++;
       this.#isClosed = true;
       this.#channel.destroy();
@@ -258,7 +263,8 @@ export class NbdConnection implements ChannelOwner {
       const extentsMax = (flags & COMMAND_FLAG.reqOne) !== 0 ? 1 : EXTENTS_MAX;
       this.#replies.blockStatus(request, this.device.extents(offset, lengthBytes, extentsMax));
     } else {
-      // What is left takes no answer but that it is done: a cache request is a wish, a flush has nothing to write.
+      // The other commands need no answer but success: a cache request is only a hint, and a flush has nothing to
+      // write.
       if (type === COMMAND.cache) this.device.prefetch(offset, lengthBytes);
       this.#replies.done(request);
     }
@@ -287,17 +293,17 @@ export class NbdConnection implements ChannelOwner {
     else this.#wait(request, this.#sendFetched(request));
   }
 
-  /** When a read that is taken up now must have its bytes, however many pieces it is read in. */
+  /** The deadline of a read that starts now, for all of its pieces. */
   #deadline(): number {
     return performance.now() + this.device.readTimeoutMs;
   }
 
-  /** The bytes with room for them, which they give back when they are released. */
+  /** The bytes, with room in the budget for them; releasing the bytes releases the room. */
   #readInRoom(offset: number, lengthBytes: number, deadline: number): Promise<PinnedBytes> {
     return this.#room.read(lengthBytes, deadline, () => this.#fetch(offset, lengthBytes, deadline));
   }
 
-  /** Bytes of the device, pinned; if the connection has gone meanwhile they are let go and it throws. */
+  /** Bytes of the device, pinned. If the connection has gone in the meantime, releases them and throws. */
   async #fetch(offset: number, lengthBytes: number, deadline: number): Promise<PinnedBytes> {
     const bytes =
       this.device.tryRead(offset, lengthBytes) ??
@@ -313,7 +319,7 @@ export class NbdConnection implements ChannelOwner {
     this.#sendData(request, offset, lengthBytes, bytes, true);
   }
 
-  /** A structured reply, one piece pinned at a time. */
+  /** Sends a structured reply, with one piece pinned at a time. */
   async #sendPieces(request: Request, pieces: readonly Piece[]): Promise<void> {
     let deadline = this.#deadline();
     for (const [n, { offset, lengthBytes, hole }] of pieces.entries()) {
@@ -322,7 +328,7 @@ export class NbdConnection implements ChannelOwner {
       while (this.#replies.unsentBytes > this.#unsentBytesMax && !this.#isGone) {
         await new Promise<void>((resolve) => this.#waitingForRoom.push(resolve));
       }
-      // The client's own time, in which nothing was read.
+      // The time in which the client was slow, and nothing was read, does not count.
       deadline += performance.now() - pausedAt;
       if (this.#isGone) throw new LazydiskError('ABORTED', 'the client has gone');
       if (!hole) {
@@ -335,7 +341,7 @@ export class NbdConnection implements ChannelOwner {
     }
   }
 
-  /** A long reply that must be one: copied together first, since an error cannot be told after its header. */
+  /** Sends a long reply in one piece: it is first copied together, because an error cannot be sent after its header. */
   async #sendWhole(request: Request): Promise<void> {
     const { offset, lengthBytes } = request;
     const deadline = this.#deadline();
@@ -356,7 +362,7 @@ export class NbdConnection implements ChannelOwner {
     this.#sendData(request, offset, lengthBytes, this.#room.holding(whole, held), true);
   }
 
-  /** Resolves once that many bytes may be copied in this turn of the event loop. */
+  /** Resolves once this many bytes may be copied in this turn of the event loop. */
   #turn(bytes: number): Promise<void> {
     const { turn } = this.#context;
     return new Promise((resolve) => {
@@ -392,7 +398,7 @@ export class NbdConnection implements ChannelOwner {
     this.#replies.error(request, error, text);
   }
 
-  /** Counts a request as in flight until `work` ends; what it throws is the client's answer. */
+  /** Counts a request as in flight until `work` settles; its error becomes the client's answer. */
   async #wait(request: Request, work: Promise<void>): Promise<void> {
     const { waiting } = this.#context.counters;
     const mark = { startedMs: performance.now() };
