@@ -212,7 +212,7 @@ async function main(): Promise<void> {
     const parity = healthy.get('4+1')!.p50 / healthy.get('1 copy')!.p50;
     const verdict = (met: boolean) => (met ? 'met' : 'MISSED');
     process.stdout.write(`
-4+1, p99.9 with a node stopped / all well: ${stopped.toFixed(2)}  goal 1.5  ${verdict(stopped <= 1.5)}
+4+1, p99.9 with a node stopped / all healthy: ${stopped.toFixed(2)}  goal 1.5  ${verdict(stopped <= 1.5)}
 4+1, p50 / that of one copy:               ${parity.toFixed(2)}  goal 1.3  ${verdict(parity <= 1.3)}
 4+1, GB/s into one reader:                 ${speed.toFixed(2)}  goal 1.0  ${verdict(speed > 1)}
 `);
