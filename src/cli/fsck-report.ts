@@ -43,10 +43,12 @@ function sampleOf({ sample, seed }: FsckReport): string {
   return sample >= 1 ? 'all' : `a sample of ${formatShare(sample)}, seed ${seed}`;
 }
 
-function orphans({ orphans: { young, garbage }, unknownImages }: FsckReport): string[] {
+function orphans({ orphans: { leased, young, garbage }, unknownImages }: FsckReport): string[] {
   const text = ({ chunks, manifests, bytes }: Counted) =>
     `${chunks} chunks and ${manifests} manifests, ${formatSize(bytes)}`;
-  const lines = [`kept for now: ${text(young)}`, `garbage, for the next sweep: ${text(garbage)}`];
+  const lines: string[] = [];
+  if (leased.manifests > 0) lines.push(`attached somewhere, so kept: ${text(leased)}`);
+  lines.push(`kept for now: ${text(young)}`, `garbage, for the next sweep: ${text(garbage)}`);
   if (unknownImages > 0)
     lines.push(`among them what ${unknownImages} images have whose manifests are not whole`);
   return lines;

@@ -59,7 +59,7 @@ Exit code 6 if anything is damaged or missing in the end, else 5 if something wa
 JSON: store, sample, seed, names, images, manifests, openedManifests, liveChunks, readChunks, readBytes, inTrash,
 problems [kind, names, text, copyIn, unproven, repaired], moreProblems, damagedChunks, damaged [id, what, area, sealedBytes,
 foundBytes, hits [name, digest, indices, paths], moreImages, copyIn, repaired], hitImages [names, digest, damagedChunks,
-paths, morePaths, metadata, why], moreHitImages, unknownImages, orphans {young, garbage: {chunks, manifests, bytes}},
+paths, morePaths, metadata, why], moreHitImages, unknownImages, orphans {leased, young, garbage: {chunks, manifests, bytes}},
 foreign {objects, bytes, examples}, repair {dryRun, chunks, manifests, unproven, bySource, sourceErrors} or null, remaining.`,
     )
     .action(fsckStore);

@@ -12,6 +12,7 @@ import type { Area, View } from '../roots/view.ts';
 import {
   isNeeded,
   LATE,
+  LEASED,
   type LiveChunks,
   lengthOf,
   NEEDED,
@@ -97,6 +98,7 @@ export class ChunkScan {
       readChunks: before?.readChunks ?? 0,
       readBytes: before?.readBytes ?? 0,
       inTrash: 0,
+      leased: { chunks: 0, bytes: 0 },
       young: { chunks: 0, bytes: 0 },
       garbage: { chunks: 0, bytes: 0 },
       foreign: { objects: 0, bytes: 0, examples: [] },
@@ -150,8 +152,8 @@ export class ChunkScan {
     const flags = this.#live.flags(id);
     if (!isNeeded(flags)) {
       if (role !== 'active') return false;
-      const isKept = flags & LATE || info.modifiedMs >= this.#options.nowMs - this.#parts.policy.graceMs;
-      const counted = isKept ? result.young : result.garbage;
+      const isYoung = flags & LATE || info.modifiedMs >= this.#options.nowMs - this.#parts.policy.graceMs;
+      const counted = flags & LEASED ? result.leased : isYoung ? result.young : result.garbage;
       counted.chunks++;
       counted.bytes += info.sizeBytes;
       return false;

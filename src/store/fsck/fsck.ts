@@ -8,14 +8,16 @@ import { LazydiskError } from '../../errors.ts';
 import type { ImageDigest } from '../../format/image-digest.ts';
 import type { KeyRing } from '../../keys/key-ring.ts';
 import { journaled } from '../gc/journal.ts';
-import { latelyNamed } from '../gc/mark.ts';
+import { areasOfRoot, imagesIn, latelyNamed } from '../gc/mark.ts';
+import { leasedOf, leaseTermMs } from '../leases.ts';
+import { storeTimeMs } from '../roots/clock-skew.ts';
 import type { StoreParts } from '../roots/parts.ts';
 import type { View } from '../roots/view.ts';
 import { ChunkScan } from './chunk-scan.ts';
 import { DamageCheck } from './damage.ts';
 import { type DiskPaths, describeHits } from './hit-images.ts';
 import { ImageCheck, type KnownImage } from './images.ts';
-import { LATE, LiveChunks, NEEDED, NEEDED_DRAINING } from './live-chunks.ts';
+import { LATE, LEASED, LiveChunks, NEEDED, NEEDED_DRAINING } from './live-chunks.ts';
 import { type NamedImage, namedImages } from './names.ts';
 import {
   Capped,
@@ -30,7 +32,7 @@ import {
 } from './report.ts';
 import { type RepairSource, Sources } from './source.ts';
 import { type FsckState, StateFile } from './state.ts';
-import { findStrays, type Strays } from './strays.ts';
+import { findStrays, type Strays, type UnnamedImages } from './strays.ts';
 
 const MANIFESTS_MAX = 4;
 
@@ -91,8 +93,8 @@ class Run {
   readonly #live = new LiveChunks();
   readonly #problems = new Capped<Problem>(PROBLEMS_MAX);
   readonly #damaged = new Capped<Damage>(DAMAGED_MAX);
-  /** Ages are told by this machine's clock: nothing is deleted by them. */
-  readonly #nowMs = Date.now();
+  /** By the store's clock, when it began. */
+  #nowMs = 0;
   /** That of the state, or in a dry run one that nobody keeps. */
   readonly #mended: FsckState['mended'];
   #remaining = 0;
@@ -126,6 +128,7 @@ class Run {
   async #check(): Promise<FsckReport> {
     const { repair, signal } = this.#options;
     const write = repair !== undefined && !repair.dryRun;
+    this.#nowMs = await storeTimeMs(this.#parts.objects);
     const named = await namedImages(this.#parts, this.#view, (problem) => this.#addProblem(problem));
     const check = new ImageCheck(this.#parts, this.#view, {
       keys: this.#options.keys,
@@ -135,7 +138,7 @@ class Run {
       signal,
     });
     const known = await this.#readManifests(check, named);
-    const late = await this.#readLate(check, named);
+    const unnamed = await this.#readUnnamed(check, named);
 
     const scan = new ChunkScan(this.#parts, this.#view, this.#live, this.#file, {
       nowMs: this.#nowMs,
@@ -162,7 +165,10 @@ class Run {
             signal,
           });
     const images = new Set(named.keys());
-    const strays = await findStrays(this.#parts, this.#view, images, late, { nowMs: this.#nowMs, signal });
+    const strays = await findStrays(this.#parts, this.#view, images, unnamed, {
+      nowMs: this.#nowMs,
+      signal,
+    });
 
     const results = scan.results();
     const sum = (of: (result: (typeof results)[number]) => number) =>
@@ -181,6 +187,7 @@ class Run {
       ...{ hitImages: hits.slice(0, IMAGES_MAX), moreHitImages: Math.max(0, hits.length - IMAGES_MAX) },
       unknownImages: named.size - known.length,
       orphans: {
+        leased: orphansOf(results, strays, 'leased'),
         young: orphansOf(results, strays, 'young'),
         garbage: orphansOf(results, strays, 'garbage'),
       },
@@ -210,19 +217,24 @@ class Run {
     return known;
   }
 
-  /** What is no garbage yet, since drives of it may be attached. */
-  async #readLate(check: ImageCheck, named: ReadonlyMap<ImageDigest, NamedImage>): Promise<Set<ImageDigest>> {
-    const { references, policy } = this.#parts;
+  /** What is no garbage though no name means it: drives of it are attached, or may be. */
+  async #readUnnamed(check: ImageCheck, named: ReadonlyMap<ImageDigest, NamedImage>): Promise<UnnamedImages> {
+    const { references, policy, objects } = this.#parts;
     const current = [...named.values()].flatMap(({ digest, names }) =>
       names.map((name) => ({ name, digest, updated: '' })),
     );
-    const late = latelyNamed(await references.history(), current, this.#nowMs - policy.graceMs);
-    const others = new Set([...late].filter((digest) => !named.has(digest)));
-    await pooled(MANIFESTS_MAX, others, async (digest) => {
-      const clear = await check.lateClear(digest);
-      if (clear) this.#live.add(clear, LATE);
+    const there = await imagesIn(objects, areasOfRoot(this.#view, this.#view.active));
+    const { leased } = await leasedOf(objects, there, {
+      ...{ sinceMs: this.#nowMs - leaseTermMs(policy), except: named, signal: this.#options.signal },
     });
-    return others;
+    const late = latelyNamed(await references.history(), current, this.#nowMs - policy.graceMs);
+    for (const digest of named.keys()) late.delete(digest);
+    await pooled(MANIFESTS_MAX, new Set([...leased.keys(), ...late]), async (digest) => {
+      const host = leased.get(digest);
+      const clear = await check.unnamedClear(digest, host ? `attached on ${host}` : 'named until lately');
+      if (clear) this.#live.add(clear, host ? LEASED : LATE);
+    });
+    return { leased: new Set(leased.keys()), late };
   }
 
   #addProblem(problem: Problem): void {
@@ -259,11 +271,12 @@ class Run {
 
 function orphansOf(
   results: readonly {
+    readonly leased: { chunks: number; bytes: number };
     readonly young: { chunks: number; bytes: number };
     readonly garbage: { chunks: number; bytes: number };
   }[],
   strays: Strays,
-  kind: 'young' | 'garbage',
+  kind: 'leased' | 'young' | 'garbage',
 ): Counted {
   const sum = (of: 'chunks' | 'bytes') => results.reduce((total, result) => total + result[kind][of], 0);
   const { manifests, bytes } = strays[kind];

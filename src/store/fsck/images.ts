@@ -83,14 +83,14 @@ export class ImageCheck {
     return best && this.#known(image, best);
   }
 
-  /** The chunks of an image that had a name until lately. A broken manifest of it stops sweeps. */
-  async lateClear(digest: ImageDigest): Promise<ClearManifest | undefined> {
+  /** The chunks of an image that no name means, and `why` it is alive. As long as its manifest is corrupt, nothing is garbage. */
+  async unnamedClear(digest: ImageDigest, why: string): Promise<ClearManifest | undefined> {
     const { objects } = this.#parts;
     try {
       return await findClear(objects, areasOfRoot(this.#view, this.#view.active), digest, digest);
     } catch (error) {
       if (codeOf(error) !== 'CORRUPT') throw error;
-      const text = `named until lately: ${errorText(error)}`;
+      const text = `${why}: ${errorText(error)}`;
       this.#options.report({
         kind: 'manifest',
         names: [digest],

@@ -22,6 +22,8 @@ export const SUSPECT = 32;
 /** It was looked at; and it is damaged, or was. */
 export const HANDLED = 64;
 export const DAMAGED = 128;
+/** A host has an image of it attached that no name means. */
+export const LEASED = 256;
 
 const ANY_NEED = NEEDED | NEEDED_DRAINING;
 /** Lengths are 18 to 524305: 19 bits over the flags. */
@@ -35,7 +37,7 @@ export class LiveChunks {
   readonly #mix = new Uint32Array(SHARDS.length);
   #suspects = 0;
 
-  /** Takes in an image's chunks; `need` is NEEDED, NEEDED_DRAINING or LATE. */
+  /** Takes in an image's chunks; `need` is NEEDED, NEEDED_DRAINING, LATE or LEASED. */
   add(clear: ClearManifest, need: number): void {
     const { ids } = clear;
     for (let entry = 0; entry < clear.storedChunks; entry++) {
@@ -47,7 +49,7 @@ export class LiveChunks {
         this.#table.flagAt(ids, at, need);
         if (flags >>> LENGTH_SHIFT !== length >>> LENGTH_SHIFT) this.#suspect(flags, ids, at);
       }
-      if (need !== LATE && !(flags & ANY_NEED)) {
+      if (isNeeded(need) && !isNeeded(flags)) {
         this.#needed[ids[at]!]!++;
         this.#mix[ids[at]!]! ^= ids.readUInt32LE(at + 8);
       }

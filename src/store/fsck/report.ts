@@ -117,8 +117,11 @@ export interface FsckReport {
   readonly moreHitImages: number;
   /** Images whose chunks cannot be known; theirs are among the orphans. */
   readonly unknownImages: number;
-  /** In the active root and meant by no name: too young, or named until lately; and what the next sweep puts aside. */
-  readonly orphans: { readonly young: Counted; readonly garbage: Counted };
+  /**
+   * In the active root and meant by no name: what hosts have attached; what is too young, or was named until lately; and
+   * what the next sweep puts aside.
+   */
+  readonly orphans: { readonly leased: Counted; readonly young: Counted; readonly garbage: Counted };
   readonly foreign: {
     readonly objects: number;
     readonly bytes: number;

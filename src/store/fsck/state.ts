@@ -11,7 +11,7 @@ import { type Damage, damageShape, type Problem, problemShape } from './report.t
 /** Chunks of one folder that must be looked at again; of more, the folder is not done. */
 export const SUSPECTS_MAX = 1000;
 
-const VERSION = 2;
+const VERSION = 3;
 
 /** What was found in one folder of chunks, in all areas. */
 export interface ShardResult {
@@ -23,6 +23,7 @@ export interface ShardResult {
   readChunks: number;
   readBytes: number;
   inTrash: number;
+  leased: { chunks: number; bytes: number };
   young: { chunks: number; bytes: number };
   garbage: { chunks: number; bytes: number };
   foreign: { objects: number; bytes: number; examples: string[] };
@@ -31,7 +32,14 @@ export interface ShardResult {
 const counted = object({ chunks: number, bytes: number });
 const shardShape = object<ShardResult>({
   ...{ mix: number, absent: number, found: number, suspects: list(matching(/^[0-9a-f]{64}$/)) },
-  ...{ readChunks: number, readBytes: number, inTrash: number, young: counted, garbage: counted },
+  ...{
+    readChunks: number,
+    readBytes: number,
+    inTrash: number,
+    leased: counted,
+    young: counted,
+    garbage: counted,
+  },
   foreign: object({ objects: number, bytes: number, examples: list(text()) }),
 });
 

@@ -12,14 +12,21 @@ import { countForeign } from './chunk-scan.ts';
 import type { ShardResult } from './state.ts';
 
 /** Folders of the store that hold no images. */
-const PLAIN = ['state/', 'history/', 'journal/', 'keys/'];
+const PLAIN = ['state/', 'history/', 'hosts/', 'journal/', 'keys/'];
 /** Folders of an area without its chunks. */
 const IN_AREA = ['manifests/', 'references/', 'inherited/'];
 
 export interface Strays {
   readonly foreign: ShardResult['foreign'];
+  readonly leased: { manifests: number; bytes: number };
   readonly young: { manifests: number; bytes: number };
   readonly garbage: { manifests: number; bytes: number };
+}
+
+/** Images that no name means and that are alive: hosts have them attached; or a name meant them until lately. */
+export interface UnnamedImages {
+  readonly leased: ReadonlySet<ImageDigest>;
+  readonly late: ReadonlySet<ImageDigest>;
 }
 
 export interface StraysOptions {
@@ -27,17 +34,18 @@ export interface StraysOptions {
   readonly signal: AbortSignal | undefined;
 }
 
-/** `named` are the images that names mean, `late` those that one meant until lately. Throws UNAVAILABLE, ABORTED. */
+/** What there is besides the images that names mean. Throws UNAVAILABLE, ABORTED. */
 export async function findStrays(
   parts: StoreParts,
   view: View,
   named: ReadonlySet<ImageDigest>,
-  late: ReadonlySet<ImageDigest>,
+  unnamed: UnnamedImages,
   { nowMs, signal }: StraysOptions,
 ): Promise<Strays> {
   const { objects, policy } = parts;
   const found: Strays = {
     foreign: { objects: 0, bytes: 0, examples: [] },
+    leased: { manifests: 0, bytes: 0 },
     young: { manifests: 0, bytes: 0 },
     garbage: { manifests: 0, bytes: 0 },
   };
@@ -49,8 +57,9 @@ export async function findStrays(
         if (!meaning || !isKnown) countForeign(found, info);
         else if (meaning.kind === 'manifest' && meaning.area === view.active.path) {
           if (named.has(meaning.digest)) continue;
-          const isKept = late.has(meaning.digest) || info.modifiedMs >= nowMs - policy.graceMs;
-          const counted = isKept ? found.young : found.garbage;
+          const isYoung = unnamed.late.has(meaning.digest) || info.modifiedMs >= nowMs - policy.graceMs;
+          const isLeased = unnamed.leased.has(meaning.digest);
+          const counted = isLeased ? found.leased : isYoung ? found.young : found.garbage;
           counted.manifests++;
           counted.bytes += info.sizeBytes;
         }

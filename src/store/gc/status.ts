@@ -3,9 +3,8 @@
  * reads what was put aside, and what the commands did last. Only reads.
  */
 
-import { isRefusal } from '../../errors.ts';
 import { countLeases } from '../leases.ts';
-import type { ObjectStore } from '../objects/object-store.ts';
+import { storeTimeMs } from '../roots/clock-skew.ts';
 import type { LastRead } from '../roots/host-reads.ts';
 import type { StoreParts } from '../roots/parts.ts';
 import type { StorePolicy } from '../roots/policy.ts';
@@ -50,7 +49,7 @@ export interface GcStatus {
 /** Throws UNSUPPORTED for a store that cannot be listed, UNAVAILABLE. */
 export async function gcStatus(parts: StoreParts): Promise<GcStatus> {
   const view = await parts.views.newerThan(0);
-  const nowMs = await storeNowMs(parts.objects);
+  const nowMs = await storeTimeMs(parts.objects);
   const reads = await readsOf(parts.objects, view);
   const plan = new Map(purgePlan(view, reads, parts.policy, nowMs).map(({ area, held }) => [area, held]));
   const areas = view.areas.map((area) => {
@@ -66,14 +65,6 @@ export async function gcStatus(parts: StoreParts): Promise<GcStatus> {
     leases: await countLeases(parts.objects, parts.policy, nowMs),
     journal: await lastEntries(parts.objects, JOURNAL_ENTRIES),
   };
-}
-
-/** Of a directory that is only read nobody knows the time; then it is this machine's. */
-function storeNowMs(objects: ObjectStore): Promise<number> {
-  return objects.nowMs().catch((error) => {
-    if (isRefusal(error)) return Date.now();
-    throw error;
-  });
 }
 
 function areaStatus(

@@ -10,6 +10,7 @@ import {
 } from 'node:fs';
 import { dirname, join } from 'node:path';
 import t, { type Test } from 'tap';
+import { describeFsck } from '../../../src/cli/fsck-report.ts';
 import { LazydiskError } from '../../../src/errors.ts';
 import { TenantKey } from '../../../src/format/keys.ts';
 import { ClearManifest } from '../../../src/format/manifest-clear.ts';
@@ -18,7 +19,7 @@ import { KeyRing } from '../../../src/keys/key-ring.ts';
 import { fsck } from '../../../src/store/fsck/fsck.ts';
 import { rotate } from '../../../src/store/gc/rotate.ts';
 import { sweep } from '../../../src/store/gc/sweep.ts';
-import { manifestKey } from '../../../src/store/roots/layout.ts';
+import { leaseKey, manifestKey } from '../../../src/store/roots/layout.ts';
 import { copyTo, DAMAGES, damage, FsckStore, idsOf, withCalls } from '../../support/fsck-store.ts';
 
 async function newStore(t: Test) {
@@ -41,7 +42,8 @@ t.test('a store that is well, with and without a key', async (t) => {
   const report = await place.check();
   t.match(report, { ...WELL, names: 2, images: 2, manifests: 2, openedManifests: 0, liveChunks: 4 });
   t.match(report, { readChunks: 4, unknownImages: 0, repair: null });
-  t.match(report.orphans, { young: { chunks: 0, manifests: 0 }, garbage: { chunks: 0, manifests: 0 } });
+  const none = { chunks: 0, manifests: 0, bytes: 0 };
+  t.same(report.orphans, { leased: none, young: none, garbage: none });
   t.same(report.foreign, { objects: 0, bytes: 0, examples: [] });
   t.match(await place.check({ keys }), { ...WELL, openedManifests: 2 });
   t.match(await place.check({ sample: 0 }), { ...WELL, readChunks: 0 });
@@ -225,6 +227,39 @@ t.test('orphans: young ones, and what the next sweep takes', async (t) => {
   t.same({ sweptChunks, sweptManifests }, { sweptChunks: 2, sweptManifests: 1 });
   t.equal(sweptBytes, orphans.garbage.bytes);
 });
+
+t.test(
+  'an image that a host has attached and no name means is leased, until the lease is over',
+  async (t) => {
+    const { place, ids } = await newStore(t);
+    const image = await place.put('c', ['two', 'five', 'six']);
+    await (await place.store.writer()).removeReference('c');
+    rmSync(place.path('history/c%3Alatest'), { recursive: true });
+    const files = [...new Set([...ids, ...idsOf(image)])].map((id) => place.chunk(id));
+    const longAgo = Date.now() / 1000 - 1000;
+    for (const file of [...files, place.manifest(image)]) utimesSync(file, longAgo, longAgo);
+    const lease = leaseKey(image.digest, 'host-1');
+    await place.store.parts.objects.put(lease, Buffer.alloc(0));
+    const report = await place.check();
+    t.match(report, { ...WELL, names: 2, liveChunks: 4, foreign: { objects: 0 } });
+    const [none, all] = [
+      { chunks: 0, manifests: 0, bytes: 0 },
+      { chunks: 2, manifests: 1, bytes: Number },
+    ];
+    t.match(report.orphans, { leased: all, young: none, garbage: none });
+    t.match(describeFsck(report), /attached somewhere, so kept: 2 chunks and 1 manifests/);
+    t.match(await sweep(place.store.parts), { sweptChunks: 0, sweptManifests: 0 });
+
+    flipClear(place.manifest(image));
+    const text = /^attached on host-1: .*broken manifest/;
+    t.match(await place.check(), { problems: [{ kind: 'manifest', names: [image.digest], text }] });
+    flipClear(place.manifest(image));
+    // Written again, it is young.
+    utimesSync(place.manifest(image), longAgo, longAgo);
+    utimesSync(place.path(lease), longAgo, longAgo);
+    t.match((await place.check()).orphans, { leased: none, young: none, garbage: all });
+  },
+);
 
 t.test('objects of strangers, wherever they lie', async (t) => {
   const { place } = await newStore(t);
