@@ -26,6 +26,8 @@ export class PaxRecords {
   readonly #globals: PaxRecords | undefined;
   /** Values are copies: a view would keep a whole input buffer alive. Undefined takes a global record back. */
   readonly #own = new Map<string, Buffer | undefined>();
+  /** Those of extended attributes, by themselves: they are gone through after each header, however many others there are. */
+  readonly #ownXattrs = new Map<string, Buffer | undefined>();
   /** GNU sparse 0.0 repeats its keys: offset, length, offset, length, … in order of appearance. */
   readonly sparseNumbers: number[] = [];
   #xattrs: ReadonlyMap<string, Buffer> | undefined;
@@ -41,7 +43,6 @@ export class PaxRecords {
 
   /** Reads one extended header's body. Throws CORRUPT. */
   add(body: Buffer): void {
-    this.#xattrs = undefined;
     for (let at = 0; at < body.length; ) {
       // Some writers pad the body with NULs inside its stated size.
       if (body[at] === 0) return;
@@ -87,7 +88,7 @@ export class PaxRecords {
     return parts[1] ? -nanoseconds : nanoseconds;
   }
 
-  /** Extended attributes by full name, the same map until the next `add`. Throws CORRUPT, UNSUPPORTED. */
+  /** Extended attributes by full name, the same map until a record of one is added. Throws CORRUPT, UNSUPPORTED. */
   xattrs(): ReadonlyMap<string, Buffer> {
     this.#xattrs ??= this.#readXattrs();
     return this.#xattrs;
@@ -96,9 +97,8 @@ export class PaxRecords {
   #readXattrs(): ReadonlyMap<string, Buffer> {
     const inherited = this.#globals?.xattrs() ?? NO_XATTRS;
     let own: Map<string, Buffer> | undefined;
-    for (const [key, value] of this.#own) {
-      const name = xattrName(key);
-      if (name === undefined) continue;
+    for (const [key, value] of this.#ownXattrs) {
+      const name = xattrName(key)!;
       own ??= new Map(inherited);
       if (value === undefined) own.delete(name);
       else if (key.startsWith(LIBARCHIVE)) own.set(name, Buffer.from(value.toString('latin1'), 'base64'));
@@ -132,10 +132,13 @@ export class PaxRecords {
       this.sparseNumbers.push(decimal(value.toString('latin1'), key));
       return;
     }
+    const isXattr = xattrName(key) !== undefined;
+    const own = isXattr ? this.#ownXattrs : this.#own;
+    if (isXattr) this.#xattrs = undefined;
     // An xattr may well be empty; every other record is taken back by an empty value.
-    if (value.length > 0 || key.includes('.xattr.')) this.#own.set(key, Buffer.from(value));
-    else if (this.#globals) this.#own.set(key, undefined);
-    else this.#own.delete(key);
+    if (value.length > 0 || key.includes('.xattr.')) own.set(key, Buffer.from(value));
+    else if (this.#globals) own.set(key, undefined);
+    else own.delete(key);
   }
 }
 

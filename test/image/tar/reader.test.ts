@@ -219,6 +219,25 @@ t.test('a global header holds for all that follows, and an entry’s own wins', 
   t.match(c, { name: 'c', mtimeNs: 5_500_000_000n, uid: 0 });
 });
 
+t.test('global headers without extended attributes leave what entries share of them as it is', async (t) => {
+  const [a, b, c, d] = await readEntries(
+    Buffer.concat([
+      packPax([['SCHILY.xattr.user.all', 'yes']], 'g'),
+      packEntry({ name: 'a' }),
+      packPax([['comment', 'x']], 'g'),
+      packEntry({ name: 'b', pax: [['mtime', '1']] }),
+      packPax([['SCHILY.xattr.user.more', '']], 'g'),
+      packEntry({ name: 'c' }),
+      packEntry({ name: 'd', pax: [['SCHILY.xattr.user.own', '1']] }),
+      END,
+    ]),
+  );
+  t.equal(b?.xattrs, a?.xattrs, 'not so much as copied');
+  t.same([...a!.xattrs.keys()], ['user.all']);
+  t.same([...c!.xattrs.keys()], ['user.all', 'user.more']);
+  t.same([...d!.xattrs.keys()], ['user.all', 'user.more', 'user.own']);
+});
+
 t.test('links and directories that state a size have no body all the same', async (t) => {
   const entries = await readEntries(
     Buffer.concat([
