@@ -10,7 +10,7 @@ import type { StoreParts } from '../roots/parts.ts';
 import type { StorePolicy } from '../roots/policy.ts';
 import type { Area, View } from '../roots/view.ts';
 import { type JournalEntry, lastEntries } from './journal.ts';
-import { type HeldArea, purgePlan, readsOf } from './purge.ts';
+import { type HeldArea, purgePlan, readsOf } from './purge-plan.ts';
 
 const JOURNAL_ENTRIES = 10;
 
