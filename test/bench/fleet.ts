@@ -173,7 +173,7 @@ async function main(): Promise<void> {
         const slow = condition.startsWith('one slow');
         const scheme = make(slow ? throughProxy : addresses);
         proxy.slow(slow);
-        if (condition === 'one stopped') target.pause();
+        if (condition === 'one stopped') await target.pause();
         if (condition === 'one dead') await target.kill();
         const { latencies, missed, gigabytesPerSecond } = await measure(scheme, chunks);
         if (condition === 'one stopped') target.resume();

@@ -16,7 +16,7 @@ export interface TierUnderTest {
   /** False for a tier that only relays, where `put` and `discard` change nothing. Default true. */
   readonly keeps?: boolean;
   /** Makes the next reads hang, if the tier supports that. */
-  readonly stall?: () => void;
+  readonly stall?: () => void | Promise<void>;
   /**
    * Makes the next reads fail with an error that is not retryable, if the tier supports that. Returns a function that
    * counts the reads below the tier since then.
@@ -132,7 +132,7 @@ export function tierSuite(t: Test, make: Make): void {
       t.comment('this tier cannot be made to hang');
       return;
     }
-    stall();
+    await stall();
     await t.rejects(tier.get(id, sealed.length, demand(30)), { code: 'TIMEOUT' });
     const controller = new AbortController();
     const cancelled = tier.get(id, sealed.length, demand(20_000, controller.signal));

@@ -142,7 +142,7 @@ async function vandal({ place, endAt }: Soak): Promise<void> {
 async function stopper({ nodes, endAt }: Soak): Promise<void> {
   while (performance.now() < endAt) {
     const node = pick(nodes);
-    node.pause();
+    await node.pause();
     await sleep(randomInt(100, 3000));
     node.resume();
     await sleep(randomInt(100, 2000));

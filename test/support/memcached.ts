@@ -1,7 +1,9 @@
 /** Real memcached processes on loopback for tests, and a proxy that can misbehave in front of one. */
 import { type ChildProcess, spawn } from 'node:child_process';
 import { once } from 'node:events';
+import { readdirSync, readFileSync } from 'node:fs';
 import net, { type AddressInfo } from 'node:net';
+import { setTimeout as sleep } from 'node:timers/promises';
 import type { NodeAddress } from '../../src/chunk/fleet/node.ts';
 
 /** A port that was free a moment ago. */
@@ -13,6 +15,12 @@ export async function freePort(): Promise<number> {
   server.close();
   await once(server, 'close');
   return port;
+}
+
+/** Whether every thread of a process is in the state that SIGSTOP leads to (proc(5), the field after the name in `stat`). */
+function isStopped(pid: number): boolean {
+  const tasks = `/proc/${pid}/task`;
+  return readdirSync(tasks).every((task) => /\) T /.test(readFileSync(`${tasks}/${task}/stat`, 'utf8')));
 }
 
 export class Memcached {
@@ -48,14 +56,17 @@ export class Memcached {
         socket.on('connect', () => socket.destroy());
       });
       if (answered) return;
-      await new Promise((resolve) => setTimeout(resolve, 25));
+      await sleep(25);
     }
     throw new Error(`memcached on port ${this.port} does not answer`);
   }
 
-  /** SIGSTOP: it accepts, and never answers. */
-  pause(): void {
-    this.#child?.kill('SIGSTOP');
+  /** Stops it: it accepts, and never answers. Resolves when all of its threads have stopped, which a signal takes a while for. */
+  async pause(): Promise<void> {
+    const pid = this.#child?.pid;
+    if (pid === undefined) return;
+    process.kill(pid, 'SIGSTOP');
+    while (!isStopped(pid)) await sleep(1);
   }
 
   resume(): void {
@@ -70,18 +81,20 @@ export class Memcached {
     await once(child, 'exit');
   }
 
-  /** One raw command; resolves with what came back within a moment. */
+  /** Sends raw commands and resolves with the answers to them; those after a lost connection are missing. */
   async raw(text: string | Buffer): Promise<string> {
     const socket = net.connect(this.port, '127.0.0.1');
-    let answer = '';
-    socket.on('data', (bytes) => {
-      answer += bytes.toString('latin1');
-    });
     socket.on('error', () => {});
     socket.write(text);
-    await new Promise((resolve) => setTimeout(resolve, 60));
+    // The answer to a no-op comes after all others.
+    socket.write('mn\r\n');
+    let answer = '';
+    for await (const bytes of socket) {
+      answer += (bytes as Buffer).toString('latin1');
+      if (answer.endsWith('MN\r\n')) break;
+    }
     socket.destroy();
-    return answer;
+    return answer.replace(/MN\r\n$/, '');
   }
 }
 
@@ -128,7 +141,7 @@ export async function startProxy(port: number): Promise<{
       }
       const delayMs = Math.random() < faults.delayShare ? faults.delayMs : 0;
       before = before
-        .then(() => (delayMs > 0 ? new Promise((resolve) => setTimeout(resolve, delayMs)) : undefined))
+        .then(() => (delayMs > 0 ? sleep(delayMs) : undefined))
         .then(() => void front.write(bytes));
     });
   });

@@ -21,8 +21,8 @@ function tierOn(
   return new FleetTier({
     code,
     nodes: nodes.map(({ address }) => address),
-    node: { connectTimeoutMs: 2_000, inflightMax: 1024, queuedBytesMax: 64 << 20, ...node },
-    timeoutMs: 2_000,
+    node: { connectTimeoutMs: 15_000, inflightMax: 1024, queuedBytesMax: 64 << 20, ...node },
+    timeoutMs: 15_000,
     fillBytesMax: 64 << 20,
     // One drive gets three quarters of the places, and the suite has that many loans at once.
     gathersMax: 128,
@@ -49,8 +49,8 @@ t.test('it fulfils the contract of a tier', async (t) => {
     });
     return {
       tier,
-      stall: () => {
-        for (const node of nodes) node.pause();
+      stall: async () => {
+        await Promise.all(nodes.map((node) => node.pause()));
       },
     };
   });

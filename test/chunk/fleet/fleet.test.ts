@@ -136,7 +136,7 @@ t.test('with real memcached', async (t) => {
 
   for (const [name, break_] of [
     ['killed', (node: Memcached) => node.kill()],
-    ['stopped', async (node: Memcached) => node.pause()],
+    ['stopped', (node: Memcached) => node.pause()],
   ] as const) {
     t.test(`one node ${name}: every chunk is still served, by parity`, async (t) => {
       const nodes = await cluster(t, 5);
@@ -220,12 +220,15 @@ t.test('with real memcached', async (t) => {
     for (const { id, bytes } of stored) await tier.put(id, bytes);
     let running = true;
     let served = 0;
+    let rounds = 0;
     const load = (async () => {
-      while (running) served += await readAll(tier, stored);
+      for (; running; rounds++) served += await readAll(tier, stored);
     })();
     for (const count of [7, 8, 7, 6, 8]) {
       tier.setNodes(list.slice(0, count));
-      await new Promise((resolve) => setTimeout(resolve, 150));
+      // Until reads have gone on for a while with these nodes.
+      for (const before = rounds; rounds < before + 2; )
+        await new Promise((resolve) => setTimeout(resolve, 10));
     }
     running = false;
     await load;
