@@ -97,7 +97,7 @@ export class Slab {
     return this.#free.length;
   }
 
-  /** For a drive of `chunks` chunks, zero but at the indices `stored`: what lets native threads read from the slots. */
+  /** For a drive of `chunks` chunks, all zero except at the indices `stored`: lets native threads read the slots. */
   hitMap(chunks: number, stored: Iterable<number>): HitMap {
     this.residency ??= new SlabResidency(this.#memory, CHUNK_BYTES);
     return this.residency.hitMap(chunks, stored);

@@ -213,8 +213,8 @@ async function main(): Promise<void> {
     const verdict = (met: boolean) => (met ? 'met' : 'MISSED');
     process.stdout.write(`
 4+1, p99.9 with a node stopped / all healthy: ${stopped.toFixed(2)}  goal 1.5  ${verdict(stopped <= 1.5)}
-4+1, p50 / that of one copy:               ${parity.toFixed(2)}  goal 1.3  ${verdict(parity <= 1.3)}
-4+1, GB/s into one reader:                 ${speed.toFixed(2)}  goal 1.0  ${verdict(speed > 1)}
+4+1, p50 / that of one copy:                  ${parity.toFixed(2)}  goal 1.3  ${verdict(parity <= 1.3)}
+4+1, GB/s into one reader:                    ${speed.toFixed(2)}  goal 1.0  ${verdict(speed > 1)}
 `);
     const svg = process.argv[2];
     if (svg) writeFileSync(svg, drawDistributions('Latency of a 512 KiB chunk read from the fleet', panels));

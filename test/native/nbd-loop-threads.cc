@@ -20,7 +20,7 @@ namespace {
 constexpr size_t kSlotBytes = 4096, kSlots = 8, kChunks = 64;
 constexpr int kClients = 4, kBursts = 1000, kBurstMax = 8;
 
-// One chunk in eight is all zero: nobody fills a slot with it, and nobody but the thread may be asked for it.
+// One chunk in eight is all zero: it is in no slot, and only the thread may answer reads of it.
 bool IsZero(uint64_t chunk) { return chunk % 8 == 0; }
 
 size_t HeaderBytes(bool is_structured) { return is_structured ? 28 : 16; }

@@ -45,7 +45,7 @@ export async function prepareFile(
   if (bytes < size) await file.truncate(bytes);
   if (bytes < dataFileBytes(reuse ? wanted : geometryFor(options.capBytes))) {
     options.onWarning?.(
-      `disk cache in ${options.dir}: room for ${bytes} of ${options.capBytes} bytes on this file system`,
+      `disk cache in ${options.dir}: only ${bytes} of ${options.capBytes} bytes fit on this file system`,
     );
   }
   if (geometry.segments === 0) return geometry;

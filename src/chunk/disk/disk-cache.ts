@@ -236,7 +236,7 @@ export class DiskCache implements ChunkTier {
     this.#closed = true;
     const partial = this.#recovery !== undefined;
     if (!(await this.#idle())) {
-      this.#warn('disk cache: the disk hangs, the index is not saved; the next start scans');
+      this.#warn('disk cache: the disk hangs, so the index is not saved; the next start scans the records');
       return;
     }
     try {
@@ -244,7 +244,9 @@ export class DiskCache implements ChunkTier {
         await saveSnapshot(this.#indexPath(), this.#geometry, this.#segments);
       }
     } catch (error) {
-      this.#warn(`disk cache: the index could not be saved (${errorText(error)}); the next start scans`);
+      this.#warn(
+        `disk cache: the index could not be saved (${errorText(error)}); the next start scans the records`,
+      );
     } finally {
       await this.#file.close();
       await this.#lock.release();
@@ -329,7 +331,7 @@ export class DiskCache implements ChunkTier {
     try {
       const { bytesWritten } = await writeAt(this.#file.fd, [...parts], position);
       const wanted = parts.reduce((sum, { length }) => sum + length, 0);
-      if (bytesWritten !== wanted) throw new Error(`wrote ${bytesWritten} bytes only`);
+      if (bytesWritten !== wanted) throw new Error(`wrote only ${bytesWritten} bytes`);
     } finally {
       this.#writesSince.delete(since);
     }

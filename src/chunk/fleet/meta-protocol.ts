@@ -90,7 +90,7 @@ export class ReplyParser {
   #takeLine(bytes: Uint8Array, from: number): number {
     const end = bytes.indexOf(LF, from);
     const upTo = end < 0 ? bytes.length : end + 1;
-    if (this.#lineBytes + upTo - from > LINE_BYTES_MAX) throw corrupt('a reply line without an end');
+    if (this.#lineBytes + upTo - from > LINE_BYTES_MAX) throw corrupt('an unterminated reply line');
     this.#line.set(bytes.subarray(from, upTo), this.#lineBytes);
     this.#lineBytes += upTo - from;
     if (end < 0) return upTo;

@@ -104,7 +104,7 @@ export function parseNodeLine(line: string): NodeAddress {
     else if (key === 'weight') weight = Number(value);
     else throw usage(line, `unknown word: ${word}`);
   }
-  if (!(weight > 0 && weight <= 1e6)) throw usage(line, 'a weight is above 0 and at most 1000000');
+  if (!(weight > 0 && weight <= 1e6)) throw usage(line, 'a weight must be above 0 and at most 1000000');
   return { name, host, port, weight, ...(zone === undefined ? {} : { zone }) };
 }
 

@@ -126,7 +126,7 @@ export class RequestReader {
   name(offset: number): string {
     const at = this.#inBody(offset, 1);
     const end = this.#bytes.indexOf(0, at);
-    if (end < 0 || end >= this.#bodyEnd) throw corrupt('a name without an end');
+    if (end < 0 || end >= this.#bodyEnd) throw corrupt('an unterminated name');
     return this.#bytes.toString('latin1', at, end);
   }
 
