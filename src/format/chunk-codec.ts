@@ -1,7 +1,7 @@
 /**
- * One chunk of a disk to its sealed form and back (FORMAT.md, "Chunks"). The trick is that the key is made from
- * the encoded bytes themselves: equal chunks of one dedup domain seal to equal bytes, so they are stored once,
- * and no key ever seals two different payloads, so the nonce can be fixed.
+ * One chunk of a disk to its sealed form and back (FORMAT.md, "Chunks"). The key is derived from the encoded bytes
+ * themselves: equal chunks of one dedup domain seal to equal bytes, so they are stored once, and no key ever seals two
+ * different payloads, so the nonce can be fixed.
  */
 import { createCipheriv, createDecipheriv, createHmac, hash } from 'node:crypto';
 import { constants, zstdCompressSync, zstdDecompressSync } from 'node:zlib';
@@ -10,7 +10,7 @@ import { CHUNK_BYTES, type ChunkId, chunkIdOf, KEY_BYTES, SEALED_BYTES_MAX } fro
 
 const ZSTD_LEVEL = 3;
 
-/** What made the payloads; another one makes other bytes, so it is recorded in each manifest. */
+/** The encoder of the payloads. Another encoder produces other bytes, so each manifest records it. */
 export const ENCODER_VERSION = `zstd-${process.versions.zstd}/${ZSTD_LEVEL}`;
 
 /** The first byte of a payload: how its rest is encoded. */
@@ -20,16 +20,16 @@ export const CODEC_ZSTD = 1;
 /** AES-GCM tag, at the end of the sealed bytes. */
 export const TAG_BYTES = 16;
 
-/** Shortest sealed form that can be: codec byte, one byte, tag. */
+/** Shortest possible sealed form: codec byte, one byte, tag. */
 export const SEALED_BYTES_MIN = 1 + 1 + TAG_BYTES;
 
-/** Zstd must save at least a sixteenth, or the chunk is kept as it is and opens without decompression. */
+/** Zstd must save at least a sixteenth, or the chunk is stored uncompressed and opens without decompression. */
 const ZSTD_BODY_BYTES_MAX = CHUNK_BYTES - CHUNK_BYTES / 16;
 
-/** A key seals exactly one payload, so the nonce says nothing and is zero. */
+/** A key seals exactly one payload, so the nonce can be constant. */
 const NONCE = Buffer.alloc(12);
 
-// Room for all output of one call: with less, zstd takes its input in pieces and may cut blocks elsewhere.
+// Room for the whole output of one call: with less, zstd takes its input in pieces and may split blocks elsewhere.
 const ZSTD_OPTIONS = {
   chunkSize: CHUNK_BYTES + CHUNK_BYTES / 64,
   params: { [constants.ZSTD_c_compressionLevel]: ZSTD_LEVEL },
@@ -47,14 +47,14 @@ export interface EncodedChunk {
 
 /** Whether all of at most CHUNK_BYTES bytes are zero; such a chunk is not stored. */
 export function isZero(bytes: Uint8Array): boolean {
-  // Data nearly always shows in the first bytes; the compare of the whole costs 7 µs for a chunk of zeroes.
+  // Data nearly always differs within the first bytes; comparing a whole chunk of zeroes takes 7 µs.
   return zeroes.compare(bytes, 0, bytes.length, 0, bytes.length) === 0;
 }
 
 /**
- * Compresses and seals one chunk of exactly CHUNK_BYTES bytes. This is the reference, synchronous and unhurried, for
- * tools and tests; builds use the native `sealChunk`, which gives the same bytes. Equal `plain` and `salt` give equal
- * results under one ENCODER_VERSION.
+ * Compresses and seals one chunk of exactly CHUNK_BYTES bytes. This is the reference implementation, synchronous and
+ * slow, for tools and tests; builds use the native `sealChunk`, which returns the same bytes. Equal `plain` and `salt`
+ * give equal results under one ENCODER_VERSION.
  */
 export function encodeChunk(plain: Buffer, salt: Uint8Array): EncodedChunk {
   if (plain.length !== CHUNK_BYTES)
@@ -77,9 +77,9 @@ function seal(codec: number, body: Buffer, salt: Uint8Array): EncodedChunk {
 }
 
 /**
- * The chunk of CHUNK_BYTES bytes in `sealed`. This is the reference, synchronous and unhurried, for tools and
- * tests; drives read with the native codec. It proves the tag but not the id, which the caller knows. Throws
- * CORRUPT.
+ * Returns the chunk of CHUNK_BYTES bytes in `sealed`. This is the reference implementation, synchronous and slow, for
+ * tools and tests; drives read with the native codec. It verifies the tag but not the id, which the caller knows.
+ * Throws CORRUPT.
  */
 export function decodeChunk(sealed: Uint8Array, key: Uint8Array): Buffer {
   if (sealed.length < SEALED_BYTES_MIN || sealed.length > SEALED_BYTES_MAX || key.length !== KEY_BYTES)
@@ -101,7 +101,7 @@ function openPayload(sealed: Uint8Array, key: Uint8Array): Buffer {
   try {
     return Buffer.concat([decipher.update(sealed.subarray(0, sealed.length - TAG_BYTES)), decipher.final()]);
   } catch (cause) {
-    throw new LazydiskError('CORRUPT', 'a chunk that its key does not open', { cause });
+    throw new LazydiskError('CORRUPT', 'a chunk that its key does not decrypt', { cause });
   }
 }
 
@@ -109,6 +109,6 @@ function inflate(body: Buffer): Buffer {
   try {
     return zstdDecompressSync(body, { maxOutputLength: CHUNK_BYTES });
   } catch (cause) {
-    throw new LazydiskError('CORRUPT', 'a chunk whose zstd frame is broken', { cause });
+    throw new LazydiskError('CORRUPT', 'a chunk with a corrupt zstd frame', { cause });
   }
 }

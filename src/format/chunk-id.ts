@@ -1,6 +1,6 @@
 /**
- * What names a chunk. An id is SHA-256 of the chunk's sealed bytes, so that anyone can check a copy without a
- * key; as a string it is 64 lower-case hex digits, fit for a Map key, a file name and a log line alike.
+ * The name of a chunk. An id is the SHA-256 of the chunk's sealed bytes, so that anyone can verify a copy without a
+ * key; as a string it is 64 lower-case hex digits, usable as a Map key, a file name and in a log line.
  */
 
 /** Bytes of the disk that one chunk covers. */
@@ -10,7 +10,7 @@ export const CHUNK_BYTES = 512 * 1024;
 export const ID_BYTES = 32;
 export const KEY_BYTES = 32;
 
-/** Longest sealed form: codec byte, the chunk as it is, GCM tag. */
+/** Longest sealed form: codec byte, the uncompressed chunk, GCM tag. */
 export const SEALED_BYTES_MAX = 1 + CHUNK_BYTES + 16;
 
 /** SHA-256 of the sealed bytes: 64 lower-case hex digits. */

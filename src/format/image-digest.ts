@@ -1,4 +1,4 @@
-/** What names an image: SHA-256 of its manifest's clear part, whichever keys its manifests are sealed for. */
+/** The name of an image: SHA-256 of its manifest's clear part, whichever keys its manifests are sealed for. */
 
 /** `sha256:` and 64 lower-case hex digits. */
 export type ImageDigest = `sha256:${string}`;
@@ -10,7 +10,7 @@ export function isDigest(text: string): text is ImageDigest {
   return DIGEST.test(text);
 }
 
-/** A digest as the sealed part is bound to it. */
+/** The 32 bytes of a digest, as the sealed part is bound to it. */
 export function digestBytes(digest: ImageDigest): Buffer {
   return Buffer.from(digest.slice('sha256:'.length), 'hex');
 }

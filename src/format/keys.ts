@@ -1,6 +1,6 @@
 /**
- * A tenant's key: what wraps the data keys of its manifests, and the secret of the dedup domain whose salts make
- * its chunk keys (FORMAT.md, "Keys"). Both secrets are private fields, so no log line, error or inspection can
+ * A tenant's key: the wrapping key for the data keys of its manifests, and the secret of the dedup domain whose salts
+ * derive its chunk keys (FORMAT.md, "Keys"). Both secrets are private fields, so no log line, error or inspection can
  * show them; the only way out as text is `secretText`, for the key file and for KMS to encrypt (wrapped-key.ts).
  */
 import { createCipheriv, createDecipheriv, createHmac, randomBytes, timingSafeEqual } from 'node:crypto';
@@ -8,10 +8,10 @@ import { inspect } from 'node:util';
 import { errorText, LazydiskError } from '../errors.ts';
 import { KEY_BYTES } from './chunk-id.ts';
 
-/** A dedup domain's name; it stands in the clear in every manifest. */
+/** A dedup domain's name; every manifest holds it in the clear. */
 export const DOMAIN_NAME = /^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$/;
 
-/** A key's public name: 16 lower-case hex digits, made one-way from the wrapping key. */
+/** A key's public name: 16 lower-case hex digits, derived one-way from the wrapping key. */
 export const KEY_ID = /^[0-9a-f]{16}$/;
 
 const KEY_FILE_KIND = 'lazydisk key';
@@ -26,7 +26,7 @@ export const WRAPPED_KEY_BYTES = NONCE_BYTES + KEY_BYTES + TAG_BYTES;
 export interface NewKeyOptions {
   /** Name of a new dedup domain; default `default`. */
   readonly domain?: string;
-  /** Join this key's dedup domain, name and secret, instead of starting one: the two share chunks. */
+  /** Join this key's dedup domain, with its name and secret, instead of creating one: the two keys share chunks. */
   readonly sharing?: TenantKey;
 }
 
@@ -45,18 +45,21 @@ export class TenantKey {
     this.id = createHmac('sha256', wrapKey).update('lazydisk key id').digest('hex').slice(0, 16);
   }
 
-  /** A new random key. Throws USAGE for a domain name that is none. */
+  /** Returns a new random key. Throws USAGE for an invalid domain name. */
   static generate(options: NewKeyOptions = {}): TenantKey {
     if (options.sharing) {
       return new TenantKey(randomBytes(KEY_BYTES), options.sharing.domain, options.sharing.#domainSecret);
     }
     const domain = options.domain ?? 'default';
     if (!DOMAIN_NAME.test(domain))
-      throw new LazydiskError('USAGE', `domain name ${JSON.stringify(domain)}: want ${DOMAIN_NAME.source}`);
+      throw new LazydiskError(
+        'USAGE',
+        `invalid domain name ${JSON.stringify(domain)}: want ${DOMAIN_NAME.source}`,
+      );
     return new TenantKey(randomBytes(KEY_BYTES), domain, randomBytes(KEY_BYTES));
   }
 
-  /** The key that `secretText` wrote. Throws KEY, without quoting any of the text. */
+  /** Returns the key that `secretText` wrote. Throws KEY, without quoting any of the text. */
   static parse(text: string): TenantKey {
     let fields: Record<string, unknown>;
     try {
@@ -69,16 +72,17 @@ export class TenantKey {
     if (fields.version !== KEY_FILE_VERSION)
       throw new LazydiskError(
         'KEY',
-        `a key of version ${Number(fields.version)}, which this program does not know`,
+        `a key of version ${Number(fields.version)}, which this program does not support`,
       );
     if (typeof fields.domain !== 'string' || !DOMAIN_NAME.test(fields.domain))
-      throw new LazydiskError('KEY', 'a key without a proper "domain"');
+      throw new LazydiskError('KEY', 'a key without a valid "domain"');
     const key = new TenantKey(secretOf(fields, 'wrapKey'), fields.domain, secretOf(fields, 'domainSecret'));
-    if (fields.id !== key.id) throw new LazydiskError('KEY', 'a damaged key: its id and its bytes differ');
+    if (fields.id !== key.id)
+      throw new LazydiskError('KEY', 'a corrupt key: its id does not match its bytes');
     return key;
   }
 
-  /** The text of a key file: the secrets themselves. For nothing but that file and KMS. */
+  /** The text of a key file: the secrets themselves. For that file and KMS only. */
   secretText(): string {
     const fields = {
       kind: KEY_FILE_KIND,
@@ -96,7 +100,7 @@ export class TenantKey {
     return this.domain === other.domain && timingSafeEqual(this.#domainSecret, other.#domainSecret);
   }
 
-  /** The secret that chunk keys of this domain and epoch are made with, KEY_BYTES long. */
+  /** The secret that chunk keys of this domain and epoch are derived with, KEY_BYTES long. */
   salt(epoch: number): Buffer {
     const tail = Buffer.alloc(4);
     tail.writeUInt32LE(epoch);
@@ -108,14 +112,17 @@ export class TenantKey {
       .digest();
   }
 
-  /** `dataKey` under this key: nonce ‖ ciphertext ‖ tag, WRAPPED_KEY_BYTES long. `bound` must be given again to unwrap. */
+  /**
+   * Returns `dataKey` encrypted under this key: nonce ‖ ciphertext ‖ tag, WRAPPED_KEY_BYTES long. `unwrap` needs the
+   * same `bound`.
+   */
   wrap(dataKey: Uint8Array, bound: Uint8Array): Buffer {
     const nonce = randomBytes(NONCE_BYTES);
     const cipher = createCipheriv('aes-256-gcm', this.#wrapKey, nonce).setAAD(bound);
     return Buffer.concat([nonce, cipher.update(dataKey), cipher.final(), cipher.getAuthTag()]);
   }
 
-  /** The data key in `wrapped`. Throws KEY. */
+  /** Returns the data key in `wrapped`. Throws KEY. */
   unwrap(wrapped: Uint8Array, bound: Uint8Array): Buffer {
     const decipher = createDecipheriv('aes-256-gcm', this.#wrapKey, wrapped.subarray(0, NONCE_BYTES));
     decipher.setAAD(bound).setAuthTag(wrapped.subarray(NONCE_BYTES + KEY_BYTES));
@@ -123,7 +130,7 @@ export class TenantKey {
       const dataKey = decipher.update(wrapped.subarray(NONCE_BYTES, NONCE_BYTES + KEY_BYTES));
       return Buffer.concat([dataKey, decipher.final()]);
     } catch (cause) {
-      throw new LazydiskError('KEY', `key ${this.id} does not open this data key: ${errorText(cause)}`, {
+      throw new LazydiskError('KEY', `key ${this.id} does not decrypt this data key: ${errorText(cause)}`, {
         cause,
       });
     }

@@ -1,7 +1,7 @@
 /**
- * The part of a manifest that anyone may read: what disk it describes and which stored chunks hold it, by id.
- * Its SHA-256 is the image's digest. Garbage collection, fsck and copies between stores need no more, and so no
- * key. The table is used where it lies, as columns; one quick pass checks its order and bounds.
+ * The part of a manifest that anyone can read: which disk it describes and which stored chunks hold it, by id. Its
+ * SHA-256 is the image's digest. Garbage collection, fsck and copies between stores need only this part, and so no key.
+ * The table is used in place, as columns; one quick pass checks its order and bounds.
  */
 import { createHash } from 'node:crypto';
 import { runNow, type Steps } from '../async/slices.ts';
@@ -23,7 +23,7 @@ import {
   WRITER_VERSION_BYTES,
 } from './manifest-layout.ts';
 
-/** What is done between two pauses: some 0.2 ms, also before the compiler has looked at it. */
+/** The work between two pauses: about 0.2 ms, even before the code has been optimized. */
 const STEP_BYTES = 256 * 1024;
 const STEP_ENTRIES = 8 * 1024;
 
@@ -47,13 +47,13 @@ export class ClearManifest {
   #digest!: ImageDigest;
 
   /**
-   * Reads the clear part at the start of `bytes`, which may go on with the sealed part. Throws CORRUPT for what
-   * no writer makes, UNSUPPORTED for another version of the format. The ids column stays a view of `bytes`.
-   * The passes over the whole table are given to `run`.
+   * Reads the clear part at the start of `bytes`, which may go on with the sealed part. Throws CORRUPT for bytes that
+   * no writer produces, UNSUPPORTED for another version of the format. The ids column stays a view of `bytes`. The
+   * passes over the whole table are given to `run`.
    */
   constructor(bytes: Buffer, run: (passes: Steps<void>) => void = runNow) {
     if (bytes.length < CLEAR_HEADER_BYTES || !bytes.subarray(0, MAGIC.length).equals(MAGIC))
-      throw corrupt('it does not start like a manifest');
+      throw corrupt('it does not start with the magic of a manifest');
     const version = bytes.readUInt32LE(CLEAR.version);
     if (version !== FORMAT_VERSION)
       throw unsupported(`its version is ${version}, this program reads ${FORMAT_VERSION}`);
@@ -61,7 +61,7 @@ export class ClearManifest {
     if (chunkBytes !== CHUNK_BYTES)
       throw unsupported(`its chunks are ${chunkBytes} bytes, not ${CHUNK_BYTES}`);
     const flags = bytes.readUInt32LE(CLEAR.flags) | bytes.readUInt32LE(CLEAR.reserved);
-    if (flags !== 0) throw unsupported('it uses features that this program does not know');
+    if (flags !== 0) throw unsupported('it uses features that this program does not support');
 
     const diskBytes = bytes.readBigUInt64LE(CLEAR.diskBytes);
     if (
@@ -79,7 +79,7 @@ export class ClearManifest {
     this.domain = textAt(bytes, CLEAR.domain, DOMAIN_BYTES);
     this.metadataMac = bytes.subarray(CLEAR.metadataMac, CLEAR_HEADER_BYTES);
 
-    // The bytes at hand bound the count, so nothing is allocated on the word of a header.
+    // The number of bytes at hand bounds the count, so a header cannot cause a large allocation.
     this.clearBytes = clearBytesOf(this.storedChunks);
     if (this.storedChunks > this.chunkCount || this.clearBytes > bytes.length)
       throw corrupt(
@@ -102,12 +102,12 @@ export class ClearManifest {
     return clear;
   }
 
-  /** SHA-256 of the clear part: the image's name by content. */
+  /** SHA-256 of the clear part: the image's digest. */
   get digest(): ImageDigest {
     return this.#digest;
   }
 
-  /** The entry that holds chunk `index` of the disk, or -1 when that chunk is all zero. */
+  /** Returns the entry that holds chunk `index` of the disk, or -1 if that chunk is all zero. */
   entryOf(index: number): number {
     const indices = this.#indices;
     let low = 0;
@@ -122,7 +122,7 @@ export class ClearManifest {
     return -1;
   }
 
-  /** Which chunk of the disk `entry` (0 to storedChunks - 1) holds. Entries are in the order of the disk. */
+  /** Returns which chunk of the disk `entry` (0 to storedChunks - 1) holds. Entries are in the order of the disk. */
   indexOf(entry: number): number {
     return this.#at(this.#indices, entry);
   }
@@ -141,7 +141,7 @@ export class ClearManifest {
     return this.#ids;
   }
 
-  /** Sealed bytes of all entries together; a chunk that the disk holds twice counts twice. */
+  /** Total sealed bytes of all entries; a chunk that the disk holds twice counts twice. */
   sealedBytes(): number {
     let sum = 0;
     for (const length of this.#lengths) sum += length;
@@ -181,7 +181,7 @@ export class ClearManifest {
   }
 }
 
-/** The bytes at `offset` into `column`: a copy, because they need not be aligned. */
+/** Copies the bytes at `offset` into `column`; a view would need them to be aligned. */
 function* copyColumn(bytes: Buffer, offset: number, column: Uint32Array): Steps<void> {
   const target = Buffer.from(column.buffer);
   for (let at = 0; at < target.length; at += STEP_BYTES) {
@@ -190,18 +190,19 @@ function* copyColumn(bytes: Buffer, offset: number, column: Uint32Array): Steps<
   }
 }
 
-/** ASCII up to the first zero; behind it only zeroes, so that each text has one form. */
+/** ASCII up to the first zero, followed only by zeroes, so that each text has one form. */
 function textAt(bytes: Buffer, offset: number, length: number): string {
   const field = bytes.subarray(offset, offset + length);
   const end = field.indexOf(0);
-  if (end < 1 || field.subarray(end).some((byte) => byte !== 0)) throw corrupt('a text field without end');
+  if (end < 1 || field.subarray(end).some((byte) => byte !== 0))
+    throw corrupt('a text field without a terminator');
   const text = field.toString('latin1', 0, end);
   if (!/^[\x21-\x7e]+$/.test(text)) throw corrupt('a text field that is not text');
   return text;
 }
 
 function corrupt(why: string): LazydiskError {
-  return new LazydiskError('CORRUPT', `broken manifest: ${why}`);
+  return new LazydiskError('CORRUPT', `corrupt manifest: ${why}`);
 }
 
 function unsupported(why: string): LazydiskError {

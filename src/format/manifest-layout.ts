@@ -1,7 +1,7 @@
 /**
- * Where everything lies in a manifest (FORMAT.md, "Manifests"): the one place that knows the offsets, shared by
- * what writes and what reads. All integers are little-endian; the tables are columns, so that a reader takes
- * each as one typed array and parses nothing.
+ * The layout of a manifest (FORMAT.md, "Manifests"): the one place that knows the offsets, shared by writer and reader.
+ * All integers are little-endian; the tables are columns, so that a reader takes each as one typed array and parses
+ * nothing.
  */
 import { KEY_BYTES } from './chunk-id.ts';
 import { WRAPPED_KEY_BYTES } from './keys.ts';
@@ -31,7 +31,7 @@ export const WRITER_VERSION_BYTES = 32;
 export const ENCODER_VERSION_BYTES = 32;
 export const DOMAIN_BYTES = 64;
 
-/** Columns of the table of stored chunks, behind the header: all indices, then all lengths, then all ids. */
+/** Columns of the table of stored chunks, after the header: all indices, then all lengths, then all ids. */
 export const INDEX_BYTES = 4;
 export const LENGTH_BYTES = 4;
 /** One chunk's share of the three columns. */
@@ -49,7 +49,7 @@ export const SEAL_TAG_BYTES = 16;
 /** One chunk's share of the sealed body: its key. */
 export const KEY_ENTRY_BYTES = KEY_BYTES;
 
-/** Largest metadata JSON: a generous bound on what an image's configuration may hold. */
+/** Largest metadata JSON: a generous bound for an image's configuration. */
 export const METADATA_BYTES_MAX = 8 * 1024 * 1024;
 
 /** Largest disk: chunk indices are 32 bits wide. */

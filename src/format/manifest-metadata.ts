@@ -1,12 +1,12 @@
 /**
- * What a manifest says about its image besides the disk: the part of the OCI configuration that a start needs,
- * and where the image came from. It is JSON, sealed, because environments hold secrets. Its bytes go into the
- * image's digest (through a HMAC), so it has one canonical form: keys in the order below, labels sorted, nothing
- * of the machine, the clock or the path that it was built from.
+ * What a manifest says about its image besides the disk: the part of the OCI configuration that is needed to start it,
+ * and where the image came from. It is JSON, sealed because environments hold secrets. Its bytes go into the image's
+ * digest (through an HMAC), so it has one canonical form: keys in the order below, labels sorted, and nothing that
+ * depends on the machine, the clock or the path of the build.
  */
 import { LazydiskError } from '../errors.ts';
 
-/** What of an image's OCI configuration is kept. */
+/** The part of an image's OCI configuration that is kept. */
 export interface RunConfig {
   readonly entrypoint: readonly string[];
   readonly cmd: readonly string[];
@@ -19,9 +19,9 @@ export interface RunConfig {
 
 /** One layer of the source, and the disk's chunks that its file data went to. */
 export interface LayerRange {
-  /** Of the layer's blob, as its image's manifest names it. */
+  /** Of the layer's blob, as the OCI image manifest names it. */
   readonly digest: string;
-  /** Bytes of the blob, compressed as it came. */
+  /** Bytes of the blob, compressed as it was pulled. */
   readonly sizeBytes: number;
   /** Disk chunk index; meaningless when `chunks` is 0. */
   readonly firstChunk: number;
@@ -65,15 +65,18 @@ export function encodeMetadata(metadata: ImageMetadata): Buffer {
   );
 }
 
-/** What `encodeMetadata` wrote. The bytes were authenticated, so a wrong shape is a writer's fault: CORRUPT. */
+/**
+ * Parses what `encodeMetadata` wrote. The bytes are authenticated, so a wrong shape is a writer's bug. Throws CORRUPT.
+ */
 export function decodeMetadata(bytes: Buffer): ImageMetadata {
   let value: ImageMetadata;
   try {
     value = JSON.parse(bytes.toString()) as ImageMetadata;
   } catch (cause) {
-    throw new LazydiskError('CORRUPT', 'broken manifest: its metadata is not JSON', { cause });
+    throw new LazydiskError('CORRUPT', 'corrupt manifest: its metadata is not JSON', { cause });
   }
-  if (!hasShape(value)) throw new LazydiskError('CORRUPT', 'broken manifest: its metadata lacks a part');
+  if (!hasShape(value))
+    throw new LazydiskError('CORRUPT', 'corrupt manifest: its metadata lacks a required field');
   return value;
 }
 

@@ -1,8 +1,8 @@
 /**
- * Gives a manifest to another tenant of its dedup domain (FORMAT.md, "Manifests"), at the price of one small object: no
- * chunk is touched and the digest does not change. To rewrap is to wrap the data key anew; everything but its 76 bytes
- * stays as it is. To reseal is to seal the body under a new data key, too, so that whoever knows the old one opens, and
- * forges, nothing of the new manifest.
+ * Gives a manifest to another tenant of its dedup domain (FORMAT.md, "Manifests"), for the cost of one small object: no
+ * chunk is touched and the digest does not change. Rewrapping wraps the same data key again and changes only its 76
+ * bytes. Resealing also seals the body under a new data key, so that whoever knows the old one can neither read nor
+ * forge the new manifest.
  */
 import { LazydiskError } from '../errors.ts';
 import { digestBytes } from './image-digest.ts';
@@ -13,12 +13,12 @@ import { SEAL } from './manifest-layout.ts';
 import { sealedPart } from './manifest-seal.ts';
 
 /**
- * The manifest in `bytes`, which `from` opens, as `to` opens it. `bytes` stays as it is. Throws KEY, CORRUPT and
- * UNSUPPORTED as `Manifest.open` does; USAGE for a key of another domain: whoever builds with it would not share
- * chunks with this image, and the manifest would say that they do.
+ * Returns the manifest in `bytes`, which `from` opens, rewrapped for `to`. `bytes` is not changed. Throws KEY, CORRUPT
+ * and UNSUPPORTED as `Manifest.open` does; USAGE for a key of another domain: builds with it would not share chunks
+ * with this image, although the manifest would say so.
  */
 export function rewrapManifest(bytes: Buffer, from: TenantKey, to: TenantKey): Buffer {
-  // All of it is opened, so that what is corrupt is refused here and not handed on under a new key.
+  // The whole manifest is opened, so that a corrupt one is refused here and not passed on under a new key.
   const { clear, dataKey } = Manifest.openSealed(bytes, from);
   checkDomain(clear, from, to);
   const header = clear.clearBytes;
@@ -37,7 +37,7 @@ export function resealManifest(bytes: Buffer, from: TenantKey, to: TenantKey): B
   return Buffer.concat([bytes.subarray(0, clear.clearBytes), ...sealedPart(clear.digest, to, [body])]);
 }
 
-/** Whether two manifests of one image are sealed under one data key: then they differ in its wrapping alone. */
+/** Whether two manifests of one image are sealed under one data key, and so differ only in its wrapping. */
 export function shareDataKey(a: Buffer, b: Buffer): boolean {
   const [bodyA, bodyB] = [a, b].map((bytes) =>
     bytes.subarray(Manifest.readClear(bytes).clearBytes + SEAL.bodyBytes),
@@ -50,7 +50,7 @@ function checkDomain({ domain, digest }: ClearManifest, from: TenantKey, to: Ten
   const same = domain === to.domain ? ', of the same name but with another secret' : '';
   throw new LazydiskError(
     'USAGE',
-    `image ${digest} is of dedup domain ${domain}, and key ${to.id} of ${to.domain}${same}; ` +
+    `image ${digest} is of dedup domain ${domain}, but key ${to.id} is of ${to.domain}${same}; ` +
       '`lazydisk key new --sharing` makes a key that joins a domain',
   );
 }

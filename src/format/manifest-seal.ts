@@ -1,6 +1,6 @@
 /**
- * Makes the bytes of a manifest (FORMAT.md, "Manifests"). The clear part, and so the image's digest, depends on
- * the image and the dedup domain alone; the sealed part is fresh randomness at every call and for every tenant.
+ * Makes the bytes of a manifest (FORMAT.md, "Manifests"). The clear part, and so the image's digest, depends only on
+ * the image and the dedup domain; the sealed part is different at every call and for every tenant.
  */
 import { createCipheriv, createHmac, randomBytes } from 'node:crypto';
 import { LazydiskError } from '../errors.ts';
@@ -41,16 +41,16 @@ export interface ManifestParts {
   readonly saltEpoch: number;
   /** A multiple of CHUNK_BYTES. */
   readonly diskBytes: number;
-  /** Version of what laid out the disk. */
+  /** Version of the code that laid out the disk. */
   readonly writerVersion: string;
-  /** Version of what encoded the chunks. */
+  /** Version of the encoder of the chunks. */
   readonly encoderVersion: string;
   /** Sorted by index, each index once. */
   readonly entries: readonly ManifestEntry[];
   readonly metadata: ImageMetadata;
 }
 
-/** Throws INTERNAL for parts that no reader would take, USAGE for metadata that is too large. */
+/** Throws INTERNAL for parts that no reader would accept, USAGE for metadata that is too large. */
 export function sealManifest(parts: ManifestParts): { digest: ImageDigest; bytes: Buffer } {
   const metadata = encodeMetadata(parts.metadata);
   if (metadata.length > METADATA_BYTES_MAX)
@@ -59,14 +59,14 @@ export function sealManifest(parts: ManifestParts): { digest: ImageDigest; bytes
       `the image's configuration is ${metadata.length} bytes, over ${METADATA_BYTES_MAX}`,
     );
   const clear = clearPart(parts, metadata);
-  // Reading back what was written checks order and bounds once more, and gives the digest.
+  // Reading back what was written checks order and bounds once more, and computes the digest.
   const { digest } = new ClearManifest(clear);
 
   const sealed = sealedPart(digest, parts.key, [keyColumn(parts.entries), metadata]);
   return { digest, bytes: Buffer.concat([clear, ...sealed]) };
 }
 
-/** The sealed part of the manifest of `digest`, in pieces: `body` under a new data key, and that wrapped by `key`. */
+/** The sealed part of the manifest of `digest`, in pieces: `body` under a new data key, which `key` wraps. */
 export function sealedPart(digest: ImageDigest, key: TenantKey, body: readonly Buffer[]): Buffer[] {
   const bound = digestBytes(digest);
   const dataKey = randomBytes(KEY_BYTES);

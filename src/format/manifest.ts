@@ -1,7 +1,7 @@
 /**
- * An image's manifest, opened: the map from chunks of the disk to stored chunks and their keys, and what the
- * image is. The clear part (manifest-clear.ts) says which chunks; the sealed part, opened here with the tenant's
- * key, says how to open them. One read, one decryption, no parse loop.
+ * An image's manifest, opened: the map from chunks of the disk to stored chunks and their keys, and the image's
+ * metadata. The clear part (manifest-clear.ts) says which chunks; the sealed part, opened here with the tenant's key,
+ * says how to decrypt them. One read, one decryption, no parse loop.
  */
 import { createDecipheriv, createHmac, timingSafeEqual } from 'node:crypto';
 import { runInSlices, runNow, type Steps } from '../async/slices.ts';
@@ -19,17 +19,17 @@ import {
 } from './manifest-layout.ts';
 import { decodeMetadata, type ImageMetadata } from './manifest-metadata.ts';
 
-/** The data key of a manifest is made for it alone and seals one body, so the nonce says nothing and is zero. */
+/** The data key of a manifest is generated for it alone and seals one body, so the nonce can be constant. */
 export const BODY_NONCE = Buffer.alloc(12);
 
-/** The clear part, and what the tenant's key opens of the sealed one. */
+/** The clear part, and the decrypted sealed part. */
 interface Opened {
   readonly clear: ClearManifest;
   readonly dataKey: Buffer;
   readonly body: Buffer;
 }
 
-/** What is opened between two pauses: some 0.1 ms. */
+/** Bytes decrypted between two pauses: about 0.1 ms. */
 const STEP_BYTES = 256 * 1024;
 const REFS_PAGE_BITS = 10;
 const REFS_PAGE = 2 ** REFS_PAGE_BITS;
@@ -38,7 +38,7 @@ export class Manifest {
   readonly clear: ClearManifest;
   readonly metadata: ImageMetadata;
   readonly #keys: Buffer;
-  /** Made when they are first asked for, REFS_PAGE at a time, so that a large disk costs nothing ahead. */
+  /** Created on first use, REFS_PAGE at a time, so that a large disk costs nothing in advance. */
   readonly #refs: (ChunkRef | undefined)[][];
 
   private constructor(clear: ClearManifest, keys: Buffer, metadata: ImageMetadata) {
@@ -49,19 +49,22 @@ export class Manifest {
   }
 
   /**
-   * Opens a whole manifest, which must be exactly `bytes`. Throws KEY when it is sealed for another key, CORRUPT,
-   * UNSUPPORTED. Whether it is the image that was asked for is the caller's to check, by `digest`.
+   * Opens a whole manifest, which must be exactly `bytes`. Throws KEY if it is sealed for another key, CORRUPT,
+   * UNSUPPORTED. The caller must check by `digest` that it is the requested image.
    */
   static open(bytes: Buffer, key: TenantKey): Manifest {
     return runNow(Manifest.#open(bytes, key));
   }
 
-  /** The same without holding up the event loop: that of a full disk of 1 TiB is 150 MB. `bytes` must not change meanwhile. */
+  /**
+   * The same without blocking the event loop: the manifest of a full disk of 1 TiB is 150 MB. `bytes` must not change
+   * meanwhile.
+   */
   static openInSlices(bytes: Buffer, key: TenantKey): Promise<Manifest> {
     return runInSlices(Manifest.#open(bytes, key));
   }
 
-  /** What `open` opens, as it lies there: for who seals it again. Secret. Throws as `open` does. */
+  /** What `open` decrypts, unparsed, for callers that seal it again. Secret. Throws as `open` does. */
   static openSealed(bytes: Buffer, key: TenantKey): Opened {
     return runNow(openParts(bytes, key));
   }
@@ -95,17 +98,17 @@ export class Manifest {
     return this.clear.storedChunks;
   }
 
-  /** The entry that holds chunk `index` of the disk, or -1 when that chunk is all zero. */
+  /** Returns the entry that holds chunk `index` of the disk, or -1 if that chunk is all zero. */
   entryOf(index: number): number {
     return this.clear.entryOf(index);
   }
 
-  /** Which chunk of the disk `entry` holds. */
+  /** Returns which chunk of the disk `entry` holds. */
   indexOf(entry: number): number {
     return this.clear.indexOf(entry);
   }
 
-  /** How to get and open the chunk of `entry`; the same object at every call. Secret: it carries the key. */
+  /** What is needed to get and open the chunk of `entry`; the same object at every call. Secret: it holds the key. */
   ref(entry: number): ChunkRef {
     const at = entry >>> REFS_PAGE_BITS;
     const known = this.#refs[at]?.[entry % REFS_PAGE];
@@ -129,13 +132,13 @@ function* openParts(bytes: Buffer, key: TenantKey): Steps<Opened> {
   const bodyBytes = sealed.readUInt32LE(SEAL.bodyBytes);
   const keysBytes = clear.storedChunks * KEY_ENTRY_BYTES;
   if (sealed.length !== SEAL_HEADER_BYTES + bodyBytes + SEAL_TAG_BYTES || bodyBytes < keysBytes)
-    throw corrupt('its length is not what it says');
+    throw corrupt('its length does not match its header');
   if (bodyBytes - keysBytes > METADATA_BYTES_MAX) throw corrupt('too much metadata');
 
   const keyId = sealed.toString('latin1', SEAL.keyId, SEAL.wrappedKey);
   if (keyId !== key.id) {
-    const whose = KEY_ID.test(keyId) ? `key ${keyId}` : 'a key without a proper name';
-    throw new LazydiskError('KEY', `image ${clear.digest} is sealed for ${whose}, and this is key ${key.id}`);
+    const whose = KEY_ID.test(keyId) ? `key ${keyId}` : 'a key with an invalid id';
+    throw new LazydiskError('KEY', `image ${clear.digest} is sealed for ${whose}, not for key ${key.id}`);
   }
   const bound = digestBytes(clear.digest);
   const dataKey = key.unwrap(sealed.subarray(SEAL.wrappedKey, SEAL.wrappedKey + WRAPPED_KEY_BYTES), bound);
@@ -156,26 +159,26 @@ function* openBody(sealed: Buffer, dataKey: Buffer, bound: Buffer): Steps<Buffer
   try {
     decipher.final();
   } catch (cause) {
-    throw new LazydiskError('CORRUPT', 'broken manifest: its sealed part does not open', { cause });
+    throw new LazydiskError('CORRUPT', 'corrupt manifest: its sealed part does not decrypt', { cause });
   }
   return body;
 }
 
 /**
- * That the metadata is what the digest binds. The data key alone does not prove that: whoever once had a key of the image
- * knows it still, and may write here.
+ * Checks that the metadata is what the digest binds. The data key alone does not prove that: whoever once had a key of
+ * the image still knows the data key, and may be able to write to the store.
  */
 function checkMetadata(clear: ClearManifest, metadata: Buffer, key: TenantKey): void {
   if (clear.domain !== key.domain)
     throw new LazydiskError(
       'KEY',
-      `image ${clear.digest} is of dedup domain ${clear.domain}, and key ${key.id} of ${key.domain}`,
+      `image ${clear.digest} is of dedup domain ${clear.domain}, but key ${key.id} is of ${key.domain}`,
     );
   const mac = createHmac('sha256', key.salt(clear.saltEpoch)).update(metadata).digest();
   if (!timingSafeEqual(mac, clear.metadataMac))
-    throw corrupt(`its metadata is not what its digest binds, by the secret of key ${key.id}'s domain`);
+    throw corrupt(`its metadata does not match its digest under the domain secret of key ${key.id}`);
 }
 
 function corrupt(why: string): LazydiskError {
-  return new LazydiskError('CORRUPT', `broken manifest: ${why}`);
+  return new LazydiskError('CORRUPT', `corrupt manifest: ${why}`);
 }

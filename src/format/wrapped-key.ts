@@ -1,7 +1,7 @@
 /**
  * A tenant's key as a store may hold it: its text encrypted by AWS KMS, and around that, in the clear, which key it is
- * and who can open it (FORMAT.md, "Wrapped keys"). What is in the clear goes into KMS's encryption context, so an object
- * that was edited, or put in another's place, does not decrypt; access to a key is a matter of KMS alone.
+ * and which KMS key can decrypt it (FORMAT.md, "Wrapped keys"). The clear fields go into KMS's encryption context, so
+ * an object that was edited, or put in another's place, does not decrypt. KMS alone controls access to a key.
  */
 import { LazydiskError } from '../errors.ts';
 import { DOMAIN_NAME } from './keys.ts';
@@ -12,9 +12,9 @@ const VERSION = 1;
 /** Largest wrapped key object; ordinary ones are under 2 KiB. */
 export const WRAPPED_KEY_OBJECT_BYTES_MAX = 16 * 1024;
 
-/** A KMS key by its own name, which never means another key. Group 1 is its region. */
+/** A KMS key's own ARN, which never means another key. Group 1 is its region. */
 export const KMS_KEY_ARN = /^arn:aws[a-z-]*:kms:([a-z0-9-]+):\d{12}:key\/[A-Za-z0-9-]{1,128}$/;
-/** A KMS key by a name that its owner may point at another key. Group 1 is its region. */
+/** An alias of a KMS key, which its owner may point at another key. Group 1 is its region. */
 export const KMS_ALIAS_ARN = /^arn:aws[a-z-]*:kms:([a-z0-9-]+):\d{12}:alias\/[A-Za-z0-9/_-]{1,256}$/;
 
 const BASE64 = /^[A-Za-z0-9+/]{2,}={0,2}$/;
@@ -27,11 +27,11 @@ export interface WrappedKey {
   readonly domain: string;
   /** The KMS key that encrypted it, by its own ARN. */
   readonly keyArn: string;
-  /** The alias by which that key was named then, if it was. */
+  /** The alias by which that key was named, if any. */
   readonly aliasArn?: string;
-  /** What KMS answered: the key's secret text, encrypted. */
+  /** KMS's ciphertext of the key's secret text. */
   readonly blob: Buffer;
-  /** When it was made, ISO 8601 in UTC with milliseconds, so that texts sort as times do. */
+  /** When it was created, ISO 8601 in UTC with milliseconds, so that the texts sort by time. */
   readonly created: string;
 }
 
@@ -51,7 +51,7 @@ export function encodeWrappedKey(key: WrappedKey): Buffer {
   return Buffer.from(`${JSON.stringify(fields, null, 2)}\n`);
 }
 
-/** What lies in the object of key `id`. Throws CORRUPT for what no writer makes, UNSUPPORTED for another version. */
+/** Parses the object of key `id`. Throws CORRUPT for bytes that no writer produces, UNSUPPORTED for another version. */
 export function decodeWrappedKey(bytes: Buffer, id: string): WrappedKey {
   if (bytes.length > WRAPPED_KEY_OBJECT_BYTES_MAX) throw corrupt(id, 'it is too large');
   let fields: Record<string, unknown> | null;
@@ -62,16 +62,19 @@ export function decodeWrappedKey(bytes: Buffer, id: string): WrappedKey {
   }
   if (typeof fields !== 'object' || fields?.kind !== KIND) throw corrupt(id, `it has no "kind": "${KIND}"`);
   if (fields.version !== VERSION || fields.kms !== 'aws')
-    throw new LazydiskError('UNSUPPORTED', `wrapped key ${id}: of a version or a KMS that is not known here`);
-  if (fields.id !== id) throw corrupt(id, 'it is that of another key');
+    throw new LazydiskError(
+      'UNSUPPORTED',
+      `wrapped key ${id}: this program does not support its version or its KMS`,
+    );
+  if (fields.id !== id) throw corrupt(id, 'it belongs to another key');
   const textOf = (name: string, form: RegExp): string => {
     const text = fields[name];
-    if (typeof text !== 'string' || !form.test(text)) throw corrupt(id, `it has no proper "${name}"`);
+    if (typeof text !== 'string' || !form.test(text)) throw corrupt(id, `it has no valid "${name}"`);
     return text;
   };
   const blobText = textOf('blob', BASE64);
   const blob = Buffer.from(blobText, 'base64');
-  if (blob.toString('base64') !== blobText) throw corrupt(id, 'it has no proper "blob"');
+  if (blob.toString('base64') !== blobText) throw corrupt(id, 'it has no valid "blob"');
   return {
     id,
     domain: textOf('domain', DOMAIN_NAME),
@@ -82,7 +85,7 @@ export function decodeWrappedKey(bytes: Buffer, id: string): WrappedKey {
   };
 }
 
-/** What KMS binds the blob to, and writes to its audit trail; all of it public. */
+/** What KMS binds the blob to and writes to its audit trail; all of it is public. */
 export function encryptionContext(
   key: Pick<WrappedKey, 'id' | 'domain' | 'created'>,
 ): Record<string, string> {

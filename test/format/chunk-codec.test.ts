@@ -1,4 +1,6 @@
-/** Chunks come back as they were, equal ones seal alike, and no change to a sealed one goes unseen. */
+/**
+ * Chunks survive sealing and opening, equal chunks seal to equal bytes, and every change to a sealed chunk is detected.
+ */
 import assert from 'node:assert/strict';
 import { createCipheriv, createDecipheriv, createHash, createHmac, randomBytes } from 'node:crypto';
 import { zstdCompressSync, zstdDecompressSync } from 'node:zlib';
@@ -25,7 +27,7 @@ function chunkOf(head: Uint8Array, pattern: string, noise = 0): Buffer {
   return chunk;
 }
 
-t.test('any chunk survives a round', async (t) => {
+t.test('any chunk decodes to what was encoded', async (t) => {
   await fc.assert(
     fc.asyncProperty(
       fc.uint8Array({ maxLength: 4096 }),
@@ -35,17 +37,17 @@ t.test('any chunk survives a round', async (t) => {
         const plain = chunkOf(head, pattern, noise);
         const copy = Buffer.from(plain);
         const { key, sealed } = encodeChunk(plain, salt);
-        assert.ok(plain.equals(copy), 'the plain bytes were left alone');
+        assert.ok(plain.equals(copy), 'the plain bytes are not changed');
         assert.ok(sealed.length <= SEALED_BYTES_MAX);
         assert.ok(decodeChunk(sealed, key).equals(plain));
       },
     ),
     { numRuns: 40 },
   );
-  t.pass('all of them');
+  t.pass('for all chunks');
 });
 
-t.test('a chunk is what FORMAT.md says, step by step', async (t) => {
+t.test('a sealed chunk matches FORMAT.md, step by step', async (t) => {
   for (const [plain, codec] of [
     [chunkOf(Buffer.from('#!/bin/sh'), 'echo hello\n'), CODEC_ZSTD],
     [randomBytes(CHUNK_BYTES), CODEC_RAW],
@@ -62,7 +64,7 @@ t.test('a chunk is what FORMAT.md says, step by step', async (t) => {
   }
 });
 
-t.test('zstd must save a sixteenth', async (t) => {
+t.test('a chunk is stored uncompressed unless zstd saves a sixteenth', async (t) => {
   const saves = async (noise: number) => {
     const { sealed } = encodeChunk(chunkOf(Buffer.alloc(0), 'x', noise), salt);
     return sealed.length < SEALED_BYTES_MAX;
@@ -71,7 +73,7 @@ t.test('zstd must save a sixteenth', async (t) => {
   t.equal(await saves(CHUNK_BYTES - CHUNK_BYTES / 16 + 1024), false);
 });
 
-t.test('equal chunks seal alike, under one salt', async (t) => {
+t.test('equal chunks seal to equal bytes under one salt', async (t) => {
   const plain = chunkOf(Buffer.from('same'), 'content');
   const all = Array.from({ length: 8 }, () => encodeChunk(Buffer.from(plain), salt));
   for (const { id, key, sealed } of all) {
@@ -84,9 +86,9 @@ t.test('equal chunks seal alike, under one salt', async (t) => {
   t.notOk(other.key.equals(all[0]!.key));
 });
 
-t.test('the encoder is named, and its bytes are pinned', async (t) => {
+t.test('the encoder version names the zstd, and its output is pinned', async (t) => {
   t.equal(ENCODER_VERSION, `zstd-${process.versions.zstd}/3`);
-  // With another zstd this id may differ; then ENCODER_VERSION does, and this test needs that version's id.
+  // Another zstd may produce another id; ENCODER_VERSION then differs too, and this test needs the id of that version.
   const known: Record<string, string> = {
     'zstd-1.5.7/3': '236214a5ed74b3846df91e992d3c015d4a77a750f08a71f116669570e9b97d87',
   };
@@ -107,13 +109,13 @@ t.test('every kind of damage is CORRUPT', async (t) => {
   }
   for (const length of [0, 1, 15, SEALED_BYTES_MIN - 1, SEALED_BYTES_MIN, sealed.length - 1])
     isCorrupt(sealed.subarray(0, length), key, `${length} bytes`);
-  isCorrupt(Buffer.concat([sealed, Buffer.of(0)]), key, 'a byte more');
+  isCorrupt(Buffer.concat([sealed, Buffer.of(0)]), key, 'one more byte');
   isCorrupt(Buffer.alloc(SEALED_BYTES_MAX + 1), key, 'too long');
   isCorrupt(sealed, randomBytes(32), 'another key');
-  t.pass('all of it');
+  t.pass('for all damage');
 });
 
-t.test('what is well sealed and says nonsense is CORRUPT', async (t) => {
+t.test('a validly sealed but malformed payload is CORRUPT', async (t) => {
   const key = randomBytes(32);
   const seal = (payload: Buffer) => {
     const cipher = createCipheriv('aes-256-gcm', key, Buffer.alloc(12));
@@ -132,7 +134,7 @@ t.test('what is well sealed and says nonsense is CORRUPT', async (t) => {
     t.throws(() => decodeChunk(seal(payload), key), { code: 'CORRUPT' }, name);
 });
 
-t.test('zeroes are told from data, wherever it hides', (t) => {
+t.test('isZero finds a single nonzero byte anywhere in a chunk', (t) => {
   t.equal(isZero(Buffer.alloc(CHUNK_BYTES)), true);
   t.equal(isZero(Buffer.alloc(4096)), true);
   t.equal(isZero(Buffer.alloc(0)), true);

@@ -1,4 +1,4 @@
-/** A tenant's key: its secrets stay in, wrong and damaged ones are told apart from right ones. */
+/** A tenant's key never shows its secrets, and wrong or corrupt keys are refused. */
 import assert from 'node:assert/strict';
 import { randomBytes } from 'node:crypto';
 import { format, inspect } from 'node:util';
@@ -6,7 +6,7 @@ import fc from 'fast-check';
 import t from 'tap';
 import { KEY_ID, TenantKey, WRAPPED_KEY_BYTES } from '../../src/format/keys.ts';
 
-t.test('a key comes back from its text', (t) => {
+t.test('parse returns the key that secretText wrote', (t) => {
   const key = TenantKey.generate({ domain: 'team-a' });
   const again = TenantKey.parse(key.secretText());
   t.equal(again.id, key.id);
@@ -41,7 +41,7 @@ t.test('no way of printing a key shows a secret', (t) => {
 t.test('salts differ by epoch, domain name and secret', (t) => {
   const a = TenantKey.generate({ domain: 'a' });
   const sharing = TenantKey.generate({ sharing: a });
-  t.ok(sharing.salt(1).equals(a.salt(1)), 'a key that joins a domain has its salt');
+  t.ok(sharing.salt(1).equals(a.salt(1)), 'a key that joins a domain has the salt of the domain');
   t.not(sharing.id, a.id);
   const renamed = JSON.parse(a.secretText()) as Record<string, unknown>;
   renamed.domain = 'b';
@@ -56,7 +56,7 @@ t.test('salts differ by epoch, domain name and secret', (t) => {
   t.end();
 });
 
-t.test('a wrapped key opens with its key, its binding and unchanged, or not at all', (t) => {
+t.test('a wrapped data key opens only unchanged, with its key and its binding', (t) => {
   const key = TenantKey.generate();
   const bound = randomBytes(32);
   const dataKey = randomBytes(32);
@@ -73,7 +73,7 @@ t.test('a wrapped key opens with its key, its binding and unchanged, or not at a
   t.end();
 });
 
-t.test('text that is no key is KEY, and is not quoted', (t) => {
+t.test('text that is not a key is refused with KEY, and is not quoted', (t) => {
   const good = JSON.parse(TenantKey.generate().secretText()) as Record<string, unknown>;
   const other = JSON.parse(TenantKey.generate().secretText()) as Record<string, unknown>;
   const bad: Record<string, string> = {
@@ -97,7 +97,11 @@ t.test('text that is no key is KEY, and is not quoted', (t) => {
       t.fail(name);
     } catch (error) {
       t.match(error, { code: 'KEY' }, name);
-      t.notMatch(inspect(error), /super-secret-text|c3VwZXItc2VjcmV0/, `${name}: nothing of it is shown`);
+      t.notMatch(
+        inspect(error),
+        /super-secret-text|c3VwZXItc2VjcmV0/,
+        `${name}: the error shows nothing of it`,
+      );
     }
   }
   fc.assert(
@@ -108,7 +112,7 @@ t.test('text that is no key is KEY, and is not quoted', (t) => {
   t.end();
 });
 
-t.test('a domain name is checked', (t) => {
+t.test('an invalid domain name is refused', (t) => {
   for (const domain of ['', 'a b', '-x', 'x'.repeat(64), 'ä', 'a\0'])
     t.throws(() => TenantKey.generate({ domain }), { code: 'USAGE' });
   t.equal(TenantKey.generate({ domain: 'x'.repeat(63) }).domain.length, 63);

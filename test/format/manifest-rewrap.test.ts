@@ -1,4 +1,4 @@
-/** A manifest for another tenant: 76 bytes change, the image does not, and nothing bent is handed on. */
+/** A manifest for another tenant: 76 bytes change, the image does not, and a corrupt manifest is never passed on. */
 import assert from 'node:assert/strict';
 import fc from 'fast-check';
 import t from 'tap';
@@ -10,40 +10,43 @@ import { resealManifest, rewrapManifest, shareDataKey } from '../../src/format/m
 import { sealManifest } from '../../src/format/manifest-seal.ts';
 import { sampleEntries, sampleManifest, sampleParts, secretsOf } from './samples.ts';
 
-t.test('any image opens with the new key, is the same, and only its 76 bytes differ', (t) => {
-  const from = TenantKey.generate();
-  const to = TenantKey.generate({ sharing: from });
-  fc.assert(
-    fc.property(fc.uniqueArray(fc.nat(2047), { maxLength: 100 }), (indices) => {
-      const entries = sampleEntries(indices.sort((a, b) => a - b));
-      const { digest, bytes } = sealManifest(sampleParts(from, { entries }));
-      const before = Buffer.from(bytes);
-      const rewrapped = rewrapManifest(bytes, from, to);
-      assert.ok(bytes.equals(before), 'what went in is as it was');
-      const manifest = Manifest.open(rewrapped, to);
-      const old = Manifest.open(bytes, from);
-      assert.equal(manifest.digest, digest);
-      assert.deepEqual(manifest.metadata, old.metadata);
-      entries.forEach(({ ref }, entry) => {
-        assert.deepEqual(manifest.ref(entry), ref);
-      });
-      const header = clearBytesOf(entries.length);
-      assert.equal(rewrapped.length, bytes.length);
-      assert.ok(rewrapped.subarray(0, header).equals(bytes.subarray(0, header)));
-      assert.ok(rewrapped.subarray(header + 76).equals(bytes.subarray(header + 76)));
-      assert.equal(rewrapped.toString('latin1', header, header + 16), to.id);
-      assert.ok(
-        !rewrapped.subarray(header + 16, header + 76).equals(bytes.subarray(header + 16, header + 76)),
-      );
-      assert.throws(() => Manifest.open(rewrapped, from), { code: 'KEY' });
-    }),
-    { numRuns: 30 },
-  );
-  t.pass('all of them');
-  t.end();
-});
+t.test(
+  'a rewrapped manifest opens with the new key, describes the same image, and differs in only 76 bytes',
+  (t) => {
+    const from = TenantKey.generate();
+    const to = TenantKey.generate({ sharing: from });
+    fc.assert(
+      fc.property(fc.uniqueArray(fc.nat(2047), { maxLength: 100 }), (indices) => {
+        const entries = sampleEntries(indices.sort((a, b) => a - b));
+        const { digest, bytes } = sealManifest(sampleParts(from, { entries }));
+        const before = Buffer.from(bytes);
+        const rewrapped = rewrapManifest(bytes, from, to);
+        assert.ok(bytes.equals(before), 'the input is not changed');
+        const manifest = Manifest.open(rewrapped, to);
+        const old = Manifest.open(bytes, from);
+        assert.equal(manifest.digest, digest);
+        assert.deepEqual(manifest.metadata, old.metadata);
+        entries.forEach(({ ref }, entry) => {
+          assert.deepEqual(manifest.ref(entry), ref);
+        });
+        const header = clearBytesOf(entries.length);
+        assert.equal(rewrapped.length, bytes.length);
+        assert.ok(rewrapped.subarray(0, header).equals(bytes.subarray(0, header)));
+        assert.ok(rewrapped.subarray(header + 76).equals(bytes.subarray(header + 76)));
+        assert.equal(rewrapped.toString('latin1', header, header + 16), to.id);
+        assert.ok(
+          !rewrapped.subarray(header + 16, header + 76).equals(bytes.subarray(header + 16, header + 76)),
+        );
+        assert.throws(() => Manifest.open(rewrapped, from), { code: 'KEY' });
+      }),
+      { numRuns: 30 },
+    );
+    t.pass('for all images');
+    t.end();
+  },
+);
 
-t.test('there and back again opens as before', (t) => {
+t.test('a manifest that is rewrapped for another key and back opens as before', (t) => {
   const { key, bytes, digest } = sampleManifest({ domain: 'team-a' });
   const other = TenantKey.generate({ sharing: key });
   const back = rewrapManifest(rewrapManifest(bytes, key, other), other, key);
@@ -53,7 +56,7 @@ t.test('there and back again opens as before', (t) => {
   t.end();
 });
 
-t.test('resealed, the image is the same, under a data key that nobody knew before', (t) => {
+t.test('a resealed manifest describes the same image under a new data key', (t) => {
   const { key, bytes, digest } = sampleManifest();
   const to = TenantKey.generate({ sharing: key });
   const rewrapped = rewrapManifest(bytes, key, to);
@@ -66,7 +69,7 @@ t.test('resealed, the image is the same, under a data key that nobody knew befor
     t.same(manifest.metadata, old.metadata);
     for (let entry = 0; entry < old.storedChunks; entry++) t.same(manifest.ref(entry), old.ref(entry));
     t.notOk(shareDataKey(resealed, bytes));
-    t.notOk(shareDataKey(resealed, resealManifest(bytes, key, owner)), 'another one each time');
+    t.notOk(shareDataKey(resealed, resealManifest(bytes, key, owner)), 'a new data key each time');
     t.notOk(secretsOf(resealed, owner).dataKey.equals(secretsOf(bytes, key).dataKey));
     const header = clearBytesOf(old.storedChunks);
     const oldWrapping = Buffer.from(resealed);
@@ -74,7 +77,7 @@ t.test('resealed, the image is the same, under a data key that nobody knew befor
     t.throws(
       () => Manifest.open(oldWrapping, owner),
       { code: 'CORRUPT' },
-      'an old wrapped key opens nothing new',
+      'an old wrapped data key does not open the new body',
     );
   }
   t.throws(() => resealManifest(bytes, key, TenantKey.generate()), { code: 'USAGE' });
@@ -84,7 +87,7 @@ t.test('resealed, the image is the same, under a data key that nobody knew befor
   t.end();
 });
 
-t.test('a key of another domain is USAGE, by name or by secret alone', (t) => {
+t.test('a key of another domain is refused with USAGE, even if only the secret differs', (t) => {
   const { key, bytes } = sampleManifest({ domain: 'team-a' });
   const refuses = (to: TenantKey, message: RegExp) =>
     t.throws(() => rewrapManifest(bytes, key, to), { code: 'USAGE', message });
@@ -93,7 +96,7 @@ t.test('a key of another domain is USAGE, by name or by secret alone', (t) => {
   t.end();
 });
 
-t.test('what the old key does not open is not handed on', (t) => {
+t.test('a manifest that the old key does not open is not rewrapped', (t) => {
   const { key, bytes } = sampleManifest();
   const to = TenantKey.generate({ sharing: key });
   const stranger = TenantKey.generate({ sharing: key });
@@ -111,6 +114,6 @@ t.test('what the old key does not open is not handed on', (t) => {
   }
   for (let length = 0; length < bytes.length; length += 7)
     assert.throws(() => rewrapManifest(bytes.subarray(0, length), key, to), { code: 'CORRUPT' });
-  t.ok(rewrapManifest(bytes, key, to), 'and unbent it is');
+  t.ok(rewrapManifest(bytes, key, to), 'the unchanged manifest is rewrapped');
   t.end();
 });

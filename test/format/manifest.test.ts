@@ -1,4 +1,7 @@
-/** Manifests: what goes in comes out, identity is content, and nothing bent or made up gets through. */
+/**
+ * Manifests: parts survive sealing and opening, the digest is that of the content, and corrupt or forged ones are
+ * refused.
+ */
 import assert from 'node:assert/strict';
 import { createHash, randomBytes } from 'node:crypto';
 import { inspect } from 'node:util';
@@ -21,7 +24,7 @@ import {
   secretsOf,
 } from './samples.ts';
 
-/** The code that opening fails with, or undefined when it does not. Any other kind of error fails the test. */
+/** Returns the code that opening fails with, or undefined if it succeeds. Any other kind of error fails the test. */
 function failureOf(bytes: Buffer, key: TenantKey): ErrorCode | undefined {
   try {
     Manifest.open(bytes, key);
@@ -32,7 +35,7 @@ function failureOf(bytes: Buffer, key: TenantKey): ErrorCode | undefined {
   }
 }
 
-t.test('any set of chunks survives a round', (t) => {
+t.test('a manifest returns any set of chunks that was sealed', (t) => {
   const key = TenantKey.generate();
   fc.assert(
     fc.property(fc.uniqueArray(fc.nat(2047), { maxLength: 300 }), (indices) => {
@@ -50,17 +53,17 @@ t.test('any set of chunks survives a round', (t) => {
         else {
           assert.equal(manifest.indexOf(entry), index);
           assert.deepEqual(manifest.ref(entry), ref);
-          assert.equal(manifest.ref(entry), manifest.ref(entry), 'made once');
+          assert.equal(manifest.ref(entry), manifest.ref(entry), 'created once');
         }
       }
     }),
     { numRuns: 20 },
   );
-  t.pass('all of them');
+  t.pass('for all sets');
   t.end();
 });
 
-t.test('a large one is opened in slices, with the event loop turning between them', async (t) => {
+t.test('a large manifest is opened in slices, and the event loop runs between them', async (t) => {
   const key = TenantKey.generate();
   const [entry] = sampleEntries([0]);
   const entries = Array.from({ length: 300_000 }, (_, index) => ({ ...entry!, index }));
@@ -77,14 +80,14 @@ t.test('a large one is opened in slices, with the event loop turning between the
   t.equal(manifest.digest, digest);
   t.same(manifest.ref(299_999), entry!.ref);
   t.equal(manifest.entryOf(299_999), 299_999);
-  // It is 22 MB, which no machine proves and opens in four milliseconds.
+  // It is 22 MB, which no machine verifies and decrypts in four milliseconds.
   t.ok(turns > 4, `${turns} turns`);
   const torn = Buffer.from(bytes);
   torn[torn.length - 20]! ^= 1;
   await t.rejects(Manifest.openInSlices(torn, key), { code: 'CORRUPT' });
 });
 
-t.test('the header and the metadata come back', (t) => {
+t.test('opening returns the header fields and the metadata that were sealed', (t) => {
   const key = TenantKey.generate({ domain: 'team-a' });
   const { digest, bytes } = sealManifest(sampleParts(key, { saltEpoch: 7 }));
   const manifest = Manifest.open(bytes, key);
@@ -104,14 +107,14 @@ t.test('the header and the metadata come back', (t) => {
   t.end();
 });
 
-t.test('a manifest opens wherever its bytes lie in memory', (t) => {
+t.test('a manifest opens at any alignment of its bytes in memory', (t) => {
   const { key, bytes, digest } = sampleManifest();
   const shifted = Buffer.concat([Buffer.alloc(3), bytes]).subarray(3);
   t.equal(Manifest.open(shifted, key).digest, digest);
   t.end();
 });
 
-t.test('the digest is the content and the domain, not the key or the run', (t) => {
+t.test('the digest depends on the content and the domain, not on the key or the run', (t) => {
   const a = TenantKey.generate();
   const b = TenantKey.generate({ sharing: a });
   const first = sealManifest(sampleParts(a));
@@ -138,7 +141,7 @@ t.test('the digest is the content and the domain, not the key or the run', (t) =
   t.end();
 });
 
-t.test('no secret lies in the clear', (t) => {
+t.test('no secret is in the clear', (t) => {
   const { bytes, key } = sampleManifest();
   t.equal(bytes.indexOf('hunter2'), -1);
   t.equal(bytes.indexOf('/bin/sh'), -1);
@@ -147,7 +150,7 @@ t.test('no secret lies in the clear', (t) => {
   t.end();
 });
 
-t.test('every flipped bit is seen', (t) => {
+t.test('every flipped bit is detected', (t) => {
   const { bytes, key } = sampleManifest();
   const codes = new Set<ErrorCode | undefined>();
   for (let bit = 0; bit < bytes.length * 8; bit++) {
@@ -158,11 +161,11 @@ t.test('every flipped bit is seen', (t) => {
     bytes[bit >> 3]! ^= 1 << (bit & 7);
   }
   t.same([...codes].sort(), ['CORRUPT', 'KEY', 'UNSUPPORTED']);
-  t.equal(failureOf(bytes, key), undefined, 'and without a flip it opens');
+  t.equal(failureOf(bytes, key), undefined, 'without a flip it opens');
   t.end();
 });
 
-t.test('every truncation and every extension is seen', (t) => {
+t.test('every truncation and every extension is detected', (t) => {
   const { bytes, key } = sampleManifest();
   for (let length = 0; length < bytes.length; length++)
     assert.equal(failureOf(bytes.subarray(0, length), key), 'CORRUPT');
@@ -170,19 +173,19 @@ t.test('every truncation and every extension is seen', (t) => {
   t.end();
 });
 
-t.test('one key does not open the manifest of another', (t) => {
+t.test('a key does not open the manifest of another key', (t) => {
   const { bytes, key, digest } = sampleManifest();
   const stranger = TenantKey.generate({ sharing: key });
   t.throws(() => Manifest.open(bytes, stranger), {
     code: 'KEY',
     message: new RegExp(`${key.id}.*${stranger.id}`),
   });
-  t.equal(Manifest.readClear(bytes).digest, digest, 'its clear part needs none');
+  t.equal(Manifest.readClear(bytes).digest, digest, 'its clear part needs no key');
   t.end();
 });
 
 t.test(
-  'metadata that its digest does not bind is CORRUPT, though it is sealed with the right data key',
+  'metadata that the digest does not bind is CORRUPT, even if it is sealed with the right data key',
   (t) => {
     const former = TenantKey.generate();
     const { bytes } = sealManifest(sampleParts(former));
@@ -196,7 +199,7 @@ t.test(
         { ...sampleMetadata, config: { ...sampleMetadata.config, ...config } },
         keys,
       );
-    t.equal(failureOf(forged({}), owner), undefined, 'the forger forges well');
+    t.equal(failureOf(forged({}), owner), undefined, 'a forgery of the same metadata opens');
     for (const config of [{ user: '0' }, { cmd: ['-c', 'evil'] }, { entrypoint: [] }, { labels: { c: '3' } }])
       t.equal(failureOf(forged(config), owner), 'CORRUPT', JSON.stringify(config));
     const resealed = resealManifest(rewrapped, owner, owner);
@@ -208,32 +211,35 @@ t.test(
     t.equal(
       failureOf(mixed, owner),
       'CORRUPT',
-      'a former data key seals nothing for a manifest that was resealed',
+      'a former data key cannot forge the body of a resealed manifest',
     );
     t.end();
   },
 );
 
-t.test('a key of another domain does not open an image that is wrapped for it', (t) => {
-  const { bytes, key } = sampleManifest({ domain: 'team-a' });
-  const { dataKey } = secretsOf(bytes, key);
-  const { digest, clearBytes } = Manifest.readClear(bytes);
-  const wrappedFor = (to: TenantKey) => {
-    const wrapped = Buffer.from(bytes);
-    wrapped.write(to.id, clearBytes, 'latin1');
-    to.wrap(dataKey, Buffer.from(digest.slice('sha256:'.length), 'hex')).copy(wrapped, clearBytes + 16);
-    return wrapped;
-  };
-  const sibling = TenantKey.generate({ sharing: key });
-  t.equal(failureOf(wrappedFor(sibling), sibling), undefined);
-  const named = TenantKey.generate({ domain: 'team-b' });
-  t.equal(failureOf(wrappedFor(named), named), 'KEY');
-  const namesake = TenantKey.generate({ domain: 'team-a' });
-  t.equal(failureOf(wrappedFor(namesake), namesake), 'CORRUPT', 'of the same name with another secret');
-  t.end();
-});
+t.test(
+  'a key of another domain does not open an image, even if its data key is wrapped for that key',
+  (t) => {
+    const { bytes, key } = sampleManifest({ domain: 'team-a' });
+    const { dataKey } = secretsOf(bytes, key);
+    const { digest, clearBytes } = Manifest.readClear(bytes);
+    const wrappedFor = (to: TenantKey) => {
+      const wrapped = Buffer.from(bytes);
+      wrapped.write(to.id, clearBytes, 'latin1');
+      to.wrap(dataKey, Buffer.from(digest.slice('sha256:'.length), 'hex')).copy(wrapped, clearBytes + 16);
+      return wrapped;
+    };
+    const sibling = TenantKey.generate({ sharing: key });
+    t.equal(failureOf(wrappedFor(sibling), sibling), undefined);
+    const named = TenantKey.generate({ domain: 'team-b' });
+    t.equal(failureOf(wrappedFor(named), named), 'KEY');
+    const namesake = TenantKey.generate({ domain: 'team-a' });
+    t.equal(failureOf(wrappedFor(namesake), namesake), 'CORRUPT', 'of the same name with another secret');
+    t.end();
+  },
+);
 
-t.test('parts of two manifests do not fit together', (t) => {
+t.test('parts of two manifests do not open when combined', (t) => {
   const key = TenantKey.generate();
   const a = sealManifest(sampleParts(key)).bytes;
   const b = sealManifest(sampleParts(key, { writerVersion: 'test/2' })).bytes;
@@ -246,52 +252,55 @@ t.test('parts of two manifests do not fit together', (t) => {
   t.end();
 });
 
-t.test('what only a broken or hostile writer makes is refused before anything is allocated for it', (t) => {
-  const { bytes, key } = sampleManifest();
-  const bent = (change: (bytes: Buffer) => void) => {
-    const copy = Buffer.from(bytes);
-    change(copy);
-    return copy;
-  };
-  const table = 200;
-  const cases: [string, ErrorCode, (bytes: Buffer) => void][] = [
-    ['another magic', 'CORRUPT', (b) => b.write('NOTADISK', 0)],
-    ['version 0', 'UNSUPPORTED', (b) => b.writeUInt32LE(0, CLEAR.version)],
-    ['version 2', 'UNSUPPORTED', (b) => b.writeUInt32LE(2, CLEAR.version)],
-    ['another chunk size', 'UNSUPPORTED', (b) => b.writeUInt32LE(1 << 20, CLEAR.chunkBytes)],
-    ['a flag', 'UNSUPPORTED', (b) => b.writeUInt32LE(1, CLEAR.flags)],
-    ['reserved bits', 'UNSUPPORTED', (b) => b.writeUInt32LE(0x80000000, CLEAR.reserved)],
-    ['no disk', 'CORRUPT', (b) => b.writeBigUInt64LE(0n, CLEAR.diskBytes)],
-    ['a disk with half a chunk', 'CORRUPT', (b) => b.writeBigUInt64LE(4096n, CLEAR.diskBytes)],
-    [
-      'a disk of 16 EiB',
-      'CORRUPT',
-      (b) => b.writeBigUInt64LE(2n ** 64n - BigInt(CHUNK_BYTES), CLEAR.diskBytes),
-    ],
-    [
-      'a disk over the bound',
-      'CORRUPT',
-      (b) => b.writeBigUInt64LE(BigInt(DISK_CHUNKS_MAX + 1) * BigInt(CHUNK_BYTES), CLEAR.diskBytes),
-    ],
-    ['4 Gi entries', 'CORRUPT', (b) => b.writeUInt32LE(0xffffffff, CLEAR.storedChunks)],
-    ['one entry more', 'CORRUPT', (b) => b.writeUInt32LE(5, CLEAR.storedChunks)],
-    ['a chunk behind the disk', 'CORRUPT', (b) => b.writeUInt32LE(2048, table + 12)],
-    ['chunks out of order', 'CORRUPT', (b) => b.writeUInt32LE(9, table + 4)],
-    ['a chunk twice', 'CORRUPT', (b) => b.writeUInt32LE(0, table + 4)],
-    ['a sealed length of 0', 'CORRUPT', (b) => b.writeUInt32LE(0, table + 16)],
-    ['a sealed length of 4 GiB', 'CORRUPT', (b) => b.writeUInt32LE(0xffffffff, table + 16)],
-    ['no domain', 'CORRUPT', (b) => b.fill(0, CLEAR.domain, CLEAR.metadataMac)],
-    ['a domain without end', 'CORRUPT', (b) => b.fill('x', CLEAR.domain, CLEAR.metadataMac)],
-    ['a domain with a tail', 'CORRUPT', (b) => b.write('x', CLEAR.metadataMac - 1)],
-    ['a domain that is not text', 'CORRUPT', (b) => b.write('\x1b', CLEAR.domain, 'latin1')],
-    ['a body of 4 GiB', 'CORRUPT', (b) => b.writeUInt32LE(0xffffffff, clearBytesOf(4) + 76)],
-    ['a body of nothing', 'CORRUPT', (b) => b.writeUInt32LE(0, clearBytesOf(4) + 76)],
-  ];
-  for (const [name, code, change] of cases) t.equal(failureOf(bent(change), key), code, name);
-  t.end();
-});
+t.test(
+  'a manifest that only a broken or hostile writer produces is refused before memory is allocated for it',
+  (t) => {
+    const { bytes, key } = sampleManifest();
+    const altered = (change: (bytes: Buffer) => void) => {
+      const copy = Buffer.from(bytes);
+      change(copy);
+      return copy;
+    };
+    const table = 200;
+    const cases: [string, ErrorCode, (bytes: Buffer) => void][] = [
+      ['another magic', 'CORRUPT', (b) => b.write('NOTADISK', 0)],
+      ['version 0', 'UNSUPPORTED', (b) => b.writeUInt32LE(0, CLEAR.version)],
+      ['version 2', 'UNSUPPORTED', (b) => b.writeUInt32LE(2, CLEAR.version)],
+      ['another chunk size', 'UNSUPPORTED', (b) => b.writeUInt32LE(1 << 20, CLEAR.chunkBytes)],
+      ['a flag', 'UNSUPPORTED', (b) => b.writeUInt32LE(1, CLEAR.flags)],
+      ['reserved bits', 'UNSUPPORTED', (b) => b.writeUInt32LE(0x80000000, CLEAR.reserved)],
+      ['no disk', 'CORRUPT', (b) => b.writeBigUInt64LE(0n, CLEAR.diskBytes)],
+      ['a disk with half a chunk', 'CORRUPT', (b) => b.writeBigUInt64LE(4096n, CLEAR.diskBytes)],
+      [
+        'a disk of 16 EiB',
+        'CORRUPT',
+        (b) => b.writeBigUInt64LE(2n ** 64n - BigInt(CHUNK_BYTES), CLEAR.diskBytes),
+      ],
+      [
+        'a disk over the bound',
+        'CORRUPT',
+        (b) => b.writeBigUInt64LE(BigInt(DISK_CHUNKS_MAX + 1) * BigInt(CHUNK_BYTES), CLEAR.diskBytes),
+      ],
+      ['4 Gi entries', 'CORRUPT', (b) => b.writeUInt32LE(0xffffffff, CLEAR.storedChunks)],
+      ['one entry more', 'CORRUPT', (b) => b.writeUInt32LE(5, CLEAR.storedChunks)],
+      ['a chunk past the end of the disk', 'CORRUPT', (b) => b.writeUInt32LE(2048, table + 12)],
+      ['chunks out of order', 'CORRUPT', (b) => b.writeUInt32LE(9, table + 4)],
+      ['a chunk twice', 'CORRUPT', (b) => b.writeUInt32LE(0, table + 4)],
+      ['a sealed length of 0', 'CORRUPT', (b) => b.writeUInt32LE(0, table + 16)],
+      ['a sealed length of 4 GiB', 'CORRUPT', (b) => b.writeUInt32LE(0xffffffff, table + 16)],
+      ['no domain', 'CORRUPT', (b) => b.fill(0, CLEAR.domain, CLEAR.metadataMac)],
+      ['a domain without a terminator', 'CORRUPT', (b) => b.fill('x', CLEAR.domain, CLEAR.metadataMac)],
+      ['a domain with a tail', 'CORRUPT', (b) => b.write('x', CLEAR.metadataMac - 1)],
+      ['a domain that is not text', 'CORRUPT', (b) => b.write('\x1b', CLEAR.domain, 'latin1')],
+      ['a body of 4 GiB', 'CORRUPT', (b) => b.writeUInt32LE(0xffffffff, clearBytesOf(4) + 76)],
+      ['an empty body', 'CORRUPT', (b) => b.writeUInt32LE(0, clearBytesOf(4) + 76)],
+    ];
+    for (const [name, code, change] of cases) t.equal(failureOf(altered(change), key), code, name);
+    t.end();
+  },
+);
 
-t.test('noise, and manifests with noise in them, never open and never throw anything else', (t) => {
+t.test('noise, and manifests with noise in them, fail to open with a LazydiskError', (t) => {
   const { bytes, key } = sampleManifest();
   fc.assert(
     fc.property(fc.uint8Array({ maxLength: 2000 }), (noise) => {
@@ -300,22 +309,22 @@ t.test('noise, and manifests with noise in them, never open and never throw anyt
   );
   fc.assert(
     fc.property(fc.nat(bytes.length - 1), fc.uint8Array({ minLength: 1, maxLength: 64 }), (at, noise) => {
-      const bent = Buffer.from(bytes);
-      bent.set(noise.subarray(0, bytes.length - at), at);
-      if (!bent.equals(bytes)) assert.notEqual(failureOf(bent, key), undefined);
+      const altered = Buffer.from(bytes);
+      altered.set(noise.subarray(0, bytes.length - at), at);
+      if (!altered.equals(bytes)) assert.notEqual(failureOf(altered, key), undefined);
     }),
     { numRuns: 500 },
   );
-  t.pass('none of them');
+  t.pass('for all noise');
   t.end();
 });
 
-t.test('parts that no reader would take are not sealed', (t) => {
+t.test('parts that no reader would accept are not sealed', (t) => {
   const key = TenantKey.generate();
   const refuses = (overrides: Parameters<typeof sampleParts>[1], code: string, name: string) =>
     t.throws(() => sealManifest(sampleParts(key, overrides)), { code }, name);
   refuses({ entries: sampleEntries([1, 0]) }, 'CORRUPT', 'out of order');
-  refuses({ entries: sampleEntries([2048]) }, 'CORRUPT', 'behind the disk');
+  refuses({ entries: sampleEntries([2048]) }, 'CORRUPT', 'past the end of the disk');
   refuses({ diskBytes: CHUNK_BYTES + 1 }, 'INTERNAL', 'half a chunk');
   refuses({ diskBytes: 0 }, 'INTERNAL', 'no disk');
   refuses({ writerVersion: 'x'.repeat(32) }, 'INTERNAL', 'a long version');
@@ -325,7 +334,7 @@ t.test('parts that no reader would take are not sealed', (t) => {
   t.end();
 });
 
-t.test('a full 64 GiB disk opens, and finds its chunks', (t) => {
+t.test('the manifest of a full 64 GiB disk opens and finds its chunks', (t) => {
   const count = 131072;
   const id = randomBytes(32).toString('hex') as ReturnType<typeof sampleEntries>[0]['ref']['id'];
   const ref = { id, key: randomBytes(32), sealedBytes: 5000 };

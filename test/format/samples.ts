@@ -23,7 +23,7 @@ export const sampleMetadata: ImageMetadata = {
   layers: [{ digest: `sha256:${'cd'.repeat(32)}`, sizeBytes: 12345, firstChunk: 2, chunks: 3 }],
 };
 
-/** Entries for the given chunks of a disk, each with an id, key and length of its own. */
+/** Entries for the given chunks of a disk, each with its own id, key and length. */
 export function sampleEntries(indices: readonly number[]): ManifestEntry[] {
   return indices.map((index) => ({
     index,
@@ -54,7 +54,7 @@ export function sampleManifest(options: NewKeyOptions = {}) {
 }
 
 /**
- * What somebody makes of a manifest who knows its data key, and not the key that wraps it: the same image with other
+ * The forgery of an attacker who knows a manifest's data key, but not the key that wraps it: the same image with other
  * metadata.
  */
 export function forgeMetadata(bytes: Buffer, dataKey: Buffer, metadata: ImageMetadata, keys: Buffer): Buffer {

@@ -1,4 +1,4 @@
-/** Wrapped keys: what goes in comes out, and nothing else passes for one. */
+/** Wrapped keys survive encoding and decoding, and anything else is refused. */
 import { randomBytes } from 'node:crypto';
 import t from 'tap';
 import { decodeWrappedKey, encodeWrappedKey, encryptionContext } from '../../src/format/wrapped-key.ts';
@@ -12,7 +12,7 @@ const sample = {
 };
 const aliasArn = 'arn:aws-us-gov:kms:us-gov-west-1:111122223333:alias/a/b_c-d';
 
-t.test('a wrapped key comes back from its bytes, in exactly the documented form', (t) => {
+t.test('a wrapped key decodes to what was encoded, in exactly the documented form', (t) => {
   t.same(decodeWrappedKey(encodeWrappedKey(sample), sample.id), sample);
   const named = { ...sample, aliasArn };
   t.same(decodeWrappedKey(encodeWrappedKey(named), sample.id), named);
@@ -31,7 +31,7 @@ t.test('a wrapped key comes back from its bytes, in exactly the documented form'
   t.end();
 });
 
-t.test('all that says which key it is, and when it was made, is bound', (t) => {
+t.test('the encryption context binds the id, the domain and the time of creation', (t) => {
   t.same(encryptionContext(sample), {
     'lazydisk:key': '0123456789abcdef',
     'lazydisk:domain': 'team-a',
@@ -40,8 +40,8 @@ t.test('all that says which key it is, and when it was made, is bound', (t) => {
   t.end();
 });
 
-t.test('whatever else lies there is CORRUPT, another version UNSUPPORTED', (t) => {
-  const bent = (changes: object) =>
+t.test('anything but a wrapped key is CORRUPT, and another version is UNSUPPORTED', (t) => {
+  const altered = (changes: object) =>
     Buffer.from(JSON.stringify({ ...JSON.parse(encodeWrappedKey(sample).toString()), ...changes }));
   const corrupt: [string, Buffer][] = [
     ['nothing', Buffer.alloc(0)],
@@ -50,18 +50,18 @@ t.test('whatever else lies there is CORRUPT, another version UNSUPPORTED', (t) =
     ['a list', Buffer.from('[]')],
     ['half', encodeWrappedKey(sample).subarray(0, 200)],
     ['huge', Buffer.concat([encodeWrappedKey(sample), Buffer.alloc(20_000, ' ')])],
-    ['another kind', bent({ kind: 'lazydisk key' })],
-    ['another id', bent({ id: 'fedcba9876543210' })],
-    ['a domain with a space', bent({ domain: 'a b' })],
-    ['no domain', bent({ domain: undefined })],
-    ['an alias for a key', bent({ keyArn: aliasArn })],
-    ['a key for an alias', bent({ aliasArn: sample.keyArn })],
-    ['an ARN of another service', bent({ keyArn: 'arn:aws:s3:::bucket' })],
-    ['an ARN with a line break', bent({ keyArn: `${sample.keyArn}\n` })],
-    ['no blob', bent({ blob: '' })],
-    ['a blob that is no text', bent({ blob: 7 })],
-    ['a blob that is no base64', bent({ blob: 'a*bc' })],
-    ['a date without time', bent({ created: '2026-01-31' })],
+    ['another kind', altered({ kind: 'lazydisk key' })],
+    ['another id', altered({ id: 'fedcba9876543210' })],
+    ['a domain with a space', altered({ domain: 'a b' })],
+    ['no domain', altered({ domain: undefined })],
+    ['an alias for a key', altered({ keyArn: aliasArn })],
+    ['a key for an alias', altered({ aliasArn: sample.keyArn })],
+    ['an ARN of another service', altered({ keyArn: 'arn:aws:s3:::bucket' })],
+    ['an ARN with a line break', altered({ keyArn: `${sample.keyArn}\n` })],
+    ['no blob', altered({ blob: '' })],
+    ['a blob that is not text', altered({ blob: 7 })],
+    ['a blob that is not base64', altered({ blob: 'a*bc' })],
+    ['a date without time', altered({ created: '2026-01-31' })],
   ];
   for (const [name, bytes] of corrupt)
     t.throws(
@@ -70,6 +70,6 @@ t.test('whatever else lies there is CORRUPT, another version UNSUPPORTED', (t) =
       name,
     );
   for (const changes of [{ version: 2 }, { kms: 'gcp' }])
-    t.throws(() => decodeWrappedKey(bent(changes), sample.id), { code: 'UNSUPPORTED' });
+    t.throws(() => decodeWrappedKey(altered(changes), sample.id), { code: 'UNSUPPORTED' });
   t.end();
 });

@@ -63,13 +63,13 @@ t.test('what is wrong with one hides no other', async (t) => {
     listed.map(({ reference, figures, problem }) => [reference.name, figures !== undefined, problem]);
   t.match(names(await listImages(store, KeyRing.of(key))), [
     ['app:latest', true, undefined],
-    ['bent:latest', false, /does not start like a manifest/],
+    ['bent:latest', false, /does not start with the magic of a manifest/],
     ['gone:latest', false, /no manifest of sha256:0/],
     ['theirs:latest', true, /is sealed for key .{16}, and this host has key /],
   ]);
   t.match(names(await listImages(store)), [
     ['app:latest', true, undefined],
-    ['bent:latest', false, /does not start like a manifest/],
+    ['bent:latest', false, /does not start with the magic of a manifest/],
     ['gone:latest', false, /no manifest of sha256:0/],
     ['theirs:latest', true, undefined],
   ]);

@@ -96,7 +96,7 @@ t.test(
       store.manifests.set(`${digest}/${key.id}`, bent);
     };
     bend();
-    const broken = { code: 'CORRUPT', message: /^image app:1 in memory:test: broken manifest/ };
+    const broken = { code: 'CORRUPT', message: /^image app:1 in memory:test: corrupt manifest/ };
     await t.rejects(openManifest(store, 'app:1', digest, KeyRing.of(key)), broken);
     const second = TenantKey.generate({ sharing: key });
     await t.rejects(openManifest(store, 'app:1', digest, KeyRing.of(key, second)), broken);

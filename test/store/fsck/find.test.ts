@@ -168,7 +168,7 @@ t.test('the sealed part: its length without a key, all of it with one', async (t
   writeFileSync(file, bent);
   t.match(await place.check(), { ...WELL, problems: [] }, 'nobody can tell without the key');
   const report = await place.check({ keys });
-  t.match(report, { problems: [{ kind: 'manifest', text: /sealed part does not open/ }], remaining: 1 });
+  t.match(report, { problems: [{ kind: 'manifest', text: /sealed part does not decrypt/ }], remaining: 1 });
   t.equal(report.liveChunks, 2, 'a manifest that does not open is no proof of chunks');
   t.match(await place.check({ keys: KeyRing.of(TenantKey.generate()) }), WELL, "nor with another's key");
   const otherId = 'f'.repeat(16);
