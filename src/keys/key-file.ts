@@ -1,5 +1,5 @@
 /**
- * The file a tenant's key lives in: for its owner's eyes only, made once and never overwritten, because the
+ * The file that holds a tenant's key: readable only by its owner, created once and never overwritten, because the
  * images sealed under a lost key are lost.
  */
 import { constants } from 'node:fs';
@@ -8,10 +8,10 @@ import { dirname } from 'node:path';
 import { errorText, LazydiskError } from '../errors.ts';
 import { type NewKeyOptions, TenantKey } from '../format/keys.ts';
 
-/** A key file is some 250 bytes; whatever is larger than this is something else. */
+/** A key file is about 250 bytes; a file larger than this is not one. */
 const KEY_FILE_BYTES_MAX = 16 * 1024;
 
-/** Makes a new random key in a new file of mode 0600. Throws EXISTS if anything is at `path`, USAGE, UNAVAILABLE. */
+/** Creates a new random key in a new file of mode 0600. Throws EXISTS if `path` exists, USAGE, UNAVAILABLE. */
 export async function newKeyFile(path: string, options: NewKeyOptions = {}): Promise<TenantKey> {
   const key = TenantKey.generate(options);
   let file: FileHandle;
@@ -19,7 +19,7 @@ export async function newKeyFile(path: string, options: NewKeyOptions = {}): Pro
     file = await open(path, 'wx', 0o600);
   } catch (cause) {
     if ((cause as NodeJS.ErrnoException).code === 'EEXIST')
-      throw new LazydiskError('EXISTS', `key file ${path} exists; it is not replaced`, { cause });
+      throw new LazydiskError('EXISTS', `key file ${path} already exists and is not replaced`, { cause });
     throw new LazydiskError('UNAVAILABLE', `key file ${path}: ${errorText(cause)}`, { cause });
   }
   try {
@@ -36,13 +36,13 @@ export async function newKeyFile(path: string, options: NewKeyOptions = {}): Pro
   return key;
 }
 
-/** The key in `path`. Throws KEY if it is missing, unreadable, open to group or others, or not a key. */
+/** Returns the key in `path`. Throws KEY if it is missing, unreadable, accessible to group or others, or not a key. */
 export async function loadKeyFile(path: string): Promise<TenantKey> {
   const text = await readPrivate(path).catch((cause) => {
     if (cause instanceof LazydiskError) throw cause;
     const missing = (cause as NodeJS.ErrnoException).code === 'ENOENT';
     const why = missing
-      ? 'is not there; `lazydisk key new` makes one'
+      ? 'does not exist; `lazydisk key new` creates one'
       : `cannot be read: ${errorText(cause)}`;
     throw new LazydiskError('KEY', `key file ${path} ${why}`, { cause });
   });
@@ -54,17 +54,17 @@ export async function loadKeyFile(path: string): Promise<TenantKey> {
 }
 
 async function readPrivate(path: string): Promise<string> {
-  // Not blocking, or a FIFO at this path would hold the program until someone writes to it.
+  // Nonblocking, otherwise a FIFO at this path would block the program until another process writes to it.
   const file = await open(path, constants.O_RDONLY | constants.O_NONBLOCK);
   try {
     const { mode, size } = await file.stat();
     if ((mode & constants.S_IFMT) !== constants.S_IFREG)
-      throw new LazydiskError('KEY', `key file ${path} is not a file`);
+      throw new LazydiskError('KEY', `key file ${path} is not a regular file`);
     if (mode & 0o077) {
       const octal = (mode & 0o777).toString(8).padStart(4, '0');
       throw new LazydiskError(
         'KEY',
-        `key file ${path} is open to others than its owner (mode ${octal}); chmod 600 it, and think who may have read it`,
+        `key file ${path} is accessible to users other than its owner (mode ${octal}); chmod 600 it, and consider who may have read it`,
       );
     }
     if (size > KEY_FILE_BYTES_MAX)

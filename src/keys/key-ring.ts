@@ -1,8 +1,8 @@
 /**
- * The tenant keys that this host has, from files and from KMS. Files are read at the start. Keys of KMS lie in the
- * store, wrapped, and KMS is asked for one when an image needs it; what it answered is kept for a bounded time, so that
- * access taken away in KMS ends here too, without a restart. What is open by then stays open: an attached drive has its
- * chunk keys.
+ * The tenant keys of this host, from files and from KMS. Files are read at startup. Keys of KMS are in the store,
+ * wrapped, and KMS decrypts one when an image needs it. The decrypted key is kept for a bounded time, so that access
+ * revoked in KMS ends here too, without a restart. What is open by then stays open: an attached drive has its chunk
+ * keys.
  */
 import { LRUCache } from 'lru-cache';
 import { errorText, LazydiskError, withMessage } from '../errors.ts';
@@ -18,20 +18,23 @@ import {
   type WrappedKeyStore,
 } from './wrapped-keys.ts';
 
-/** Wrapped keys whose objects are remembered, so that a list reads only what is new. */
+/** Wrapped keys whose objects are cached, so that a list reads only new ones. */
 const OBJECTS_MAX = 1024;
 
 export interface KeyRingOptions {
-  /** Where wrapped keys lie. Specs of KMS need it. */
+  /** Where wrapped keys are. KMS specs need it. */
   readonly wrappedKeys?: WrappedKeyStore;
-  /** Keys from KMS that are kept in the clear at once; of more, the one not used for longest is asked for again. */
+  /**
+   * Keys from KMS that are kept in the clear at once; beyond that, the least recently used one is dropped and decrypted
+   * again when needed.
+   */
   readonly keysMax?: number;
-  /** How long such a key is kept, in milliseconds from KMS's answer, used or not. */
+  /** How long such a key is kept, in milliseconds from KMS's response, used or not. */
   readonly ttlMs?: number;
   readonly kms?: AwsKmsOptions;
 }
 
-/** Where a key of the ring is from: a file's, open since the start, or any that KMS can open under this ARN. */
+/** A source of keys: a file, read at startup, or all keys that KMS can decrypt under this ARN. */
 type Source =
   | { readonly kind: 'file'; readonly spec: string; readonly key: TenantKey }
   | { readonly kind: 'awskms'; readonly spec: string; readonly arn: string };
@@ -40,7 +43,7 @@ export class KeyRing {
   readonly #sources: readonly Source[];
   readonly #wrappedKeys: WrappedKeyStore | undefined;
   readonly #kms: AwsKms;
-  /** Keys as KMS gave them. A fetch that is under way is shared by all who ask meanwhile. */
+  /** Keys that KMS decrypted. Concurrent callers share one fetch. */
   readonly #opened: LRUCache<string, TenantKey>;
   readonly #objects = new LRUCache<string, WrappedKey>({ max: OBJECTS_MAX });
 
@@ -51,26 +54,26 @@ export class KeyRing {
     this.#opened = new LRUCache({
       max: options.keysMax ?? 256,
       ttl: options.ttlMs ?? 5 * 60_000,
-      // A key that has had its time is let go then, and not only when it is next asked for.
+      // An expired key is dropped at once, not only when it is next requested.
       ttlAutopurge: true,
-      // Whoever waits for a key gets it, even if others have pushed it out meanwhile.
+      // A caller that waits for a key gets it, even if others have evicted it meanwhile.
       ignoreFetchAbort: true,
       fetchMethod: (id) => this.#open(id),
     });
   }
 
   /**
-   * The ring of `specs` (key-spec.ts), the first of which is what builds seal with. Reads the key files, asks neither
-   * store nor KMS. Throws USAGE, KEY for a file that is no private key file.
+   * Returns the ring of `specs` (key-spec.ts); builds seal with the first. Reads the key files; calls neither the store
+   * nor KMS. Throws USAGE, KEY for a file that is not a private key file.
    */
   static async open(specs: readonly string[], options: KeyRingOptions = {}): Promise<KeyRing> {
-    if (specs.length === 0) throw new LazydiskError('USAGE', 'no key is named');
+    if (specs.length === 0) throw new LazydiskError('USAGE', 'no key is given');
     const sources: Source[] = [];
     for (const spec of specs.map(parseKeySpec)) sources.push(await openSource(spec, options));
     return new KeyRing(sources, options);
   }
 
-  /** A ring of keys at hand. */
+  /** Returns a ring of the given keys. */
   static of(...keys: readonly TenantKey[]): KeyRing {
     return new KeyRing(
       keys.map((key) => ({ kind: 'file', spec: 'in memory', key })),
@@ -79,8 +82,8 @@ export class KeyRing {
   }
 
   /**
-   * The key that builds seal with: that of the first spec, for KMS the newest of its ARN. Throws KEY if there is none or
-   * KMS refuses it, UNAVAILABLE, CORRUPT.
+   * The key that builds seal with: that of the first spec; for KMS, the newest of its ARN. Throws KEY if there is none
+   * or KMS refuses it, UNAVAILABLE, CORRUPT.
    */
   async primary(): Promise<TenantKey> {
     const source = this.#sources[0]!;
@@ -88,15 +91,15 @@ export class KeyRing {
     const newest = (await this.#listed()).findLast(({ key }) => key && isOf(key, source.arn));
     const key = newest && (await this.get(newest.id));
     if (!key) {
-      const how = `\`lazydisk key new ${source.spec} --store …\` makes one`;
+      const how = `\`lazydisk key new ${source.spec} --store …\` creates one`;
       throw new LazydiskError('KEY', `${this.#wrappedKeys!.url} has no key of ${source.spec}; ${how}`);
     }
     return key;
   }
 
   /**
-   * The key `id`, or undefined if this host has no such key. Throws KEY when KMS refuses it or it is not what its object
-   * says, CORRUPT for a bent object, UNAVAILABLE when store or KMS do not answer.
+   * Returns the key `id`, or undefined if this host has no such key. Throws KEY if KMS refuses it or it does not match
+   * its object, CORRUPT for a corrupt object, UNAVAILABLE if the store or KMS does not respond.
    */
   async get(id: string): Promise<TenantKey | undefined> {
     for (const source of this.#sources) if (source.kind === 'file' && source.key.id === id) return source.key;
@@ -104,8 +107,8 @@ export class KeyRing {
   }
 
   /**
-   * Public ids of all keys, in the order of the specs, of one ARN the newest first; last, those whose objects cannot be
-   * read. Asks the store if there are specs of KMS, and never KMS.
+   * Returns the public ids of all keys, in the order of the specs, and within one ARN the newest first; last, those
+   * whose objects cannot be read. Calls the store if there are KMS specs, and never KMS.
    */
   async ids(): Promise<string[]> {
     const listed = await this.#listed();
@@ -125,7 +128,7 @@ export class KeyRing {
       .join(', ');
   }
 
-  /** Forgets the keys of KMS. */
+  /** Drops the keys of KMS. */
   close(): void {
     this.#opened.clear();
     this.#kms.close();
@@ -142,7 +145,7 @@ export class KeyRing {
     return listed;
   }
 
-  /** Asks store and KMS. The object is read anew, so that a key taken out of the store is gone, too. */
+  /** Calls the store and KMS. The object is read again, so that a key removed from the store is gone, too. */
   async #open(id: string): Promise<TenantKey | undefined> {
     const wrapped = await readWrappedKey(this.#wrappedKeys!, id);
     const arn = wrapped && this.#arnFor(wrapped);
@@ -157,14 +160,17 @@ export class KeyRing {
       const key = TenantKey.parse(plaintext.toString());
       if (key.id === id && key.domain === wrapped.domain && keyArn === wrapped.keyArn) return key;
     } catch {
-      // Said below, and in no words of the plaintext's.
+      // Reported below, without quoting the plaintext.
     } finally {
       plaintext.fill(0);
     }
-    throw new LazydiskError('KEY', `key ${id}: what KMS key ${arn} opened is not that key`);
+    throw new LazydiskError('KEY', `key ${id}: what KMS key ${arn} decrypted is not that key`);
   }
 
-  /** What KMS is asked to open `key` with: the key's own ARN if a spec has it, for an alias may have moved on. */
+  /**
+   * Returns the ARN for KMS to decrypt `key` with: the key's own ARN if a spec has it, because an alias may have been
+   * moved.
+   */
   #arnFor(key: WrappedKey): string | undefined {
     const arns = this.#sources.flatMap((source) => (source.kind === 'awskms' ? [source.arn] : []));
     return [key.keyArn, key.aliasArn].find((arn) => arn !== undefined && arns.includes(arn));
@@ -175,7 +181,7 @@ async function openSource(spec: KeySpec, options: KeyRingOptions): Promise<Sourc
   const text = keySpecText(spec);
   if (spec.kind === 'file') return { kind: 'file', spec: text, key: await loadKeyFile(spec.path) };
   if (!options.wrappedKeys)
-    throw new LazydiskError('USAGE', `key ${text}: such keys lie in a store; name one`);
+    throw new LazydiskError('USAGE', `key ${text}: such keys are in a store; name one`);
   return { kind: 'awskms', spec: text, arn: spec.arn };
 }
 

@@ -1,6 +1,6 @@
 /**
- * Which keys a host has, as people write it: `file:PATH` or just the path of a key file, or `awskms:ARN` for the keys in
- * the store that this KMS key, named by its own ARN or an alias's, can open.
+ * Specs of the keys of a host: `file:PATH` or just the path of a key file, or `awskms:ARN` for the keys in the store
+ * that this KMS key, named by its own ARN or an alias's, can decrypt.
  */
 import { LazydiskError } from '../errors.ts';
 import { KMS_ALIAS_ARN, KMS_KEY_ARN } from '../format/wrapped-key.ts';
@@ -12,7 +12,7 @@ export type KeySpec =
 const FILE = 'file:';
 const AWS_KMS = 'awskms:';
 
-/** Throws USAGE. */
+/** Parses a spec. Throws USAGE. */
 export function parseKeySpec(text: string): KeySpec {
   if (text.startsWith(AWS_KMS)) {
     const arn = text.slice(AWS_KMS.length);
@@ -26,13 +26,13 @@ export function parseKeySpec(text: string): KeySpec {
     return { kind: 'awskms', arn };
   }
   const path = text.startsWith(FILE) ? text.slice(FILE.length) : text;
-  // `file://key` would be a host named key in a URL, and /key on a disk: neither is meant.
+  // `file://key` is ambiguous: a host named key in a URL, or /key on a disk.
   if (path === '' || /^\/\/[^/]/.test(path))
     throw new LazydiskError('USAGE', `key ${JSON.stringify(text.slice(0, 300))}: want ${FILE}PATH`);
   return { kind: 'file', path };
 }
 
-/** As `parseKeySpec` takes it. */
+/** The text that `parseKeySpec` parses. */
 export function keySpecText(spec: KeySpec): string {
   return spec.kind === 'file' ? `${FILE}${spec.path}` : `${AWS_KMS}${spec.arn}`;
 }

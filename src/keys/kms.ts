@@ -1,30 +1,30 @@
 /**
- * AWS KMS, of which two calls are needed: encrypt a tenant's key once, decrypt it when a host wants it. Every failure
- * is told apart into "KMS says no" (KEY: asking again will not help) and "KMS does not answer" (UNAVAILABLE, after
- * bounded tries). The SDK is loaded with the first call, so hosts with key files never do; region and endpoint come
- * from the ARN and from the SDK's own AWS_ENDPOINT_URL_KMS, credentials from wherever the SDK finds them.
+ * The two calls of AWS KMS that are needed: encrypt a tenant's key once, decrypt it when a host needs it. Every failure
+ * is either a refusal by KMS (KEY: a retry will not help) or a failure to respond (UNAVAILABLE, after bounded tries).
+ * The SDK is loaded at the first call, so hosts with key files never load it; region and endpoint come from the ARN and
+ * from the SDK's own AWS_ENDPOINT_URL_KMS, credentials from wherever the SDK finds them.
  */
 import type { KMSClient } from '@aws-sdk/client-kms';
 import { LazydiskError } from '../errors.ts';
 import { KMS_ALIAS_ARN, KMS_KEY_ARN } from '../format/wrapped-key.ts';
 
-/** Longest text of KMS's that goes into a message. */
+/** Most characters of a KMS error that go into a message. */
 const MESSAGE_CHARS_MAX = 300;
 
 export interface AwsKmsOptions {
   /** Deadline of one request in milliseconds. */
   readonly requestMs?: number;
-  /** Requests for one call, the first one included, when KMS throttles, fails or is silent. */
+  /** Requests for one call, the first one included, if KMS throttles, fails or does not respond. */
   readonly tries?: number;
 }
 
-/** The blob is KMS's ciphertext; `keyArn` the key that KMS says it used, by its own ARN. */
+/** `blob` is KMS's ciphertext; `keyArn` is the own ARN of the key that KMS says it used. */
 export interface Encrypted {
   readonly blob: Buffer;
   readonly keyArn: string;
 }
 
-/** `plaintext` is secret and the caller's to overwrite. */
+/** `plaintext` is secret; the caller must overwrite it. */
 export interface Decrypted {
   readonly plaintext: Buffer;
   readonly keyArn: string;
@@ -35,7 +35,7 @@ type Context = Record<string, string>;
 export class AwsKms {
   readonly #requestMs: number;
   readonly #tries: number;
-  /** One a region. */
+  /** One for each region. */
   readonly #clients = new Map<string, KMSClient>();
 
   constructor(options: AwsKmsOptions = {}) {
@@ -52,8 +52,8 @@ export class AwsKms {
   }
 
   /**
-   * Opens what `encrypt` made with `arn` and `context`. KMS is told the key and refuses a blob of any other, so nobody
-   * can slip in a key of their own making. Throws KEY, UNAVAILABLE.
+   * Decrypts what `encrypt` returned for `arn` and `context`. The request names the key, and KMS refuses a blob of any
+   * other, so an attacker cannot substitute a key of their own. Throws KEY, UNAVAILABLE.
    */
   async decrypt(arn: string, blob: Uint8Array, context: Context): Promise<Decrypted> {
     const { DecryptCommand } = await import('@aws-sdk/client-kms');
@@ -72,7 +72,7 @@ export class AwsKms {
     send: (client: KMSClient, options: { abortSignal: AbortSignal }) => Promise<T>,
   ): Promise<T> {
     const client = await this.#client(arn);
-    // The client's own bounds hold one request; this one holds everything around them, credentials included.
+    // The client's own timeouts bound one request; this one bounds the whole call, credentials included.
     const abortSignal = AbortSignal.timeout(2 * this.#requestMs * this.#tries);
     try {
       return await send(client, { abortSignal });
@@ -99,21 +99,21 @@ export class AwsKms {
   }
 }
 
-/** The key that answered. An ARN of a key is that key's one name, so another one there is another key. */
+/** The ARN of the key that KMS used. A key has one ARN, so a different ARN is a different key. */
 function keyOf(arn: string, answered: string | undefined): string {
   if (answered === undefined || !KMS_KEY_ARN.test(answered) || (KMS_KEY_ARN.test(arn) && answered !== arn))
-    throw new LazydiskError('KEY', `KMS key ${arn}: another key answered for it`);
+    throw new LazydiskError('KEY', `KMS key ${arn}: KMS used another key`);
   return answered;
 }
 
-/** The bytes of an answer; not copied, so that overwriting them leaves none behind. */
+/** The bytes of a response; not copied, so that overwriting them leaves no copy behind. */
 function part(arn: string, bytes: Uint8Array | undefined): Buffer {
   if (bytes === undefined || bytes.length === 0)
-    throw new LazydiskError('UNAVAILABLE', `KMS key ${arn}: KMS answered without a result`);
+    throw new LazydiskError('UNAVAILABLE', `KMS key ${arn}: KMS responded without a result`);
   return Buffer.from(bytes.buffer, bytes.byteOffset, bytes.length);
 }
 
-/** What of an SDK's error is looked at. */
+/** The parts of an SDK error that are used. */
 interface SdkError extends Error {
   readonly $metadata?: { readonly httpStatusCode?: number; readonly requestId?: string };
 }
@@ -122,7 +122,7 @@ function failure(arn: string, thrown: unknown): LazydiskError {
   const error = thrown as SdkError;
   const { httpStatusCode: status, requestId } = error.$metadata ?? {};
   const message = String(error.message).slice(0, MESSAGE_CHARS_MAX);
-  // The SDK's error holds on to the connection, session token and signature included: only its words are kept.
+  // The SDK's error references the connection, with session token and signature, so only its text is kept.
   const cause = new Error(`${error.name}: ${message}${requestId ? ` (request ${requestId})` : ''}`);
   const why = `KMS key ${arn}: ${error.name}: ${message}`;
   if (error.name === 'CredentialsProviderError')
@@ -132,7 +132,7 @@ function failure(arn: string, thrown: unknown): LazydiskError {
   return new LazydiskError(isRefusal(error.name, status) ? 'KEY' : 'UNAVAILABLE', why, { cause });
 }
 
-/** KMS says no with 400, a bad signature included; some gateways with 403. Any other status is not KMS's word. */
+/** KMS refuses with 400, also for a bad signature; some gateways with 403. Any other status is not a refusal by KMS. */
 function isRefusal(name: string, status: number | undefined): boolean {
   return (status === 400 || status === 403) && !/Throttl|LimitExceeded|TooManyRequests|SlowDown/.test(name);
 }

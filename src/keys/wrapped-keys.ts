@@ -1,6 +1,6 @@
 /**
- * The wrapped keys of a store: objects `keys/KEYID.json`, each a tenant key that only KMS can open. They lie next to
- * the images, so a host needs nothing but access to the store and to the KMS key.
+ * The wrapped keys of a store: objects `keys/KEYID.json`, each a tenant key that only KMS can open. They are next to
+ * the images, so a host needs only access to the store and to the KMS key.
  */
 import { pooled } from '../async/pooled.ts';
 import { errorText, LazydiskError, withMessage } from '../errors.ts';
@@ -14,28 +14,31 @@ import {
 } from '../format/wrapped-key.ts';
 import type { AwsKms } from './kms.ts';
 
-/** Objects that are read at once. */
+/** Objects that are read concurrently. */
 const READS_MAX = 8;
 
 /** The part of a store that holds wrapped keys. Reads and writes are as those of manifests. */
 export interface WrappedKeyStore {
   /** For messages. */
   readonly url: string;
-  /** The bytes of `keys/ID.json`, unproven, or undefined. Throws UNAVAILABLE. */
+  /** The bytes of `keys/ID.json`, unverified, or undefined. Throws UNAVAILABLE. */
   getKey(id: string): Promise<Buffer | undefined>;
   /** The ids of all such objects. */
   listKeys(): Promise<string[]>;
   putKey(id: string, bytes: Uint8Array): Promise<void>;
 }
 
-/** One object of the list; of one that is no wrapped key, why. */
+/** One object of the list; `problem` says why it is not a valid wrapped key. */
 export interface WrappedKeyListing {
   readonly id: string;
   readonly key?: WrappedKey;
   readonly problem?: string;
 }
 
-/** The wrapped key `id`, or undefined if the store has none. Throws CORRUPT, UNSUPPORTED, both with the store's name. */
+/**
+ * Returns the wrapped key `id`, or undefined if the store has none. Throws CORRUPT, UNSUPPORTED, both with the store's
+ * name.
+ */
 export async function readWrappedKey(store: WrappedKeyStore, id: string): Promise<WrappedKey | undefined> {
   const bytes = await store.getKey(id);
   if (!bytes) return undefined;
@@ -47,8 +50,8 @@ export async function readWrappedKey(store: WrappedKeyStore, id: string): Promis
 }
 
 /**
- * All wrapped keys of `store`, oldest first, then those that cannot be read: one broken object hides no other. Those in
- * `known` are not read again. Throws what the store does.
+ * Returns all wrapped keys of `store`, oldest first, then those that cannot be read: one corrupt object does not hide
+ * the others. Those in `known` are not read again. Throws what the store throws.
  */
 export async function listWrappedKeys(
   store: WrappedKeyStore,
@@ -60,7 +63,7 @@ export async function listWrappedKeys(
     const listing = await readListing(store, id, known);
     if (listing) listings.push(listing);
   });
-  // '~' comes behind every digit, so whatever has no date is last.
+  // '~' sorts after every digit, so an entry without a date is last.
   const order = ({ id, key }: WrappedKeyListing) => `${key?.created ?? '~'} ${id}`;
   return listings.sort((a, b) => (order(a) < order(b) ? -1 : 1));
 }
@@ -81,8 +84,8 @@ async function readListing(
 }
 
 /**
- * Makes a new random key, has KMS encrypt it under `arn` (a key's ARN or an alias's), and puts it into `store`. Its
- * secrets leave this process for KMS alone. Throws KEY, UNAVAILABLE, USAGE for a domain name that is none.
+ * Creates a new random key, has KMS encrypt it under `arn` (a key's ARN or an alias's), and puts it into `store`. Its
+ * secrets leave this process only for KMS. Throws KEY, UNAVAILABLE, USAGE for an invalid domain name.
  */
 export async function newWrappedKey(
   store: WrappedKeyStore,

@@ -1,4 +1,4 @@
-/** The keys of a host: from files and from KMS, kept within limits, and refused in words that help. */
+/** The keys of a host, from files and from KMS: cached within limits, and refused with helpful errors. */
 import { spawnSync } from 'node:child_process';
 import { chmodSync } from 'node:fs';
 import { join } from 'node:path';
@@ -23,7 +23,7 @@ async function start(t: Test) {
   return {
     kms,
     store,
-    /** A new wrapped key; each is a moment younger than the one before. */
+    /** Makes a wrapped key that is newer than the ones before. */
     async make(arn = KEY_A, options = {}): Promise<WrappedKey> {
       if (made++ > 0) await sleep(3);
       return newWrappedKey(store, maker, arn, options);
@@ -36,7 +36,7 @@ async function start(t: Test) {
   };
 }
 
-t.test('a key of KMS is made, found and opened, and its object holds no secret', async (t) => {
+t.test('a key of KMS is created, found and decrypted, and its object holds no secret', async (t) => {
   const { kms, store, make, ring } = await start(t);
   const wrapped = await make(KEY_A, { domain: 'team-a' });
   t.match(wrapped, { domain: 'team-a', keyArn: KEY_A, aliasArn: undefined });
@@ -73,11 +73,11 @@ t.test('keys that share a domain share its salts, under different master keys', 
   t.ok(a.sharesDomain(b));
   t.ok(a.salt(1).equals(b.salt(1)));
   const stranger = (await keys.get((await make(KEY_A, { domain: 'shared' })).id))!;
-  t.notOk(a.sharesDomain(stranger), 'a name alone is no domain');
+  t.notOk(a.sharesDomain(stranger), 'the same name does not make the same domain');
   t.notOk(a.salt(1).equals(stranger.salt(1)));
 });
 
-t.test('files and KMS in one ring, in the order that they were named', async (t) => {
+t.test('one ring holds keys of files and of KMS, in the order of the specs', async (t) => {
   const { kms, make, ring } = await start(t);
   const dir = t.testdir();
   const file = await newKeyFile(join(dir, 'key'));
@@ -90,22 +90,22 @@ t.test('files and KMS in one ring, in the order that they were named', async (t)
   t.equal((await keys.primary()).id, file.id);
   t.equal((await keys.get(file.id))!.id, file.id);
   t.equal(await keys.describe(), `key ${file.id} (file:${path}), key ${newer.id}, key ${old.id} (${SPEC_A})`);
-  t.equal(kms.count('Decrypt'), 0, 'KMS was not needed so far');
-  t.equal(await keys.get(other.id), undefined, 'a key of an ARN that was not named');
+  t.equal(kms.count('Decrypt'), 0, 'KMS was not called so far');
+  t.equal(await keys.get(other.id), undefined, 'a key of an ARN that is not in the specs');
   t.equal(await keys.get('0'.repeat(16)), undefined);
   t.equal(await keys.get('../../etc/passwd'), undefined);
-  t.equal(kms.count('Decrypt'), 0, 'nor for those');
+  t.equal(kms.count('Decrypt'), 0, 'KMS was not called for unknown keys');
   t.equal((await (await ring([SPEC_A, `file:${path}`])).primary()).id, newer.id, 'the newest of the ARN');
   t.same(await (await ring([path])).ids(), [file.id]);
 });
 
-t.test('a key that is made later is found', async (t) => {
+t.test('a key that is created later is found', async (t) => {
   const { store, make, ring } = await start(t);
   const keys = await ring([SPEC_A]);
   t.same(await keys.ids(), []);
   await t.rejects(keys.primary(), {
     code: 'KEY',
-    message: `memory:test has no key of ${SPEC_A}; \`lazydisk key new ${SPEC_A} --store …\` makes one`,
+    message: `memory:test has no key of ${SPEC_A}; \`lazydisk key new ${SPEC_A} --store …\` creates one`,
   });
   t.equal(await keys.describe(), `no key (${SPEC_A})`);
   const first = await make();
@@ -113,10 +113,14 @@ t.test('a key that is made later is found', async (t) => {
   const second = await make();
   t.equal((await keys.primary()).id, second.id);
   await keys.ids();
-  t.equal(store.calls.filter((call) => call === `getKey ${first.id}`).length, 2, 'listed once, opened once');
+  t.equal(
+    store.calls.filter((call) => call === `getKey ${first.id}`).length,
+    2,
+    'read once for the list, once to decrypt',
+  );
 });
 
-t.test('a hundred readers of one key make one Decrypt, and later ones none', async (t) => {
+t.test('a hundred concurrent callers of one key cause one Decrypt, and later ones none', async (t) => {
   const { kms, make, ring } = await start(t);
   const { id } = await make();
   const keys = await ring([SPEC_A]);
@@ -128,7 +132,7 @@ t.test('a hundred readers of one key make one Decrypt, and later ones none', asy
   t.equal(kms.count('Decrypt'), 1);
 });
 
-t.test('a failure is shared by those who wait, and not remembered', async (t) => {
+t.test('concurrent callers share a failure, and it is not cached', async (t) => {
   const { kms, make, ring } = await start(t);
   const { id } = await make();
   const keys = await ring([SPEC_A], { kms: { tries: 1 } });
@@ -139,7 +143,7 @@ t.test('a failure is shared by those who wait, and not remembered', async (t) =>
   t.equal((await keys.get(id))!.id, id);
 });
 
-t.test('when its time is over KMS is asked again, and a key that was taken away is gone', async (t) => {
+t.test('an expired key is decrypted again, so a revoked or removed key is gone', async (t) => {
   const { kms, store, make, ring } = await start(t);
   const { id } = await make();
   const keys = await ring([SPEC_A], { ttlMs: 60 });
@@ -153,13 +157,13 @@ t.test('when its time is over KMS is asked again, and a key that was taken away 
     await t.rejects(keys.get(id), { code: 'KEY', message: new RegExp(`key ${id}: KMS key ${KEY_A}`) }, state);
   }
   kms.states.delete(KEY_A);
-  t.equal((await keys.get(id))!.id, id, 'and given back it works');
+  t.equal((await keys.get(id))!.id, id, 'access is restored');
   await sleep(100);
   store.keys.delete(id);
-  t.equal(await keys.get(id), undefined, 'taken out of the store');
+  t.equal(await keys.get(id), undefined, 'removed from the store');
 });
 
-t.test('using a key does not make it last', async (t) => {
+t.test('using a key does not extend its time', async (t) => {
   const { kms, make, ring } = await start(t);
   const { id } = await make();
   const keys = await ring([SPEC_A], { ttlMs: 150 });
@@ -171,7 +175,7 @@ t.test('using a key does not make it last', async (t) => {
   t.ok(kms.count('Decrypt') >= 3, `${kms.count('Decrypt')} times in half a second`);
 });
 
-t.test('no more keys than the bound are kept, and all who ask at once are served', async (t) => {
+t.test('at most keysMax keys are kept, and more concurrent callers are served', async (t) => {
   const { kms, make, ring } = await start(t);
   const ids: string[] = [];
   for (let n = 0; n < 5; n++) ids.push((await make()).id);
@@ -190,7 +194,7 @@ t.test('no more keys than the bound are kept, and all who ask at once are served
   t.equal(kms.count('Decrypt'), before + 1, 'the others are not');
 });
 
-t.test('a closed ring has forgotten', async (t) => {
+t.test('a closed ring has dropped its keys', async (t) => {
   const { kms, make, ring } = await start(t);
   const { id } = await make();
   const keys = await ring([SPEC_A]);
@@ -200,7 +204,7 @@ t.test('a closed ring has forgotten', async (t) => {
   t.equal(kms.count('Decrypt'), 2);
 });
 
-t.test('an object that was swapped, edited or bent does not open, and hides no other', async (t) => {
+t.test('a swapped, edited or corrupt object does not decrypt, and does not hide the others', async (t) => {
   const { store, make, ring } = await start(t);
   const a = await make(KEY_A, { domain: 'team-a' });
   const b = await make(KEY_A, { domain: 'team-b' });
@@ -209,7 +213,11 @@ t.test('an object that was swapped, edited or bent does not open, and hides no o
     ["another key's blob", { ...a, blob: b.blob }, /InvalidCiphertext/],
     ['another domain', { ...a, domain: 'team-b' }, /InvalidCiphertext/],
     ['another date', { ...a, created: '2099-01-01T00:00:00.000Z' }, /InvalidCiphertext/],
-    ['a bent blob', { ...a, blob: Buffer.concat([a.blob.subarray(1), Buffer.of(0)]) }, /InvalidCiphertext/],
+    [
+      'a corrupt blob',
+      { ...a, blob: Buffer.concat([a.blob.subarray(1), Buffer.of(0)]) },
+      /InvalidCiphertext/,
+    ],
     ['a blob of another master', { ...a, blob: (await make(KEY_C)).blob }, /IncorrectKey/],
   ];
   for (const [name, edited, message] of cases) {
@@ -217,26 +225,26 @@ t.test('an object that was swapped, edited or bent does not open, and hides no o
     await t.rejects(keys.get(a.id), { code: 'KEY', message }, name);
   }
   store.keys.set(a.id, Buffer.from('{}'));
-  const bent = { code: 'CORRUPT', message: new RegExp(`wrapped key ${a.id}.*memory:test`) };
-  await t.rejects(keys.get(a.id), bent);
+  const corrupt = { code: 'CORRUPT', message: new RegExp(`wrapped key ${a.id}.*memory:test`) };
+  await t.rejects(keys.get(a.id), corrupt);
   const fresh = await ring([SPEC_A]);
-  t.same(await fresh.ids(), [b.id, a.id], 'what cannot be read is last');
+  t.same(await fresh.ids(), [b.id, a.id], 'an unreadable key is last');
   t.equal((await fresh.primary()).id, b.id);
 });
 
-t.test('what KMS makes up is no key, and no word of it is shown', async (t) => {
+t.test('a wrong plaintext from KMS is refused, and the error does not show it', async (t) => {
   const { kms, make, ring } = await start(t);
   const { id } = await make();
   const keys = await ring([SPEC_A]);
   kms.fail('wrong plaintext');
   const error = await keys.get(id).catch((error) => error);
-  t.match(error, { code: 'KEY', message: `key ${id}: what KMS key ${KEY_A} opened is not that key` });
+  t.match(error, { code: 'KEY', message: `key ${id}: what KMS key ${KEY_A} decrypted is not that key` });
   t.equal(error.cause, undefined);
   kms.fail('other key');
-  await t.rejects(keys.get(id), { code: 'KEY', message: /another key answered/ });
+  await t.rejects(keys.get(id), { code: 'KEY', message: /KMS used another key/ });
 });
 
-t.test('an alias is good for its keys, until it moves on; then the key has its own ARN', async (t) => {
+t.test('an alias decrypts its keys until it is moved; then the key needs its own ARN', async (t) => {
   const { kms, make, ring } = await start(t);
   const wrapped = await make(ALIAS);
   t.match(wrapped, { keyArn: KEY_A, aliasArn: ALIAS });
@@ -255,26 +263,26 @@ t.test('an alias is good for its keys, until it moves on; then the key has its o
   const newer = await make(ALIAS);
   const both = await ring([`awskms:${ALIAS}`, SPEC_A]);
   t.equal((await both.primary()).id, newer.id);
-  t.equal((await both.get(wrapped.id))!.id, wrapped.id, 'with both named, both open');
+  t.equal((await both.get(wrapped.id))!.id, wrapped.id, 'with both specs, both keys decrypt');
 });
 
-t.test('wrong specs are USAGE, wrong files KEY', async (t) => {
+t.test('invalid specs are refused with USAGE, invalid files with KEY', async (t) => {
   const open = (...specs: string[]) => KeyRing.open(specs);
   for (const spec of ['', 'file:', 'file://key', 'awskms:', 'awskms:alias/x', 'awskms:arn:aws:s3:::bucket'])
     await t.rejects(open(spec), { code: 'USAGE' }, spec);
   await t.rejects(open(), { code: 'USAGE', message: /no key/ });
-  await t.rejects(open(SPEC_A), { code: 'USAGE', message: /lie in a store/ });
+  await t.rejects(open(SPEC_A), { code: 'USAGE', message: /are in a store/ });
   const dir = t.testdir();
   const path = join(dir, 'key');
   const key = await newKeyFile(path);
   for (const spec of [path, `file:${path}`, `file://${path}`])
     t.equal((await (await open(spec)).primary()).id, key.id, spec);
-  await t.rejects(open(path, join(dir, 'none')), { code: 'KEY', message: /none is not there/ });
+  await t.rejects(open(path, join(dir, 'none')), { code: 'KEY', message: /none does not exist/ });
   chmodSync(path, 0o644);
   await t.rejects(open(`file:${path}`), { code: 'KEY', message: /chmod 600/ });
 });
 
-t.test('a ring of keys at hand needs no store', async (t) => {
+t.test('a ring of given keys needs no store', async (t) => {
   const [a, b] = [TenantKey.generate(), TenantKey.generate()];
   const keys = KeyRing.of(a, b);
   t.same(await keys.ids(), [a.id, b.id]);

@@ -1,4 +1,4 @@
-/** The KMS client against a KMS that checks signatures: what it asks, and how each way of failing comes out. */
+/** The KMS client against a stand-in that verifies signatures: its requests, and the error for each kind of failure. */
 import { createHash } from 'node:crypto';
 import { inspect } from 'node:util';
 import t, { type Test } from 'tap';
@@ -26,7 +26,7 @@ async function start(t: Test, options = {}) {
   return { standIn, kms };
 }
 
-/** The error that `work` fails with, having looked for secrets in every way of showing it. */
+/** Returns the error that `work` fails with, after checking that no way of printing it shows a secret. */
 async function failureOf(t: Test, work: Promise<unknown>): Promise<LazydiskError> {
   const error = await work.then(
     () => t.fail('it did not fail'),
@@ -41,7 +41,7 @@ async function failureOf(t: Test, work: Promise<unknown>): Promise<LazydiskError
   return error;
 }
 
-t.test('what is encrypted is decrypted, by key and by alias, with the signature proven', async (t) => {
+t.test('decrypt returns what was encrypted, by key and by alias, with valid signatures', async (t) => {
   const { standIn, kms } = await start(t);
   for (const [arn, keyArn] of [
     [KEY_A, KEY_A],
@@ -59,7 +59,7 @@ t.test('what is encrypted is decrypted, by key and by alias, with the signature 
   t.match(standIn.calls[1], { operation: 'Decrypt', keyId: KEY_A, context: CONTEXT });
 });
 
-t.test('a blob opens with its key and its context, or not at all', async (t) => {
+t.test('a blob decrypts only unchanged, with its key and its context', async (t) => {
   const { kms } = await start(t);
   const { blob } = await kms.encrypt(KEY_A, Buffer.from(SECRET), CONTEXT);
   const other = { ...CONTEXT, 'lazydisk:domain': 'team-b' };
@@ -68,7 +68,7 @@ t.test('a blob opens with its key and its context, or not at all', async (t) => 
   const cases: [string, Promise<unknown>, RegExp][] = [
     ['another context', kms.decrypt(KEY_A, blob, other), /InvalidCiphertext/],
     ['no context', kms.decrypt(KEY_A, blob, {}), /InvalidCiphertext/],
-    ['a bent blob', kms.decrypt(KEY_A, bent, CONTEXT), /InvalidCiphertext/],
+    ['a corrupt blob', kms.decrypt(KEY_A, bent, CONTEXT), /InvalidCiphertext/],
     ['a short blob', kms.decrypt(KEY_A, blob.subarray(0, 9), CONTEXT), /InvalidCiphertext/],
     ['another key', kms.decrypt(KEY_C, blob, CONTEXT), /IncorrectKey/],
   ];
@@ -79,7 +79,7 @@ t.test('a blob opens with its key and its context, or not at all', async (t) => 
   }
 });
 
-t.test('when KMS says no, it is KEY, at once, and names the ARN', async (t) => {
+t.test('a refusal by KMS is KEY without a retry, and names the ARN', async (t) => {
   const { standIn, kms } = await start(t);
   const { blob } = await kms.encrypt(KEY_A, Buffer.from(SECRET), CONTEXT);
   const cases = [
@@ -99,11 +99,11 @@ t.test('when KMS says no, it is KEY, at once, and names the ARN', async (t) => {
       t.equal(error.code, 'KEY', state);
       t.ok(error.message.includes(KEY_A) && error.message.includes(name), error.message);
     }
-    t.equal(standIn.calls.length, before + 2, 'not asked again');
+    t.equal(standIn.calls.length, before + 2, 'no retry');
   }
 });
 
-t.test('when KMS fails for a moment, it is asked again', async (t) => {
+t.test('a transient failure of KMS is retried', async (t) => {
   const { standIn, kms } = await start(t, { requestMs: 500 });
   const { blob } = await kms.encrypt(KEY_A, Buffer.from(SECRET), CONTEXT);
   for (const fault of ['throttling', 'server error', 'key unavailable', 'reset', 'hang', 'half'] as Fault[]) {
@@ -113,7 +113,7 @@ t.test('when KMS fails for a moment, it is asked again', async (t) => {
   }
 });
 
-t.test('when KMS fails for good, it is UNAVAILABLE, after bounded tries and time', async (t) => {
+t.test('a lasting failure of KMS is UNAVAILABLE, after bounded tries and time', async (t) => {
   const { standIn, kms } = await start(t, { requestMs: 200, tries: 2 });
   const { blob } = await kms.encrypt(KEY_A, Buffer.from(SECRET), CONTEXT);
   const faults = [
@@ -136,10 +136,10 @@ t.test('when KMS fails for good, it is UNAVAILABLE, after bounded tries and time
     t.ok(performance.now() - started < 8000, `${fault}: ${performance.now() - started} ms`);
   }
   standIn.heal();
-  t.equal((await kms.decrypt(KEY_A, blob, CONTEXT)).plaintext.toString(), SECRET, 'and then it is back');
+  t.equal((await kms.decrypt(KEY_A, blob, CONTEXT)).plaintext.toString(), SECRET, 'KMS has recovered');
 });
 
-t.test('an encryption that fails shows no plaintext', async (t) => {
+t.test('the error of a failed encryption does not show the plaintext', async (t) => {
   const { standIn, kms } = await start(t, { requestMs: 200, tries: 1 });
   for (const fault of ['throttling', 'server error', 'reset', 'hang', 'half', 'not json'] as Fault[]) {
     standIn.fail(fault);
@@ -148,16 +148,16 @@ t.test('an encryption that fails shows no plaintext', async (t) => {
   }
 });
 
-t.test('a key that answers for another is refused', async (t) => {
+t.test('a response from another KMS key is refused', async (t) => {
   const { standIn, kms } = await start(t);
   standIn.fail('other key');
   t.match(await failureOf(t, kms.encrypt(KEY_A, Buffer.from(SECRET), CONTEXT)), {
     code: 'KEY',
-    message: /another key answered/,
+    message: /KMS used another key/,
   });
 });
 
-t.test('bad and missing credentials are KEY, and say so', async (t) => {
+t.test('bad and missing credentials are KEY, and the error says so', async (t) => {
   const { standIn } = await start(t);
   const fresh = () => {
     const kms = new AwsKms();
@@ -174,7 +174,7 @@ t.test('bad and missing credentials are KEY, and say so', async (t) => {
   t.match(await failureOf(t, fresh()), { code: 'KEY', message: /no AWS credentials/ });
 });
 
-t.test('nobody listens: UNAVAILABLE', async (t) => {
+t.test('an endpoint that refuses connections is UNAVAILABLE', async (t) => {
   await start(t);
   process.env.AWS_ENDPOINT_URL_KMS = 'http://127.0.0.1:9';
   const kms = new AwsKms({ requestMs: 300, tries: 2 });
@@ -182,7 +182,7 @@ t.test('nobody listens: UNAVAILABLE', async (t) => {
   t.match(await failureOf(t, kms.encrypt(KEY_A, Buffer.from(SECRET), CONTEXT)), { code: 'UNAVAILABLE' });
 });
 
-t.test('the signature check of these tests sees every change', (t) => {
+t.test('the signature check of the stand-in detects every change', (t) => {
   // AWS's own example ("get-vanilla" of its Signature Version 4 test suite).
   const request: SignedRequest = {
     method: 'GET',
@@ -209,7 +209,7 @@ t.test('the signature check of these tests sees every change', (t) => {
     ['time', bent('x-amz-date', '20150830T123601Z'), /does not match/],
     ['target', bent('x-amz-target', 'TrentService.Encrypt'), /x-amz-target is not signed/],
     ['hash', { ...bent('x-amz-content-sha256', hash) }, /not signed/],
-    ['none', bent('authorization', ''), /no proper Authorization/],
+    ['none', bent('authorization', ''), /no valid Authorization/],
   ];
   for (const [name, changes, message] of cases) t.throws(() => verify(changes), { message }, name);
   t.throws(() => verify({}, Date.parse('2015-08-30T12:42:00Z')), { message: /expired/ });

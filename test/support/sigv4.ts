@@ -32,7 +32,7 @@ export function verifySignature(
 ): Signer {
   const { method, url, headers, body } = request;
   const match = AUTHORIZATION.exec(String(headers.authorization ?? ''));
-  if (!match) throw new Error('MissingAuthenticationTokenException: no proper Authorization header');
+  if (!match) throw new Error('MissingAuthenticationTokenException: no valid Authorization header');
   const [, accessKeyId, date, region, service, signedText, signature] = match as unknown as string[];
   const secret = secretOf(accessKeyId!);
   if (secret === undefined)
@@ -40,7 +40,7 @@ export function verifySignature(
 
   const time = String(headers['x-amz-date'] ?? '');
   const parts = /^(\d{4})(\d\d)(\d\d)T(\d\d)(\d\d)(\d\d)Z$/.exec(time);
-  if (!parts || !time.startsWith(date!)) throw new Error('InvalidSignatureException: no proper x-amz-date');
+  if (!parts || !time.startsWith(date!)) throw new Error('InvalidSignatureException: no valid x-amz-date');
   const [, year, month, day, hour, minute, second] = parts;
   const sentMs = Date.parse(`${year}-${month}-${day}T${hour}:${minute}:${second}Z`);
   if (Math.abs(nowMs - sentMs) > SKEW_MS_MAX)
