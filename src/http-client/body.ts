@@ -1,18 +1,21 @@
 /**
- * The body of a response as a stream. Pieces are read from the socket straight into the memory that the consumer gets, and
- * no more is read from the socket while the consumer has not taken what is there.
+ * The body of a response as a stream. Pieces are read from the socket directly into the memory that the consumer
+ * receives, and reading stops while the consumer has not taken what is there.
  */
 import { Readable } from 'node:stream';
 import type { BodySink } from './response.ts';
 
-/** Held for a consumer that is slower than the line. */
+/** Bytes buffered for a consumer that is slower than the network. */
 const HELD_BYTES_MAX = 512 * 1024;
 /** Memory that pieces are cut from. */
 const SLAB_BYTES = 256 * 1024;
-/** A rest that is too small for a read worth its system call. */
+/** A remainder below this is too small to justify a system call for a read. */
 const REST_BYTES_MIN = 16 * 1024;
 
-/** What the stream needs of the exchange that its bytes come from. All but `pause` may be called when that is over. */
+/**
+ * What the stream needs of the exchange that its bytes come from. All but `pause` may be called after the exchange has
+ * ended.
+ */
 export interface BodySource {
   pause(): void;
   resume(): void;
@@ -27,7 +30,7 @@ export class HttpBody extends Readable implements BodySink {
   constructor(source: BodySource) {
     super({ highWaterMark: HELD_BYTES_MAX });
     this.#source = source;
-    // A failure before the consumer has begun to read must not end the process; the consumer finds it when it reads.
+    // A failure before the consumer has begun to read must not crash the process; the consumer sees it when it reads.
     this.on('error', () => undefined);
   }
 

@@ -1,10 +1,11 @@
 /**
- * Requests over connections that are kept: a whole answer in one buffer of the right size, a body as a stream, or an error
- * that says what was wrong with it. No answer is given that is shorter than it said it is. In place of a deadline, which a
- * big object and a slow line would need to be long, somebody looks every few seconds whether bytes still move.
+ * Requests over persistent connections: a whole response in one buffer of the right size, a body as a stream, or an
+ * error that says what went wrong. A response that is shorter than its declared length is an error. Instead of a
+ * deadline, which would have to be long for a big object over a slow network, a timer checks every few seconds whether
+ * bytes still arrive.
  *
- * It takes a third of the processor time that undici or node:http take for objects as large as chunks, most of which they
- * spend on copies and streams (`npm run bench:origin` has the whole programs).
+ * It needs a third of the CPU time of undici or node:http for objects as large as chunks; those spend most of it on
+ * copies and streams (`npm run bench:origin` compares the whole programs).
  */
 import type { LookupFunction } from 'node:net';
 import type { Readable } from 'node:stream';
@@ -14,38 +15,38 @@ import { type HttpConnection, type HttpOrigin, StaleConnectionError } from './co
 import { HttpPool, type HttpPoolOptions } from './pool.ts';
 import { type HttpHeaders, HttpResponse } from './response.ts';
 
-/** What must move within `stallMs`: anybody who is slower is as good as dead. */
+/** Bytes that must move within `stallMs`; a slower peer is treated as hung. */
 const STALL_BYTES_MIN = 16 * 1024;
 
 export interface HttpClientOptions {
-  /** For a connection, TLS included. Default 3 s. */
+  /** Timeout for connecting, TLS included. Default 3 s. */
   readonly connectMs?: number;
-  /** Without an answer, or with hardly any bytes of it. Default 10 s. */
+  /** Timeout without a response, or with hardly any bytes of it. Default 10 s. */
   readonly stallMs?: number;
   /** Certificates in PEM of the authorities that are trusted, instead of the system's. */
   readonly ca?: string;
-  /** Of host names; for tests. */
+  /** Resolver of host names; for tests. */
   readonly lookup?: LookupFunction;
 }
 
-/** Of which all of the body is wanted, as a stream. */
+/** A request whose whole body is wanted, as a stream. */
 export interface HttpStreamRequest {
   readonly method: 'GET' | 'HEAD' | 'PUT' | 'POST' | 'DELETE';
   readonly url: HttpTarget;
-  /** Names in lower case; those of the host and of the length may be left out. */
+  /** Names in lower case; `host` and `content-length` may be omitted. */
   readonly headers: Readonly<Record<string, string>>;
   readonly body?: Uint8Array | undefined;
   /** Instead of the client's. */
   readonly stallMs?: number;
-  /** Not to be sent again, even if the server seems not to have seen it. */
+  /** Never sent a second time, even if the server seems not to have seen it. */
   readonly isOnce?: boolean;
   readonly signal: AbortSignal | undefined;
 }
 
 export interface HttpRequest extends HttpStreamRequest {
-  /** Of an answer's body over it, that much and one byte more is read. */
+  /** Of a longer response body, this many bytes and one more are read. */
   readonly bytesMax: number;
-  /** Where the body of a good answer goes if it fits. Untouched after the request has settled. */
+  /** Buffer for the body of a successful response, if it fits. Not touched after the request has settled. */
   readonly into?: Buffer | undefined;
 }
 
@@ -54,13 +55,13 @@ export interface HttpTarget {
   readonly protocol: string;
   /** An IPv6 address in brackets. */
   readonly hostname: string;
-  /** Empty for the protocol's own. */
+  /** Empty for the protocol's default. */
   readonly port: string;
   /** With the query, if any. */
   readonly path: string;
 }
 
-/** What comes in the `host` header. */
+/** The value of the `host` header. */
 export function hostOf({ hostname, port }: HttpTarget): string {
   return port === '' ? hostname : `${hostname}:${port}`;
 }
@@ -79,13 +80,13 @@ export interface HttpStream {
   readonly status: number;
   readonly headers: HttpHeaders;
   /**
-   * Its bytes as they came, whatever the status: read it to its end or destroy it, for it occupies a connection. A consumer
-   * that is slow makes the server wait. Fails as a request does, UNAVAILABLE for a body that is cut short.
+   * Its bytes as received, whatever the status. Read it to its end or destroy it, because it occupies a connection. A
+   * slow consumer makes the server wait. Fails as a request does, with UNAVAILABLE for a truncated body.
    */
   readonly body: Readable;
 }
 
-/** Makes the reader of a response that comes over `connection`. */
+/** Creates the reader of a response that comes over `connection`. */
 type Begin = (connection: HttpConnection) => HttpResponse;
 
 export class HttpClient {
@@ -102,7 +103,7 @@ export class HttpClient {
     this.#poolOptions = options;
   }
 
-  /** Throws UNAVAILABLE, TIMEOUT, ABORTED, with the host in the text and nothing else of the request. */
+  /** Throws UNAVAILABLE, TIMEOUT, ABORTED; of the request, the message holds only the host. */
   async request(request: HttpRequest): Promise<HttpAnswer> {
     const { method, bytesMax, into } = request;
     const { status, headers, body } = await this.#send(
@@ -113,7 +114,7 @@ export class HttpClient {
   }
 
   /**
-   * Resolves when status and headers are there; `signal` and `stallMs` go on to hold for the body, the latter only while
+   * Resolves when status and headers have arrived; `signal` and `stallMs` then apply to the body, the latter only while
    * its consumer wants more. Redirects are not followed. Rejects as `request` does.
    */
   stream(request: HttpStreamRequest): Promise<HttpStream> {
@@ -122,7 +123,7 @@ export class HttpClient {
       const begin = (connection: HttpConnection): HttpResponse => {
         const sink = new HttpBody({
           pause: () => connection.pause(),
-          // Once the response has ended, the connection may be another request's.
+          // Once the response has ended, another request may be using the connection.
           resume: () => response.isDone || connection.resume(),
           abandon: () => response.isDone || connection.destroy(abandonedError(request)),
         });
@@ -150,7 +151,7 @@ export class HttpClient {
     try {
       return await this.#once(request, begin, false);
     } catch (error) {
-      // A server may close a connection that was idle at the moment when it is used again.
+      // A server may close an idle connection just as it is used again.
       if (error instanceof StaleConnectionError && !request.isOnce) return this.#once(request, begin, true);
       throw error;
     }
@@ -171,7 +172,9 @@ export class HttpClient {
     try {
       if (!connection.isConnected) await this.#connected(connection, host);
       stopWatch = watchFlow(connection, request.stallMs ?? this.#stallMs, () =>
-        connection.destroy(new LazydiskError('TIMEOUT', `${host}: no more bytes, ${response.received} came`)),
+        connection.destroy(
+          new LazydiskError('TIMEOUT', `${host}: no more bytes, ${response.received} received`),
+        ),
       );
       await connection.exchange(head, body, response);
       return response;
@@ -192,7 +195,7 @@ export class HttpClient {
     const name = `${url.protocol}//${host}`;
     let pool = this.#pools.get(name);
     if (pool) return pool;
-    // Of places that redirects once led to.
+    // Drop the pools of hosts that redirects once led to.
     for (const [other, { isEmpty }] of this.#pools) if (isEmpty) this.#pools.delete(other);
     pool = new HttpPool(originOf(url, host), this.#poolOptions);
     this.#pools.set(name, pool);
@@ -215,7 +218,7 @@ function originOf({ protocol, hostname, port }: HttpTarget, host: string): HttpO
 }
 
 /**
- * Calls `onStall` when less than STALL_BYTES_MIN have moved within `stallMs` in which they could, until the returned
+ * Calls `onStall` when fewer than STALL_BYTES_MIN have moved within `stallMs` of not being paused, until the returned
  * function is called.
  */
 function watchFlow(connection: HttpConnection, stallMs: number, onStall: () => void): () => void {
@@ -232,7 +235,7 @@ function watchFlow(connection: HttpConnection, stallMs: number, onStall: () => v
   return () => clearTimeout(timer);
 }
 
-/** Throws INTERNAL for what would not be one header each; its text does not hold them. */
+/** Throws INTERNAL for a path or value that would not form a single header line; the message does not hold it. */
 function headOf({ method, url, headers, body }: HttpStreamRequest, host: string): string {
   if (!/^\/[\x21-\x7e]*$/.test(url.path)) throw new LazydiskError('INTERNAL', `${host}: a malformed path`);
   let head = `${method} ${url.path} HTTP/1.1\r\nconnection: keep-alive\r\n`;

@@ -1,16 +1,17 @@
 /**
- * One kept connection to a web server, with one exchange of request and response at a time. The body of a response is
- * read from the socket into its place (`onread`, also over TLS), so that a chunk costs no memory and no copy on the way.
+ * One persistent connection to a web server, with one exchange of request and response at a time. The body of a
+ * response is read from the socket directly into its buffer (`onread`, also over TLS), so that a chunk costs no extra
+ * memory and no copy.
  */
 import net, { type LookupFunction } from 'node:net';
 import { errorText, LazydiskError } from '../errors.ts';
 import { HEAD_BYTES_MAX, type HttpResponse, HttpSyntaxError } from './response.ts';
 
-/** A body is handed to the socket in pieces, so that somebody can see it move. */
+/** A request body is passed to the socket in pieces, so that progress is visible. */
 const PIECE_BYTES = 1024 * 1024;
-/** Of a connection that nobody uses, where the server does not say how long it waits. */
+/** How long an idle connection is kept if the server does not say. */
 const IDLE_MS = 30_000;
-/** Before the server's own timeout, for what we send takes time to get there. */
+/** Margin before the server's own timeout, because a request takes time to arrive. */
 const IDLE_MARGIN_MS = 1_000;
 
 /** Where a connection goes. */
@@ -27,10 +28,10 @@ export interface HttpConnectionOptions {
   readonly lookup?: LookupFunction | undefined;
   /** Certificates in PEM of the authorities that are trusted, instead of the system's. */
   readonly ca?: string | undefined;
-  /** Of an earlier connection to the same place, to begin faster. */
+  /** TLS session of an earlier connection to the same origin, to connect faster. */
   readonly session?: Buffer | undefined;
   onSession?(session: Buffer): void;
-  /** It was closed, by whomever; called once. */
+  /** Called once, when the connection is closed by either side. */
   onClose(connection: HttpConnection): void;
 }
 
@@ -47,15 +48,15 @@ export class HttpConnection {
   /** Rejects as `exchange` does. */
   readonly connected: Promise<void>;
   isConnected = false;
-  /** Bytes of responses that came and of request bodies that the kernel took. */
+  /** Bytes of responses received and of request bodies that the kernel accepted. */
   movedBytes = 0;
-  /** Whether nothing is read for now, because whoever wants the response has not taken what is there. */
+  /** Whether reading is paused, because the consumer of the response has not taken what is there. */
   isPaused = false;
-  /** When it was last paused no more, by performance.now(). */
+  /** When reading last resumed, by performance.now(). */
   resumedMs = Number.NEGATIVE_INFINITY;
   readonly #origin: HttpOrigin;
   readonly #socket: net.Socket;
-  /** What was read and is not understood yet is at its front. */
+  /** Its front holds what was read and is not parsed yet. */
   readonly #scratch = Buffer.allocUnsafeSlow(2 * HEAD_BYTES_MAX);
   #filled = 0;
   /** Whether the socket is reading into the response's body. */
@@ -80,7 +81,7 @@ export class HttpConnection {
     };
     const target = { host, port, noDelay: true, keepAlive: true, onread, ...(lookup && { lookup }) };
     this.#socket = isTls
-      ? // Loaded here, as it doubles the time of a start.
+      ? // Loaded only when needed: it doubles the startup time.
         process.getBuiltinModule('node:tls').connect({
           ...target,
           ALPNProtocols: ['http/1.1'],
@@ -97,7 +98,7 @@ export class HttpConnection {
       });
       this.#socket.once('close', () => reject(this.#failure ?? this.#error('connection closed')));
     });
-    // Whoever opened it may be gone by then.
+    // The caller that opened it may no longer be waiting.
     this.connected.catch(() => undefined);
     this.#socket.on('end', () => this.#onEnd());
     this.#socket.on('error', (cause) => this.#onError(cause));
@@ -114,10 +115,10 @@ export class HttpConnection {
   }
 
   /**
-   * Sends `head`, complete, and `body`, and reads the response; one at a time, on a connection that is connected. Rejects with
-   * UNAVAILABLE, a StaleConnectionError if the server closed it before it could see the request, or as `destroy` was told.
-   * Once it has settled, neither `body` nor the response's memory is touched any more, if a connection that is not reusable
-   * is destroyed.
+   * Sends `head`, complete, and `body`, and reads the response; one exchange at a time, once connected. Rejects with
+   * UNAVAILABLE, a StaleConnectionError if the server closed the connection before it could see the request, or the
+   * error passed to `destroy`. Once it has settled, neither `body` nor the response's memory is touched any more,
+   * provided that a connection that is not reusable is destroyed.
    */
   exchange(head: string, body: Uint8Array | undefined, response: HttpResponse): Promise<void> {
     return new Promise((resolve, reject) => {
@@ -129,7 +130,7 @@ export class HttpConnection {
     });
   }
 
-  /** Reads nothing more of the response until `resume`. */
+  /** Stops reading the response until `resume`. */
   pause(): void {
     this.isPaused = true;
     this.#socket.pause();
@@ -142,7 +143,7 @@ export class HttpConnection {
     this.#socket.resume();
   }
 
-  /** Waits for nobody: a process may end while it is open. */
+  /** Does not keep the process alive: it may exit while the connection is open. */
   idle(): void {
     this.#socket.unref();
   }
@@ -163,7 +164,7 @@ export class HttpConnection {
         if (error) return;
         this.movedBytes += piece.length;
         if (at === body.length) this.#isSending = false;
-        // There may be an answer by now, which then says no.
+        // The server may have responded by now, in which case it refused the request.
         else if (this.#exchange) sendPiece();
       });
     };
@@ -183,7 +184,7 @@ export class HttpConnection {
     this.movedBytes += bytes;
     const response = this.#exchange?.response;
     if (!response) {
-      // Nobody asked for anything, so what comes is no answer.
+      // There is no request, so this is not a response.
       this.destroy();
       return;
     }
@@ -192,7 +193,7 @@ export class HttpConnection {
       else this.#take(response, bytes);
     } catch (cause) {
       if (!(cause instanceof HttpSyntaxError)) throw cause;
-      this.destroy(this.#error(`not HTTP as it should be: ${cause.message}`, cause));
+      this.destroy(this.#error(`not valid HTTP: ${cause.message}`, cause));
       return;
     }
     if (response.isDone) this.#finish();
@@ -230,14 +231,14 @@ export class HttpConnection {
     this.#fail(this.#failure);
   }
 
-  /** For an exchange that the end of the connection cut short. */
+  /** The error of an exchange that the end of the connection cut short. */
   #brokenError(cause?: Error): LazydiskError {
     const code = (cause as NodeJS.ErrnoException | undefined)?.code;
-    // Where a host has several addresses and none answers, there is a code and no message.
-    const why = cause ? errorText(cause) || `${code}` : 'the server hung up';
+    // If a host has several addresses and none responds, there is a code and no message.
+    const why = cause ? errorText(cause) || `${code}` : 'the server closed the connection';
     const response = this.#exchange?.response;
     if (response && response.status > 0)
-      return this.#error(`answer truncated, ${response.text}${cause ? `: ${why}` : ''}`, cause);
+      return this.#error(`response truncated, ${response.text}${cause ? `: ${why}` : ''}`, cause);
     const isClosed = cause === undefined || code === 'ECONNRESET' || code === 'EPIPE';
     if (!this.#isUsed || !isClosed || this.#filled > 0) return this.#error(why, cause);
     return new StaleConnectionError('UNAVAILABLE', `${this.#origin.host}: ${why}`, { cause });

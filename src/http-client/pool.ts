@@ -1,10 +1,13 @@
-/** The connections to one place: those in use, those that are kept for the next request, and who waits for one. */
+/**
+ * The connections to one origin: those in use, those that are kept for the next request, and the requests that wait for
+ * one.
+ */
 import { LazydiskError } from '../errors.ts';
 import { HttpConnection, type HttpConnectionOptions, type HttpOrigin } from './connection.ts';
 
 const CONNECTIONS_MAX = 64;
 
-/** Of all its connections. */
+/** Options of all its connections. */
 export type HttpPoolOptions = Pick<HttpConnectionOptions, 'lookup' | 'ca'>;
 
 interface Waiter {
@@ -16,7 +19,7 @@ export class HttpPool {
   readonly #origin: HttpOrigin;
   readonly #options: HttpPoolOptions;
   readonly #open = new Set<HttpConnection>();
-  /** The one used last is used first: its window is open, and the others may end. */
+  /** The one used last is reused first: its TCP window is open, and the others may expire. */
   readonly #idle: HttpConnection[] = [];
   readonly #waiting = new Set<Waiter>();
   #session: Buffer | undefined;
@@ -26,13 +29,14 @@ export class HttpPool {
     this.#options = options;
   }
 
-  /** Nothing is open, and nobody waits. */
+  /** Whether no connection is open and no request waits for one. */
   get isEmpty(): boolean {
     return this.#open.size === 0 && this.#waiting.size === 0;
   }
 
   /**
-   * A connection for one exchange, to be given back; a new one if `isFresh`. It may not be connected yet. Rejects with ABORTED.
+   * Returns a connection for one exchange, to be returned with `give`; a new one if `isFresh`. It may not be connected
+   * yet. Rejects with ABORTED.
    */
   take(isFresh: boolean, signal: AbortSignal | undefined): Promise<HttpConnection> | HttpConnection {
     for (;;) {
@@ -74,7 +78,7 @@ export class HttpPool {
     this.#idle.push(connection);
   }
 
-  /** Whoever waits or is waited for is told ABORTED: nobody is to try again what the caller ended. */
+  /** Fails all waiting and running requests with ABORTED, so that nothing retries what the caller ended. */
   close(): void {
     const error = new LazydiskError('ABORTED', `${this.#origin.host}: the client is closed`);
     for (const waiter of this.#waiting) waiter.reject(error);

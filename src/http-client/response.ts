@@ -1,48 +1,49 @@
 /**
- * Reads one HTTP/1.1 response (RFC 9112) as its bytes arrive. Strict where a lenient reader could be misled: a malformed
- * head, two lengths, or a length beside a transfer coding is an error, and so is everything over a bound. The trick is
- * `room`: once the head has told how long the body is, the rest of it is read from the socket straight into its place.
+ * Reads one HTTP/1.1 response (RFC 9112) as its bytes arrive. Strict where a lenient reader could be misled: a
+ * malformed head, two lengths, or a length beside a transfer coding is an error, and so is everything over a bound.
+ * Once the head has declared the length of the body, `room` lets the socket read the rest of it directly into its
+ * buffer.
  */
 
-/** Of the head, of the lines of a chunked body, and of its trailer; node:http has the same bound. */
+/** Bound for the head, the lines of a chunked body, and its trailer; node:http has the same bound. */
 export const HEAD_BYTES_MAX = 16 * 1024;
-/** Of a response that is an error. */
+/** Bound for the body of an error response. */
 const ERROR_BYTES_MAX = 64 * 1024;
-/** 1xx responses before the one that counts. */
+/** 1xx responses before the final one. */
 const INTERIM_MAX = 8;
 
 const STATUS_LINE = /^HTTP\/1\.([01]) ([1-9]\d\d)(?: [\t\x20-\x7e\x80-\xff]*)?$/;
 const HEADER_LINE = /^([!#$%&'*+.^_`|~0-9A-Za-z-]+):[ \t]*([\t\x20-\x7e\x80-\xff]*)$/;
 const LENGTH = /^\d{1,15}$/;
-/** With extensions, which mean nothing to us. */
+/** With extensions, which are ignored. */
 const CHUNK_SIZE = /^([0-9A-Fa-f]{1,8})(?:;[\x21-\x7e]*)?$/;
 
-/** What follows next: the end of a body is told by its length, its last chunk, or the end of the connection. */
+/** What comes next: a body ends by its length, its last chunk, or the end of the connection. */
 type Phase = 'head' | 'length' | 'close' | 'chunk-size' | 'chunk-data' | 'chunk-end' | 'trailer' | 'done';
 
 export type HttpHeaders = Readonly<Record<string, string | undefined>>;
 
-/** The server does not speak HTTP as it should, or says more than it may. */
+/** The server sends invalid HTTP, or exceeds a bound. */
 export class HttpSyntaxError extends Error {}
 
-/** Takes a body as it comes. */
+/** Receives a body as it arrives. */
 export interface BodySink {
-  /** Where the next bytes go, one at least. */
+  /** Where the next bytes go, at least one. */
   room(): Buffer;
-  /** That many were put to the front of `room()`. */
+  /** Called when `bytes` bytes have been put at the front of `room()`. */
   placed(bytes: number): void;
 }
 
 export interface HttpResponseOptions {
   /** There is no body, whatever the head says. */
   readonly isHead?: boolean;
-  /** Of a good body over it, that much and one byte more is read. Default: no bound. */
+  /** Of a longer successful body, this many bytes and one more are read. Default: no bound. */
   readonly bytesMax?: number;
-  /** Where a good body goes if it fits; else into memory of its own. */
+  /** Buffer for a successful body if it fits; otherwise one is allocated. */
   readonly into?: Buffer | undefined;
-  /** Takes any body instead, that of an error too; then `body` has nothing of it. */
+  /** Receives any body instead, also that of an error; then `body` is empty. */
   readonly sink?: BodySink;
-  /** Status and headers are there; called once, before any of the body goes to the sink. */
+  /** Called once, when status and headers have arrived, before any of the body goes to the sink. */
   onHead?(): void;
 }
 
@@ -51,20 +52,20 @@ export class HttpResponse {
   headers: HttpHeaders = {};
   /** Whether the server keeps the connection for another request. */
   isKept = false;
-  /** Bytes of the body so far, of what they are framed in nothing. */
+  /** Bytes of the body so far, without framing. */
   received = 0;
   readonly #options: HttpResponseOptions;
   #phase: Phase = 'head';
   #interims = 0;
-  /** As the head tells it. */
+  /** As declared in the head. */
   #lengthBytes: number | undefined;
-  /** How much of the body is wanted, at most. */
+  /** The most bytes of the body that are wanted. */
   #wanted = 0;
   #filled = 0;
   /** Where a body of a known length goes. */
   #whole: Buffer | undefined;
   readonly #parts: Buffer[] = [];
-  /** Of the chunk that is being read. */
+  /** What is left of the chunk that is being read. */
   #chunkBytes = 0;
   #trailerBytes = 0;
 
@@ -76,24 +77,24 @@ export class HttpResponse {
     return this.#phase === 'done';
   }
 
-  /** Once it is done: all of the body, or as much of it as was wanted. */
+  /** Once it is done: the whole body, or as much of it as was wanted. */
   get body(): Buffer {
     return this.#whole ?? Buffer.concat(this.#parts);
   }
 
-  /** How much came, for an error. */
+  /** How much has arrived, for an error message. */
   get text(): string {
-    return `${this.received} of ${this.#lengthBytes ?? 'unknown many'} bytes`;
+    return `${this.received} of ${this.#lengthBytes ?? 'an unknown number of'} bytes`;
   }
 
-  /** Where the body that is still to come may be read into directly, then told by `placed`; undefined if `take` must see it. */
+  /** Where the rest of the body may be read directly, followed by `placed`; undefined if `take` must see it. */
   get room(): Buffer | undefined {
     if (this.#phase !== 'length') return undefined;
     const { sink } = this.#options;
     return sink ? sink.room().subarray(0, this.#wanted - this.#filled) : this.#whole?.subarray(this.#filled);
   }
 
-  /** That many bytes were read into `room`. */
+  /** To be called when `bytes` bytes have been read into `room`. */
   placed(bytes: number): void {
     this.#options.sink?.placed(bytes);
     this.#filled += bytes;
@@ -102,8 +103,8 @@ export class HttpResponse {
   }
 
   /**
-   * Takes from the front of `bytes` what it can use and returns how much that was; what it did not use, it wants to see again
-   * with what comes after. Throws HttpSyntaxError.
+   * Consumes from the front of `bytes` what it can parse and returns how much that was; the caller must pass the rest
+   * again, followed by new bytes. Throws HttpSyntaxError.
    */
   take(bytes: Buffer): number {
     let at = 0;
@@ -118,13 +119,13 @@ export class HttpResponse {
     return at;
   }
 
-  /** The connection has ended. False if the response has not. */
+  /** To be called when the connection has ended. Returns false if the response is incomplete. */
   end(): boolean {
     if (this.#phase === 'close') this.#phase = 'done';
     return this.isDone;
   }
 
-  /** One step in the present phase; gives the bytes that it used. */
+  /** One step in the current phase; returns the number of bytes consumed. */
   #step(bytes: Buffer): number {
     switch (this.#phase) {
       case 'head':
@@ -145,7 +146,7 @@ export class HttpResponse {
     if (end === -1) return 0;
     const [first, ...lines] = bytes.toString('latin1', 0, end).split('\r\n');
     const match = STATUS_LINE.exec(first!);
-    if (!match) throw new HttpSyntaxError('not a response of HTTP/1.1');
+    if (!match) throw new HttpSyntaxError('not an HTTP/1.1 response');
     const status = Number(match[2]);
     const headers = parseHeaders(lines);
     const isNew = match[1] === '1';
@@ -153,11 +154,11 @@ export class HttpResponse {
       this.#begin(status, headers, isNew);
       this.#options.onHead?.();
     } else if (status === 101 || !isNew || ++this.#interims > INTERIM_MAX)
-      throw new HttpSyntaxError(`a response of ${status}`);
+      throw new HttpSyntaxError(`an unexpected response of status ${status}`);
     return end + 4;
   }
 
-  /** What is to follow this head: RFC 9112, section 6.3. */
+  /** Determines what follows this head: RFC 9112, section 6.3. */
   #begin(status: number, headers: Record<string, string>, isNew: boolean): void {
     this.status = status;
     this.headers = headers;
@@ -166,7 +167,8 @@ export class HttpResponse {
     const { 'content-length': length, 'transfer-encoding': coding } = headers;
     if (length !== undefined && !LENGTH.test(length))
       throw new HttpSyntaxError('a length that is not a number');
-    if (length !== undefined && coding !== undefined) throw new HttpSyntaxError('two kinds of length');
+    if (length !== undefined && coding !== undefined)
+      throw new HttpSyntaxError('both a length and a transfer coding');
     if (this.#options.isHead || status === 204 || status === 304) {
       this.#whole = Buffer.alloc(0);
       this.#phase = 'done';
@@ -217,11 +219,11 @@ export class HttpResponse {
     if (end === -1) return 0;
     const line = bytes.toString('latin1', 0, end);
     if (this.#phase === 'chunk-end') {
-      if (line !== '') throw new HttpSyntaxError('a chunk longer than it says');
+      if (line !== '') throw new HttpSyntaxError('a chunk longer than its declared size');
       this.#phase = 'chunk-size';
     } else if (this.#phase === 'chunk-size') {
       const size = CHUNK_SIZE.exec(line)?.[1];
-      if (size === undefined) throw new HttpSyntaxError('a chunk without a size');
+      if (size === undefined) throw new HttpSyntaxError('a chunk without a valid size');
       this.#chunkBytes = Number.parseInt(size, 16);
       this.#phase = this.#chunkBytes === 0 ? 'trailer' : 'chunk-data';
     } else {
@@ -233,7 +235,7 @@ export class HttpResponse {
     return end + 2;
   }
 
-  /** A body of which there is more than anybody wants ends here, and its connection with it. */
+  /** A body that is longer than wanted ends here, and so does its connection. */
   #endIfEnough(): void {
     if (this.#filled < this.#wanted) return;
     if (this.#filled !== this.#lengthBytes) this.isKept = false;
@@ -253,7 +255,7 @@ function copyTo(sink: BodySink, bytes: Buffer): void {
   }
 }
 
-/** By name in lower case; what comes twice is joined, as RFC 9110 says, but for a length, which must be one. */
+/** By name in lower case; repeated headers are joined, as RFC 9110 says, except a length, which must be unique. */
 function parseHeaders(lines: readonly string[]): Record<string, string> {
   const headers: Record<string, string> = Object.create(null);
   for (const line of lines) {

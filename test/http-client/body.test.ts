@@ -1,4 +1,4 @@
-/** Bodies as streams: whole or an error, held up by consumers that are slow, and their connections used again. */
+/** Bodies as streams: complete or an error, paused by slow consumers, and their connections are reused. */
 import { randomBytes } from 'node:crypto';
 import { once } from 'node:events';
 import http, { type RequestListener } from 'node:http';
@@ -19,7 +19,7 @@ const BODY = randomBytes(5_000_000);
 
 interface Served {
   readonly url: string;
-  /** How many connections there have been. */
+  /** Connections accepted so far. */
   connections: number;
 }
 
@@ -48,7 +48,7 @@ async function bytesOf(body: AsyncIterable<Buffer>): Promise<Buffer> {
   return Buffer.concat(await Array.fromAsync(body));
 }
 
-t.test('bodies of any framing come whole, one after the other over one connection', async (t) => {
+t.test('bodies of any framing arrive complete, one after the other over one connection', async (t) => {
   const served = await serve(t, (request, response) => {
     if (request.url === '/length') response.setHeader('content-length', BODY.length);
     response.end(request.url === '/empty' ? '' : BODY);
@@ -59,30 +59,33 @@ t.test('bodies of any framing come whole, one after the other over one connectio
     t.equal(status, 200);
     if (path === '/length') t.equal(headers['content-length'], String(BODY.length));
     t.ok((await bytesOf(body)).equals(path === '/empty' ? Buffer.alloc(0) : BODY), path);
-    // What follows the end of a body sees it a moment later.
+    // The connection is returned to the pool a moment after the end of a body.
     await turn();
   }
   t.equal(served.connections, 1);
 });
 
-t.test('status and headers are there before the body, errors and redirects have bodies too', async (t) => {
-  const held: http.ServerResponse[] = [];
-  const { url } = await serve(t, (request, response) => {
-    const status = Number(request.url!.slice(1));
-    response.writeHead(status, { location: '/elsewhere' }).flushHeaders();
-    held.push(response);
-  });
-  const stream = open(t, url);
-  for (const expected of [200, 307, 404, 503]) {
-    const { status, headers, body } = await stream(`/${expected}`);
-    t.equal(status, expected);
-    t.equal(headers.location, '/elsewhere');
-    held.pop()!.end(BODY);
-    t.ok((await bytesOf(body)).equals(BODY));
-  }
-});
+t.test(
+  'status and headers are available before the body, and errors and redirects have bodies too',
+  async (t) => {
+    const held: http.ServerResponse[] = [];
+    const { url } = await serve(t, (request, response) => {
+      const status = Number(request.url!.slice(1));
+      response.writeHead(status, { location: '/elsewhere' }).flushHeaders();
+      held.push(response);
+    });
+    const stream = open(t, url);
+    for (const expected of [200, 307, 404, 503]) {
+      const { status, headers, body } = await stream(`/${expected}`);
+      t.equal(status, expected);
+      t.equal(headers.location, '/elsewhere');
+      held.pop()!.end(BODY);
+      t.ok((await bytesOf(body)).equals(BODY));
+    }
+  },
+);
 
-t.test('a server waits for a consumer that is slow, which is no stall', async (t) => {
+t.test('a slow consumer makes the server wait, which does not count as a stall', async (t) => {
   const served = await serve(t, async (_, response) => {
     for (let n = 0; n < 20 && !response.destroyed; n++)
       if (!response.write(BODY)) await once(response, 'drain');
@@ -93,7 +96,7 @@ t.test('a server waits for a consumer that is slow, which is no stall', async (t
   let held = 0;
   for await (const piece of body as AsyncIterable<Buffer>) {
     if (bytes === 0) {
-      // Several times as long as a stall may be, in which memory must not grow.
+      // Several times the stall timeout, during which memory must not grow.
       await new Promise((resolve) => setTimeout(resolve, 500));
       held = body.readableLength;
     }
@@ -103,22 +106,22 @@ t.test('a server waits for a consumer that is slow, which is no stall', async (t
   t.ok(held > 0 && held <= 1024 * 1024, `${held} bytes were held`);
 });
 
-t.test('a body that stalls is a TIMEOUT, however long its consumer was slow before', async (t) => {
+t.test('a body that stalls fails with TIMEOUT, even if its consumer was slow before', async (t) => {
   const { url } = await serve(t, (_, response) => {
     response.setHeader('content-length', 2 * BODY.length);
     response.write(BODY);
   });
   const { body } = await open(t, url, { stallMs: 100 })();
   await new Promise((resolve) => setTimeout(resolve, 300));
-  await t.rejects(bytesOf(body), { code: 'TIMEOUT', message: new RegExp(`${BODY.length} came`) });
+  await t.rejects(bytesOf(body), { code: 'TIMEOUT', message: new RegExp(`${BODY.length} received`) });
 });
 
-t.test('no head within the time is a TIMEOUT', async (t) => {
+t.test('a response without a head within the timeout fails with TIMEOUT', async (t) => {
   const { url } = await serve(t, () => undefined);
   await t.rejects(open(t, url, { stallMs: 100 })(), { code: 'TIMEOUT' });
 });
 
-t.test('a body that is cut short is UNAVAILABLE, also where nobody has begun to read it', async (t) => {
+t.test('a truncated body fails with UNAVAILABLE, even before its consumer begins to read', async (t) => {
   const { url } = await serve(t, (request, response) => {
     if (request.url === '/length') response.setHeader('content-length', BODY.length);
     response.write(BODY.subarray(0, 100_000), () => response.destroy());
@@ -133,7 +136,7 @@ t.test('a body that is cut short is UNAVAILABLE, also where nobody has begun to 
   }
 });
 
-t.test('a consumer that has enough ends the connection, and only its own', async (t) => {
+t.test('a consumer that stops early closes its own connection and no other', async (t) => {
   const served = await serve(t, (_, response) => response.end(BODY));
   const stream = open(t, served.url);
   for await (const piece of (await stream()).body) if (piece.length > 0) break;
@@ -143,11 +146,11 @@ t.test('a consumer that has enough ends the connection, and only its own', async
   t.equal(served.connections, 2);
   const next = await stream();
   body.destroy();
-  t.ok((await bytesOf(next.body)).equals(BODY), 'a body that has ended has no connection to end');
+  t.ok((await bytesOf(next.body)).equals(BODY), 'destroying a body that has ended closes no connection');
   t.equal(served.connections, 2);
 });
 
-t.test('whoever counts the bytes and stops at the last one disturbs nobody', async (t) => {
+t.test('a consumer that stops at the last byte does not disturb other requests', async (t) => {
   const served = await serve(t, (_, response) => response.end(BODY));
   const stream = open(t, served.url);
   for (let n = 0; n < 20; n++) {
@@ -160,7 +163,7 @@ t.test('whoever counts the bytes and stops at the last one disturbs nobody', asy
   }
 });
 
-t.test('a request that is cancelled, or whose client is closed, ends its body', async (t) => {
+t.test('cancelling a request or closing its client fails its body with ABORTED', async (t) => {
   const { url } = await serve(t, (_, response) => void response.write(BODY));
   const controller = new AbortController();
   const { body } = await open(t, url)('/x', { signal: controller.signal });
@@ -174,7 +177,7 @@ t.test('a request that is cancelled, or whose client is closed, ends its body', 
   await t.rejects(bytesOf(other.body), { code: 'ABORTED' });
 });
 
-t.test('a connection that was closed while idle is replaced without the caller seeing it', async (t) => {
+t.test('a connection that was closed while idle is replaced transparently', async (t) => {
   let sockets = 0;
   const served = await serve(t, (request, response) => {
     if ((request.socket as { isUsed?: boolean }).isUsed) request.socket.resetAndDestroy();
@@ -188,10 +191,10 @@ t.test('a connection that was closed while idle is replaced without the caller s
     await turn();
   }
   t.equal(served.connections, 3);
-  t.equal(sockets, 5, 'two requests met a connection that was closed');
+  t.equal(sockets, 5, 'two requests were sent on a closed connection');
 });
 
-t.test('a server over TLS is trusted by the certificates that are given, and by no others', async (t) => {
+t.test('a TLS server is trusted only by the given certificates', async (t) => {
   if (skipWithout(t, 'openssl')) return;
   const { url, cert } = await serveOwnTls(t, (_, response) => response.end(BODY));
   const stream = open(t, url, { ca: cert });

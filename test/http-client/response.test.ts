@@ -1,4 +1,4 @@
-/** Responses of HTTP/1.1 as they arrive: in any pieces, framed in any way, malformed in any way. */
+/** HTTP/1.1 responses as they arrive: in any pieces, with any framing, malformed in any way. */
 import { once } from 'node:events';
 import { get } from 'node:http';
 import { type AddressInfo, createServer, type Socket } from 'node:net';
@@ -8,7 +8,7 @@ import { HEAD_BYTES_MAX, HttpResponse, HttpSyntaxError } from '../../src/http-cl
 
 const BYTES_MAX = 1000;
 
-/** Feeds `bytes` in pieces of the lengths that `pieces` gives in turn, as a connection does; gives what it left. */
+/** Feeds `bytes` in pieces of the lengths in `pieces`, in turn, as a connection does; returns what was not consumed. */
 function feed(response: HttpResponse, bytes: Buffer, pieces: readonly number[] = [bytes.length]): Buffer {
   let held = Buffer.alloc(0);
   for (let at = 0, n = 0; at < bytes.length; n++) {
@@ -70,7 +70,7 @@ function serialized({ status, reason, body, framing, interims, header, chunks }:
   return Buffer.concat([...parts, Buffer.from('0\r\nX-Trailer: t\r\n\r\n')]);
 }
 
-t.test('a response is the same however it is framed and in whatever pieces it comes', async () => {
+t.test('a response is parsed the same with any framing and in any pieces', async () => {
   fc.assert(
     fc.property(message, pieces, fc.boolean(), (sent, lengths, hasInto) => {
       const into = hasInto ? Buffer.alloc(BYTES_MAX + 1, 0xee) : undefined;
@@ -88,7 +88,7 @@ t.test('a response is the same however it is framed and in whatever pieces it co
   );
 });
 
-t.test('a sink gets the same body, whatever the status, and none of it before the head', async () => {
+t.test('a sink receives the same body, whatever the status, and only after the head', async () => {
   fc.assert(
     fc.property(message, pieces, fc.integer({ min: 1, max: 200 }), (sent, lengths, roomBytes) => {
       const parts: Buffer[] = [];
@@ -118,7 +118,7 @@ t.test('a sink gets the same body, whatever the status, and none of it before th
   );
 });
 
-t.test('a body goes where it was to go if it is good and fits', async (t) => {
+t.test('the body of a successful response goes into the given buffer if it fits', async (t) => {
   const into = Buffer.alloc(8, '.');
   const good = read('HTTP/1.1 200 OK\r\ncontent-length: 3\r\n\r\nabc', { into });
   t.equal(good.response.body.buffer, into.buffer);
@@ -130,7 +130,7 @@ t.test('a body goes where it was to go if it is good and fits', async (t) => {
   t.equal(String(into), 'abc.....');
 });
 
-t.test('a body is read to its bound and one byte more, and its connection not kept then', async (t) => {
+t.test('a body over the bound is read to one byte past it, and its connection is not reused', async (t) => {
   for (const framing of [
     'content-length: 6\r\n\r\nabcdef',
     'transfer-encoding: chunked\r\n\r\n6\r\nabcdef',
@@ -146,7 +146,7 @@ t.test('a body is read to its bound and one byte more, and its connection not ke
   t.equal(exact.response.isKept, true);
 });
 
-t.test('whether the connection is kept is what version and header say', async (t) => {
+t.test('version and header decide whether the connection is kept', async (t) => {
   const isKept = (version: string, header: string) =>
     read(`HTTP/${version} 200 OK\r\ncontent-length: 0\r\n${header}\r\n`).response.isKept;
   t.equal(isKept('1.1', ''), true);
@@ -155,7 +155,7 @@ t.test('whether the connection is kept is what version and header say', async (t
   t.equal(isKept('1.0', 'connection: Keep-Alive\r\n'), true);
 });
 
-t.test('some responses have no body whatever their head says', async (t) => {
+t.test('responses to HEAD and of status 204 and 304 have no body, whatever their head says', async (t) => {
   const head = read('HTTP/1.1 200 OK\r\ncontent-length: 9\r\n\r\n', { isHead: true });
   t.ok(head.response.isDone);
   t.equal(head.response.headers['content-length'], '9');
@@ -165,7 +165,7 @@ t.test('some responses have no body whatever their head says', async (t) => {
   }
 });
 
-t.test('what is not HTTP/1.1 as it should be is an error', async (t) => {
+t.test('malformed HTTP/1.1 is an error', async (t) => {
   const bad = [
     'hello\r\n\r\n',
     'HTTP/2 200 OK\r\n\r\n',
@@ -207,7 +207,7 @@ t.test('what is not HTTP/1.1 as it should be is an error', async (t) => {
   }
 });
 
-t.test('a header that comes twice is joined, and none is taken for a property', async (t) => {
+t.test('repeated headers are joined, and no header is confused with an object property', async (t) => {
   const { response } = read(
     'HTTP/1.1 200 OK\r\nVia: a\r\nvia: b\r\n__proto__: c\r\ncontent-length: 0\r\nContent-Length: 0\r\n\r\n',
   );
@@ -216,7 +216,7 @@ t.test('a header that comes twice is joined, and none is taken for a property', 
   t.ok(response.isDone);
 });
 
-/** A good response in which some bytes are others, gone, or more. */
+/** A valid response with some bytes changed, removed or inserted. */
 const spoiled = fc
   .tuple(
     message.map(serialized),
@@ -237,7 +237,7 @@ const spoiled = fc
     return Buffer.from(text, 'latin1');
   });
 
-t.test('whatever comes, it ends, within its bounds, or is an HttpSyntaxError', async () => {
+t.test('any input stays within the bounds or is an HttpSyntaxError', async () => {
   fc.assert(
     fc.property(
       fc.oneof(
@@ -259,7 +259,7 @@ t.test('whatever comes, it ends, within its bounds, or is an HttpSyntaxError', a
   );
 });
 
-t.test('what node:http, too, takes for a whole response, it takes for the same', async (t) => {
+t.test('a response that node:http also accepts as complete is parsed to the same result', async (t) => {
   const server = createServer();
   server.listen(0, '127.0.0.1');
   await once(server, 'listening');
@@ -285,10 +285,10 @@ t.test('what node:http, too, takes for a whole response, it takes for the same',
     }),
     { numRuns: 300 },
   );
-  t.ok(compared > 50, `${compared} were whole to both`);
+  t.ok(compared > 50, `both accepted ${compared}`);
 });
 
-/** What node:http makes of `bytes` from a server; undefined if that is an error. */
+/** What node:http parses from `bytes` of a server; undefined if that is an error. */
 async function nodeReads(
   server: ReturnType<typeof createServer>,
   port: number,

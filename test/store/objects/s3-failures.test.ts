@@ -77,7 +77,7 @@ async function all(): Promise<void> {
       [truncated(1000), 'UNAVAILABLE', /truncated, 1000 of 200000 bytes/],
       [reset, 'UNAVAILABLE', /RESET|hang up/],
       [silent, 'TIMEOUT', /no more bytes/],
-      [trickling, 'TIMEOUT', /no more bytes, \d+ came/],
+      [trickling, 'TIMEOUT', /no more bytes, \d+ received/],
     ];
     for (const [fault, code, message] of faults) {
       // Twice: a connection that was kept and breaks at once is tried again at once.
