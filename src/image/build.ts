@@ -1,8 +1,8 @@
 /**
- * From a container image to a disk image in a store: layers are flattened as they stream, their data chunks are
- * sealed and stored at once, the file system's metadata follows when the tree is complete, then the manifest, and
- * last, only when all else is durable, the name. So a build that stops anywhere leaves no name behind, and one
- * that is run again finds what the first one stored.
+ * Builds a disk image in a store from a container image. Layers are flattened as they stream, their data chunks are
+ * sealed and stored at once, the file system's metadata follows when the tree is complete, then the manifest, and last,
+ * only when all else is durable, the name. So a build that stops at any point leaves no name behind, and one that is
+ * run again finds what the first one stored.
  */
 import { ENCODER_VERSION } from '../format/chunk-codec.ts';
 import { CHUNK_BYTES, type ChunkRef } from '../format/chunk-id.ts';
@@ -19,8 +19,8 @@ import type { ImageLimits } from './limits.ts';
 import type { ImageSource } from './source/image-source.ts';
 
 /**
- * Version of all that decides a disk's bytes: the layer merge, the placement of data, the ext4 writer. It goes up
- * with every change of theirs that changes the disk of any image.
+ * Version of everything that determines a disk's bytes: the layer merge, the placement of data, the ext4 writer.
+ * Increment it with every change that changes the disk of any image.
  */
 export const WRITER_VERSION = 'lazydisk-ext4/1';
 
@@ -30,10 +30,10 @@ export interface BuildProgress {
   /** Which layer is being read, from 1. */
   readonly layer: number;
   readonly layers: number;
-  /** Bytes of layer blobs read so far, and what they come to. */
+  /** Bytes of layer blobs read so far, and their total. */
   readonly inputBytes: number;
   readonly totalInputBytes: number;
-  /** Bytes of tar that the layers came to so far, and entries in them. */
+  /** Bytes of tar unpacked so far, and entries in them. */
   readonly unpackedBytes: number;
   readonly entries: number;
   /** Chunks stored so far by this build, and their sealed bytes. */
@@ -42,23 +42,23 @@ export interface BuildProgress {
 }
 
 export interface BuildOptions {
-  /** Stays the caller's to close. */
+  /** The caller closes it. */
   readonly source: ImageSource;
   readonly store: Store;
   readonly key: TenantKey;
-  /** `NAME[:TAG]`; an older image of that name loses it when this one is complete. */
+  /** `NAME[:TAG]`; it is moved from an older image to this one when this one is complete. */
   readonly name: string;
-  /** Size of the disk; default: content plus room, at least 1 GiB. */
+  /** Size of the disk; default: content plus free space, at least 1 GiB. */
   readonly sizeBytes?: number;
-  /** What the image may cost at most; default: `imageLimits()`. */
+  /** Limits on the resources that the image may use; default: `imageLimits()`. */
   readonly limits?: ImageLimits;
-  /** Called some hundred times a second at most, and once at the start of each phase. */
+  /** Called at most about a hundred times a second, and once at the start of each phase. */
   onProgress?(progress: BuildProgress): void;
   readonly signal?: AbortSignal;
 }
 
 export interface BuildReport {
-  /** In full, with its tag. */
+  /** The full name, with its tag. */
   readonly name: string;
   readonly digest: ImageDigest;
   readonly diskBytes: number;
@@ -68,7 +68,7 @@ export interface BuildReport {
   readonly sealedBytes: number;
   /** Chunks of the disk that are not all zero. */
   readonly storedChunks: number;
-  /** What this build added to the store; the rest was there, or came up twice. */
+  /** What this build added to the store; the other chunks were there already or are duplicates. */
   readonly newChunks: number;
   readonly newBytes: number;
   readonly reusedChunks: number;
@@ -79,16 +79,16 @@ export interface BuildReport {
 }
 
 /**
- * Builds `source` into `store` under `name`. Rejects with a LazydiskError: USAGE for the name, what `flatten` and
- * `layoutExt4` say of a bad image (CORRUPT, UNSUPPORTED, NO_SPACE), the store's NO_SPACE and UNAVAILABLE,
- * ABORTED. After a rejection nothing is in flight, and the store's names are as they were.
+ * Builds `source` into `store` under `name`. Rejects with a LazydiskError: USAGE for the name, the errors of `flatten`
+ * and `layoutExt4` for a bad image (CORRUPT, UNSUPPORTED, NO_SPACE), the store's NO_SPACE and UNAVAILABLE, ABORTED.
+ * After a rejection nothing is in flight, and the store's names are unchanged.
  */
 export async function buildImage(options: BuildOptions): Promise<BuildReport> {
   const { source, store, key, signal } = options;
   const startMs = performance.now();
   const name = referenceName(options.name);
   const inputBytes = source.layers.reduce((sum, layer) => sum + layer.sizeBytes, 0);
-  // No fewer than that, unless many are equal: layers are larger when they are unpacked.
+  // A lower bound unless many chunks are equal: layers are larger when they are unpacked.
   const writer = await store.writer(Math.ceil(inputBytes / CHUNK_BYTES));
   const encoder = new ChunkEncoder(writer, key.salt(writer.epoch), signal);
   const progress = new Progress(source, encoder, options.onProgress);
@@ -160,13 +160,13 @@ export async function buildImage(options: BuildOptions): Promise<BuildReport> {
       durationMs: performance.now() - startMs,
     };
   } catch (error) {
-    // What is in flight must not write to a store that the caller may close now.
+    // Requests in flight must not write to the store any more, because the caller may close it now.
     await encoder.drain().catch(() => undefined);
     throw error;
   }
 }
 
-/** The disk's chunks in order: the file system's metadata in front, then the data that any live file refers to. */
+/** The disk's chunks in order: the file system's metadata first, then the data that live files refer to. */
 function entriesOf(
   tree: FlattenedImage,
   layout: Ext4Layout,
@@ -184,7 +184,7 @@ function entriesOf(
   return entries;
 }
 
-/** Tells the caller how far the build is, at most once in INTERVAL_MS. */
+/** Reports the progress of the build to the caller, at most once every INTERVAL_MS. */
 class Progress {
   static readonly INTERVAL_MS = 10;
   readonly #source: ImageSource;

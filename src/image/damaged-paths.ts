@@ -1,6 +1,6 @@
 /**
- * The paths of an image that some of its chunks are part of, read from the image itself: what of its disk still opens is
- * enough to find most of them. Directories lie close together, so a few decoded chunks are kept.
+ * Finds the paths of an image that given chunks belong to, by reading the image itself: the readable part of its disk
+ * is enough to find most of them. Directories are close together, so a few decoded chunks are cached.
  */
 import { LRUCache } from 'lru-cache';
 import { decodeChunk } from '../format/chunk-codec.ts';
@@ -19,7 +19,7 @@ export const ext4Paths: DiskPaths = (manifest, getChunk) => {
     pathsOfChunks(read, manifest.diskBytes, chunks, { pathsMax: PATHS_MAX, ...(signal && { signal }) });
 };
 
-/** Reads the image's disk where its chunks are there and open. */
+/** Reads the image's disk where its chunks exist and decrypt. */
 function diskOf(manifest: Manifest, getChunk: (id: ChunkId) => Promise<Buffer | undefined>): DiskRead {
   const zeroes = Buffer.alloc(CHUNK_BYTES);
   const chunks = new LRUCache<number, Promise<Buffer | undefined>>({ max: CHUNKS_MAX });
@@ -30,7 +30,7 @@ function diskOf(manifest: Manifest, getChunk: (id: ChunkId) => Promise<Buffer | 
     try {
       return decodeChunk(sealed, key);
     } catch {
-      // A chunk that its key does not open is one more that cannot be read.
+      // A chunk that its key does not decrypt counts as unreadable.
       return undefined;
     }
   };

@@ -1,8 +1,8 @@
 /**
- * From chunks as the build makes them to sealed chunks in the store. The thread pool compresses and seals while the
- * main thread makes more; a chunk that this build or the store has already is not written again. Memory is bounded
- * by two windows, chunks being sealed and sealed chunks on their way to the store, and the buffers of both go round.
- * The result does not depend on the order in which anything finishes.
+ * Seals the chunks of a build and writes them to the store. The thread pool compresses and seals while the main thread
+ * produces more; a chunk that this build or the store already has is not written again. Memory is bounded by two
+ * windows, chunks being sealed and sealed chunks being written, and the buffers of both are reused. The result does not
+ * depend on the order in which operations finish.
  */
 import { availableParallelism } from 'node:os';
 import { sealChunk } from '../../native/index.ts';
@@ -20,23 +20,23 @@ import {
 } from '../format/chunk-id.ts';
 import type { StoreWriter } from '../store/store.ts';
 
-/** Enough to keep every core compressing while one more chunk is made; each holds two buffers of 512 KiB. */
+/** Enough to keep every core compressing while one more chunk is produced; each holds two buffers of 512 KiB. */
 const ENCODING_MAX = Math.min(8, Math.max(2, availableParallelism())) + 1;
 
 /** Sealed chunks being written; the store makes them durable together. At most 17 MiB. */
 const WRITING_MAX = 32;
 
-/** What an encoder needs of a store. */
+/** The part of a store that an encoder needs. */
 export type ChunkStore = Pick<StoreWriter, 'hasChunk' | 'putChunk'>;
 
-/** What came of the chunks so far. */
+/** Counts of the chunks so far. */
 export interface EncodeCounts {
   /** Chunks that are not all zero. */
   chunks: number;
   /** Of these, written by this build, and their sealed bytes. */
   newChunks: number;
   newBytes: number;
-  /** Of these, in the store before, or twice in this build. */
+  /** Of these, already in the store, or duplicates within this build. */
   reusedChunks: number;
 }
 
@@ -60,17 +60,17 @@ export class ChunkEncoder {
   }
 
   /**
-   * CHUNK_BYTES of memory with anything in them, for a chunk to give to `add`. Buffers go round, because fresh
-   * ones cost page faults, and count against the heap's limit until a collection of all of it finds them dead.
+   * Returns CHUNK_BYTES of memory with arbitrary content, for a chunk to pass to `add`. Buffers are reused, because
+   * fresh ones cost page faults, and count against the heap limit until a full garbage collection frees them.
    */
   takeBuffer(): Buffer {
     return this.#spareBuffers.pop() ?? Buffer.allocUnsafeSlow(CHUNK_BYTES);
   }
 
   /**
-   * Takes one chunk; `bytes` is ours from now on. Resolves when there is room for another, long before the chunk
-   * is stored; `done` is called with its reference then, and not at all for a chunk of zeroes. Rejects with
-   * ABORTED, or with the failure of any chunk before.
+   * Adds one chunk and takes ownership of `bytes`. Resolves when there is room for another, long before the chunk is
+   * stored. `done` is called with its reference once it is stored, and never for a chunk of zeroes. Rejects with
+   * ABORTED, or with the failure of any earlier chunk.
    */
   async add(bytes: Buffer, done: (ref: ChunkRef) => void): Promise<void> {
     this.check();
@@ -84,7 +84,7 @@ export class ChunkEncoder {
     this.#tasks.add(task);
   }
 
-  /** Resolves when all chunks are in the store; rejects like `add`. Nothing is in flight after it either way. */
+  /** Resolves when all chunks are in the store; rejects like `add`. Nothing is in flight afterwards in either case. */
   async drain(): Promise<void> {
     await Promise.all(this.#tasks);
     this.check();
@@ -97,9 +97,9 @@ export class ChunkEncoder {
       throw new LazydiskError('ABORTED', 'the build was cancelled', { cause: this.#signal.reason });
   }
 
-  /** Holds an encoding slot from the start, given back when the chunk is sealed and there is room to write it. */
+  /** Holds an encoding slot from the start, and releases it when the chunk is sealed and there is room to write it. */
   async #encode(bytes: Buffer, done: (ref: ChunkRef) => void): Promise<void> {
-    // Room for any chunk; the front of it is used. Given back when it is written.
+    // Large enough for any sealed chunk. Reused after it is written.
     const room = this.#spareSealed.pop() ?? Buffer.allocUnsafeSlow(SEALED_BYTES_MAX);
     let ref: ChunkRef;
     let known: ChunkRef | undefined;
@@ -145,7 +145,7 @@ function seal(plain: Buffer, salt: Buffer, room: Buffer): Promise<ChunkRef> {
     const key = Buffer.allocUnsafe(KEY_BYTES);
     sealChunk(plain, salt, room, id, key, (sealedBytes) => {
       if (sealedBytes > 0) resolve({ id: chunkIdOf(id), key, sealedBytes });
-      else reject(new LazydiskError('INTERNAL', 'a chunk could not be sealed: memory ran out'));
+      else reject(new LazydiskError('INTERNAL', 'a chunk could not be sealed: out of memory'));
     });
   });
 }

@@ -1,7 +1,7 @@
 /**
- * The whole disk of an image, every chunk proven: into a file, which is sparse where the disk is zero and appears
- * only when it is complete, or as a stream of bytes. As many chunks are fetched at once as the line gives more for, and
- * a few are decoded; the buffers of both go round.
+ * Writes the whole disk of an image, with every chunk verified, to a file, which is sparse where the disk is zero and
+ * appears only when it is complete, or as a stream of bytes. The number of concurrent fetches grows as long as
+ * throughput does, and a few chunks are decoded at once; the buffers of both are reused.
  */
 import { randomBytes } from 'node:crypto';
 import { type FileHandle, open, realpath, rename, stat, unlink } from 'node:fs/promises';
@@ -15,11 +15,11 @@ import { CHUNK_BYTES, type ChunkRef, SEALED_BYTES_MAX } from '../format/chunk-id
 import type { Image } from '../store/image.ts';
 import type { Store } from '../store/store.ts';
 
-/** Chunks being decoded and written at once: enough for the thread pool's four threads. */
+/** Chunks that are decoded and written concurrently: enough for the thread pool's four threads. */
 const OPENING_MAX = 8;
 
 export interface ExportProgress {
-  /** Bytes of the disk done, and of the whole. */
+  /** Bytes of the disk written so far, and its size. */
   readonly doneBytes: number;
   readonly diskBytes: number;
 }
@@ -27,7 +27,7 @@ export interface ExportProgress {
 export interface ExportOptions {
   readonly image: Image;
   readonly store: Store;
-  /** A file to make or replace, a device or FIFO to write to, or `-` for standard output. */
+  /** A file to create or replace, a device or FIFO to write to, or `-` for standard output. */
   readonly out: string;
   onProgress?(progress: ExportProgress): void;
   readonly signal?: AbortSignal;
@@ -41,8 +41,8 @@ export interface ExportReport {
 }
 
 /**
- * Writes the disk to `out`. Rejects with NOT_FOUND or CORRUPT naming the chunk, NO_SPACE, UNAVAILABLE, ABORTED;
- * then a file that was to be made or replaced is as it was.
+ * Writes the disk to `out`. Rejects with NOT_FOUND or CORRUPT naming the chunk, NO_SPACE, UNAVAILABLE, ABORTED; a file
+ * that was to be created or replaced is then unchanged.
  */
 export async function exportImage(options: ExportOptions): Promise<ExportReport> {
   const startMs = performance.now();
@@ -73,13 +73,13 @@ async function writePath(options: ExportOptions, chunks: ChunkSource): Promise<v
     }
     return;
   }
-  // A link to a file is followed: it is the file that is replaced.
+  // A symlink to a file is followed, and its target is replaced.
   const target = found ? await realpath(options.out) : options.out;
   const temporary = join(dirname(target), `.${basename(target)}.${randomBytes(6).toString('hex')}.tmp`);
   const file = await open(temporary, 'wx', 0o666);
   try {
     await writeSparse(options, chunks, file);
-    // All that is left may have been under way when it was cancelled.
+    // The last chunks may already have been in flight when the export was cancelled.
     chunks.checkSignal();
     await file.sync();
     await file.close();
@@ -117,7 +117,7 @@ async function writeSparse(options: ExportOptions, chunks: ChunkSource, file: Fi
   });
 }
 
-/** Every chunk through `write`, zeroes too, in the order of the disk; some are fetched ahead. */
+/** Passes every chunk to `write`, zeroes too, in the order of the disk; some are fetched ahead. */
 async function writeInOrder(
   { image: { manifest }, onProgress }: ExportOptions,
   chunks: ChunkSource,
@@ -159,21 +159,21 @@ async function writeInOrder(
   }
 }
 
-/** Sealed bytes of one entry, as they came. */
+/** Sealed bytes of one entry, as fetched. */
 interface Fetched {
   readonly entry: number;
   readonly ref: ChunkRef;
   readonly sealed: Buffer;
-  /** The memory that they may lie in. */
+  /** The buffer that `sealed` may be a view of. */
   readonly room: Buffer;
 }
 
-/** Gets and opens the image's chunks, with failures that name them. */
+/** Fetches and opens the image's chunks, with errors that name them. */
 class ChunkSource {
   readonly #image: Image;
   readonly #store: Store;
   readonly #signal: AbortSignal | undefined;
-  /** How many may be fetched at once. */
+  /** The limit on concurrent fetches. */
   readonly lanes = new Lanes();
   readonly #spare: Buffer[] = [];
 
@@ -200,12 +200,12 @@ class ChunkSource {
     return { entry, ref, sealed, room };
   }
 
-  /** What was fetched into `target`, CHUNK_BYTES long; its memory goes round. */
+  /** Decodes what was fetched into `target`, CHUNK_BYTES long; the buffer of the sealed bytes is reused. */
   async open({ entry, ref, sealed, room }: Fetched, target: Buffer): Promise<Buffer> {
     const status = await openInto(sealed, ref, target);
     this.#spare.push(room);
     if (status === OPEN_OK) return target;
-    const why = status === OPEN_WRONG_ID ? 'has wrong bytes' : 'does not open';
+    const why = status === OPEN_WRONG_ID ? 'has wrong bytes' : 'does not decrypt';
     throw new LazydiskError('CORRUPT', `${this.#where(entry, ref)} ${why} in ${this.#store.url}`);
   }
 
@@ -220,7 +220,7 @@ function openInto(sealed: Buffer, ref: ChunkRef, target: Buffer): Promise<number
   });
 }
 
-/** At `position`, or where the file stands. */
+/** Writes at `position`, or at the file's current position if it is null. */
 async function writeAll(file: FileHandle, bytes: Buffer, position: number | null): Promise<void> {
   for (let at = 0; at < bytes.length; ) {
     const { bytesWritten } = await file.write(
@@ -234,7 +234,7 @@ async function writeAll(file: FileHandle, bytes: Buffer, position: number | null
 }
 
 async function writeStdout(options: ExportOptions, chunks: ChunkSource): Promise<void> {
-  // A reader that goes away shows as a failed write below; the event of the same failure must not be unheard.
+  // If the reader goes away, a write below fails; without a listener, the error event would also crash the process.
   const ignore = (): void => undefined;
   process.stdout.on('error', ignore);
   const write = (bytes: Buffer): Promise<void> =>

@@ -1,6 +1,6 @@
 /**
- * Layers to one tree and its data chunks, in one pass over each layer's tar: file data goes to the sink as it
- * streams past, and only the tree stays in memory.
+ * Flattens layers into one tree and its data chunks, in one pass over each layer's tar: file data is passed to the sink
+ * as it streams, and only the tree stays in memory.
  */
 import { codeOf, LazydiskError, withContext } from '../errors.ts';
 import { CHUNK_BYTES } from '../format/chunk-id.ts';
@@ -18,24 +18,27 @@ export interface FlattenProgress {
   /** Which layer is being read, from 1. */
   readonly layer: number;
   readonly layers: number;
-  /** Bytes of blobs read so far, over all layers, and what they come to. */
+  /** Bytes of blobs read so far, over all layers, and their total. */
   readonly inputBytes: number;
   readonly totalInputBytes: number;
-  /** Bytes of tar that the layers came to so far, and entries in them: they grow long after the last byte of a bomb. */
+  /**
+   * Bytes of tar unpacked so far, and entries in them: with a decompression bomb they grow long after its last byte was
+   * read.
+   */
   readonly unpackedBytes: number;
   readonly entries: number;
 }
 
 export interface FlattenOptions {
-  /** What the image may cost at most; default: `imageLimits()`. */
+  /** Limits on the resources that the image may use; default: `imageLimits()`. */
   readonly limits?: ImageLimits;
   /** Called about once per buffer read. */
   onProgress?(progress: FlattenProgress): void;
   readonly signal?: AbortSignal;
   /**
-   * Gives the memory for the next chunk, CHUNK_BYTES of it, whatever it holds. A sink that knows when it is done
-   * with a chunk saves the garbage collector's time by giving the same few buffers again and again: 1 GiB of fresh
-   * ones sets off a full collection every 32 MiB. By default each is fresh.
+   * Returns CHUNK_BYTES of memory for the next chunk, with arbitrary content. A sink that knows when it has finished
+   * with a chunk saves garbage collection by returning the same few buffers: 1 GiB of fresh ones triggers a full
+   * collection every 32 MiB. By default it allocates.
    */
   takeBuffer?(): Buffer;
 }
@@ -45,10 +48,10 @@ export interface FlattenedImage extends MergedTree {
 }
 
 /**
- * Merges the layers of `source`, base first, and gives their data chunks to `sink` in order; the promise that the
- * sink returns is awaited before the next chunk is made, so a sink that wants to work on several at once resolves
- * when it has room for another. Rejects with a LazydiskError that names layer and path: CORRUPT, UNSUPPORTED,
- * NO_SPACE, ABORTED; what the sink throws comes out as it is.
+ * Merges the layers of `source`, base first, and passes their data chunks to `sink` in order. The promise that the sink
+ * returns is awaited before the next chunk is filled, so a sink that works on several at once resolves when it has room
+ * for another. Rejects with a LazydiskError that names layer and path: CORRUPT, UNSUPPORTED, NO_SPACE, ABORTED; errors
+ * of the sink are passed on unchanged.
  */
 export async function flatten(
   source: ImageSource,
@@ -113,14 +116,14 @@ async function flattenLayer(
       const data = entry.kind === 'file' && !isWhiteout(entry.name) ? await placed(entry, placement) : [];
       merge.apply(entry, data);
     }
-    // The blob is proven at its last byte, which lies behind the archive's end marker.
+    // The blob is verified at its last byte, which is after the archive's end marker.
     await input.drain();
   } finally {
     await input.close();
   }
 }
 
-/** Counts what the layers come to, over all of them. */
+/** Counts bytes and entries over all layers. */
 class Meter {
   layer = 1;
   readonly #limits: ImageLimits;
@@ -138,7 +141,7 @@ class Meter {
     this.#totalInputBytes = layers.reduce((sum, layer) => sum + layer.sizeBytes, 0);
   }
 
-  /** What the layers that are left may unpack to. */
+  /** How many bytes the remaining layers may unpack to. */
   get leftBytes(): number {
     return this.#limits.inputBytes - this.#unpackedBytes;
   }
@@ -153,10 +156,10 @@ class Meter {
     this.#report();
   }
 
-  /** Throws UNSUPPORTED for one entry too many. */
+  /** Throws UNSUPPORTED for an entry over the limit. */
   entry({ name }: TarEntry): void {
     if (++this.#entries <= this.#limits.entries) return;
-    const text = `path ${quote(name)}: layers of over ${this.#limits.entries} entries (--max-entries allows more)`;
+    const text = `path ${quote(name)}: the layers have more than ${this.#limits.entries} entries (--max-entries allows more)`;
     throw new LazydiskError('UNSUPPORTED', text);
   }
 
@@ -181,7 +184,7 @@ async function placed(entry: TarEntry, placement: Placement): Promise<DataExtent
   }
 }
 
-/** Which data chunks the tree still refers to, one bit each. */
+/** The data chunks that the tree still refers to, one bit each. */
 function liveChunks(root: TreeInode, dataChunks: number): Uint8Array {
   const live = new Uint8Array(Math.ceil(dataChunks / 8));
   const pending = [root];
@@ -197,7 +200,7 @@ function liveChunks(root: TreeInode, dataChunks: number): Uint8Array {
   return live;
 }
 
-/** Carries what the sink threw past the code that blames layers. */
+/** Carries an error of the sink past the code that attributes errors to layers. */
 class SinkFailure extends Error {
   constructor(cause: unknown) {
     super('the sink failed', { cause });

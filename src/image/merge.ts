@@ -1,8 +1,7 @@
 /**
- * Layers onto one tree, as the OCI image specification has it ("Applying Changesets") and as umoci does where it
- * is silent. The trick is one set per layer: the names that this layer put into each directory. A whiteout or an
- * opaque marker hides what lower layers put there and nothing else, whether it comes before its own layer's
- * entries or after them.
+ * Merges layers into one tree, as the OCI image specification says ("Applying Changesets"), and as umoci does where it
+ * is silent. One set per layer records the names that this layer put into each directory. So a whiteout or an opaque
+ * marker hides only what lower layers put there, whether it comes before its own layer's entries or after them.
  */
 import { LazydiskError, withContext } from '../errors.ts';
 import { type ImageLimits, TreeBudget } from './limits.ts';
@@ -18,35 +17,35 @@ const LINK_TARGET_BYTES_MAX = 4095;
 const WHITEOUT = '.wh.';
 const OPAQUE = '.wh..wh..opq';
 
-/** What names, inodes and extents take in memory, beside the bytes of names and targets: in the tree and when it is laid out. */
+/** Memory of names, inodes and extents, besides the bytes of names and targets: in the tree and when it is laid out. */
 const NAME_BYTES = 200;
 const INODE_BYTES = 200;
 const DIRECTORY_BYTES = 500;
 const EXTENT_BYTES = 64;
 
-/** What only some inodes have is one empty value, shared by all that have none; nobody may write to it. */
+/** Empty values shared by all inodes without such a part; they must not be modified. */
 const NO_XATTRS: Map<string, Buffer> = new Map();
 const NO_CHILDREN: Map<string, TreeInode> = new Map();
 const NO_EXTENTS: DataExtent[] = [];
 
 /** What this layer did in one directory. */
 interface Touched {
-  /** Names that this layer put here, or put something below. */
+  /** Names that this layer put here, or below which it put something. */
   readonly names: Set<string>;
   /** The layer has an entry for the directory itself. */
   explicit: boolean;
-  /** All that lower layers put below it is gone, and this layer puts no such thing back: a second marker has no work. */
+  /** Everything that lower layers put below it is already hidden, so a second marker has nothing to do. */
   opaque: boolean;
 }
 
-/** True for an entry that says what to hide instead of being something. */
+/** Whether an entry is a whiteout or an opaque marker. */
 export function isWhiteout(name: string): boolean {
   const trimmed = name.replace(/\/+$/, '');
   return trimmed.startsWith(WHITEOUT, trimmed.lastIndexOf('/') + 1);
 }
 
 export class TreeMerge {
-  /** What there is so far. */
+  /** The tree so far. */
   readonly root: TreeInode = directoryInode();
   readonly #namesMax: number;
   readonly #budget: TreeBudget;
@@ -60,14 +59,14 @@ export class TreeMerge {
     this.#xattrs = new XattrSets(this.#budget);
   }
 
-  /** What comes next lies above all that came before. */
+  /** Starts a layer on top of all earlier ones. */
   beginLayer(): void {
     this.#touched = new Map();
   }
 
   /**
    * Applies one entry; `extents` is where its data was placed (files only). Throws CORRUPT or UNSUPPORTED with the
-   * entry's path; the tree is then in no useful state.
+   * entry's path; the tree is then unusable.
    */
   apply(entry: TarEntry, extents: DataExtent[]): void {
     try {
@@ -115,7 +114,7 @@ export class TreeMerge {
       name !== OPAQUE &&
       (hidden === '' || hidden === '.' || hidden === '..' || hidden.startsWith(WHITEOUT))
     ) {
-      throw new LazydiskError('CORRUPT', 'a whiteout of no possible name');
+      throw new LazydiskError('CORRUPT', 'a whiteout of an impossible name');
     }
     const { way, missing } = resolveDirectory(this.root, parts);
     if (missing.length > 0) return;
@@ -135,14 +134,15 @@ export class TreeMerge {
     if (targetName === undefined || target?.kind === 'directory') {
       throw new LazydiskError('CORRUPT', `${to}, which is a directory`);
     }
-    if (!target) throw new LazydiskError('CORRUPT', `${to}, which is not there`);
+    if (!target) throw new LazydiskError('CORRUPT', `${to}, which does not exist`);
     const parent = this.#makeDirectories(parts);
     if (parent === targetParent && name === targetName) {
       throw new LazydiskError('CORRUPT', `${to}, which is itself`);
     }
     if (target.links >= LINKS_MAX)
-      throw new LazydiskError('UNSUPPORTED', `over ${LINKS_MAX} names of one file`);
-    // Counted before the old name goes, which may be one of the same file; and the target may lie below it.
+      throw new LazydiskError('UNSUPPORTED', `more than ${LINKS_MAX} names of one file`);
+    // Counted before the old name is removed, because that may be a name of the same file, or the target may be below
+    // it.
     target.links++;
     this.#remove(parent, name);
     target.links--;
@@ -150,7 +150,7 @@ export class TreeMerge {
     this.#add(parent, name, target);
   }
 
-  /** The directory at `parts`; what is missing of the way becomes 0755 root:root with time 0. */
+  /** Returns the directory at `parts`; missing directories on the way are created as 0755 root:root with time 0. */
   #makeDirectories(parts: readonly string[]): TreeInode {
     const { way, names, missing, obstacle } = resolveDirectory(this.root, parts);
     if (obstacle) {
@@ -176,7 +176,7 @@ export class TreeMerge {
     if (!child) return;
     if (!this.#touched.get(directory)?.names.has(name)) this.#remove(directory, name);
     else if (child.kind === 'directory') {
-      // Ours, made or entered by this layer: what it got from below goes, and so does inherited metadata.
+      // This layer created or entered it: what lower layers put there goes, and so does inherited metadata.
       if (!this.#touched.get(child)?.explicit) this.#takeMetadata(child, directoryInode());
       this.#hideLowerChildren(child);
     }
@@ -207,7 +207,7 @@ export class TreeMerge {
     if (++this.#names > this.#namesMax) {
       throw new LazydiskError(
         'UNSUPPORTED',
-        `an image of over ${this.#namesMax} names (--max-entries allows more)`,
+        `the image has more than ${this.#namesMax} names (--max-entries allows more)`,
       );
     }
     this.#budget.take(NAME_BYTES + name.length);
@@ -217,7 +217,7 @@ export class TreeMerge {
     this.#touch(directory).names.add(own);
   }
 
-  /** Takes the name away, and all that lies below it. */
+  /** Removes the name, and everything below it. */
   #remove(directory: TreeInode, name: string): void {
     const inode = directory.children.get(name);
     if (!inode) return;
@@ -241,13 +241,13 @@ export class TreeMerge {
 
 type Metadata = Pick<TreeInode, 'mode' | 'uid' | 'gid' | 'mtimeNs'> & { xattrs: ReadonlyMap<string, Buffer> };
 
-/** The same for an inode as long as it has a name; its xattrs are counted where they are kept. */
+/** Estimated memory of an inode while it has a name; its xattrs are counted where they are kept. */
 function memoryOf({ kind, target, extents }: TreeInode): number {
   const kindBytes = kind === 'directory' ? DIRECTORY_BYTES : 0;
   return INODE_BYTES + kindBytes + target.length + extents.length * EXTENT_BYTES;
 }
 
-/** The string in memory of its own: V8 cuts one of 13 characters or more as a view that keeps the whole path alive. */
+/** Copies the string: in V8, a substring of 13 characters or more is a view that keeps the whole path alive. */
 function ownString(name: string): string {
   return name.length < 13 ? name : Buffer.from(name, 'latin1').toString('latin1');
 }
@@ -256,7 +256,7 @@ function inodeOf(entry: TarEntry, extents: DataExtent[], xattrs: Map<string, Buf
   const kind = entry.kind === 'link' ? 'file' : entry.kind;
   if (kind === 'symlink') {
     if (entry.target === '' || entry.target.includes('\0')) {
-      throw new LazydiskError('CORRUPT', 'a symlink to no possible path');
+      throw new LazydiskError('CORRUPT', 'a symlink to an impossible path');
     }
     if (entry.target.length > LINK_TARGET_BYTES_MAX) {
       throw new LazydiskError('CORRUPT', `a symlink target of ${entry.target.length} bytes`);
@@ -265,7 +265,7 @@ function inodeOf(entry: TarEntry, extents: DataExtent[], xattrs: Map<string, Buf
   const isDevice = kind === 'char' || kind === 'block';
   return {
     kind,
-    // Linux keeps no mode for symlinks: they are 0777 whatever the archive says.
+    // Linux has no mode for symlinks: they are 0777 whatever the archive says.
     mode: kind === 'symlink' ? 0o777 : entry.mode,
     uid: entry.uid,
     gid: entry.gid,

@@ -1,26 +1,29 @@
 /**
- * Paths of layer entries, walked inside the merged tree as if it were the root: a symlink on the way is followed
- * as the guest would follow it, an absolute one from the tree's own root, and `..` at the root stays there. So an
- * entry `lib/x` lands in `usr/lib/x` when `lib` is a symlink to `usr/lib`, and nothing ever leaves the tree.
+ * Paths of layer entries, resolved inside the merged tree as if it were the root: a symlink on the way is followed as
+ * the guest would follow it, an absolute one from the tree's root, and `..` at the root stays there. So an entry
+ * `lib/x` is put at `usr/lib/x` if `lib` is a symlink to `usr/lib`, and no path leaves the tree.
  */
 import { LazydiskError } from '../errors.ts';
 import type { InodeKind, TreeInode } from './tree.ts';
 
 const COMPONENT_BYTES_MAX = 255;
-/** PATH_MAX without its NUL: what a guest could not name is refused. */
+/** PATH_MAX without its NUL: a path that a guest could not name is refused. */
 const PATH_BYTES_MAX = 4095;
-/** As Linux: more symlinks in one path are taken for a loop. */
+/** As in Linux: more symlinks in one path count as a loop. */
 const SYMLINKS_MAX = 40;
-/** Names looked up for one path, those of its symlinks included: 40 targets of 2,000 would take milliseconds an entry. */
+/**
+ * Names looked up for one path, including those of its symlinks: 40 targets of 2,000 names would take milliseconds per
+ * entry.
+ */
 const LOOKUPS_MAX = 4096;
 
 /**
- * The components of an entry's name, without empty ones and `.`; [] is the root. A leading slash counts for
- * nothing. Throws CORRUPT for a name that climbs out of the root, or that Linux could not hold.
+ * Returns the components of an entry's name, without empty ones and `.`; [] is the root. A leading slash is ignored.
+ * Throws CORRUPT for a name that leaves the root, or that Linux could not hold.
  */
 export function splitPath(name: string): string[] {
   const parts: string[] = [];
-  if (name.includes('\0')) throw new LazydiskError('CORRUPT', 'a name that holds a NUL');
+  if (name.includes('\0')) throw new LazydiskError('CORRUPT', 'a name that contains a NUL');
   if (name.length > PATH_BYTES_MAX) throw new LazydiskError('CORRUPT', `a path of ${name.length} bytes`);
   for (const part of name.split('/')) {
     if (part === '' || part === '.') continue;
@@ -36,19 +39,21 @@ export function splitPath(name: string): string[] {
   return parts;
 }
 
-/** A directory of the tree, or where one would have to be made. */
+/** A directory of the tree, or where one would have to be created. */
 export interface ResolvedDirectory {
   /** The directories that exist, from the root down: one more than `names`. */
   readonly way: readonly TreeInode[];
   /** Their names: `names[i]` is the name of `way[i + 1]` in `way[i]`. */
   readonly names: readonly string[];
-  /** What is missing below the last of them, from above. */
+  /** The missing names below the last of them, topmost first. */
   readonly missing: readonly string[];
-  /** What is in the way and no directory, if anything is. */
+  /** The first thing on the way that is not a directory, if any. */
   readonly obstacle: { readonly name: string; readonly kind: InodeKind } | undefined;
 }
 
-/** Finds the directory that `parts` leads to. Throws CORRUPT for a loop of symlinks, and for a path too long. */
+/**
+ * Finds the directory that `parts` leads to. Throws CORRUPT for a loop of symlinks, and for a path that is too long.
+ */
 export function resolveDirectory(root: TreeInode, parts: readonly string[]): ResolvedDirectory {
   const way: TreeInode[] = [root];
   const names: string[] = [];
@@ -59,7 +64,7 @@ export function resolveDirectory(root: TreeInode, parts: readonly string[]): Res
   let lookups = 0;
   for (let part = pending.pop(); part !== undefined; part = pending.pop()) {
     if (++lookups > LOOKUPS_MAX) {
-      throw new LazydiskError('CORRUPT', `a path through symlinks of over ${LOOKUPS_MAX} names`);
+      throw new LazydiskError('CORRUPT', `a path through symlinks with more than ${LOOKUPS_MAX} names`);
     }
     if (part === '' || part === '.') continue;
     if (part === '..') {

@@ -1,21 +1,20 @@
 /**
- * Where file data goes: into data chunks, layer by layer, so that equal files give equal chunks wherever they come
- * up again. Placement depends on the content of files and their order, on nothing else. The rules, which are part
- * of the writer version:
+ * Places file data in data chunks, layer by layer, so that equal files produce equal chunks wherever they occur.
+ * Placement depends only on the content of files and their order. The rules are part of the writer version:
  *
  * 1. A layer's first data starts a chunk.
- * 2. A file of CHUNK_BYTES or more starts a chunk, and nothing follows its tail. Each of its chunks that is wholly
- *    zero becomes a hole and takes no data chunk; so a sparse file lies as the same file stored in full does.
- * 3. A smaller file lies in one chunk, on a multiple of 4096. It starts a new chunk when it does not fit into the
- *    open one, or when its content says so: CRC-32 (zlib's) of its bytes, modulo 48, is less than the number of
+ * 2. A file of CHUNK_BYTES or more starts a chunk, and nothing follows its tail. Each of its chunks that is all zero
+ * becomes a hole and takes no data chunk; so a sparse file is placed like the same file stored in full.
+ * 3. A smaller file is in one chunk, at a multiple of 4096. It starts a new chunk when it does not fit into the
+ *    open one, or when its content decides so: CRC-32 (zlib's) of its bytes, modulo 48, is less than the number of
  *    4096-byte blocks that it takes.
- * 4. What stays free is zeroes. An empty file takes nothing.
+ * 4. Free space is zero. An empty file takes no space.
  *
- * Because of the borders that content decides (3), two trees that differ in one file share their chunks again soon
- * after it, instead of never. A border comes about every 192 KiB of content, however large the files are. Measured
- * against "one file in sixteen starts a chunk": more is shared (a tree of 97,000 files against the same without one
- * in 33: 78 % of bytes against 73 %, and 56 % without borders) in fewer chunks, and a tree of tiny files, of which
- * sixteen would fill an eighth of a chunk, does not blow up the disk (node_modules: 1.8 times its size, not 2.1).
+ * Because of the content-defined boundaries (3), two trees that differ in one file share chunks again soon after it,
+ * instead of never. A boundary comes about every 192 KiB of content, however large the files are. Compared with "one
+ * file in sixteen starts a chunk", more is shared in fewer chunks (a tree of 97,000 files with the same tree without
+ * one file in 33: 78 % of bytes instead of 73 %, and 56 % without boundaries), and a tree of tiny files, of which
+ * sixteen would fill an eighth of a chunk, does not inflate the disk (node_modules: 1.8 times its size instead of 2.1).
  */
 import { crc32 } from 'node:zlib';
 import { LazydiskError } from '../errors.ts';
@@ -23,11 +22,11 @@ import { CHUNK_BYTES } from '../format/chunk-id.ts';
 import type { TarEntry } from './tar/reader.ts';
 import type { ChunkSink, DataExtent } from './tree.ts';
 
-/** Data of one image at most: the largest disk there is. */
+/** Most data of one image: the size of the largest disk. */
 const DATA_BYTES_MAX = 2 ** 40;
 
 const BLOCK_BYTES = 4096;
-/** A small file starts a chunk with a probability of its blocks in this many. */
+/** A small file starts a chunk with a probability of its number of blocks divided by this. */
 const BORDER_BLOCKS = 48;
 const ZERO_CHUNK = Buffer.alloc(CHUNK_BYTES);
 
@@ -36,15 +35,15 @@ export class Placement {
   readonly #takeBuffer: () => Buffer;
   readonly #bytesMax: number;
   #chunks = 0;
-  /** Holds the open chunk; behind `#filledBytes` it holds anything. */
+  /** Holds the open chunk; its content after `#filledBytes` is arbitrary. */
   #buffer: Buffer | undefined;
-  /** Bytes of the open chunk that are written; 0 when none is open. */
+  /** Bytes of the open chunk that are written; 0 if none is open. */
   #filledBytes = 0;
 
   /**
-   * A chunk's buffer is given to `sink` for good; the next one is taken when the sink's promise has resolved.
-   * `takeBuffer` gives CHUNK_BYTES of memory, used or not. At most `bytesMax` of chunks are made: a sparse file of a
-   * few bytes can come to many.
+   * `sink` takes ownership of each chunk's buffer; the next one is taken when the sink's promise has resolved.
+   * `takeBuffer` returns CHUNK_BYTES of memory with arbitrary content. At most `bytesMax` of chunks are produced,
+   * because a sparse file of a few bytes can expand to many.
    */
   constructor(sink: ChunkSink, takeBuffer: () => Buffer, bytesMax: number) {
     this.#sink = sink;
@@ -52,21 +51,18 @@ export class Placement {
     this.#bytesMax = Math.min(bytesMax, DATA_BYTES_MAX);
   }
 
-  /** Data chunks given to the sink so far. */
+  /** Data chunks passed to the sink so far. */
   get chunks(): number {
     return this.#chunks;
   }
 
-  /** Ends the open chunk: what comes next starts another. Every layer ends with it. */
+  /** Ends the open chunk, so that the next data starts another. Called at the end of every layer. */
   async border(): Promise<void> {
     const bytes = this.#buffer;
     if (!bytes || this.#filledBytes === 0) return;
     if ((this.#chunks + 1) * CHUNK_BYTES > this.#bytesMax) {
       const hint = this.#bytesMax < DATA_BYTES_MAX ? ' (--max-input allows more)' : '';
-      throw new LazydiskError(
-        'NO_SPACE',
-        `the image comes to more than ${this.#bytesMax} bytes of data${hint}`,
-      );
+      throw new LazydiskError('NO_SPACE', `the image has more than ${this.#bytesMax} bytes of data${hint}`);
     }
     bytes.fill(0, this.#filledBytes);
     this.#buffer = undefined;
@@ -74,7 +70,10 @@ export class Placement {
     await this.#sink(this.#chunks++, bytes);
   }
 
-  /** Takes the file's data; resolves to where it lies. Throws NO_SPACE when the image outgrows every disk. */
+  /**
+   * Places the file's data; resolves to where it is. Throws NO_SPACE if the image exceeds the limit or the largest
+   * disk.
+   */
   async place(entry: TarEntry): Promise<DataExtent[]> {
     if (entry.sizeBytes >= CHUNK_BYTES) return await this.#placeBig(entry);
     if (entry.sizeBytes === 0) return [];
@@ -120,7 +119,10 @@ export class Placement {
     return extents;
   }
 
-  /** Writes what fits of `bytes` at `at`, which is not before the last write's end; between them come zeroes. */
+  /**
+   * Writes as much of `bytes` as fits at `at`, which is not before the end of the last write; a gap is filled with
+   * zeroes.
+   */
   #write(at: number, bytes: Buffer): number {
     this.#buffer ??= this.#takeBuffer();
     if (at > this.#filledBytes) this.#buffer.fill(0, this.#filledBytes, at);
@@ -129,7 +131,7 @@ export class Placement {
     return written;
   }
 
-  /** True for an open chunk of zeroes, and for none. */
+  /** Whether the open chunk is all zero; true if none is open. */
   #isZero(): boolean {
     return (
       !this.#buffer || this.#buffer.compare(ZERO_CHUNK, 0, this.#filledBytes, 0, this.#filledBytes) === 0
@@ -141,7 +143,7 @@ function startsChunk(bytes: Buffer): boolean {
   return crc32(bytes) % BORDER_BLOCKS < Math.ceil(bytes.length / BLOCK_BYTES);
 }
 
-/** A sparse file's stored bytes with the place of each in the file; of any other file, simply its bytes. */
+/** The stored bytes of a file with their offsets in it; for a sparse file, by its segments. */
 async function* pieces(entry: TarEntry): AsyncGenerator<{ offset: number; part: Buffer }> {
   if (!entry.segments) {
     let offset = 0;
@@ -175,7 +177,7 @@ async function expanded(entry: TarEntry): Promise<Buffer> {
   return bytes;
 }
 
-/** Adds an extent, or makes the last one longer if this one carries on where it ends. */
+/** Adds an extent, or extends the last one if this one continues it. */
 function append(extents: DataExtent[], extent: DataExtent): void {
   const last = extents.at(-1);
   if (

@@ -1,14 +1,14 @@
-/** Byte strings (names, link targets) shown to a person: as UTF-8 where they are, escaped where they are not. */
+/** Byte strings (names, link targets) for people: as UTF-8 if they are valid, otherwise as latin1. */
 
 const SHOWN_BYTES_MAX = 200;
 
-/** `name` is a byte string (latin1); the result is quoted, one line, and never long. */
+/** `name` is a byte string (latin1); the result is quoted, on one line, and shortened if it is long. */
 export function quote(name: string): string {
   const shown = name.length > SHOWN_BYTES_MAX ? name.slice(0, SHOWN_BYTES_MAX) : name;
   return JSON.stringify(textOf(shown)) + (name.length > SHOWN_BYTES_MAX ? `… (${name.length} bytes)` : '');
 }
 
-/** `name` is a byte string (latin1); the result is all of it, on one line, with nothing that moves a cursor. */
+/** `name` is a byte string (latin1); the result is all of it, on one line, with control characters escaped. */
 export function printable(name: string): string {
   return textOf(name).replace(
     /[\p{Cc}\p{Zl}\p{Zp}]/gu,

@@ -1,17 +1,16 @@
 /**
- * The merged file tree of an image, between the layer merge, which makes it, and the ext4 writer, which lays it
- * out. File data is not in it: it went to data chunks while the layers streamed past, and an inode only says
- * where. Names, link targets and xattr names are byte strings, held as latin1 ("binary") JavaScript strings so
- * that a name that is not UTF-8 survives.
+ * The merged file tree of an image, which the layer merge builds and the ext4 writer lays out. File data is not in it:
+ * it was written to data chunks as the layers streamed, and an inode only says where. Names, link targets and xattr
+ * names are byte strings, held as latin1 ("binary") JavaScript strings so that a name that is not UTF-8 survives.
  */
 
-/** A piece of a file's data inside the data chunks, which the ext4 writer places behind its metadata. */
+/** A piece of a file's data inside the data chunks, which the ext4 writer places after its metadata. */
 export interface DataExtent {
-  /** Byte offset in the file; a multiple of 4096. What no extent covers is a hole and reads as zeroes. */
+  /** Byte offset in the file; a multiple of 4096. Ranges without an extent are holes and read as zeroes. */
   readonly fileOffset: number;
   /** Byte offset in the sequence of data chunks (chunk number × CHUNK_BYTES + offset in it); a multiple of 4096. */
   readonly dataOffset: number;
-  /** Bytes of data; the rest of the last 4096-byte block is zeroes. */
+  /** Bytes of data; the rest of the last 4096-byte block is zero. */
   readonly lengthBytes: number;
 }
 
@@ -48,9 +47,9 @@ export interface MergedTree {
   readonly root: TreeInode;
   /** How many data chunks were emitted, live or not. */
   readonly dataChunks: number;
-  /** Bit n & 7 of byte n >> 3 set: data chunk n holds data of a live file. One that does not becomes a zero chunk. */
+  /** Bit n & 7 of byte n >> 3 set: data chunk n holds data of a live file. Any other becomes a zero chunk. */
   readonly liveChunks: Uint8Array;
 }
 
-/** Whoever takes chunks as they are made. `bytes` is CHUNK_BYTES long, and the taker's from now on. */
+/** Receives chunks as they are completed. `bytes` is CHUNK_BYTES long, and owned by the sink from then on. */
 export type ChunkSink = (chunk: number, bytes: Buffer) => Promise<void>;

@@ -1,6 +1,6 @@
 /**
- * `SOURCE STORE KEYFILE NAME PUTS`: a build whose store hangs after PUTS chunks were stored, which it says on
- * standard output, so that build.test.ts can kill it there.
+ * `SOURCE STORE KEYFILE NAME PUTS`: a build whose store hangs after PUTS chunks were stored. It reports that on
+ * standard output, so that build.test.ts can kill it at that point.
  */
 import { buildImage } from '../../src/image/build.ts';
 import { openSource } from '../../src/image/source/open-source.ts';

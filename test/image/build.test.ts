@@ -1,6 +1,6 @@
 /**
- * Builds, end to end: what is stored is the disk that the writer lays out, equal content is stored once, and a
- * build that fails, is killed, or races another leaves the store as it must be.
+ * Builds, end to end: the store holds the disk that the writer lays out, equal content is stored once, and a build that
+ * fails, is killed, or races another leaves the store consistent.
  */
 import { spawn, spawnSync } from 'node:child_process';
 import { randomBytes } from 'node:crypto';
@@ -79,7 +79,7 @@ async function setUp(t: Test): Promise<Setup> {
   return { dir, store, storeDir, key, build };
 }
 
-/** The store as another process sees it: which files, apart from temporary ones. */
+/** The store's files as another process sees them, except temporary ones. */
 function filesIn(storeDir: string, folder: string): string[] {
   return readdirSync(join(rootDir(storeDir), folder), { recursive: true, withFileTypes: true })
     .filter((entry) => entry.isFile())
@@ -87,7 +87,7 @@ function filesIn(storeDir: string, folder: string): string[] {
     .sort();
 }
 
-/** `store` whose writers have some of their methods replaced; they are given the writer that they are of. */
+/** Returns `store` with some methods of its writers replaced; `methods` receives the original writer. */
 function withMethods(store: Store, methods: (writer: StoreWriter) => Partial<StoreWriter>): Store {
   const writer = async (wantedChunks?: number): Promise<StoreWriter> => {
     const inner = await store.writer(wantedChunks);
@@ -108,7 +108,7 @@ function withMethods(store: Store, methods: (writer: StoreWriter) => Partial<Sto
   });
 }
 
-t.test('what is stored is the disk, chunk for chunk', async (t) => {
+t.test('the store holds the disk that the writer lays out, chunk for chunk', async (t) => {
   const { dir, store, storeDir, key, build } = await setUp(t);
   const made = await makeOciLayout(join(dir, 'oci'), {
     layers: [BASE, TOP],
@@ -117,7 +117,7 @@ t.test('what is stored is the disk, chunk for chunk', async (t) => {
   const spec = `oci:${join(dir, 'oci')}`;
   const report = await build(spec, { sizeBytes: DISK_BYTES });
 
-  // The same disk, put together in memory without any of the sealing.
+  // The same disk, assembled in memory without sealing.
   const source = await openSource(spec);
   const data: Buffer[] = [];
   const tree = await flatten(source, async (chunk, bytes) => {
@@ -136,12 +136,13 @@ t.test('what is stored is the disk, chunk for chunk', async (t) => {
   const out = join(dir, 'disk.img');
   await exportImage({ image, store, out });
   t.ok(readFileSync(out).equals(disk));
-  if (!skipWithout(t, 'e2fsck')) t.equal(spawnSync('e2fsck', ['-fn', out]).status, 0, 'e2fsck finds nothing');
+  if (!skipWithout(t, 'e2fsck'))
+    t.equal(spawnSync('e2fsck', ['-fn', out]).status, 0, 'e2fsck finds no errors');
 
   const { manifest } = image;
   const hidden =
     data.length - tree.liveChunks.reduce((sum, byte) => sum + byte.toString(2).replaceAll('0', '').length, 0);
-  t.ok(hidden >= 9, 'the file that the second layer hides left chunks without use');
+  t.ok(hidden >= 9, 'the file that the second layer hides left unused chunks');
   t.match(report, {
     name: 'app:latest',
     digest: image.digest,
@@ -171,30 +172,27 @@ t.test('what is stored is the disk, chunk for chunk', async (t) => {
   t.equal(base!.chunks + top!.chunks, data.length);
 });
 
-t.test(
-  'one image has one digest, whatever the timing, the tenant of the domain, and the store',
-  async (t) => {
-    const { dir, store, key, build } = await setUp(t);
-    await makeOciLayout(join(dir, 'oci'), { layers: [BASE, TOP] });
-    const spec = `oci:${join(dir, 'oci')}`;
-    const { digest } = await build(spec);
-    const slow = withMethods(store, () => ({
-      hasChunk: async () => {
-        await new Promise((resolve) => setTimeout(resolve, Math.random() * 20));
-        return false;
-      },
-    }));
-    t.equal((await build(spec, { store: slow })).digest, digest);
-    const sharing = TenantKey.generate({ sharing: key });
-    t.equal((await build(spec, { key: sharing })).digest, digest);
-    t.equal((await loadImage(store, 'app', KeyRing.of(sharing))).digest, digest);
-    t.equal((await loadImage(store, 'app', KeyRing.of(key))).digest, digest, 'both tenants have it');
-    t.not((await build(spec, { key: TenantKey.generate() })).digest, digest, 'another domain');
-    t.not((await build(spec, { sizeBytes: 2 * 2 ** 30 })).digest, digest, 'another size');
-  },
-);
+t.test('one image has one digest, whatever the timing, the tenant of the domain, or the store', async (t) => {
+  const { dir, store, key, build } = await setUp(t);
+  await makeOciLayout(join(dir, 'oci'), { layers: [BASE, TOP] });
+  const spec = `oci:${join(dir, 'oci')}`;
+  const { digest } = await build(spec);
+  const slow = withMethods(store, () => ({
+    hasChunk: async () => {
+      await new Promise((resolve) => setTimeout(resolve, Math.random() * 20));
+      return false;
+    },
+  }));
+  t.equal((await build(spec, { store: slow })).digest, digest);
+  const sharing = TenantKey.generate({ sharing: key });
+  t.equal((await build(spec, { key: sharing })).digest, digest);
+  t.equal((await loadImage(store, 'app', KeyRing.of(sharing))).digest, digest);
+  t.equal((await loadImage(store, 'app', KeyRing.of(key))).digest, digest, 'both tenants can open it');
+  t.not((await build(spec, { key: TenantKey.generate() })).digest, digest, 'another domain');
+  t.not((await build(spec, { sizeBytes: 2 * 2 ** 30 })).digest, digest, 'another size');
+});
 
-t.test('a second build stores nothing new, and a sibling only what differs', async (t) => {
+t.test('a second build stores nothing new, and a similar image only what differs', async (t) => {
   const { dir, store, storeDir, build } = await setUp(t);
   await makeOciLayout(join(dir, 'one'), { layers: [BASE] });
   await makeOciLayout(join(dir, 'two'), { layers: [BASE, TOP] });
@@ -212,24 +210,27 @@ t.test('a second build stores nothing new, and a sibling only what differs', asy
   );
 });
 
-t.test('a build keeps a manifest that its key opens, and replaces one that it does not', async (t) => {
-  const { dir, storeDir, key, build } = await setUp(t);
-  await makeOciLayout(join(dir, 'one'), { layers: [BASE] });
-  const { digest } = await build(`oci:${join(dir, 'one')}`);
-  const file = join(rootDir(storeDir), 'manifests/sha256', digest.slice('sha256:'.length), key.id);
-  const first = readFileSync(file);
-  await build(`oci:${join(dir, 'one')}`, { name: 'again' });
-  t.ok(readFileSync(file).equals(first));
-  for (const at of [100, first.length - 40]) {
-    const bad = Buffer.from(first);
-    bad[at]! ^= 1;
-    writeFileSync(file, bad);
-    await build(`oci:${join(dir, 'one')}`);
-    t.equal(Manifest.open(readFileSync(file), key).digest, digest);
-  }
-});
+t.test(
+  'a build keeps a manifest that its key opens, and replaces one that its key does not open',
+  async (t) => {
+    const { dir, storeDir, key, build } = await setUp(t);
+    await makeOciLayout(join(dir, 'one'), { layers: [BASE] });
+    const { digest } = await build(`oci:${join(dir, 'one')}`);
+    const file = join(rootDir(storeDir), 'manifests/sha256', digest.slice('sha256:'.length), key.id);
+    const first = readFileSync(file);
+    await build(`oci:${join(dir, 'one')}`, { name: 'again' });
+    t.ok(readFileSync(file).equals(first));
+    for (const at of [100, first.length - 40]) {
+      const bad = Buffer.from(first);
+      bad[at]! ^= 1;
+      writeFileSync(file, bad);
+      await build(`oci:${join(dir, 'one')}`);
+      t.equal(Manifest.open(readFileSync(file), key).digest, digest);
+    }
+  },
+);
 
-t.test('progress goes forward through the phases', async (t) => {
+t.test('progress advances through the phases', async (t) => {
   const { dir, build } = await setUp(t);
   await makeOciLayout(join(dir, 'oci'), { layers: [BASE, TOP] });
   const told: BuildProgress[] = [];
@@ -247,7 +248,7 @@ t.test('progress goes forward through the phases', async (t) => {
   t.match(told.at(-1), { inputBytes: report.inputBytes, totalInputBytes: report.inputBytes });
 });
 
-t.test('a build that fails leaves every name as it was', async (t) => {
+t.test('a failed build leaves every name unchanged', async (t) => {
   const { dir, store, storeDir, key, build } = await setUp(t);
   await makeOciLayout(join(dir, 'good'), { layers: [BASE] });
   const before = await build(`oci:${join(dir, 'good')}`);
@@ -265,7 +266,7 @@ t.test('a build that fails leaves every name as it was', async (t) => {
   };
   type Stop = [string, () => Promise<unknown>];
   const stops: Record<string, Stop> = {
-    'no name': ['USAGE', () => build(good, { name: '../x' })],
+    'an invalid name': ['USAGE', () => build(good, { name: '../x' })],
     'a disk that is too small': ['NO_SPACE', () => build(good, { sizeBytes: 4 * CHUNK_BYTES })],
     'chunks that cannot be stored': [
       'NO_SPACE',
@@ -282,7 +283,7 @@ t.test('a build that fails leaves every name as it was', async (t) => {
       ]),
     ),
     'an abort before it starts': ['ABORTED', () => build(bad, { signal: AbortSignal.abort() })],
-    'a layer cut short': [
+    'a truncated layer': [
       'CORRUPT',
       () => {
         truncateSync(join(dir, 'bad/blobs/sha256', made.layerDigests[0]!.slice(7)), 1_500_000);
@@ -295,12 +296,12 @@ t.test('a build that fails leaves every name as it was', async (t) => {
     t.match(
       await store.listReferences(),
       [{ name: 'app:latest', digest: before.digest }],
-      `${name}: names as they were`,
+      `${name}: names are unchanged`,
     );
     t.equal((await store.listReferences()).length, 1);
     t.same(filesIn(storeDir, 'manifests'), [key.id], `${name}: no manifest`);
   }
-  await t.rejects(build(bad), { message: new RegExp(made.layerDigests[0]!) }, 'the layer is named');
+  await t.rejects(build(bad), { message: new RegExp(made.layerDigests[0]!) }, 'the error names the layer');
 });
 
 t.test('a build that is killed and run again stores only what is missing', async (t) => {
@@ -320,7 +321,7 @@ t.test('a build that is killed and run again stores only what is missing', async
   t.ok(kept.length >= 12, `${kept.length} chunks were kept`);
   t.ok(kept.length < 43);
   t.same(await store.listReferences(), []);
-  t.equal(readdirSync(join(storeDir, 'tmp')).length, 1, 'the dead one left its temporary directory');
+  t.equal(readdirSync(join(storeDir, 'tmp')).length, 1, 'the killed build left its temporary directory');
 
   const put: string[] = [];
   const counting = withMethods(store, (writer) => ({
@@ -331,7 +332,7 @@ t.test('a build that is killed and run again stores only what is missing', async
   }));
   const report = await build(spec, { store: counting });
   t.equal(put.length, report.newChunks);
-  t.same([...put, ...kept].sort(), filesIn(storeDir, 'chunks'), 'nothing twice, nothing left out');
+  t.same([...put, ...kept].sort(), filesIn(storeDir, 'chunks'), 'each missing chunk was stored once');
   await exportImage({
     image: await loadImage(store, 'app', KeyRing.of(key)),
     store,
@@ -339,10 +340,10 @@ t.test('a build that is killed and run again stores only what is missing', async
   });
   t.equal(statSync(join(dir, 'disk.img')).size, report.diskBytes);
   await store.close();
-  t.same(readdirSync(join(storeDir, 'tmp')), [], 'the next writer took it away');
+  t.same(readdirSync(join(storeDir, 'tmp')), [], 'the next writer removed it');
 });
 
-t.test('builds into one store at once do not meet', async (t) => {
+t.test('concurrent builds into one store do not interfere', async (t) => {
   const { dir, store, storeDir, key } = await setUp(t);
   await makeOciLayout(join(dir, 'one'), { layers: [BASE] });
   await makeOciLayout(join(dir, 'two'), { layers: [BASE, TOP] });
@@ -363,7 +364,7 @@ t.test('builds into one store at once do not meet', async (t) => {
   t.same(readdirSync(join(storeDir, 'tmp')), []);
 });
 
-t.test('no plaintext lies in the store', async (t) => {
+t.test('the store holds no plaintext', async (t) => {
   const { dir, storeDir, build } = await setUp(t);
   const canary = 'CANARY-e1b2d3-yellow';
   await makeOciLayout(join(dir, 'oci'), {
@@ -386,7 +387,7 @@ t.test('no plaintext lies in the store', async (t) => {
     if (!entry.isFile()) continue;
     files++;
     const bytes = readFileSync(join(entry.parentPath, entry.name));
-    if (bytes.includes(canary)) t.fail(`${entry.name} holds it`);
+    if (bytes.includes(canary)) t.fail(`${entry.name} contains it`);
   }
   t.ok(files >= 5, `${files} files were searched`);
   const image = readFileSync(join(dir, 'oci/index.json'), 'utf8');

@@ -1,4 +1,4 @@
-/** The encoder stores each chunk once, whatever the order of events, bounds what is in flight, and stops at failure. */
+/** The encoder stores each chunk once in any order of events, bounds what is in flight, and stops at a failure. */
 import { randomBytes } from 'node:crypto';
 import { setTimeout as sleep } from 'node:timers/promises';
 import t from 'tap';
@@ -56,7 +56,7 @@ async function encodeAll(encoder: ChunkEncoder, kinds: number[]): Promise<(Chunk
 
 const KINDS = Array.from({ length: 120 }, (_, at) => (at * 7) % 30);
 
-t.test('every chunk gets its reference, each distinct one is stored once', async (t) => {
+t.test('every chunk gets its reference, and each distinct chunk is stored once', async (t) => {
   const store = new MemoryStore();
   const encoder = new ChunkEncoder(store, salt);
   const refs = await encodeAll(encoder, KINDS);
@@ -73,7 +73,7 @@ t.test('every chunk gets its reference, each distinct one is stored once', async
   t.same(encoder.counts, { chunks: 116, newChunks: 29, newBytes: sealedBytes, reusedChunks: 87 });
 });
 
-t.test('the order in which puts finish changes nothing', async (t) => {
+t.test('the result does not depend on the order in which puts finish', async (t) => {
   const calm = await encodeAll(new ChunkEncoder(new MemoryStore(), salt), KINDS);
   for (let run = 0; run < 3; run++) {
     const store = new MemoryStore(() => sleep(Math.random() * 20));
@@ -81,7 +81,7 @@ t.test('the order in which puts finish changes nothing', async (t) => {
   }
 });
 
-t.test('what the store has is not put again', async (t) => {
+t.test('a chunk that the store has is not put again', async (t) => {
   const store = new MemoryStore();
   await encodeAll(new ChunkEncoder(store, salt), [1, 2, 3]);
   const encoder = new ChunkEncoder(store, salt);
@@ -89,7 +89,7 @@ t.test('what the store has is not put again', async (t) => {
   t.match(encoder.counts, { chunks: 3, newChunks: 1, reusedChunks: 2 });
 });
 
-t.test('a store that does not answer stops the intake', async (t) => {
+t.test('a store that does not respond makes add wait', async (t) => {
   const gate = Promise.withResolvers<void>();
   const store = new MemoryStore(() => gate.promise);
   const encoder = new ChunkEncoder(store, salt);
@@ -111,7 +111,7 @@ t.test('a store that does not answer stops the intake', async (t) => {
   t.equal(store.chunks.size, 200);
 });
 
-t.test('the first failure comes out of what follows, and nothing is in flight after drain', async (t) => {
+t.test('later calls reject with the first failure, and nothing is in flight after drain', async (t) => {
   let puts = 0;
   const store = new MemoryStore(async () => {
     await sleep(1);
@@ -133,7 +133,7 @@ t.test('the first failure comes out of what follows, and nothing is in flight af
   );
 });
 
-t.test('an abort stops it', async (t) => {
+t.test('an abort stops the encoder', async (t) => {
   const controller = new AbortController();
   const store = new MemoryStore(() => controller.abort());
   const encoder = new ChunkEncoder(store, salt, controller.signal);
@@ -145,7 +145,7 @@ t.test('an abort stops it', async (t) => {
   t.equal(store.inFlight, 0);
 });
 
-t.test('buffers go round, and never while they are being read', async (t) => {
+t.test('buffers are reused, but never while they are being read', async (t) => {
   const store = new MemoryStore();
   const encoder = new ChunkEncoder(store, salt);
   const seen = new Set<Buffer>();

@@ -1,4 +1,4 @@
-/** `STORE KEYFILE IMAGE OUT`: exports, and says on standard error how it went; a child process of export.test.ts. */
+/** `STORE KEYFILE IMAGE OUT`: exports, and reports the result on standard error; a child process of export.test.ts. */
 import { LazydiskError } from '../../src/errors.ts';
 import { exportImage } from '../../src/image/export.ts';
 import { loadKeyFile } from '../../src/keys/key-file.ts';

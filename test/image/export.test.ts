@@ -1,4 +1,4 @@
-/** The whole disk comes out as it is, sparse, or not at all; no wrong byte, whatever lies in the store. */
+/** An export writes the whole disk, sparse, or nothing at all, and never a wrong byte, whatever the store holds. */
 import { spawn, spawnSync } from 'node:child_process';
 import { createHash, randomBytes } from 'node:crypto';
 import { once } from 'node:events';
@@ -24,7 +24,7 @@ import { skipWithout } from '../support/tools.ts';
 
 const CHILD = join(import.meta.dirname, 'export-child.ts');
 
-/** 40 chunks: text, noise, a chunk twice, and mostly nothing. */
+/** 40 chunks: text, noise, one chunk twice, and mostly zeroes. */
 function sampleDisk(): Buffer {
   const disk = Buffer.alloc(40 * CHUNK_BYTES);
   disk.fill('some text\n', 0, 2 * CHUNK_BYTES + 1234);
@@ -43,7 +43,7 @@ async function setUp(t: Test, disk = sampleDisk()) {
   return { dir, outDir: join(dir, 'out'), store, image, disk };
 }
 
-t.test('a new file holds the disk, and takes only what is not zero', async (t) => {
+t.test('a new file holds the disk, and takes space only for nonzero chunks', async (t) => {
   const { outDir, store, image, disk } = await setUp(t);
   const out = join(outDir, 'disk.img');
   const told: number[] = [];
@@ -56,7 +56,7 @@ t.test('a new file holds the disk, and takes only what is not zero', async (t) =
   t.ok(readFileSync(out).equals(disk));
   t.match(report, { diskBytes: disk.length, dataBytes: image.manifest.storedChunks * CHUNK_BYTES });
   t.ok(statSync(out).blocks * 512 < 9 * CHUNK_BYTES, 'sparse');
-  t.same(readdirSync(outDir), ['disk.img'], 'nothing beside it');
+  t.same(readdirSync(outDir), ['disk.img'], 'no other file');
   t.equal(told.at(-1), disk.length);
   t.same(
     told,
@@ -64,14 +64,14 @@ t.test('a new file holds the disk, and takes only what is not zero', async (t) =
   );
 });
 
-t.test('an empty disk is a file of holes', async (t) => {
+t.test('an empty disk becomes a file without blocks', async (t) => {
   const { outDir, store, image } = await setUp(t, Buffer.alloc(4 * CHUNK_BYTES));
   await exportImage({ image, store, out: join(outDir, 'x') });
   t.equal(statSync(join(outDir, 'x')).size, 4 * CHUNK_BYTES);
   t.equal(statSync(join(outDir, 'x')).blocks, 0);
 });
 
-t.test('an old file is replaced whole, through a link too', async (t) => {
+t.test('an existing file is replaced atomically, also through a symlink', async (t) => {
   const { outDir, store, image, disk } = await setUp(t);
   writeFileSync(join(outDir, 'old'), 'something longer, or shorter');
   symlinkSync('old', join(outDir, 'link'));
@@ -80,7 +80,7 @@ t.test('an old file is replaced whole, through a link too', async (t) => {
   t.same(readdirSync(outDir).sort(), ['link', 'old']);
 });
 
-t.test('standard output gets every byte in order', async (t) => {
+t.test('standard output receives every byte in order', async (t) => {
   const { dir, disk } = await setUp(t);
   const child = spawn(process.execPath, [CHILD, join(dir, 'store'), join(dir, 'key'), 'disk', '-'], {
     stdio: ['ignore', 'pipe', 'inherit'],
@@ -90,7 +90,7 @@ t.test('standard output gets every byte in order', async (t) => {
   t.equal(hash.digest('hex'), createHash('sha256').update(disk).digest('hex'));
 });
 
-t.test('a reader that goes away ends the export with an error, not a crash', async (t) => {
+t.test('if the reader goes away, the export fails with an error instead of crashing', async (t) => {
   const { dir } = await setUp(t, Buffer.alloc(64 * CHUNK_BYTES, 'x'));
   const words = [process.execPath, CHILD, join(dir, 'store'), join(dir, 'key'), 'disk', '-'];
   const { stderr } = spawnSync('sh', ['-c', '"$@" | head -c 1000 > /dev/null', 'sh', ...words], {
@@ -99,7 +99,7 @@ t.test('a reader that goes away ends the export with an error, not a crash', asy
   t.equal(stderr.trim(), 'UNAVAILABLE');
 });
 
-t.test('a FIFO is written to, not replaced', async (t) => {
+t.test('a FIFO is written to and not replaced', async (t) => {
   if (skipWithout(t, 'mkfifo')) return;
   const { outDir, store, image, disk } = await setUp(t);
   const fifo = join(outDir, 'fifo');
@@ -112,7 +112,7 @@ t.test('a FIFO is written to, not replaced', async (t) => {
   t.ok(statSync(fifo).isFIFO());
 });
 
-t.test('a bad chunk fails the export by name, and leaves what was there', async (t) => {
+t.test('a bad chunk fails the export with its id, and leaves an existing file unchanged', async (t) => {
   const { dir, outDir, store, image } = await setUp(t);
   const out = join(outDir, 'disk.img');
   writeFileSync(out, 'as it was');
@@ -149,7 +149,7 @@ t.test('a bad chunk fails the export by name, and leaves what was there', async 
   await exportImage({ image, store, out });
 });
 
-t.test('a cancelled export leaves nothing', async (t) => {
+t.test('a cancelled export leaves no file', async (t) => {
   const { outDir, store, image } = await setUp(t);
   const controller = new AbortController();
   const onProgress = () => controller.abort();
@@ -160,7 +160,7 @@ t.test('a cancelled export leaves nothing', async (t) => {
   t.same(readdirSync(outDir), []);
 });
 
-t.test('a place that cannot be written is named', async (t) => {
+t.test('an output that cannot be written fails with the cause', async (t) => {
   const { outDir, store, image } = await setUp(t);
   await t.rejects(exportImage({ image, store, out: join(outDir, 'no', 'dir') }), {
     code: 'UNAVAILABLE',
@@ -175,7 +175,7 @@ t.test('a place that cannot be written is named', async (t) => {
   });
 });
 
-t.test('a full disk is NO_SPACE', async (t) => {
+t.test('a full disk fails the export with NO_SPACE', async (t) => {
   if (process.getuid?.() !== 0) return t.comment('skipped: needs root, to mount a small tmpfs');
   const { outDir, store, image } = await setUp(t);
   t.equal(spawnSync('mount', ['-t', 'tmpfs', '-o', 'size=1m', 'lazydisk-test', outDir]).status, 0);

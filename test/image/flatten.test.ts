@@ -17,7 +17,7 @@ const big = (name: string, chunks: number): TarEntrySpec => ({
   body: Buffer.alloc(chunks * CHUNK_BYTES, name),
 });
 
-t.test('one image gives one result, however it is compressed', async (t) => {
+t.test('one image has one result, however it is compressed', async (t) => {
   const layers: TarEntrySpec[][] = [
     [{ name: './', mode: 0o700 }, { name: 'etc/hosts', body: 'localhost' }, big('bin/sh', 3)],
     [{ name: 'etc/.wh.hosts' }, { name: 'bin/bash', type: 'link', target: 'bin/sh' }],
@@ -59,7 +59,7 @@ t.test('progress counts the blobs’ bytes up to their sum', async (t) => {
   }
 });
 
-t.test('the next chunk waits until the sink has room', async (t) => {
+t.test('the next chunk is filled only when the sink has room', async (t) => {
   let taken = 0;
   let inSink = 0;
   await flatten(
@@ -76,7 +76,7 @@ t.test('the next chunk waits until the sink has room', async (t) => {
   t.equal(taken, 6);
 });
 
-t.test('a failure of the sink comes out as it is, and stops the work', async (t) => {
+t.test('a failure of the sink is passed on unchanged, and stops flattening', async (t) => {
   const failure = new LazydiskError('UNAVAILABLE', 'the store is gone');
   let calls = 0;
   const sink = async () => {
@@ -87,7 +87,7 @@ t.test('a failure of the sink comes out as it is, and stops the work', async (t)
   t.equal(calls, 2);
 });
 
-t.test('a signal ends it with ABORTED', async (t) => {
+t.test('a signal stops flattening with ABORTED', async (t) => {
   const dir = t.testdir();
   await makeOciLayout(dir, { layers: [[big('a', 20)]], compression: 'gzip' });
   const source = await openSource(`oci:${dir}`);
@@ -111,7 +111,7 @@ t.test('a truncated layer is refused with its layer and path', async (t) => {
   });
 });
 
-t.test('a layer is read to its end, behind the archive’s end marker', async (t) => {
+t.test('a layer is read to its end, past the archive’s end marker', async (t) => {
   const dir = t.testdir();
   const tar = Buffer.concat([packTar([{ name: 'a' }]), Buffer.alloc(2 ** 20, 'trailing')]);
   const { layerDigests } = await makeOciLayout(dir, { layers: [tar], compression: 'none' });
@@ -125,7 +125,7 @@ t.test('a layer is read to its end, behind the archive’s end marker', async (t
   await source.close();
 });
 
-t.test('no layers, and empty layers, give an empty root', async (t) => {
+t.test('an image without layers, or with empty ones, has an empty root', async (t) => {
   for (const layers of [[], [[]], [Buffer.alloc(0)], [[], []]]) {
     const flat = await flattenLayers(layers);
     t.equal(flat.image.dataChunks, 0);
@@ -133,7 +133,7 @@ t.test('no layers, and empty layers, give an empty root', async (t) => {
   }
 });
 
-t.test('the tree is what umoci unpacks', async (t) => {
+t.test('the tree equals what umoci unpacks', async (t) => {
   if (skipWithout(t, 'umoci', 'getfattr')) return;
   if (process.getuid?.() !== 0) return t.comment('skipped: unpacking owners and devices needs root');
   const dir = mkdtempSync(join(tmpdir(), 'lazydisk-flatten-'));

@@ -1,6 +1,6 @@
 /**
- * Bombs: each limit on what an image may cost, at the limit and one past it. What is refused names layer and path, and
- * is refused early: the layers of these tests are generators, which tell how far they were read.
+ * Decompression bombs: each limit of an image, at the limit and one past it. A refusal names layer and path, and comes
+ * early: the layers of these tests are generators, which record how far they were read.
  */
 import t, { type Test } from 'tap';
 import { CHUNK_BYTES } from '../../src/format/chunk-id.ts';
@@ -15,7 +15,7 @@ import { packEntry, packHeader, packPax, packTar, type TarEntrySpec } from '../s
 
 const END = Buffer.alloc(1024);
 
-/** `sourceOf` with one layer that `make` gives piece by piece; `read` is the bytes that were asked for. */
+/** `sourceOf` with one layer that `make` yields piece by piece; `read` counts the bytes that were requested. */
 function generated(make: () => Generator<Buffer>): { source: ImageSource; read: { bytes: number } } {
   const read = { bytes: 0 };
   const [layer] = sourceOf([[]]).layers;
@@ -38,7 +38,7 @@ const limited = (limits: Partial<ImageLimits>): { limits: ImageLimits } => ({
   limits: { ...imageLimits(), ...limits },
 });
 
-/** `layers` are taken with `limits`, and refused when the limit of that name is one less. */
+/** Checks that `layers` are accepted at `limit`, and refused when the limit of that name is one less. */
 async function atTheLimit(
   t: Test,
   layers: (TarEntrySpec[] | Buffer)[],
@@ -49,16 +49,16 @@ async function atTheLimit(
   await t.rejects(flattenAll(sourceOf(layers), limited({ [name]: limit - 1 })), refusal, 'one past it');
 }
 
-t.test('bytes that the layers unpack to, over all of them', async (t) => {
+t.test('the bytes that all layers together unpack to are limited', async (t) => {
   const base = packTar([{ name: 'a', body: Buffer.alloc(CHUNK_BYTES, 1) }]);
   const top = packTar([{ name: 'b' }, { name: '.wh.a', body: Buffer.alloc(10 * CHUNK_BYTES) }]);
   await atTheLimit(t, [base, top], ['inputBytes', base.length + top.length], {
     code: 'UNSUPPORTED',
-    message: /^layer 2 of 2 .*unpack to more than may be read .*--max-input/,
+    message: /^layer 2 of 2 .*unpack to more than the limit .*--max-input/,
   });
 });
 
-t.test('a file that says how large it is, too large, is refused before it is read', async (t) => {
+t.test('a file whose stated size is too large is refused before it is read', async (t) => {
   const zeroes = Buffer.alloc(2 ** 20);
   const { source, read } = generated(function* () {
     yield packHeader({
@@ -77,14 +77,13 @@ t.test('a file that says how large it is, too large, is refused before it is rea
     flatten(source, async () => {}),
     {
       code: 'UNSUPPORTED',
-      message:
-        /^layer 1 of 1 .*: path "zero": the layers unpack to more than may be read \(137438953472 bytes/,
+      message: /^layer 1 of 1 .*: path "zero": the layers unpack to more than the limit \(137438953472 bytes/,
     },
   );
   t.ok(read.bytes <= 2 ** 20);
 });
 
-t.test('entries without end stop at the limit, and so do zeroes behind the archive', async (t) => {
+t.test('endless entries stop at the limit, and so do endless zeroes after the archive', async (t) => {
   const entry = packEntry({ name: 'same' });
   const many = generated(function* () {
     for (;;) yield entry;
@@ -105,87 +104,89 @@ t.test('entries without end stop at the limit, and so do zeroes behind the archi
   t.ok(behind.read.bytes <= 2 ** 20 + END.length);
 });
 
-t.test('chunks that a sparse file comes to, though the archive has a byte of each', async (t) => {
-  const pieces = Array.from({ length: 5 }, (_, at) => [at * CHUNK_BYTES, 1]);
-  const sparse: TarEntrySpec = {
-    name: 'sparse',
-    body: '12345',
-    pax: [
-      ['GNU.sparse.size', String(5 * CHUNK_BYTES)],
-      ['GNU.sparse.map', pieces.flat().join(',')],
-    ],
-  };
-  await atTheLimit(t, [[sparse]], ['inputBytes', 5 * CHUNK_BYTES], {
-    code: 'NO_SPACE',
-    message:
-      /^layer 1 of 1 .*: path "sparse": the image comes to more than 2621439 bytes of data \(--max-input/,
-  });
-});
+t.test(
+  'the chunks of a sparse file are limited, although the archive holds only one byte of each',
+  async (t) => {
+    const pieces = Array.from({ length: 5 }, (_, at) => [at * CHUNK_BYTES, 1]);
+    const sparse: TarEntrySpec = {
+      name: 'sparse',
+      body: '12345',
+      pax: [
+        ['GNU.sparse.size', String(5 * CHUNK_BYTES)],
+        ['GNU.sparse.map', pieces.flat().join(',')],
+      ],
+    };
+    await atTheLimit(t, [[sparse]], ['inputBytes', 5 * CHUNK_BYTES], {
+      code: 'NO_SPACE',
+      message: /^layer 1 of 1 .*: path "sparse": the image has more than 2621439 bytes of data \(--max-input/,
+    });
+  },
+);
 
-t.test('entries, over all layers, whatever becomes of them', async (t) => {
+t.test('the entries of all layers together are limited, including hidden ones', async (t) => {
   const layers = [
     [{ name: 'a' }, { name: 'a' }],
     [{ name: '.wh.a' }, { name: 'last' }],
   ];
   await atTheLimit(t, layers, ['entries', 4], {
     code: 'UNSUPPORTED',
-    message: /^layer 2 of 2 .*: path "last": layers of over 3 entries \(--max-entries/,
+    message: /^layer 2 of 2 .*: path "last": the layers have more than 3 entries \(--max-entries/,
   });
 });
 
+t.test('the names in the tree are limited, including implied directories but not hidden names', async (t) => {
+  const deep = [{ name: 'a/b/c/d/e/f' }];
+  const refusal = {
+    code: 'UNSUPPORTED',
+    message: /^layer 1 of 1 .*: path "a\/b\/c\/d\/e\/f": the image has more than 5 names \(--max-entries/,
+  };
+  await atTheLimit(t, [deep], ['entries', 6], refusal);
+  const hidden = [deep, [{ name: '.wh.a' }], deep, [{ name: '.wh.a' }], deep];
+  await t.resolves(flattenAll(sourceOf(hidden), limited({ entries: 6 })));
+});
+
 t.test(
-  'names in the tree, directories that no entry names included; what is hidden does not count',
+  'the memory of the tree is limited: names, targets and attributes, until a layer hides them',
   async (t) => {
-    const deep = [{ name: 'a/b/c/d/e/f' }];
-    const refusal = {
-      code: 'UNSUPPORTED',
-      message: /^layer 1 of 1 .*: path "a\/b\/c\/d\/e\/f": an image of over 5 names \(--max-entries/,
+    const bombs: Record<string, (at: number) => TarEntrySpec> = {
+      names: (at) => ({ name: `${at}`.padEnd(255, 'n') }),
+      targets: (at) => ({ name: `${at}`, type: 'symlink', target: `${at}`.padEnd(4000, 't') }),
+      attributes: (at) => ({ name: `${at}`, xattrs: { 'user.x': `${at}`.padEnd(3900, 'x') } }),
+      directories: (at) => ({ name: `${at}/` }),
+      extents: (at) => ({
+        name: `${at}`,
+        body: '123456',
+        pax: [
+          ['GNU.sparse.size', String(11 * CHUNK_BYTES)],
+          ['GNU.sparse.map', Array.from({ length: 6 }, (_, n) => [2 * n * CHUNK_BYTES, 1]).join(',')],
+        ],
+      }),
     };
-    await atTheLimit(t, [deep], ['entries', 6], refusal);
-    const hidden = [deep, [{ name: '.wh.a' }], deep, [{ name: '.wh.a' }], deep];
-    await t.resolves(flattenAll(sourceOf(hidden), limited({ entries: 6 })));
+    const treeBytes = 100_000;
+    for (const [name, bomb] of Object.entries(bombs)) {
+      const { source, read } = generated(function* () {
+        for (let at = 0; at < 1000; at++) yield packEntry(bomb(at));
+      });
+      await t.rejects(
+        flatten(source, async () => {}, limited({ treeBytes })),
+        {
+          code: 'UNSUPPORTED',
+          message: /: path "[0-9][^"]*".*: names, link targets, .* more than 100000 bytes .*--max-entries/,
+        },
+        name,
+      );
+      t.ok(read.bytes < 1_000_000, `${name}: ${read.bytes} bytes were read`);
+      const layer = Array.from({ length: 10 }, (_, at) => bomb(at));
+      const hidden = Array.from({ length: 20 }, () => [layer, [{ name: '.wh..wh..opq' }]]).flat();
+      await t.resolves(
+        flattenAll(sourceOf(hidden), limited({ treeBytes })),
+        `${name}: hidden entries do not count`,
+      );
+    }
   },
 );
 
-t.test('memory of the tree: names, targets and attributes, until a layer hides them', async (t) => {
-  const bombs: Record<string, (at: number) => TarEntrySpec> = {
-    names: (at) => ({ name: `${at}`.padEnd(255, 'n') }),
-    targets: (at) => ({ name: `${at}`, type: 'symlink', target: `${at}`.padEnd(4000, 't') }),
-    attributes: (at) => ({ name: `${at}`, xattrs: { 'user.x': `${at}`.padEnd(3900, 'x') } }),
-    directories: (at) => ({ name: `${at}/` }),
-    extents: (at) => ({
-      name: `${at}`,
-      body: '123456',
-      pax: [
-        ['GNU.sparse.size', String(11 * CHUNK_BYTES)],
-        ['GNU.sparse.map', Array.from({ length: 6 }, (_, n) => [2 * n * CHUNK_BYTES, 1]).join(',')],
-      ],
-    }),
-  };
-  const treeBytes = 100_000;
-  for (const [name, bomb] of Object.entries(bombs)) {
-    const { source, read } = generated(function* () {
-      for (let at = 0; at < 1000; at++) yield packEntry(bomb(at));
-    });
-    await t.rejects(
-      flatten(source, async () => {}, limited({ treeBytes })),
-      {
-        code: 'UNSUPPORTED',
-        message: /: path "[0-9][^"]*".*: names, link targets, .* over 100000 bytes .*--max-entries/,
-      },
-      name,
-    );
-    t.ok(read.bytes < 1_000_000, `${name}: ${read.bytes} bytes were read`);
-    const layer = Array.from({ length: 10 }, (_, at) => bomb(at));
-    const hidden = Array.from({ length: 20 }, () => [layer, [{ name: '.wh..wh..opq' }]]).flat();
-    await t.resolves(
-      flattenAll(sourceOf(hidden), limited({ treeBytes })),
-      `${name}: hidden ones do not count`,
-    );
-  }
-});
-
-t.test('more entries than any build has memory for are no setting', async (t) => {
+t.test('a limit of more entries than any build has memory for is refused', async (t) => {
   t.equal(imageLimits({ entries: 8_000_000 }).treeBytes, 8_000_000 * 512);
   t.throws(() => imageLimits({ entries: 8_000_001 }), { code: 'USAGE', message: /--max-entries/ });
 });
@@ -208,7 +209,7 @@ t.test('equal sets of attributes are kept once', async (t) => {
   t.equal(other.at('b')!.xattrs.get('user.x')!.toString(), 'y');
 });
 
-t.test('attributes that no inode of ext4 holds are refused where they are read', async (t) => {
+t.test('attributes that do not fit an ext4 inode are refused where they are read', async (t) => {
   // One block: a header of 32 bytes, an entry of 16 and the name, four bytes for the end of the list.
   const fits = 4096 - 32 - 16 - 4 - 4;
   const file = (bytes: number) => [{ name: 'f', xattrs: { 'user.x': Buffer.alloc(bytes) } }];
@@ -221,8 +222,8 @@ t.test('attributes that no inode of ext4 holds are refused where they are read',
   }
 });
 
-t.test('a hundred thousand global records cost an entry nothing', async (t) => {
-  // Copied for each entry, they would take minutes: the test would not end in time.
+t.test('a hundred thousand global records are not copied for each entry', async (t) => {
+  // Copying them for each entry would take minutes, and the test would time out.
   let records = '';
   for (let at = 0; records.length < 1024 * 1024 - 20; at++) {
     records += `11 ${at.toString(36).padStart(5, '0')}=1\n`;
@@ -239,12 +240,12 @@ t.test('a hundred thousand global records cost an entry nothing', async (t) => {
   t.pass('done');
 });
 
-t.test('the records of an entry lie over the global ones', async (t) => {
+t.test('the records of an entry override the global ones', async (t) => {
   const globals: [string, string][] = [
     ['SCHILY.xattr.user.label', 'shared'],
     ['RHT.security.selinux', 'label'],
     ['mtime', '7'],
-    // Of one entry, so they are no business of a global header.
+    // These describe a single entry, so they are ignored in a global header.
     ['path', 'wrong'],
     ['GNU.sparse.offset', '1'],
   ];
@@ -268,8 +269,8 @@ t.test('the records of an entry lie over the global ones', async (t) => {
   t.same(seen('later'), [['user.label=shared', 'security.selinux=label'], 9]);
 });
 
-t.test('a hundred thousand opaque markers over as many names are read once', async (t) => {
-  // Each of them looking at each name would take minutes: the test would not end in time.
+t.test('repeated opaque markers do not visit the names again', async (t) => {
+  // If each marker visited each name, it would take minutes, and the test would time out.
   const [plain] = await readEntries(packEntry({ name: 'x' }));
   const merge = new TreeMerge(imageLimits());
   const put = (name: string) => merge.apply({ ...(plain as unknown as TarEntry), name }, []);
@@ -291,8 +292,8 @@ t.test('a hundred thousand opaque markers over as many names are read once', asy
   t.ok(children.has('late') && !children.has('below'));
 });
 
-t.test('names that one path is looked up by, through symlinks', async (t) => {
-  // The entry has 3 names, the symlink's target 2 and as many `.` as are asked for.
+t.test('the names looked up for one path through symlinks are limited', async (t) => {
+  // The entry has 3 names, the symlink's target 2 and the given number of `.`.
   const layers = (dots: number): TarEntrySpec[] => [
     { name: 'to/', type: 'directory' },
     { name: 'one', type: 'symlink', target: `${'./'.repeat(dots)}two` },
@@ -307,6 +308,6 @@ t.test('names that one path is looked up by, through symlinks', async (t) => {
   looped.splice(3, 0, { name: 'to/again', type: 'symlink', target: `/${'./'.repeat(100)}one` });
   await t.rejects(flattenAll(sourceOf([[...looped.slice(0, 4), { name: 'to/again/x' }]])), {
     code: 'CORRUPT',
-    message: /^layer 1 of 1 .*: path "to\/again\/x": a path through symlinks of over 4096 names/,
+    message: /^layer 1 of 1 .*: path "to\/again\/x": a path through symlinks with more than 4096 names/,
   });
 });

@@ -1,4 +1,4 @@
-/** The merge against a model that is too simple to be wrong: layers as maps of paths, laid over each other. */
+/** The merge compared with a simple model: layers as maps of paths, laid over each other. */
 import assert from 'node:assert/strict';
 import fc from 'fast-check';
 import t from 'tap';
@@ -22,7 +22,7 @@ const name = fc.constantFrom('a', 'b', 'c');
 const path = fc.array(name, { minLength: 1, maxLength: 4 }).map((parts) => parts.join('/'));
 const operation = fc.record({ path, what: fc.constantFrom('file', 'directory', 'whiteout', 'opaque') });
 
-/** A layer that says one thing of each path, and nothing below a file. */
+/** A layer with one statement for each path, and nothing below a file. */
 const layer = fc.array(operation, { maxLength: 10 }).map((operations): ModelLayer => {
   const layer: ModelLayer = {
     files: new Map(),
@@ -46,7 +46,7 @@ const layer = fc.array(operation, { maxLength: 10 }).map((operations): ModelLaye
       if (!layer.files.has(path)) layer.opaque.add(path);
     } else layer.whiteouts.add(path);
   }
-  // Each layer names all its directories, as every tool that makes layers does.
+  // Each layer has entries for all its directories, as every tool that creates layers writes them.
   for (const path of [...layer.files.keys(), ...layer.directories.keys(), ...layer.opaque]) {
     for (const parent of [...parentsOf(path), ...(layer.opaque.has(path) ? [path] : [])]) {
       if (!layer.directories.has(parent)) layer.directories.set(parent, 0o700);
@@ -83,7 +83,7 @@ function entriesOf(layer: ModelLayer): TarEntrySpec[] {
     ...[...layer.directories].map(([path, mode]) => ({ name: `${path}/`, mode })),
     ...[...layer.files].map(([path, body]) => ({ name: path, body })),
     ...[...layer.whiteouts].map(marker),
-    // Said twice, it says the same, whatever comes between.
+    // A repeated marker has no further effect, whatever comes between.
     ...[...layer.opaque, ...layer.opaque].map((path) => ({ name: `${path}/.wh..wh..opq` })),
   ];
 }
@@ -98,7 +98,7 @@ function picture(flat: Flattened): Map<string, string> {
   );
 }
 
-/** Any order in which a directory's entry comes before what is in it. */
+/** Any order in which a directory's entry comes before its content. */
 function shuffled(entries: TarEntrySpec[], keys: number[]): TarEntrySpec[] {
   const keyed = entries.map((entry, at) => ({ entry, key: keys[at % keys.length]! }));
   const isDirectory = (entry: TarEntrySpec) => String(entry.name).endsWith('/');
@@ -120,7 +120,7 @@ function shuffled(entries: TarEntrySpec[], keys: number[]): TarEntrySpec[] {
   return plain;
 }
 
-t.test('layers merge as the model says, whatever the order within each', async (t) => {
+t.test('layers merge as in the model, in any order of entries within a layer', async (t) => {
   await fc.assert(
     fc.asyncProperty(
       fc.array(layer, { minLength: 1, maxLength: 4 }),
@@ -132,5 +132,5 @@ t.test('layers merge as the model says, whatever the order within each', async (
     ),
     { numRuns: 1000 },
   );
-  t.pass('holds');
+  t.pass('for all layers');
 });

@@ -26,7 +26,7 @@ function noise(lengthBytes: number, seed: string): Buffer {
   return Buffer.concat(parts).subarray(0, lengthBytes);
 }
 
-/** A small file whose content starts, or does not start, a chunk. */
+/** A small file whose content starts, or does not start, a chunk by the rules. */
 function small(name: string, lengthBytes: number, startsChunk: boolean): TarEntrySpec {
   for (let seed = 0; ; seed++) {
     const body = noise(lengthBytes, `${name} ${seed}`);
@@ -49,7 +49,7 @@ t.test('small files are packed at multiples of 4096, with zeroes between them', 
   t.ok(flat.chunks[0]!.equals(expected));
 });
 
-t.test('a small file whose content says so starts a chunk', async (t) => {
+t.test('a small file starts a chunk if its content decides so', async (t) => {
   const flat = await flattenLayers([
     [small('a', 5000, false), small('b', 100, true), small('c', 100, false)],
   ]);
@@ -66,7 +66,7 @@ t.test('a small file that does not fit starts a chunk, and one that fits exactly
   t.equal(extentsAt(over, 'f3')[0]!.dataOffset, CHUNK_BYTES);
 });
 
-t.test('a file of a chunk or more starts a chunk, and its tail shares with nobody', async (t) => {
+t.test('a file of a chunk or more starts a chunk, and nothing follows its tail', async (t) => {
   const big = { name: 'big', body: noise(CHUNK_BYTES * 2 + 10, 'big') };
   const flat = await flattenLayers([[small('a', 100, false), big, small('b', 100, false)]]);
   t.same(extentsAt(flat, 'big'), [
@@ -77,7 +77,7 @@ t.test('a file of a chunk or more starts a chunk, and its tail shares with nobod
   t.ok(flat.chunks[3]!.subarray(10).every((byte) => byte === 0));
 });
 
-t.test('an empty file takes nothing', async (t) => {
+t.test('an empty file takes no space', async (t) => {
   const flat = await flattenLayers([[{ name: 'e' }]]);
   t.same(extentsAt(flat, 'e'), []);
   t.equal(flat.chunks.length, 0);
@@ -104,7 +104,7 @@ t.test('chunks of zeroes in big files are holes and take no data chunk', async (
   }
 });
 
-t.test('a sparse file lies exactly as the same file stored in full', async (t) => {
+t.test('a sparse file is placed exactly like the same file stored in full', async (t) => {
   const sizeBytes = 6 * CHUNK_BYTES + 1000;
   const map = [100, 50, CHUNK_BYTES - 10, 20, 3 * CHUNK_BYTES + 5, 5, 6 * CHUNK_BYTES + 990, 10];
   const stored: Buffer[] = [];
@@ -130,7 +130,7 @@ t.test('a sparse file lies exactly as the same file stored in full', async (t) =
   t.ok(Buffer.concat(one.chunks).equals(Buffer.concat(other.chunks)));
 });
 
-t.test('a small sparse file is filled in', async (t) => {
+t.test('the holes of a small sparse file are filled with zeroes', async (t) => {
   const sparse: TarEntrySpec = {
     name: 'f',
     body: 'ab',
@@ -164,7 +164,7 @@ t.test('a sparse file of 1 TiB with two pieces takes two chunks', async (t) => {
   ]);
 });
 
-t.test('each layer’s data starts a chunk, so a layer gives the same chunks wherever it lies', async (t) => {
+t.test('each layer’s data starts a chunk, so a layer has the same chunks in every image', async (t) => {
   const shared = [
     small('s1', 3000, false),
     small('s2', 9000, false),
@@ -197,7 +197,7 @@ t.test('two trees that differ in one file share their chunks soon after it', asy
   t.ok(other.chunks.length - shared.length <= 4, `${shared.length} of ${other.chunks.length}`);
 });
 
-t.test('data of hidden files keeps its place, and only chunks of live data are live', async (t) => {
+t.test('data of hidden files keeps its place, and only chunks with live data are live', async (t) => {
   const big = (name: string) => ({ name, body: noise(CHUNK_BYTES, name) });
   const flat = await flattenLayers([
     [big('a'), big('b'), big('c'), small('x', 10, false), small('y', 10, false), big('d')],
@@ -211,7 +211,7 @@ t.test('data of hidden files keeps its place, and only chunks of live data are l
   ]);
   const live = (chunk: number) => ((flat.image.liveChunks[chunk >> 3]! >> (chunk & 7)) & 1) === 1;
   t.equal(flat.image.dataChunks, 6);
-  // a, b (hidden), c (another name lives), x and y (y lives), d (replaced), the new d.
+  // a, b (hidden), c (another name remains), x and y (y remains), d (replaced), the new d.
   t.same([0, 1, 2, 3, 4, 5].map(live), [true, false, true, true, false, true]);
   t.same(
     flat.image.layerMap.map(({ firstChunk, chunks }) => [firstChunk, chunks]),
@@ -223,7 +223,7 @@ t.test('data of hidden files keeps its place, and only chunks of live data are l
   );
 });
 
-t.test('a borrowed buffer’s old bytes never reach a chunk', async (t) => {
+t.test('the old content of a reused buffer never reaches a chunk', async (t) => {
   const layers = [
     [small('a', 5000, false), small('b', 100, true), { name: 'big', body: noise(600_000, 'big') }],
     [
@@ -244,7 +244,7 @@ t.test('a borrowed buffer’s old bytes never reach a chunk', async (t) => {
   t.ok(Buffer.concat(clean.chunks).equals(Buffer.concat(dirty.chunks)));
 });
 
-t.test('any files come back as they were, and lie as the rules say', async (t) => {
+t.test('any files are read back unchanged, and are placed by the rules', async (t) => {
   const size = fc.oneof(
     fc.nat(20_000),
     fc.constantFrom(0, 1, 4095, 4096, 4097, CHUNK_BYTES - 1, CHUNK_BYTES, CHUNK_BYTES + 1, 3 * CHUNK_BYTES),
@@ -283,7 +283,7 @@ t.test('any files come back as they were, and lie as the rules say', async (t) =
     ),
     { numRuns: 60 },
   );
-  t.pass('holds');
+  t.pass('for all files');
 });
 
 t.test('more chunks than the limit are refused', async (t) => {
@@ -297,7 +297,7 @@ t.test('more chunks than the limit are refused', async (t) => {
   for await (const entry of readTar(new StreamInput(streamOf(tar), tar.length))) {
     await t.rejects(placement.place(entry), {
       code: 'NO_SPACE',
-      message: /the image comes to more than 1572864 bytes/,
+      message: /the image has more than 1572864 bytes/,
     });
   }
   t.equal(chunks, 3);

@@ -1,6 +1,6 @@
 /**
- * What an inode comes to on the disk, once its place is known: its 256 bytes in the inode table, and the blocks
- * behind the journal that are its own. Nothing is kept: each is made when its chunk is written.
+ * What an inode occupies on the disk, once its place is known: its 256 bytes in the inode table, and its own blocks
+ * after the journal. Nothing is kept in memory: each is generated when its chunk is written.
  */
 import { inodeSeed } from './crc32c.ts';
 import { type BlockRun, normaliseRuns, writeExtentBlock, writeExtentRoot } from './extents.ts';
@@ -10,10 +10,10 @@ import { CONTENT_BYTES, INODE } from './layout.ts';
 import { dataRuns, type PlannedInode } from './plan.ts';
 import { writeInodeXattrs, writeXattrBlock } from './xattr.ts';
 
-/** Where things lie on the disk, in blocks, and its checksum seed. */
+/** Where the parts of the disk are, in blocks, and its checksum seed. */
 export interface Places {
   readonly journal: number;
-  /** First block behind the journal; PlannedInode.firstBlock counts from here. */
+  /** First block after the journal; PlannedInode.firstBlock counts from here. */
   readonly metadata: number;
   /** First block of data chunk 0. */
   readonly data: number;
@@ -28,19 +28,19 @@ export interface Piece {
   write(target: Buffer, at: number): void;
 }
 
-/** A file's data on the disk. */
+/** Where a file's data is on the disk. */
 export function* filePlaces({ inode }: PlannedInode, places: Places): Generator<BlockRun> {
   for (const run of dataRuns(inode)) yield { ...run, physical: places.data + run.physical };
 }
 
-/** Where an inode's content lies; nowhere for one that needs no block. */
+/** Where an inode's content is; empty for one that needs no block. */
 function contentRuns(planned: PlannedInode, places: Places): BlockRun[] {
   if (planned.inode.kind === 'file') return [...filePlaces(planned, places)];
   const { contentBlocks: blocks, firstBlock } = planned;
   return blocks > 0 ? normaliseRuns([{ logical: 0, physical: places.metadata + firstBlock, blocks }]) : [];
 }
 
-/** The blocks of an inode's own, in the order that PlannedInode says. */
+/** The inode's own blocks, in the order that PlannedInode documents. */
 export function* contentPieces(planned: PlannedInode, places: Places): Generator<Piece> {
   const { inode, directory, contentBlocks, extentBlocks, xattrBlocks } = planned;
   let block = places.metadata + planned.firstBlock;
@@ -107,7 +107,7 @@ function sizeOf({ inode, contentBlocks }: PlannedInode): number {
   }
 }
 
-/** The journal's 60 bytes of content, which the superblock has a copy of. */
+/** The journal inode's 60 bytes of content, which the superblock holds a copy of. */
 export function journalContent(places: Places): Buffer {
   const content = Buffer.alloc(CONTENT_BYTES);
   writeExtentRoot(content, [{ logical: 0, physical: places.journal, blocks: JOURNAL_BLOCKS }], 0);

@@ -1,7 +1,7 @@
 /**
- * CRC-32C (Castagnoli) as ext4 uses it: the running value goes in and out as it is, without the inversions of
- * the usual wrapper, so that sums can be seeded and chained. Eight bytes a step from eight tables (slicing by 8:
- * Kounavis and Berry, "A Systematic Approach to Building High Performance Software-based CRC Generators", 2005).
+ * CRC-32C (Castagnoli) as ext4 uses it: the running value is passed in and out without the usual inversions, so that
+ * sums can be seeded and chained. Processes eight bytes a step with eight tables (slicing by 8: Kounavis and Berry, "A
+ * Systematic Approach to Building High Performance Software-based CRC Generators", 2005).
  */
 const TABLES: readonly Uint32Array[] = makeTables();
 
@@ -33,10 +33,10 @@ const [T0, T1, T2, T3, T4, T5, T6, T7] = TABLES as [
   Uint32Array,
 ];
 
-/** What ext4 starts an unseeded sum with. */
+/** The start value of an unseeded sum in ext4. */
 export const CRC_START = 0xffffffff;
 
-/** `crc` carried on over `bytes[from, to)`. Unsigned 32 bits in and out. */
+/** Continues `crc` over `bytes[from, to)`. Unsigned 32 bits in and out. */
 export function crc32c(crc: number, bytes: Uint8Array, from = 0, to = bytes.length): number {
   let at = from;
   let value = crc | 0;
@@ -59,23 +59,23 @@ export function crc32c(crc: number, bytes: Uint8Array, from = 0, to = bytes.leng
 
 const word = Buffer.alloc(8);
 
-/** `crc` carried on over a little-endian 32-bit number. */
+/** Continues `crc` over a little-endian 32-bit number. */
 export function crc32cOfUint32(crc: number, value: number): number {
   word.writeUInt32LE(value >>> 0, 0);
   return crc32c(crc, word, 0, 4);
 }
 
-/** What all sums of a file system but the superblock's start from. */
+/** The seed of all checksums of a file system except the superblock's. */
 export function fileSystemSeed(uuid: Uint8Array): number {
   return crc32c(CRC_START, uuid);
 }
 
-/** What the sums of an inode, of its directory blocks and of its extent blocks start from. */
+/** The seed of the checksums of an inode, its directory blocks and its extent blocks. */
 export function inodeSeed(fileSystemSeed: number, inode: number): number {
   return crc32cOfUint32(crc32cOfUint32(fileSystemSeed, inode), 0);
 }
 
-/** `crc` carried on over a little-endian 64-bit number (a block number). */
+/** Continues `crc` over a little-endian 64-bit number (a block number). */
 export function crc32cOfUint64(crc: number, value: number): number {
   word.writeBigUInt64LE(BigInt(value), 0);
   return crc32c(crc, word, 0, 8);

@@ -1,12 +1,12 @@
 /**
- * The hash that orders ext4's directory indexes: a cut-down MD4 over 32 bytes of the name at a time, seeded by
- * the file system (version 1, half_md4, names as unsigned bytes). Source: the kernel's
+ * The hash that orders ext4's directory indexes: a reduced MD4 over 32 bytes of the name at a time, seeded by the file
+ * system (version 1, half_md4, names as unsigned bytes). Source: the kernel's
  * Documentation/filesystems/ext4/directory.rst, "Hash Tree Directories", and RFC 1320 for MD4's rounds.
  */
 const HASH_EOF = 0xfffffffe;
 
 export interface DirHash {
-  /** Even; the lowest bit is the index's own. */
+  /** Even; the index uses the lowest bit. */
   readonly major: number;
   readonly minor: number;
 }
@@ -40,7 +40,7 @@ function transform(state: Int32Array, input: Int32Array): void {
   state[3] = state[3]! + d;
 }
 
-/** Eight words from up to 32 bytes at `from`: four bytes a word, big end first, padded with the rest's length. */
+/** Fills eight words from up to 32 bytes at `from`: four bytes a word, big-endian, padded with the remaining length. */
 function fillWords(name: Uint8Array, from: number, words: Int32Array): void {
   const left = name.length - from;
   const pad = left | (left << 8) | (left << 16) | (left << 24) | 0;
@@ -57,7 +57,7 @@ function fillWords(name: Uint8Array, from: number, words: Int32Array): void {
 
 const words = new Int32Array(8);
 
-/** Hash of a name under the file system's seed (four 32-bit words). */
+/** Returns the hash of a name under the file system's seed (four 32-bit words). */
 export function dirHash(name: Uint8Array, seed: Int32Array): DirHash {
   const state = Int32Array.from(seed);
   for (let from = 0; from < name.length; from += 32) {

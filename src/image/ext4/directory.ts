@@ -1,8 +1,7 @@
 /**
- * Directories: linear blocks of entries while they are few, a hash tree once they are many. A tree is packed here
- * in one go from the sorted hashes, leaf after leaf, and its index blocks are filled from the leaves' first
- * hashes. Blocks are written one at a time, when their chunk is. Source: the kernel's
- * Documentation/filesystems/ext4/directory.rst.
+ * Directories: linear blocks for few entries, a hash tree for many. A tree is packed in one pass from the sorted
+ * hashes, leaf after leaf, and its index blocks are filled from the leaves' first hashes. Each block is written when
+ * its chunk is. Source: the kernel's Documentation/filesystems/ext4/directory.rst.
  */
 import { LazydiskError } from '../../errors.ts';
 import type { InodeKind } from '../tree.ts';
@@ -11,14 +10,14 @@ import { dirHash } from './dir-hash.ts';
 import { BLOCK_BYTES } from './geometry.ts';
 import { DIRENT } from './layout.ts';
 
-/** Directories of at most this many blocks are searched as quickly without an index. */
+/** Directories of at most this many blocks gain nothing from an index. */
 const LINEAR_BLOCKS_MAX = 2;
 const TAIL_BYTES = 12;
 const ROOM_BYTES = BLOCK_BYTES - TAIL_BYTES;
 /** Index entries in a tree's root and in each node below it. */
 const ROOT_ENTRIES = (BLOCK_BYTES - 32 - 8) / 8;
 const NODE_ENTRIES = (BLOCK_BYTES - 8 - 8) / 8;
-/** half_md4 over unsigned bytes is version 1 with the superblock's flag for unsigned hashes. */
+/** half_md4 over unsigned bytes: version 1, with the superblock's flag for unsigned hashes. */
 const HASH_VERSION = 1;
 const NAME_BYTES_MAX = 255;
 
@@ -49,7 +48,7 @@ function entryBytes({ name }: DirectoryEntry): number {
   return (DIRENT.name + name.length + 3) & ~3;
 }
 
-/** Cuts `entries` into runs that each fit a block; gives their first positions. */
+/** Splits `entries` into runs that each fit a block; returns the position of each run's first entry. */
 function pack(entries: readonly DirectoryEntry[]): number[] {
   const starts: number[] = [];
   let used = Number.POSITIVE_INFINITY;
@@ -64,7 +63,7 @@ function pack(entries: readonly DirectoryEntry[]): number[] {
   return starts;
 }
 
-/** One directory's blocks. `indexed` says whether its inode carries the index flag. */
+/** One directory's blocks. `indexed` says whether its inode has the index flag. */
 export class Directory {
   readonly blocks: number;
   readonly indexed: boolean;
@@ -83,8 +82,8 @@ export class Directory {
   /**
    * @param entries in byte order of their names, without `.` and `..`
    * @param hashSeed four words of the superblock
-   * @param checksumSeed of the directory's inode (see inodeSeed)
-   * Throws UNSUPPORTED for more entries than two levels of index lead to (some millions).
+   * @param checksumSeed of the directory's inode (see inodeSeed) Throws UNSUPPORTED for more entries than two levels of
+   * index can hold (some millions).
    */
   constructor(
     self: number,
@@ -109,7 +108,7 @@ export class Directory {
     hashed.sort((a, b) => a.major - b.major || a.minor - b.minor);
     this.#entries = hashed.map(({ entry }) => entry);
     this.#starts = pack(this.#entries);
-    // The lowest bit says that the leaf before ends with the same hash, so that a search looks there too.
+    // The lowest bit says that the previous leaf ends with the same hash, so that a lookup searches it too.
     this.#hashes = this.#starts.map((start) => {
       const { major } = hashed[start]!;
       return start > 0 && hashed[start - 1]!.major === major ? major + 1 : major;
@@ -159,7 +158,7 @@ export class Directory {
   }
 
   #writeNode(block: Buffer, node: number): void {
-    // An entry that spans the block and names nothing: to a reader without indexes the block is empty.
+    // One empty entry that spans the block, so a reader that ignores indexes sees an empty block.
     block.writeUInt16LE(BLOCK_BYTES, DIRENT.entryBytes);
     const from = node * NODE_ENTRIES;
     const hashes = this.#hashes.slice(from, from + NODE_ENTRIES);
@@ -167,8 +166,8 @@ export class Directory {
   }
 
   /**
-   * An index from `at` to the block's end, of `hashes` that lead to consecutive blocks, and its checksum. The first
-   * hash is never looked at (it is the lowest there is), so limit and count lie in its place.
+   * Writes an index from `at` to the block's end, of `hashes` for consecutive blocks, and its checksum. The first hash
+   * is never read (it is the lowest), so limit and count take its place.
    */
   #writeIndex(block: Buffer, at: number, limit: number, hashes: readonly number[], firstBlock: number): void {
     hashes.forEach((hash, n) => {
@@ -177,7 +176,7 @@ export class Directory {
     });
     block.writeUInt16LE(limit, at);
     block.writeUInt16LE(hashes.length, at + 2);
-    // Over the entries in use, then the tail: a reserved word and the sum itself, taken as zero.
+    // Over the entries in use, then the tail: a reserved word and the sum itself as zero.
     const tail = at + limit * 8;
     const sum = crc32c(this.#seed, block, 0, at + hashes.length * 8);
     block.writeUInt32LE(crc32c(sum, block, tail, tail + 8), tail + 4);

@@ -1,7 +1,7 @@
 /**
- * Which blocks of a file lie where: up to four extents in the inode, a tree of extent blocks beyond that. The tree
- * is full from the left, so which entries a block holds follows from its place alone, and any block of it can be
- * written by itself. Source: the kernel's Documentation/filesystems/ext4/ifork.rst, "Extent Tree".
+ * Maps a file's blocks to disk blocks: up to four extents in the inode, a tree of extent blocks beyond that. The tree
+ * is filled from the left, so the position of a block determines its entries, and any block can be written by itself.
+ * Source: the kernel's Documentation/filesystems/ext4/ifork.rst, "Extent Tree".
  */
 import { crc32c } from './crc32c.ts';
 import { BLOCK_BYTES } from './geometry.ts';
@@ -14,7 +14,7 @@ import {
   EXTENT_MAGIC,
 } from './layout.ts';
 
-/** `blocks` blocks of the file from `logical` lie on the disk from `physical`. */
+/** `blocks` blocks of the file from `logical` on are on the disk from `physical` on. */
 export interface BlockRun {
   readonly logical: number;
   readonly physical: number;
@@ -23,15 +23,15 @@ export interface BlockRun {
 
 const INODE_ENTRIES = 4;
 const BLOCK_ENTRIES = Math.floor((BLOCK_BYTES - EXTENT_HEADER_BYTES - 4) / EXTENT_ENTRY_BYTES);
-/** The longest run of initialised blocks that one extent can say. */
+/** The longest run of initialised blocks that one extent can hold. */
 export const RUN_BLOCKS_MAX = 32768;
 
-/** Extents that a run of `blocks` takes. */
+/** The number of extents that a run of `blocks` takes. */
 export function extentsOf(blocks: number): number {
   return Math.ceil(blocks / RUN_BLOCKS_MAX);
 }
 
-/** Joins runs that continue one another and splits those that are too long for one extent. */
+/** Joins adjacent runs and splits those that are too long for one extent. */
 export function normaliseRuns(runs: Iterable<BlockRun>): BlockRun[] {
   const joined: { logical: number; physical: number; blocks: number }[] = [];
   for (const { logical, physical, blocks } of runs) {
@@ -55,7 +55,9 @@ export function normaliseRuns(runs: Iterable<BlockRun>): BlockRun[] {
   });
 }
 
-/** How many blocks the tree over `extents` extents has on each level, the lowest first; none if the inode has room. */
+/**
+ * The number of tree blocks on each level for `extents` extents, the lowest level first; empty if they fit the inode.
+ */
 function levelsOf(extents: number): number[] {
   const levels: number[] = [];
   for (let entries = extents; entries > INODE_ENTRIES; ) {
@@ -65,12 +67,12 @@ function levelsOf(extents: number): number[] {
   return levels;
 }
 
-/** Extent blocks that `extents` extents need beside the inode, all levels together. */
+/** The number of extent blocks on all levels that `extents` extents need besides the inode. */
 export function extentBlocks(extents: number): number {
   return levelsOf(extents).reduce((sum, blocks) => sum + blocks, 0);
 }
 
-/** Fills the inode's 60 bytes. The tree's blocks, if it has any, lie from `firstBlock` on. */
+/** Fills the inode's 60 bytes. The tree's blocks, if any, start at `firstBlock`. */
 export function writeExtentRoot(target: Buffer, runs: readonly BlockRun[], firstBlock: number): void {
   const levels = levelsOf(runs.length);
   writeNode(target, INODE_ENTRIES, runs, firstBlock, levels, levels.length, 0);

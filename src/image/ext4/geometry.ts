@@ -1,12 +1,11 @@
 /**
- * How a disk of a given size is divided: 4 KiB blocks in groups of 32768, and everything that describes them in
- * one region in front, so that data chunks start behind it on a chunk border and never share a chunk with
- * metadata.
+ * How a disk of a given size is divided: 4 KiB blocks in groups of 32768, and all metadata in one region at the front,
+ * so that data chunks start after it on a chunk boundary and never share a chunk with metadata.
  *
  *     0 superblock │ group descriptors │ block bitmaps │ inode bitmaps │ inode tables │ journal │
  *     directories, extent trees, xattrs, long symlinks │ padding to a chunk │ data chunks │ free
  *
- * Source: the kernel's Documentation/filesystems/ext4 (flex_bg lets a group's bitmaps and tables lie anywhere).
+ * Source: the kernel's Documentation/filesystems/ext4 (flex_bg lets a group's bitmaps and tables be anywhere).
  */
 import { CHUNK_BYTES } from '../../format/chunk-id.ts';
 
@@ -18,7 +17,7 @@ export const INODES_PER_BLOCK = BLOCK_BYTES / INODE_BYTES;
 export const DESCRIPTOR_BYTES = 64;
 /** A bitmap of one block has this many bits. */
 export const INODES_PER_GROUP_MAX = BLOCK_BYTES * 8;
-/** One inode for so many bytes of disk, as mke2fs does. */
+/** One inode for this many bytes of disk, as mke2fs does. */
 const BYTES_PER_INODE = 16384;
 /** 16 MiB: zero until a guest writes. */
 export const JOURNAL_BLOCKS = 4096;
@@ -38,18 +37,18 @@ export interface Geometry {
   /** Blocks of one group's inode table. */
   readonly tableBlocks: number;
   readonly descriptorBlocks: number;
-  /** First blocks of the parts of the region in front. */
+  /** First blocks of the parts of the metadata region. */
   readonly blockBitmaps: number;
   readonly inodeBitmaps: number;
   readonly inodeTables: number;
   readonly journal: number;
-  /** First of the blocks that directories, extent trees, xattrs and symlinks get. */
+  /** First of the blocks for directories, extent trees, xattrs and symlinks. */
   readonly metadata: number;
 }
 
 /**
- * Divides a disk of `diskBytes` (a multiple of CHUNK_BYTES), which has one inode for every BYTES_PER_INODE or
- * `inodes`, whatever is more, in groups of at most INODES_PER_GROUP_MAX.
+ * Divides a disk of `diskBytes` (a multiple of CHUNK_BYTES), which has one inode for every BYTES_PER_INODE or `inodes`,
+ * whichever is more, in groups of at most INODES_PER_GROUP_MAX.
  */
 export function geometryOf(diskBytes: number, inodes: number): Geometry {
   const blocks = diskBytes / BLOCK_BYTES;

@@ -1,6 +1,6 @@
 /**
- * Block groups: what is used in each, their bitmaps and their descriptors. A group that nothing uses has no bitmap
- * on the disk, only a flag that says so, which keeps an empty TiB down to a few chunks.
+ * Block groups: what is used in each, their bitmaps and their descriptors. An unused group has no bitmap on the disk,
+ * only a flag that says so, which keeps an empty TiB down to a few chunks.
  */
 import { crc32c } from './crc32c.ts';
 import { BLOCK_BYTES, blocksInGroup, DESCRIPTOR_BYTES, type Geometry } from './geometry.ts';
@@ -10,9 +10,9 @@ import { type BlockUsage, setBits } from './usage.ts';
 export interface Group {
   readonly number: number;
   readonly freeBlocks: number;
-  /** False: no block bitmap is written. */
+  /** If false, no block bitmap is written. */
   readonly hasBlocks: boolean;
-  /** Inodes are used from the first on; 0: neither inode bitmap nor inode table is written. */
+  /** Inodes in use, from the first on; if 0, neither inode bitmap nor inode table is written. */
   readonly inodes: number;
   /** DESCRIPTOR_BYTES long. */
   readonly descriptor: Buffer;
@@ -32,7 +32,7 @@ export function describeGroups(
   const bitmap = Buffer.alloc(BLOCK_BYTES);
   return Array.from({ length: geometry.groups }, (_, number) => {
     const freeBlocks = blocksInGroup(geometry, number) - usage.usedIn(number);
-    // The last group always has its bitmap, which marks what lies behind the disk's end.
+    // The last group always has a bitmap, which marks the blocks past the end of the disk.
     const hasBlocks = number === geometry.groups - 1 || freeBlocks < blocksInGroup(geometry, number);
     const inodes = Math.min(inodesPerGroup, Math.max(0, lastInode - number * inodesPerGroup));
     let blockBitmapSum = 0;
@@ -62,7 +62,7 @@ export function describeGroups(
   });
 }
 
-/** Fills a block of zeroes; the bits behind the group's last inode are set, as ext4 wants it. */
+/** Fills a block of zeroes; the bits after the group's last inode are set, as ext4 requires. */
 export function writeInodeBitmap(bitmap: Buffer, geometry: Geometry, inodes: number): void {
   setBits(bitmap, 0, inodes);
   setBits(bitmap, geometry.inodesPerGroup, BLOCK_BYTES * 8);

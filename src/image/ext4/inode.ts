@@ -6,7 +6,7 @@ import type { InodeKind } from '../tree.ts';
 import { crc32c } from './crc32c.ts';
 import { INODE } from './layout.ts';
 
-/** What an inode has beyond the 128 bytes of the first ext2. */
+/** Bytes of an inode's fields beyond the original 128. */
 const EXTRA_BYTES = 32;
 const TIMES = [INODE.accessTime, INODE.changeTime, INODE.modifyTime, INODE.createTime];
 const TIME_EXTRAS = [
@@ -17,7 +17,7 @@ const TIME_EXTRAS = [
 ];
 const FLAG_INDEX = 0x1000;
 export const FLAG_EXTENTS = 0x80000;
-/** Seconds that 32 signed bits and 2 more hold. */
+/** Range of seconds that 32 signed bits and 2 more can hold. */
 const SECONDS_MIN = -(2n ** 31n);
 const SECONDS_MAX = 2n ** 34n - 2n ** 31n - 1n;
 const BILLION = 1_000_000_000n;
@@ -40,7 +40,7 @@ export interface InodeFields {
   readonly mtimeNs: bigint;
   readonly sizeBytes: number;
   readonly links: number;
-  /** All blocks that belong to it: data, extent tree, xattrs. */
+  /** All its blocks: data, extent tree, xattrs. */
   readonly blocks: number;
   readonly usesExtents: boolean;
   readonly indexed: boolean;
@@ -49,8 +49,8 @@ export interface InodeFields {
 }
 
 /**
- * Writes all but content, xattrs and checksum into `inode`, which is zeroes. All four times are its mtime; one that
- * ext4 cannot hold (before 1901, after 2446) becomes the nearest that it can, as the kernel does it.
+ * Writes all but content, xattrs and checksum into `inode`, which is zeroed. All four times are its mtime; a time that
+ * ext4 cannot hold (before 1901, after 2446) becomes the nearest one that it can, as in the kernel.
  */
 export function writeInodeFields(inode: Buffer, fields: InodeFields): void {
   const sectors = fields.blocks * 8;
@@ -76,7 +76,7 @@ export function writeInodeFields(inode: Buffer, fields: InodeFields): void {
   for (const at of TIME_EXTRAS) inode.writeUInt32LE(extra, at);
 }
 
-/** Writes the checksum, which is over all the rest; `seed` is the inode's (see inodeSeed). */
+/** Writes the checksum of all other bytes; `seed` is the inode's (see inodeSeed). */
 export function sealInode(inode: Buffer, seed: number): void {
   const sum = crc32c(seed, inode);
   inode.writeUInt16LE(sum & 0xffff, INODE.checksum);
@@ -98,7 +98,7 @@ function timeWords(timeNs: bigint): { low: number; extra: number } {
   return { low: Number(low), extra: Number((nanoseconds << 2n) | epoch) };
 }
 
-/** A device's number in an inode's content: the old form where it fits, else the new one (12 and 20 bits). */
+/** Writes a device number into an inode's content: the old form if it fits, otherwise the new one (12 and 20 bits). */
 export function writeDevice(content: Buffer, major: number, minor: number): void {
   if (major < 256 && minor < 256) content.writeUInt32LE((major << 8) | minor, 0);
   else content.writeUInt32LE(((minor & 0xff) | (major << 8) | ((minor & ~0xff) << 12)) >>> 0, 4);

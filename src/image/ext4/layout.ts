@@ -1,10 +1,10 @@
 /**
- * Where fields lie in ext4's structures, in bytes, for those that write them and those that read them. Multi-byte fields
- * are little-endian; a number of more than 32 bits is in two fields, low and high. Source: the kernel's
- * Documentation/filesystems/ext4: super.rst, group_descr.rst, inodes.rst, ifork.rst and directory.rst.
+ * Byte offsets of the fields of ext4's structures, for writer and reader. Multi-byte fields are little-endian; a number
+ * of more than 32 bits is in two fields, low and high. Source: the kernel's Documentation/filesystems/ext4: super.rst,
+ * group_descr.rst, inodes.rst, ifork.rst and directory.rst.
  */
 
-/** The superblock, in the disk and in itself. */
+/** The superblock: its place on the disk, and its fields. */
 export const SUPERBLOCK_OFFSET = 1024;
 export const SUPERBLOCK_BYTES = 1024;
 export const SUPERBLOCK_MAGIC = 0xef53;
@@ -47,7 +47,7 @@ export const SUPER = {
   checksum: 1020,
 } as const;
 
-/** A group descriptor. The high fields are there only in descriptors of 64 bytes and more. */
+/** A group descriptor. Only descriptors of 64 bytes and more have the high fields. */
 export const GROUP = {
   blockBitmap: 0,
   inodeBitmap: 4,
@@ -71,7 +71,7 @@ export const GROUP = {
   inodeBitmapSumHigh: 58,
 } as const;
 
-/** An inode; from `extraBytes` on, what the first 128 bytes had no room for. */
+/** An inode; the fields from `extraBytes` on are beyond the original 128 bytes. */
 export const INODE = {
   mode: 0,
   uid: 2,
@@ -83,7 +83,7 @@ export const INODE = {
   links: 26,
   sectors: 28,
   flags: 32,
-  /** 60 bytes that say where an inode's data is, or are it. */
+  /** 60 bytes that say where an inode's data is, or hold it. */
   content: 40,
   xattrBlock: 104,
   sizeHigh: 108,
@@ -99,7 +99,7 @@ export const INODE = {
   accessTimeExtra: 140,
   createTime: 144,
   createTimeExtra: 148,
-  /** Its own xattrs, behind 128 bytes and 32 extra ones. */
+  /** The xattrs in the inode, after its 128 bytes and 32 extra ones. */
   xattrs: 160,
 } as const;
 export const CONTENT_BYTES = 60;
@@ -109,9 +109,9 @@ export const EXTENT_MAGIC = 0xf30a;
 export const EXTENT_HEADER = { magic: 0, entries: 2, entriesMax: 4, depth: 6 } as const;
 export const EXTENT_HEADER_BYTES = 12;
 export const EXTENT_ENTRY_BYTES = 12;
-/** An entry at depth 0, and one above it. */
+/** An entry at depth 0, and one at a greater depth. */
 export const EXTENT = { logical: 0, blocks: 4, physicalHigh: 6, physical: 8 } as const;
 export const EXTENT_INDEX = { logical: 0, block: 4, blockHigh: 8 } as const;
 
-/** A directory's entry. */
+/** A directory entry. */
 export const DIRENT = { inode: 0, entryBytes: 4, nameBytes: 6, fileType: 7, name: 8 } as const;

@@ -1,7 +1,7 @@
 /**
- * Decides everything before a byte is written: which inode gets which number, and how many blocks each needs.
- * Numbers follow the tree, depth first in byte order of the names, so that equal trees give equal disks in
- * whatever order they were merged.
+ * Decides everything before a byte is written: the number of each inode, and how many blocks it needs. Numbers follow
+ * the tree, depth first in byte order of the names, so that equal trees produce equal disks in whatever order they were
+ * merged.
  */
 import { LazydiskError, withContext } from '../../errors.ts';
 import { quote } from '../quote.ts';
@@ -12,37 +12,43 @@ import { type BlockRun, extentBlocks, extentsOf, normaliseRuns } from './extents
 import { BLOCK_BYTES, LOST_AND_FOUND_INODE, ROOT_INODE } from './geometry.ts';
 import { type DividedXattrs, divideXattrs } from './xattr.ts';
 
-/** Symlinks shorter than this lie in the inode. */
+/** Symlinks shorter than this are stored in the inode. */
 export const FAST_SYMLINK_BYTES = 60;
 const SYMLINK_BYTES_MAX = BLOCK_BYTES - 1;
-/** 2 TiB: no disk of ours is that large, and beyond it a file's size in sectors needs a form that we do not write. */
+/**
+ * 2 TiB: larger than any disk that lazydisk writes, and beyond it a file's sector count needs an encoding that is not
+ * implemented.
+ */
 const FILE_BYTES_MAX = 2 ** 41;
-/** A file of more names is refused; a directory of so many subdirectories gives its count up (dir_nlink). */
+/**
+ * A file with more names is refused; a directory with this many subdirectories has a link count of 1 instead
+ * (dir_nlink).
+ */
 const LINKS_MAX = 65000;
 const DEVICE_MAJOR_MAX = 0xfff;
 const DEVICE_MINOR_MAX = 0xfffff;
 
-/** One inode with its number and its needs. */
+/** One inode with its number and the blocks it needs. */
 export interface PlannedInode {
   readonly number: number;
   readonly inode: TreeInode;
   readonly directory: Directory | undefined;
   readonly xattrs: DividedXattrs;
   readonly links: number;
-  /** Where its own blocks start, counted from the first behind the journal. They follow one another: */
+  /** Where its own blocks start, counted from the first one after the journal. In this order, they are: */
   readonly firstBlock: number;
   /** a directory's entries or a long symlink's target, */
   readonly contentBlocks: number;
   /** the extent tree, */
   readonly extentBlocks: number;
-  /** and the xattrs that do not fit beside the inode. */
+  /** and the xattrs that do not fit in the inode. */
   readonly xattrBlocks: number;
 }
 
 export interface Plan {
-  /** In order of their numbers; the root first, then lost+found, then the rest from 12, with no number left out. */
+  /** In order of their numbers: the root, then lost+found, then the rest from 12 on without gaps. */
   readonly inodes: readonly PlannedInode[];
-  /** Blocks that all of them need behind the journal. */
+  /** Blocks that all of them need after the journal. */
   readonly metadataBlocks: number;
   /** The highest inode number in use. */
   readonly lastInode: number;
@@ -51,21 +57,21 @@ export interface Plan {
 interface Numbered {
   readonly number: number;
   readonly inode: TreeInode;
-  /** The name that it was found by first, and the directory of that. */
+  /** The name by which it was first found, and that name's directory. */
   readonly name: string;
   readonly parent: Numbered | undefined;
 }
 
-/** What the planning of all inodes shares. */
+/** State that the planning of all inodes shares. */
 interface Shared {
   readonly numbers: ReadonlyMap<TreeInode, number>;
   readonly hashSeed: Int32Array;
   readonly seed: number;
-  /** Sets that were divided: thousands of inodes may have one set. */
+  /** Sets already divided: thousands of inodes may share one set. */
   readonly xattrs: Map<TreeInode['xattrs'], DividedXattrs>;
 }
 
-/** Plans a tree. Throws NO_SPACE, CORRUPT or UNSUPPORTED, with the path, for what ext4 cannot hold. */
+/** Plans a tree. Throws NO_SPACE, CORRUPT or UNSUPPORTED, with the path, for anything that ext4 cannot hold. */
 export function planTree(root: TreeInode, hashSeed: Int32Array, seed: number): Plan {
   const { numbered, numbers } = numberInodes(root);
   const shared: Shared = { numbers, hashSeed, seed, xattrs: new Map() };
@@ -83,7 +89,7 @@ export function planTree(root: TreeInode, hashSeed: Int32Array, seed: number): P
   return { inodes, metadataBlocks, lastInode: numbered.at(-1)!.number };
 }
 
-/** The planned inode of a number; undefined for reserved and for free ones. */
+/** Returns the planned inode of a number; undefined for reserved and free numbers. */
 export function inodeOfNumber({ inodes }: Plan, number: number): PlannedInode | undefined {
   if (number === ROOT_INODE) return inodes[0];
   return number < LOST_AND_FOUND_INODE ? undefined : inodes[number - LOST_AND_FOUND_INODE + 1];
@@ -124,7 +130,7 @@ function numberInodes(root: TreeInode): { numbered: Numbered[]; numbers: Map<Tre
     [lostAndFound, LOST_AND_FOUND_INODE],
   ]);
   const numbered = [top, lost];
-  // A stack of what is still to be numbered, not recursion: paths may be two thousand levels deep.
+  // A stack instead of recursion, because paths may be two thousand levels deep.
   const stack: { name: string; inode: TreeInode; parent: Numbered }[] = [];
   const pushChildren = (parent: Numbered) => {
     for (const [name, inode] of [...parent.inode.children].sort(byName).reverse()) {
@@ -146,7 +152,7 @@ function numberInodes(root: TreeInode): { numbered: Numbered[]; numbers: Map<Tre
   return { numbered, numbers };
 }
 
-/** e2fsck wants the place where it puts what it finds; an image that has none gets one, as mke2fs makes it. */
+/** e2fsck expects lost+found; an image without one gets one, as mke2fs creates it. */
 function newLostAndFound(root: TreeInode): TreeInode {
   return {
     kind: 'directory',
@@ -181,7 +187,7 @@ function planInode({ number, parent, inode }: Numbered, firstBlock: number, shar
     xattrBlocks: xattrs.inBlock.length > 0 ? 1 : 0,
   };
   if (inode.kind !== 'directory' && inode.links > LINKS_MAX) {
-    throw new LazydiskError('UNSUPPORTED', `over ${LINKS_MAX} names of one file`);
+    throw new LazydiskError('UNSUPPORTED', `more than ${LINKS_MAX} names of one file`);
   }
   switch (inode.kind) {
     case 'directory': {
@@ -212,7 +218,7 @@ function planInode({ number, parent, inode }: Numbered, firstBlock: number, shar
     case 'char':
     case 'block':
       if (inode.rdevMajor > DEVICE_MAJOR_MAX || inode.rdevMinor > DEVICE_MINOR_MAX) {
-        throw new LazydiskError('UNSUPPORTED', `a device of number ${inode.rdevMajor}:${inode.rdevMinor}`);
+        throw new LazydiskError('UNSUPPORTED', `a device with number ${inode.rdevMajor}:${inode.rdevMinor}`);
       }
       return plain;
     default:

@@ -38,11 +38,11 @@ export interface SuperblockFields {
   readonly hashSeed: Buffer;
   readonly freeBlocks: number;
   readonly freeInodes: number;
-  /** The journal inode's 60 bytes, which the superblock keeps a copy of. */
+  /** The journal inode's 60 bytes of content, which the superblock holds a copy of. */
   readonly journalContent: Buffer;
 }
 
-/** Fills block 0, zeroes, from byte 1024 on. No time in it is set: it was never mounted nor checked. */
+/** Fills block 0, which is zeroed, from byte 1024 on. No time is set: the file system was never mounted or checked. */
 export function writeSuperblock(block: Buffer, fields: SuperblockFields): void {
   const { geometry, uuid, hashSeed, freeBlocks, freeInodes, journalContent } = fields;
   const sb = block.subarray(SUPERBLOCK_OFFSET, SUPERBLOCK_OFFSET + SUPERBLOCK_BYTES);
@@ -128,7 +128,7 @@ export function writeDescriptor(
   descriptor.writeUInt16LE(crc32c(crc32cOfUint32(seed, group), descriptor) & 0xffff, GROUP.checksum);
 }
 
-/** Fills the first block of the journal: version 2, empty, big-endian as all of the journal is. */
+/** Fills the first block of the journal: version 2, empty. The journal is big-endian. */
 export function writeJournalSuperblock(block: Buffer, uuid: Buffer): void {
   block.writeUInt32BE(0xc03b3998, 0);
   block.writeUInt32BE(4, 4);

@@ -1,4 +1,4 @@
-/** Which blocks are used: ranges while the disk is laid out, one group's bitmap when it is written. */
+/** Which blocks are used: kept as ranges, and turned into a bitmap when a group is written. */
 import { BLOCK_BYTES, BLOCKS_PER_GROUP, blocksInGroup, type Geometry } from './geometry.ts';
 
 /** A range as one number, start × LENGTHS + blocks, so that millions sort fast; the largest disk has 2^28 blocks. */
@@ -10,13 +10,13 @@ export interface UsedRange {
   readonly blocks: number;
 }
 
-/** Used ranges [start, end) of blocks, sorted and apart from each other. */
+/** Used ranges [start, end) of blocks, sorted and disjoint. */
 export class BlockUsage {
   readonly #geometry: Geometry;
   readonly #starts: number[] = [];
   readonly #ends: number[] = [];
 
-  /** `ranges` in any order; they may touch, and must not overlap. */
+  /** `ranges` in any order; they may be adjacent but must not overlap. */
   constructor(geometry: Geometry, ranges: Iterable<UsedRange>) {
     this.#geometry = geometry;
     const packed: number[] = [];
@@ -32,7 +32,7 @@ export class BlockUsage {
     }
   }
 
-  /** How many blocks of `group` are used. */
+  /** The number of used blocks in `group`. */
   usedIn(group: number): number {
     let used = 0;
     this.#eachIn(group, (from, to) => {
@@ -41,7 +41,7 @@ export class BlockUsage {
     return used;
   }
 
-  /** Fills a block of zeroes: a set bit for each used block, and for what lies behind the end of a short last group. */
+  /** Fills a block of zeroes: a set bit for each used block, and for each one past the end of a short last group. */
   writeBitmap(bitmap: Buffer, group: number): void {
     this.#eachIn(group, (from, to) => setBits(bitmap, from, to));
     setBits(bitmap, blocksInGroup(this.#geometry, group), BLOCK_BYTES * 8);

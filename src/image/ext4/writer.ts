@@ -1,7 +1,7 @@
 /**
- * The ext4 writer: lays out a merged tree as a disk and emits the chunks of its metadata, in ascending order and
- * one at a time, so that the disk's size costs no memory. The same tree gives the same bytes on every machine:
- * UUID and hash seed come from the content's digest, numbers and places from the tree, and no clock is read.
+ * The ext4 writer: lays out a merged tree as a disk and emits the chunks of its metadata, in ascending order and one at
+ * a time, so that the disk's size costs no memory. The same tree produces the same bytes on every machine: UUID and
+ * hash seed are derived from the content's digest, numbers and places from the tree, and no clock is read.
  */
 import { createHash } from 'node:crypto';
 import { isZero } from '../../format/chunk-codec.ts';
@@ -34,23 +34,23 @@ import { BlockUsage, type UsedRange } from './usage.ts';
 export interface Ext4Layout {
   /** A multiple of CHUNK_BYTES. */
   readonly diskBytes: number;
-  /** Chunks in front of data chunk 0; what lies behind the last data chunk is free, and zeroes. */
+  /** Chunks before data chunk 0; the disk after the last data chunk is free, and zero. */
   readonly metadataChunks: number;
   /**
-   * Gives every metadata chunk that is not all zero to `sink`, in ascending order; `bytes` is the sink's. `takeBuffer`
-   * gives the memory of a chunk, whatever it holds; by default each is fresh.
+   * Passes every metadata chunk that is not all zero to `sink`, in ascending order; the sink owns `bytes`. `takeBuffer`
+   * returns memory for a chunk, with arbitrary content; by default it allocates.
    */
   emit(sink: ChunkSink, takeBuffer?: () => Buffer): Promise<void>;
 }
 
 export interface LayoutOptions {
-  /** Rounded up to whole chunks. Default: the content plus room, at least 1 GiB. */
+  /** Rounded up to whole chunks. Default: the content plus free space, at least 1 GiB. */
   readonly sizeBytes?: number;
-  /** Digest of what the tree was made from; UUID and hash seed come from it. */
+  /** Digest of the tree's source; UUID and hash seed are derived from it. */
   readonly contentDigest: string;
 }
 
-/** What makes one file system differ from another of the same tree. */
+/** What distinguishes file systems of the same tree. */
 interface Identity {
   /** 16 bytes each. */
   readonly uuid: Buffer;
@@ -58,8 +58,8 @@ interface Identity {
 }
 
 /**
- * Lays `tree` out; it must not change until `emit` is done. Rejects with NO_SPACE if the tree does not fit, and with
- * UNSUPPORTED or CORRUPT, and the path, for what ext4 cannot hold.
+ * Lays out `tree`, which must not change until `emit` has finished. Rejects with NO_SPACE if the tree does not fit, and
+ * with UNSUPPORTED or CORRUPT, and the path, for anything that ext4 cannot hold.
  */
 export async function layoutExt4(tree: MergedTree, options: LayoutOptions): Promise<Ext4Layout> {
   const identity = identityOf(options.contentDigest);
@@ -92,7 +92,7 @@ function identityOf(contentDigest: string): Identity {
   return { uuid, hashSeed: digest.subarray(16, 32) };
 }
 
-/** Every piece of metadata that is not all zero, in order of its place. */
+/** Every piece of metadata that is not all zero, in the order of the disk. */
 function* allPieces(plan: Plan, geometry: Geometry, places: Places, identity: Identity): Generator<Piece> {
   const usage = new BlockUsage(geometry, usedRanges(plan, geometry, places));
   const groups = describeGroups(geometry, usage, plan.lastInode, directoriesOf(plan), places.seed);
@@ -118,7 +118,7 @@ function* allPieces(plan: Plan, geometry: Geometry, places: Places, identity: Id
   for (const planned of plan.inodes) yield* contentPieces(planned, places);
 }
 
-/** Block bitmaps, inode bitmaps, inode tables, of the groups that need them. */
+/** Block bitmaps, inode bitmaps and inode tables of the groups that need them. */
 function* groupPieces(
   plan: Plan,
   geometry: Geometry,
@@ -168,7 +168,7 @@ function* directoriesOf(plan: Plan): Generator<number> {
 
 async function emitPieces(pieces: Iterable<Piece>, sink: ChunkSink, takeBuffer: () => Buffer): Promise<void> {
   let open: { chunk: number; bytes: Buffer } | undefined;
-  /** The buffer of the chunk that is done: given away, or used for the next one. */
+  /** Finishes the open chunk. Returns its buffer for reuse if the chunk was all zero. */
   const close = async (): Promise<Buffer | undefined> => {
     if (!open || isZero(open.bytes)) return open?.bytes;
     await sink(open.chunk, open.bytes);

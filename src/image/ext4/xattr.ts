@@ -1,6 +1,6 @@
 /**
- * Extended attributes: behind the inode's fields while they fit there, the rest in one block of their own. ACLs
- * are kept in ext4's own short form. Source: the kernel's Documentation/filesystems/ext4/attributes.rst.
+ * Extended attributes: in the inode after its fields while they fit, the rest in one separate block. ACLs are stored in
+ * ext4's short form. Source: the kernel's Documentation/filesystems/ext4/attributes.rst.
  */
 import { LazydiskError } from '../../errors.ts';
 import { quote } from '../quote.ts';
@@ -12,22 +12,22 @@ const MAGIC = 0xea020000;
 const INODE_HEADER_BYTES = 4;
 const BLOCK_HEADER_BYTES = 32;
 const ENTRY_BYTES = 16;
-/** Four zero bytes end the list of entries. */
+/** Four zero bytes terminate the list of entries. */
 const END_BYTES = 4;
 const NAME_BYTES_MAX = 255;
 
-/** Prefixes with their number on disk; what is left of the name is stored. These are all that the kernel reads back. */
+/** Prefixes with their number on disk; the rest of the name is stored. The kernel reads back only these. */
 const PREFIXES: readonly [string, number][] = [
   ['user.', 1],
   ['trusted.', 4],
   ['security.', 6],
 ];
-/** ACLs are attributes without a name of their own. */
+/** ACLs are attributes with an empty name. */
 const ACLS = new Map([
   ['system.posix_acl_access', 2],
   ['system.posix_acl_default', 3],
 ]);
-/** Who an ACL entry is for: named users and groups (2, 8), which have an id, and owner, group, mask and others. */
+/** Tags of ACL entries: named users and groups (2, 8), which have an id, and owner, group, mask and others. */
 const ACL_TAGS_WITH_ID = [2, 8];
 const ACL_TAGS = [1, 4, 16, 32, ...ACL_TAGS_WITH_ID];
 
@@ -46,8 +46,8 @@ export interface DividedXattrs {
 const NONE: DividedXattrs = { inInode: [], inBlock: [] };
 
 /**
- * Throws UNSUPPORTED for a name outside ext4's name spaces, CORRUPT for a malformed ACL, NO_SPACE for what does not
- * fit beside the inode and into one block.
+ * Divides attributes between inode and block. Throws UNSUPPORTED for a name outside ext4's namespaces, CORRUPT for a
+ * malformed ACL, NO_SPACE if they do not fit in the inode and one block.
  */
 export function divideXattrs(xattrs: ReadonlyMap<string, Buffer>): DividedXattrs {
   if (xattrs.size === 0) return NONE;
@@ -69,7 +69,7 @@ export function divideXattrs(xattrs: ReadonlyMap<string, Buffer>): DividedXattrs
     }
   }
   if (blockRoom < 0) {
-    throw new LazydiskError('NO_SPACE', 'its extended attributes do not fit into one block of the disk');
+    throw new LazydiskError('NO_SPACE', 'its extended attributes do not fit in one block of the disk');
   }
   return { inInode, inBlock };
 }
@@ -89,11 +89,11 @@ export function writeXattrBlock(
   seed: number,
 ): void {
   block.writeUInt32LE(MAGIC, 0);
-  // One inode refers to it, and it is one block.
+  // Reference count 1, and one block.
   block.writeUInt32LE(1, 4);
   block.writeUInt32LE(1, 8);
   block.writeUInt32LE(writeAttributes(block, BLOCK_HEADER_BYTES, 0, attributes), 12);
-  // The sum lies at 16, taken as zero.
+  // The checksum is at 16, and counts as zero.
   block.writeUInt32LE(crc32c(crc32cOfUint64(seed, blockNumber), block), 16);
 }
 
@@ -106,14 +106,14 @@ function attributeOf(fullName: string, value: Buffer): Attribute {
   if (acl) return { index: acl, name: Buffer.alloc(0), value: shortAcl(value) };
   const found = PREFIXES.find(([prefix]) => fullName.startsWith(prefix) && fullName.length > prefix.length);
   if (!found || fullName.length - found[0].length > NAME_BYTES_MAX) {
-    throw new LazydiskError('UNSUPPORTED', `an extended attribute of name ${quote(fullName)}`);
+    throw new LazydiskError('UNSUPPORTED', `an extended attribute named ${quote(fullName)}`);
   }
   return { index: found[1], name: Buffer.from(fullName.slice(found[0].length), 'latin1'), value };
 }
 
 /**
- * Linux hands ACLs about as version 2 with an id in every entry; ext4 stores version 1, where only named users
- * and groups have one. What the kernel would refuse to read back is refused here.
+ * Linux passes ACLs as version 2 with an id in every entry; ext4 stores version 1, where only named users and groups
+ * have one. An ACL that the kernel would refuse to read back is refused here.
  */
 function shortAcl(value: Buffer): Buffer {
   if (value.length < 4 || (value.length - 4) % 8 !== 0 || value.readUInt32LE(0) !== 2) {
@@ -129,8 +129,9 @@ function shortAcl(value: Buffer): Buffer {
 }
 
 /**
- * Entries from `from` up, values from the end down; offsets count from `origin`. Returns the hash of all, by which
- * the kernel finds equal blocks; 0, which says that none may be equal, if an attribute's own hash is 0.
+ * Writes entries from `from` up, values from the end down; offsets count from `origin`. Returns the hash of all
+ * attributes, by which the kernel finds equal blocks; 0, which means that the block is not shared, if any attribute's
+ * hash is 0.
  */
 function writeAttributes(
   area: Buffer,

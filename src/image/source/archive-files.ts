@@ -1,6 +1,6 @@
 /**
- * The files in a tar archive, read in place: the headers are walked once to learn where each file lies, and a file
- * is then a range of the archive. Nothing is unpacked.
+ * The files in a tar archive, read in place: the headers are read once to find where each file is, and a file is then a
+ * range of the archive. Nothing is unpacked.
  */
 import { open } from 'node:fs/promises';
 import { posix } from 'node:path';
@@ -14,7 +14,7 @@ const ENTRIES_MAX = 100_000;
 const NAMES_BYTES_MAX = 32 * 2 ** 20;
 const LINKS_FOLLOWED_MAX = 8;
 
-/** First bytes of what a compressed archive starts with. */
+/** The first bytes of compressed archives. */
 const COMPRESSED: [string, Buffer][] = [
   ['gzip', Buffer.from([0x1f, 0x8b])],
   ['zstd', Buffer.from([0x28, 0xb5, 0x2f, 0xfd])],
@@ -24,14 +24,14 @@ const COMPRESSED: [string, Buffer][] = [
 
 type Place = { readonly offset: number; readonly sizeBytes: number } | { readonly link: string };
 
-/** Throws NOT_FOUND, UNSUPPORTED (a compressed archive), CORRUPT (no tar, or one that is cut short). */
+/** Throws NOT_FOUND, UNSUPPORTED (a compressed archive), CORRUPT (not a tar, or a truncated one). */
 export async function openArchiveFiles(path: string): Promise<SourceFiles> {
   const file = await open(path, 'r').catch((error: unknown) => {
     throw systemError(path, error);
   });
   try {
     const status = await file.stat();
-    if (!status.isFile()) throw new LazydiskError('NOT_FOUND', `${path} is no file`);
+    if (!status.isFile()) throw new LazydiskError('NOT_FOUND', `${path} is not a regular file`);
     const start = Buffer.alloc(8);
     await file.read(start, 0, start.length, 0);
     for (const [name, magic] of COMPRESSED) {
@@ -50,7 +50,7 @@ export async function openArchiveFiles(path: string): Promise<SourceFiles> {
       },
       async *read(name) {
         const place = find(name);
-        if (!place) throw new LazydiskError('NOT_FOUND', `${path}: no ${name} in it`);
+        if (!place) throw new LazydiskError('NOT_FOUND', `${path} does not contain ${name}`);
         try {
           yield* readRange(file, place.offset, place.sizeBytes);
         } catch (error) {
@@ -74,7 +74,7 @@ async function index(path: string, input: FileInput): Promise<Map<string, Place>
     for await (const entry of readTar(input)) {
       nameBytes += entry.name.length + entry.target.length;
       if (nameBytes > NAMES_BYTES_MAX)
-        throw new LazydiskError('UNSUPPORTED', `over ${NAMES_BYTES_MAX} bytes of names in one archive`);
+        throw new LazydiskError('UNSUPPORTED', `more than ${NAMES_BYTES_MAX} bytes of names in one archive`);
       const name = posix.normalize(`/${entry.name}`);
       if (entry.kind === 'file' && !entry.segments) {
         places.set(name, { offset: entry.bodyOffset, sizeBytes: entry.sizeBytes });
@@ -82,7 +82,7 @@ async function index(path: string, input: FileInput): Promise<Map<string, Place>
         places.set(name, { link: posix.resolve(posix.dirname(name), entry.target) });
       } else if (entry.kind === 'link') places.set(name, { link: posix.normalize(`/${entry.target}`) });
       if (places.size > ENTRIES_MAX)
-        throw new LazydiskError('UNSUPPORTED', `over ${ENTRIES_MAX} files in one archive`);
+        throw new LazydiskError('UNSUPPORTED', `more than ${ENTRIES_MAX} files in one archive`);
     }
   } catch (error) {
     if (!(error instanceof LazydiskError)) throw error;

@@ -1,7 +1,7 @@
 /**
- * What `docker save` and `skopeo copy … docker-archive:` write. Today's docker puts an OCI layout into the archive,
- * which is then read as one; the older form, which skopeo still writes, is manifest.json with paths of layers.
- * There no digest of a layer's file is stated, but the config is named by its own and holds those of the tars.
+ * Archives that `docker save` and `skopeo copy … docker-archive:` write. Current docker puts an OCI layout into the
+ * archive, which is then read as one; the older form, which skopeo still writes, is manifest.json with paths of layers.
+ * It states no digest of a layer's file, but the config is named by its digest and holds those of the tars.
  */
 import { createHash } from 'node:crypto';
 import { LazydiskError } from '../../errors.ts';
@@ -40,7 +40,10 @@ async function openOld(
 ): Promise<ImageSource> {
   const bytes = await readWhole(files, 'manifest.json', DOCUMENT_BYTES_MAX);
   if (!bytes)
-    throw new LazydiskError('NOT_FOUND', `${files.description} is no docker archive: no manifest.json in it`);
+    throw new LazydiskError(
+      'NOT_FOUND',
+      `${files.description} is not a docker archive: it has no manifest.json`,
+    );
   const images = parseDocument(dockerManifestDocument, bytes, `${files.description}: manifest.json`);
   const image = chooseImage(files, images, tag);
 
@@ -81,7 +84,7 @@ function chooseImage(
   if (tag === undefined) {
     throw new LazydiskError(
       'USAGE',
-      `${files.description} holds several images, say which: ${known.join(', ')}`,
+      `${files.description} holds several images; name one of: ${known.join(', ')}`,
     );
   }
   const found = images.find((image) => image.RepoTags?.some((name) => sameName(name, tag)));
@@ -118,7 +121,7 @@ async function layerOf(files: SourceFiles, name: string, diffId: string): Promis
   };
 }
 
-/** manifest.json states no media types: the first bytes tell. */
+/** manifest.json states no media types, so the first bytes decide. */
 async function compressionOf(files: SourceFiles, name: string, sizeBytes: number): Promise<Compression> {
   if (sizeBytes < 4) return 'none';
   for await (const bytes of files.read(name)) {

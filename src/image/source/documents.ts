@@ -1,6 +1,6 @@
 /**
- * The JSON documents of an image: OCI's (image-spec 1.1: index, manifest, config), Docker's equals of them, and
- * `docker save`'s manifest.json. Each is bounded, checked field by field, and named when it is wrong.
+ * The JSON documents of an image: OCI's (image-spec 1.1: index, manifest, config), Docker's equivalents, and `docker
+ * save`'s manifest.json. Each is bounded and checked field by field, and errors name it.
  */
 import { errorText, LazydiskError } from '../../errors.ts';
 import {
@@ -18,7 +18,7 @@ import {
 } from '../../shape.ts';
 import type { ImageConfig } from './image-source.ts';
 
-/** As registries limit them. */
+/** The limits of registries. */
 export const DOCUMENT_BYTES_MAX = 4 * 1024 * 1024;
 export const LAYERS_MAX = 512;
 
@@ -59,7 +59,7 @@ export const manifestDocument = openObject({
   layers: list(descriptor),
 });
 
-/** The part of an image's config that matters once it is flattened. Go writes null for what is empty. */
+/** The part of an image's config that matters once it is flattened. Go writes null for empty fields. */
 export const configDocument = openObject({
   architecture: optional(text()),
   os: optional(text()),
@@ -82,13 +82,13 @@ export const dockerManifestDocument = list(
   { min: 1, max: 10_000 },
 );
 
-/** `bytes` as a document of that shape. Throws CORRUPT, in which `name` says which document. */
+/** Parses `bytes` as a document of that shape. Throws CORRUPT with `name`, the name of the document. */
 export function parseDocument<T>(shape: Shape<T>, bytes: Buffer, name: string): T {
   let json: unknown;
   try {
     json = JSON.parse(bytes.toString('utf8'));
   } catch (error) {
-    throw new LazydiskError('CORRUPT', `${name} is no JSON: ${errorText(error)}`, { cause: error });
+    throw new LazydiskError('CORRUPT', `${name} is not JSON: ${errorText(error)}`, { cause: error });
   }
   return checked(shape, json, { code: 'CORRUPT', name });
 }

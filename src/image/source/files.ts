@@ -1,6 +1,6 @@
 /**
- * The files that an image's source consists of, by their relative names: a directory and an archive look alike to
- * whoever reads a layout out of them.
+ * The files that an image's source consists of, by their relative names. A directory and an archive have the same
+ * interface.
  */
 import type { FileHandle } from 'node:fs/promises';
 import { errorText, LazydiskError } from '../../errors.ts';
@@ -8,9 +8,9 @@ import { errorText, LazydiskError } from '../../errors.ts';
 export interface SourceFiles {
   /** Where they are, for messages. */
   readonly description: string;
-  /** Bytes of the file, or undefined if there is none of that name. */
+  /** Size of the file in bytes, or undefined if there is none of that name. */
   sizeOf(name: string): Promise<number | undefined>;
-  /** Its bytes, each buffer valid until the next is asked for. Throws NOT_FOUND, UNAVAILABLE when it cannot be read. */
+  /** Its bytes, each buffer valid until the next is requested. Throws NOT_FOUND, UNAVAILABLE if it cannot be read. */
   read(name: string): AsyncGenerator<Buffer>;
   close(): Promise<void>;
 }
@@ -19,8 +19,8 @@ export interface SourceFiles {
 const READ_BYTES = 512 * 1024;
 
 /**
- * The bytes of a range of an open file; ends early where the file does. Two buffers take turns: one is read into while the
- * taker has the other, until it asks for the next.
+ * The bytes of a range of an open file; ends early where the file does. Two buffers alternate: one is filled while the
+ * consumer has the other, until it requests the next.
  */
 export async function* readRange(
   file: FileHandle,
@@ -51,7 +51,7 @@ export async function* readRange(
   }
 }
 
-/** A whole file of at most `maxBytes`, or undefined. Throws CORRUPT for a longer one. */
+/** Returns a whole file of at most `maxBytes`, or undefined if there is none. Throws CORRUPT for a longer one. */
 export async function readWhole(
   files: SourceFiles,
   name: string,
@@ -70,15 +70,18 @@ export async function readWhole(
   return Buffer.concat(parts);
 }
 
-/** A blob that lies in a file. */
+/** A blob that is a file. */
 interface BlobFile {
   readonly name: string;
   readonly digest: string;
-  /** That it is expected to have. */
+  /** The size that it is expected to have. */
   readonly sizeBytes: number;
 }
 
-/** A blob's bytes, each buffer valid until the next is asked for. Throws NOT_FOUND, CORRUPT for another size, UNAVAILABLE. */
+/**
+ * A blob's bytes, each buffer valid until the next is requested. Throws NOT_FOUND, CORRUPT for another size,
+ * UNAVAILABLE.
+ */
 export async function* readBlob(files: SourceFiles, blob: BlobFile): AsyncGenerator<Buffer> {
   const found = await files.sizeOf(blob.name);
   if (found === undefined) {
@@ -92,7 +95,7 @@ export function wrongSize(blob: { digest: string; sizeBytes: number }, found: nu
   return new LazydiskError('CORRUPT', `blob ${blob.digest} is ${found} bytes, expected ${blob.sizeBytes}`);
 }
 
-/** A failure of the system under a source, as NOT_FOUND or UNAVAILABLE. */
+/** Converts a system error of a source to NOT_FOUND or UNAVAILABLE. */
 export function systemError(description: string, error: unknown): LazydiskError {
   if (error instanceof LazydiskError) return error;
   const missing = (error as NodeJS.ErrnoException).code === 'ENOENT';

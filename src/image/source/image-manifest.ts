@@ -1,6 +1,7 @@
 /**
- * From a descriptor to an image, wherever its blobs are: (index →) manifest → config and layers, each document checked
- * against the digest and size by which it was named. Spec: OCI image-spec 1.1, "Image Index", "Image Manifest".
+ * Resolves a descriptor to an image, wherever its blobs are: (index →) manifest → config and layers. Each document is
+ * checked against the digest and size that its descriptor states. Spec: OCI image-spec 1.1, "Image Index", "Image
+ * Manifest".
  */
 
 import { LazydiskError } from '../../errors.ts';
@@ -21,10 +22,12 @@ import { choosePlatform, matchesPlatform, type Platform, showPlatform } from './
 
 const INDEX_DEPTH_MAX = 4;
 
-/** The bytes of a layer's blob, unchecked, each buffer valid until the next is asked for. Throws NOT_FOUND, UNAVAILABLE. */
+/**
+ * The bytes of a layer's blob, unchecked, each buffer valid until the next is requested. Throws NOT_FOUND, UNAVAILABLE.
+ */
 export type LayerReader = (signal?: AbortSignal) => AsyncIterable<Buffer>;
 
-/** What an image is read from. */
+/** The blobs of an image's source. */
 export interface ImageBlobs {
   /** Where they are, for messages. */
   readonly description: string;
@@ -36,8 +39,8 @@ export interface ImageBlobs {
 }
 
 /**
- * The image for the platform `wanted` among `descriptors`. The source closes `blobs` when it is closed; if this throws, the
- * caller does. Throws NOT_FOUND, CORRUPT, UNSUPPORTED, UNAVAILABLE.
+ * Opens the image for the platform `wanted` among `descriptors`. The source closes `blobs` when it is closed; if this
+ * throws, the caller must. Throws NOT_FOUND, CORRUPT, UNSUPPORTED, UNAVAILABLE.
  */
 export async function openImage(
   description: string,
@@ -56,7 +59,7 @@ async function manifestFor(
   wanted: Platform,
   depthLeft: number,
 ): Promise<Descriptor> {
-  // A lone image need not say its platform here: its config will.
+  // A single image need not state its platform here: its config does.
   const [only] = descriptors;
   const chosen =
     descriptors.length === 1 && !only?.platform
@@ -74,10 +77,11 @@ async function manifestFor(
   if (!isIndex(chosen.mediaType)) {
     throw new LazydiskError(
       'UNSUPPORTED',
-      `${chosen.digest} is of type ${JSON.stringify(chosen.mediaType)}, no image`,
+      `${chosen.digest} is of type ${JSON.stringify(chosen.mediaType)}, not an image`,
     );
   }
-  if (depthLeft === 0) throw new LazydiskError('UNSUPPORTED', `indexes nested over ${INDEX_DEPTH_MAX} deep`);
+  if (depthLeft === 0)
+    throw new LazydiskError('UNSUPPORTED', `indexes nested more than ${INDEX_DEPTH_MAX} deep`);
   const index = parseDocument(indexDocument, await readDocument(blobs, chosen), `index ${chosen.digest}`);
   return await manifestFor(blobs, index.manifests, wanted, depthLeft - 1);
 }
@@ -96,7 +100,7 @@ async function openManifest(
   if (!isConfig(manifest.config.mediaType)) {
     throw new LazydiskError(
       'UNSUPPORTED',
-      `manifest ${descriptor.digest} is of an artifact (${JSON.stringify(manifest.config.mediaType)}), no image`,
+      `manifest ${descriptor.digest} is of an artifact (${JSON.stringify(manifest.config.mediaType)}), not an image`,
     );
   }
   const document = parseDocument(
@@ -137,7 +141,7 @@ export function checkedDiffIds(
   config: string,
 ): readonly string[] {
   if (layers > LAYERS_MAX) {
-    throw new LazydiskError('UNSUPPORTED', `an image of ${layers} layers, at most ${LAYERS_MAX} are read`);
+    throw new LazydiskError('UNSUPPORTED', `an image of ${layers} layers; the maximum is ${LAYERS_MAX}`);
   }
   if (diffIds.length !== layers) {
     throw new LazydiskError(
@@ -149,7 +153,7 @@ export function checkedDiffIds(
   return diffIds;
 }
 
-/** Throws NOT_FOUND when the config is for another platform; some tools leave it empty. */
+/** Throws NOT_FOUND if the config is for another platform; some tools leave the platform empty. */
 export function checkPlatform(
   blobs: { readonly description: string },
   config: Pick<TypeOf<typeof configDocument>, 'os' | 'architecture' | 'variant'>,
@@ -171,7 +175,7 @@ function describeLayer({ digest, size, mediaType }: Descriptor, diffId: string):
   return { digest, sizeBytes: size, compression, blobDigest: digest, diffId };
 }
 
-/** A document named by its digest and size. Throws NOT_FOUND, CORRUPT. */
+/** Reads a document and checks its digest and size. Throws NOT_FOUND, CORRUPT. */
 async function readDocument(blobs: ImageBlobs, descriptor: Descriptor): Promise<Buffer> {
   const { digest, size } = descriptor;
   checkedDigestName(digest, 'a descriptor');

@@ -1,24 +1,24 @@
-/** What a build reads an image from, whichever kind of source it came out of. */
+/** The interface by which a build reads an image from any kind of source. */
 import type { RunConfig } from '../../format/manifest-metadata.ts';
 
-/** How to run the image, and on what; `''` where the image names none. */
+/** How to run the image, and on what; `''` for a field that the image does not state. */
 export interface ImageConfig extends RunConfig {
   readonly architecture: string;
   readonly os: string;
 }
 
 export interface LayerBlob {
-  /** `sha256:…` of the blob as it lies in the source; in an old docker archive, of the tar in it. */
+  /** `sha256:…` of the blob as it is in the source; in an old docker archive, of the tar in it. */
   readonly digest: string;
   readonly mediaType: string;
-  /** Bytes of the blob as it lies in the source. */
+  /** Bytes of the blob as it is in the source. */
   readonly sizeBytes: number;
-  /** Digest of the uncompressed tar, out of the image's config. */
+  /** Digest of the uncompressed tar, from the image's config. */
   readonly diffId: string;
   /**
-   * The uncompressed tar. Size and digest of the blob and its diffId are checked as it flows; the stream fails at
-   * its end with a LazydiskError CORRUPT that names the blob if one is wrong. `onInput` hears of each piece of
-   * the blob that was read.
+   * The uncompressed tar. Size and digest of the blob and its diffId are checked as it streams; if one is wrong, the
+   * stream fails at its end with a LazydiskError CORRUPT that names the blob. `onInput` is called for each piece of the
+   * blob that was read.
    */
   open(signal?: AbortSignal, onInput?: (lengthBytes: number) => void): AsyncIterable<Buffer>;
 }

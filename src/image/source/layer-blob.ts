@@ -1,7 +1,7 @@
 /**
- * A layer's blob as a stream of plain tar, proven as it flows: size and digest of the blob, digest of what it unpacks
- * to. Decoding and hashing are the thread pool's work; two buffers take turns, so that one is filled while the archive in
- * the other is read.
+ * A layer's blob as a stream of plain tar, verified as it streams: size and digest of the blob, and digest of the
+ * unpacked tar. The thread pool decodes and hashes; two buffers alternate, so that one is filled while the other is
+ * read.
  */
 import { createHash, type Hash } from 'node:crypto';
 import {
@@ -29,8 +29,8 @@ export interface BlobDescription {
 }
 
 /**
- * The tar in a blob of which `input` gives the bytes, each buffer valid until the next is asked for. Throws CORRUPT naming
- * the blob, the signal's reason, or as `input` does.
+ * The tar in the blob whose bytes `input` yields, each buffer valid until the next is requested. Throws CORRUPT naming
+ * the blob, the signal's reason, or what `input` throws.
  */
 export async function* openBlob(
   input: AsyncIterable<Buffer>,
@@ -40,7 +40,7 @@ export async function* openBlob(
 ): AsyncGenerator<Buffer> {
   const decoder = new BlobDecoder(blob);
   let sizeBytes = 0;
-  // What the last job gave; it is handed on when the next job is at work.
+  // The result of the last job; it is yielded while the next job runs.
   let ready: Buffer | undefined;
   for await (const bytes of input) {
     sizeBytes += bytes.length;
@@ -67,15 +67,15 @@ export async function* openBlob(
 
 interface Moved {
   readonly usedBytes: number;
-  /** Undefined if nothing came out, as ever without compression; valid while two more jobs are not begun. */
+  /** Undefined if there was no output, as always without compression; valid until two more jobs have begun. */
   readonly tar: Buffer | undefined;
-  /** More may come out without more going in. */
+  /** There may be more output without more input. */
   readonly isFull: boolean;
 }
 
 class BlobDecoder {
   readonly #blob: BlobDescription;
-  /** A plain tar's two digests are of the same bytes: where they are the same, one pass proves both. */
+  /** The two digests of an uncompressed tar are of the same bytes: if they are equal, one pass verifies both. */
   readonly #blobDigest: string | undefined;
   readonly #native;
   readonly #counts = Buffer.alloc(8);
@@ -90,7 +90,7 @@ class BlobDecoder {
     this.#native = decoderOpen(DECODER_COMPRESSIONS[compression], hash(this.#blobDigest), hash(diffId));
   }
 
-  /** Takes of `input` what there is room for. Throws CORRUPT. */
+  /** Decodes as much of `input` as there is room for. Throws CORRUPT. */
   async run(input: Buffer): Promise<Moved> {
     [this.#output, this.#lastOutput] = [this.#lastOutput, this.#output];
     const output = this.#output;
@@ -100,14 +100,14 @@ class BlobDecoder {
     const { digest, compression } = this.#blob;
     if (status === DECODE_CORRUPT)
       throw new LazydiskError('CORRUPT', `blob ${digest} is not valid ${compression}`);
-    if (status !== DECODED) throw new LazydiskError('INTERNAL', `blob ${digest}: memory ran out`);
+    if (status !== DECODED) throw new LazydiskError('INTERNAL', `blob ${digest}: out of memory`);
     const usedBytes = this.#counts.readUInt32LE(0);
     const lengthBytes = this.#counts.readUInt32LE(4);
     const tar = lengthBytes > 0 ? output.subarray(0, lengthBytes) : undefined;
     return { usedBytes, tar, isFull: lengthBytes === output.length };
   }
 
-  /** Throws CORRUPT unless all of the blob was what its digests say. */
+  /** Throws CORRUPT unless the whole blob matches its digests. */
   end(): void {
     const { digest, compression, diffId } = this.#blob;
     const [isComplete, blobHex, tarHex] = decoderEnd(this.#native);
@@ -115,20 +115,20 @@ class BlobDecoder {
     if (this.#blobDigest) expectDigest(found(this.#blobDigest, blobHex), this.#blobDigest, `blob ${digest}`);
     if (!isComplete) throw new LazydiskError('CORRUPT', `blob ${digest} ends within its ${compression} data`);
     const isPlain = compression === 'none' && !this.#blobDigest;
-    const what = isPlain ? `blob ${digest}` : `blob ${digest}: what it unpacks to`;
+    const what = isPlain ? `blob ${digest}` : `blob ${digest}: its unpacked content`;
     expectDigest(found(diffId, tarHex), diffId, what);
   }
 }
 
-/** `sha256:…` or `sha512:…`; the pattern also keeps a digest from being any other file's name. */
+/** `sha256:…` or `sha512:…`; the pattern also ensures that a digest cannot name any other file. */
 export const DIGEST = /^(?:sha256:[0-9a-f]{64}|sha512:[0-9a-f]{128})$/;
 
-/** Throws CORRUPT for what is no digest. */
+/** Throws CORRUPT for an invalid digest. */
 export function checkedDigestName(digest: string, what: string): string {
   if (DIGEST.test(digest)) return digest;
   throw new LazydiskError(
     'CORRUPT',
-    `${what}: ${JSON.stringify(digest.slice(0, 200))} is no sha256 or sha512 digest`,
+    `${what}: ${JSON.stringify(digest.slice(0, 200))} is not a sha256 or sha512 digest`,
   );
 }
 

@@ -1,4 +1,4 @@
-/** Media types of OCI (image-spec 1.1) and Docker (image manifest v2, schema 2), and what we make of each. */
+/** Media types of OCI (image-spec 1.1) and Docker (image manifest v2, schema 2), and how each is treated. */
 import { LazydiskError } from '../../errors.ts';
 
 export type Compression = 'none' | 'gzip' | 'zstd';
@@ -24,7 +24,7 @@ const LAYER = new Map<string, Compression>([
   ['application/vnd.docker.image.rootfs.diff.tar.zstd', 'zstd'],
 ]);
 
-/** What a registry may give for a name. */
+/** What a registry may return for a name. */
 export const MANIFEST_TYPES: readonly string[] = [...MANIFEST, ...INDEX];
 
 export const isIndex = (mediaType: string) => INDEX.has(mediaType);

@@ -6,7 +6,7 @@ import { type ImageBlobs, type LayerReader, openImage } from './image-manifest.t
 import type { ImageSource } from './image-source.ts';
 import type { Platform } from './platform.ts';
 
-/** The source closes `files` when it is closed; if this throws, the caller does. */
+/** The source closes `files` when it is closed; if this throws, the caller must. */
 export async function openOciLayout(
   description: string,
   files: SourceFiles,
@@ -15,13 +15,13 @@ export async function openOciLayout(
 ): Promise<ImageSource> {
   const bytes = await readWhole(files, 'index.json', DOCUMENT_BYTES_MAX);
   if (!bytes)
-    throw new LazydiskError('NOT_FOUND', `${files.description} is no OCI layout: no index.json in it`);
+    throw new LazydiskError('NOT_FOUND', `${files.description} is not an OCI layout: it has no index.json`);
   const index = parseDocument(indexDocument, bytes, `${files.description}: index.json`);
   const named = byTag(index.manifests, tag, files.description);
   return await openImage(description, new LayoutBlobs(files), named, wanted);
 }
 
-/** Those of index.json's images that the tag means; without a tag, all of them if they share one name. */
+/** The images in index.json that the tag names; without a tag, all of them if they share one name. */
 function byTag(manifests: readonly Descriptor[], tag: string | undefined, where: string): Descriptor[] {
   const names = (one: Descriptor) =>
     ['org.opencontainers.image.ref.name', 'io.containerd.image.name']
@@ -32,7 +32,7 @@ function byTag(manifests: readonly Descriptor[], tag: string | undefined, where:
     if (known.length <= 1) return [...manifests];
     throw new LazydiskError(
       'USAGE',
-      `${where} holds several images, say which: ${known.slice(0, 20).join(', ')}`,
+      `${where} holds several images; name one of: ${known.slice(0, 20).join(', ')}`,
     );
   }
   const found = manifests.filter((one) => names(one).some((name) => sameName(name, tag)));
@@ -81,7 +81,7 @@ class LayoutBlobs implements ImageBlobs {
   }
 }
 
-/** Where a layout keeps a blob; `digest` has passed DIGEST, so the name leads nowhere else. */
+/** The file name of a blob in a layout. `digest` matches DIGEST, so the name cannot lead outside. */
 function blobName(digest: string): string {
   return `blobs/${digest.slice(0, 6)}/${digest.slice(7)}`;
 }

@@ -1,7 +1,7 @@
 /**
- * Where an image comes from: a registry, an OCI layout in a directory or an archive, or what `docker save` writes. A source
- * resolves the image once (index, platform, manifest, config: all checked against their digests) and then gives
- * its layers as streams of plain tar, each checked against its digests as it flows.
+ * Opens the source of an image: a registry, an OCI layout in a directory or an archive, or an archive of `docker save`.
+ * A source resolves the image once (index, platform, manifest, config, all checked against their digests) and then
+ * provides its layers as streams of plain tar, each checked against its digests as it streams.
  */
 import { LazydiskError } from '../../errors.ts';
 import { openArchiveFiles } from './archive-files.ts';
@@ -19,9 +19,9 @@ export interface SourceOptions {
 }
 
 /**
- * Opens `oci:DIR[:TAG]`, `oci-archive:FILE[:TAG]`, `docker-archive:FILE[:NAME:TAG]`, or the name of an image in a registry,
- * with or without `docker://` in front. Throws USAGE, NOT_FOUND, CORRUPT, UNSUPPORTED, UNAVAILABLE; for a registry also
- * OVERLOAD, TIMEOUT, ABORTED, KEY.
+ * Opens `oci:DIR[:TAG]`, `oci-archive:FILE[:TAG]`, `docker-archive:FILE[:NAME:TAG]`, or the name of an image in a
+ * registry, with or without the prefix `docker://`. Throws USAGE, NOT_FOUND, CORRUPT, UNSUPPORTED, UNAVAILABLE; for a
+ * registry also OVERLOAD, TIMEOUT, ABORTED, KEY.
  */
 export async function openSource(spec: string, options: SourceOptions = {}): Promise<ImageSource> {
   const platform = parsePlatform(options.platform);
@@ -47,12 +47,12 @@ const TRANSPORTS = new Map([
   ['docker-archive', { files: openArchiveFiles, open: openDockerArchive }],
 ]);
 
-/** The path ends at its first colon, as skopeo and umoci have it; the rest is the tag. */
+/** The path ends at its first colon, as in skopeo and umoci; the rest is the tag. */
 function splitTag(rest: string): { path: string; tag: string | undefined } {
   const colon = rest.indexOf(':');
   const path = colon === -1 ? rest : rest.slice(0, colon);
   const tag = colon === -1 ? undefined : rest.slice(colon + 1);
   if (path === '' || tag === '')
-    throw new LazydiskError('USAGE', `image source: no path or no tag in ${JSON.stringify(rest)}`);
+    throw new LazydiskError('USAGE', `image source: empty path or tag in ${JSON.stringify(rest)}`);
   return { path, tag };
 }

@@ -14,7 +14,7 @@ const GO_ARCHITECTURES: Partial<Record<NodeJS.Architecture, string>> = {
   loong64: 'loong64',
 };
 
-/** By default this machine's. Throws USAGE. */
+/** Parses a platform; the default is this machine's. Throws USAGE. */
 export function parsePlatform(text?: string): Platform {
   if (text === undefined) {
     return { os: 'linux', architecture: GO_ARCHITECTURES[process.arch] ?? process.arch };
@@ -23,7 +23,7 @@ export function parsePlatform(text?: string): Platform {
   if (!os || !architecture) {
     throw new LazydiskError(
       'USAGE',
-      `platform ${JSON.stringify(text)}: want os/arch[/variant], as linux/amd64`,
+      `platform ${JSON.stringify(text)}: want os/arch[/variant], such as linux/amd64`,
     );
   }
   return { os, architecture, variant };
@@ -33,13 +33,13 @@ export function showPlatform({ os, architecture, variant }: Platform): string {
   return `${os}/${architecture}${variant ? `/${variant}` : ''}`;
 }
 
-/** A platform's variant, where leaving it out means one. */
+/** A platform's variant, with the default of its architecture. */
 function variantOf({ architecture, variant }: Platform): string {
   if (variant) return architecture === 'amd64' && variant === 'v1' ? '' : variant;
   return architecture === 'arm64' ? 'v8' : architecture === 'arm' ? 'v7' : '';
 }
 
-/** Whether `offered` is what was asked for; a variant counts only if one was named. */
+/** Whether `offered` matches `wanted`; a variant counts only if `wanted` has one. */
 export function matchesPlatform(offered: Platform, wanted: Platform): boolean {
   return (
     offered.os === wanted.os &&
@@ -48,7 +48,9 @@ export function matchesPlatform(offered: Platform, wanted: Platform): boolean {
   );
 }
 
-/** The best of several offers: the architecture's plain variant where none was named, else the first match. */
+/**
+ * Returns the best of several offers: the wanted variant, or the architecture's default one, otherwise the first match.
+ */
 export function choosePlatform<T>(
   offers: readonly T[],
   platformOf: (offer: T) => Platform | undefined,

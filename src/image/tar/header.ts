@@ -1,6 +1,6 @@
 /**
- * One 512-byte tar header block: V7, POSIX ustar, GNU and star, which differ in what lies behind byte 257.
- * Spec: POSIX.1-2017 pax, "ustar Interchange Format"; GNU tar manual, "Basic Tar Format". Names are byte strings.
+ * One 512-byte tar header block: V7, POSIX ustar, GNU and star, which differ after byte 257. Spec: POSIX.1-2017 pax,
+ * "ustar Interchange Format"; GNU tar manual, "Basic Tar Format". Names are byte strings.
  */
 import { LazydiskError } from '../../errors.ts';
 
@@ -48,12 +48,12 @@ export function parseHeader(block: Buffer): TarHeader | undefined {
   };
 }
 
-/** True if the checksum holds, false for a block of zeroes; throws CORRUPT for anything else. */
+/** Returns true if the checksum is right, false for a block of zeroes; throws CORRUPT for anything else. */
 function checkSum(block: Buffer): boolean {
   let sum = 0;
   for (let at = 0; at < BLOCK_BYTES; at++) sum += block[at]!;
   if (sum === 0) return false;
-  // The field itself counts as spaces.
+  // The checksum field itself counts as spaces.
   let unsigned = sum + 8 * 0x20;
   for (let at = 148; at < 156; at++) unsigned -= block[at]!;
   const stated = number(block, 148, 8, 'checksum');
@@ -61,7 +61,7 @@ function checkSum(block: Buffer): boolean {
   // Some old writers summed signed bytes: each over 127 counts 256 less.
   let signed = unsigned;
   for (let at = 0; at < BLOCK_BYTES; at++) if ((at < 148 || at >= 156) && block[at]! > 127) signed -= 256;
-  if (stated !== signed) throw new LazydiskError('CORRUPT', 'a header block whose checksum is wrong');
+  if (stated !== signed) throw new LazydiskError('CORRUPT', 'a header block with a wrong checksum');
   return true;
 }
 
@@ -83,7 +83,7 @@ export function number(block: Buffer, at: number, lengthBytes: number, what: str
     const byte = block[from]!;
     if (byte === 0 || byte === 0x20) break;
     if (byte < 0x30 || byte > 0x37) {
-      throw new LazydiskError('CORRUPT', `a header whose ${what} is no number`);
+      throw new LazydiskError('CORRUPT', `a header whose ${what} is not a number`);
     }
     value = value * 8 + (byte - 0x30);
   }
@@ -97,7 +97,7 @@ function base256(block: Buffer, at: number, lengthBytes: number, what: string): 
   if (negative) value -= 1n << BigInt(lengthBytes * 8 - 1);
   const asNumber = Number(value);
   if (!Number.isSafeInteger(asNumber)) {
-    throw new LazydiskError('CORRUPT', `a header whose ${what} is beyond all bounds`);
+    throw new LazydiskError('CORRUPT', `a header whose ${what} is out of range`);
   }
   return asNumber;
 }

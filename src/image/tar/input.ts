@@ -1,37 +1,37 @@
 /**
- * Where a tar archive's bytes come from: a stream, read once from front to end, or a file, in which bodies are
- * skipped by seeking. Bytes are handed out as views of the buffers they arrived in, which go round; nothing is copied
- * unless a piece straddles two of them.
+ * Where a tar archive's bytes come from: a stream, read once from start to end, or a file, in which bodies are skipped
+ * by seeking. Bytes are returned as views of the buffers they arrived in, which are reused; nothing is copied unless a
+ * piece straddles two of them.
  */
 import type { FileHandle } from 'node:fs/promises';
 import { LazydiskError } from '../../errors.ts';
 
 export interface TarInput {
-  /** Bytes handed out or skipped so far. */
+  /** Bytes returned or skipped so far. */
   readonly position: number;
-  /** Exactly `lengthBytes` bytes; fewer only where the input ends. Valid until the next call. */
+  /** Returns exactly `lengthBytes` bytes; fewer only at the end of the input. Valid until the next call. */
   take(lengthBytes: number): Promise<Buffer>;
-  /** What lies ready, 1 to `maxBytes` bytes; empty only at the end. Valid until the next call. */
+  /** Returns the next available bytes, 1 to `maxBytes`; empty only at the end. Valid until the next call. */
   some(maxBytes: number): Promise<Buffer>;
-  /** Passes over bytes; resolves to how many there were, less than `lengthBytes` only at the end. */
+  /** Skips bytes; resolves to their number, less than `lengthBytes` only at the end. */
   skip(lengthBytes: number): Promise<number>;
-  /** Throws UNSUPPORTED, before any of them is read, if `lengthBytes` more are more than may be read. */
+  /** Throws UNSUPPORTED, before any byte is read, if `lengthBytes` more exceed the limit. */
   claim(lengthBytes: number): void;
 }
 
 const EMPTY = Buffer.alloc(0);
 
-/** A tar that streams past. It ends with UNSUPPORTED beyond a limit: the stop of every decompression bomb. */
+/** A tar from a stream. It fails with UNSUPPORTED beyond a limit, which stops every decompression bomb. */
 export class StreamInput implements TarInput {
   position = 0;
   readonly #chunks: AsyncIterator<Buffer>;
   readonly #limitBytes: number;
   readonly #onReceived: ((lengthBytes: number) => void) | undefined;
   #current: Buffer = EMPTY;
-  /** Where pieces that straddle buffers are put together. */
+  /** Where pieces that straddle buffers are joined. */
   #joined: Buffer = EMPTY;
 
-  /** A buffer of `chunks` is read until the next one is asked for. `onReceived` hears of each. */
+  /** A buffer of `chunks` is used until the next one is requested. `onReceived` is called for each. */
   constructor(chunks: AsyncIterable<Buffer>, limitBytes: number, onReceived?: (lengthBytes: number) => void) {
     this.#chunks = chunks[Symbol.asyncIterator]();
     this.#limitBytes = limitBytes;
@@ -74,18 +74,18 @@ export class StreamInput implements TarInput {
     if (lengthBytes > this.#limitBytes - this.position) throw this.#tooMuch();
   }
 
-  /** Reads to the end, so that whoever checks the stream's digest sees all of it. */
+  /** Reads to the end, so that the stream can verify the digest of all of it. */
   async drain(): Promise<void> {
     while ((await this.some(Number.MAX_SAFE_INTEGER)).length > 0);
   }
 
-  /** Lets go of the stream, read to its end or not. */
+  /** Releases the stream, whether it was read to its end or not. */
   async close(): Promise<void> {
     await this.#chunks.return?.();
   }
 
   #tooMuch(): LazydiskError {
-    const text = `the layers unpack to more than may be read (${this.#limitBytes} bytes were left for this one`;
+    const text = `the layers unpack to more than the limit (${this.#limitBytes} bytes were left for this layer`;
     return new LazydiskError('UNSUPPORTED', `${text}; --max-input allows more)`);
   }
 
@@ -100,7 +100,7 @@ export class StreamInput implements TarInput {
 
 const FILE_READ_BYTES = 64 * 1024;
 
-/** A tar in a file, for indexing: headers are read, bodies are passed over without being read. */
+/** A tar in a file, for indexing: headers are read, bodies are skipped without reading them. */
 export class FileInput implements TarInput {
   position = 0;
   readonly #file: FileHandle;
@@ -137,7 +137,7 @@ export class FileInput implements TarInput {
     return bytes;
   }
 
-  /** A file is as large as it is. */
+  /** A file's size is its limit. */
   claim(): void {}
 
   some(maxBytes: number): Promise<Buffer> {

@@ -1,8 +1,8 @@
 /**
- * Reads a tar archive as it streams past: entries in order, bodies as views of the input's own buffers. Written
- * here because the packages at hand decode PAX records and names as UTF-8, which destroys binary xattrs (file
- * capabilities) and names of other encodings, and know no sparse files. Every length that the archive states is
- * bounded before it is believed; whatever is wrong is a LazydiskError (CORRUPT, UNSUPPORTED) that names the entry.
+ * Reads a tar archive as it streams: entries in order, bodies as views of the input's own buffers. Existing packages
+ * decode PAX records and names as UTF-8, which destroys binary xattrs (file capabilities) and names in other encodings,
+ * and do not support sparse files. Every length that the archive states is bounded before it is used; errors are
+ * LazydiskErrors (CORRUPT, UNSUPPORTED) that name the entry.
  */
 import { LazydiskError, withContext } from '../../errors.ts';
 import { quote } from '../quote.ts';
@@ -21,7 +21,7 @@ import {
 export type TarKind = 'file' | 'directory' | 'link' | 'symlink' | 'char' | 'block' | 'fifo';
 
 export interface TarEntry {
-  /** Byte string, as the archive has it: it may be absolute, end in a slash, or hold `..`. */
+  /** Byte string, as in the archive: it may be absolute, end in a slash, or contain `..`. */
   readonly name: string;
   readonly kind: TarKind;
   readonly mode: number;
@@ -35,19 +35,19 @@ export interface TarEntry {
   readonly xattrs: ReadonlyMap<string, Buffer>;
   /** The file's size, holes included. */
   readonly sizeBytes: number;
-  /** Bytes that `body` gives. */
+  /** Bytes that `body` yields. */
   readonly storedBytes: number;
   /** Where `body` starts in the archive. */
   readonly bodyOffset: number;
-  /** Sparse files: where the bytes of `body`, in order, belong. Otherwise the body is the file. */
+  /** Sparse files only: where the bytes of `body` belong, in order. Otherwise the body is the file. */
   readonly segments?: readonly SparseSegment[];
-  /** The stored bytes, once, in views of at most one input buffer. What is not read is skipped. */
+  /** The stored bytes, once, in views of at most one input buffer. Bytes that are not read are skipped. */
   body(): AsyncGenerator<Buffer>;
   /** The stored bytes at once, for files that the caller knows to be small. */
   whole(): Promise<Buffer>;
 }
 
-/** As Linux limits a path (PATH_MAX, its NUL included); sizes as ext4 limits a file. */
+/** The limit of Linux for a path (PATH_MAX, its NUL included), and that of ext4 for the size of a file. */
 const NAME_BYTES_MAX = 4096;
 const FILE_BYTES_MAX = 16 * 2 ** 40;
 const ID_MAX = 2 ** 32 - 1;
@@ -64,7 +64,10 @@ const KINDS = new Map<string, TarKind>([
   ['6', 'fifo'],
 ]);
 
-/** The entries of the archive, up to its end marker or its end. An entry's body is gone when the next is asked for. */
+/**
+ * The entries of the archive, up to its end marker or its end. An entry's body is invalid once the next entry is
+ * requested.
+ */
 export async function* readTar(input: TarInput): AsyncGenerator<TarEntry> {
   const globals = new PaxRecords();
   let globalBytes = 0;
@@ -81,7 +84,7 @@ export async function* readTar(input: TarInput): AsyncGenerator<TarEntry> {
       header = await locate(at, () => headerOf(block, input));
       if (!header) {
         if (extendedBytes === 0) return;
-        throw new LazydiskError('CORRUPT', `tar ends at byte ${at} behind an extended header`);
+        throw new LazydiskError('CORRUPT', `tar ends at byte ${at} after an extended header`);
       }
       const { type } = header;
       if (type === 'x' || type === 'X' || type === 'L' || type === 'K') {
@@ -112,13 +115,13 @@ export async function* readTar(input: TarInput): AsyncGenerator<TarEntry> {
 
 async function headerOf(block: Buffer, input: TarInput): Promise<TarHeader | undefined> {
   if (block.length === 0) return undefined;
-  if (block.length < BLOCK_BYTES) throw new LazydiskError('CORRUPT', 'a header that is cut short');
+  if (block.length < BLOCK_BYTES) throw new LazydiskError('CORRUPT', 'a truncated header');
   const header = parseHeader(block);
   if (header) {
     if (header.sizeBytes < 0) throw new LazydiskError('CORRUPT', 'a header with a negative size');
     return header;
   }
-  // The end marker is two blocks of zeroes; some writers leave it at one, but then nothing may follow.
+  // The end marker is two blocks of zeroes; some writers write only one, but then nothing may follow.
   const second = await input.take(BLOCK_BYTES);
   if (second.some((byte) => byte !== 0)) {
     throw new LazydiskError('CORRUPT', 'a lone block of zeroes between entries');
@@ -126,12 +129,12 @@ async function headerOf(block: Buffer, input: TarInput): Promise<TarHeader | und
   return undefined;
 }
 
-/** The body of an extended header; `totalBytes` is what such headers have taken together. */
+/** Reads the body of an extended header; `totalBytes` is the total of such headers so far. */
 async function extended(header: TarHeader, totalBytes: number, input: TarInput): Promise<Buffer> {
   if (totalBytes > PAX_BYTES_MAX) {
     throw new LazydiskError(
       'UNSUPPORTED',
-      `extended headers of over ${PAX_BYTES_MAX} bytes at ${quote(header.name)}`,
+      `extended headers of more than ${PAX_BYTES_MAX} bytes at ${quote(header.name)}`,
     );
   }
   const body = await input.take(padded(header.sizeBytes));
@@ -155,13 +158,13 @@ async function entryOf(
     throw new LazydiskError('UNSUPPORTED', `an entry of type ${JSON.stringify(header.type)}`);
   }
   if (name.length > NAME_BYTES_MAX) throw new LazydiskError('CORRUPT', `a name of ${name.length} bytes`);
-  // Before there was a type for directories, a slash at the end said it.
+  // Old archives mark a directory by a trailing slash instead of a type.
   if (header.type === '0' && name.endsWith('/')) kind = 'directory';
   const target = longLink ?? records.name('linkpath') ?? header.linkName;
   if (target.length > NAME_BYTES_MAX)
     throw new LazydiskError('CORRUPT', `a link target of ${target.length} bytes`);
 
-  // Only type 0, 7 and S carry a body; links state the size of what they name, and nothing follows.
+  // Only types 0, 7 and S have a body; links state the size of their target, but no body follows.
   const carriesBody = kind === 'file' || header.type === '0';
   let storedBytes = carriesBody ? (records.number('size') ?? header.sizeBytes) : 0;
   let sizeBytes = kind === 'file' ? storedBytes : 0;
@@ -195,7 +198,7 @@ async function entryOf(
   };
 }
 
-/** The sparse map if there is one, in whichever way it is written; `storedBytes` counts a map in the body too. */
+/** Reads the sparse map, if any, in any encoding; `storedBytes` includes a map in the body. */
 async function sparseOf(
   header: TarHeader,
   block: Buffer,
@@ -226,7 +229,7 @@ async function sparseOf(
   return { storedBytes: dataBytes, sizeBytes, segments: checkedSegments(numbers, sizeBytes, dataBytes) };
 }
 
-/** An entry's stored bytes: read at most once, and what was not read is skipped before the next header. */
+/** An entry's stored bytes: read at most once; unread bytes are skipped before the next header. */
 class Body {
   readonly #input: TarInput;
   readonly #name: string;
@@ -259,7 +262,7 @@ class Body {
     return bytes;
   }
 
-  /** Past the body and its padding. */
+  /** Skips the rest of the body and its padding. */
   async finish(): Promise<void> {
     const skipped = await this.#input.skip(this.#leftBytes);
     this.#leftBytes -= skipped;
@@ -291,7 +294,7 @@ function bounded(value: number, max: number, what: string): number {
   return value;
 }
 
-/** Runs a step of the parser; what it throws gets to say where in the archive that was. */
+/** Runs a step of the parser, and adds the position in the archive to its errors. */
 async function locate<T>(at: number, step: () => T | Promise<T>): Promise<T> {
   try {
     return await step();

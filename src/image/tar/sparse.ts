@@ -15,9 +15,9 @@ export interface SparseSegment {
 }
 
 const SEGMENTS_MAX = 1024 * 1024;
-const CORRUPT_MAP = 'a sparse map that is cut short';
+const CORRUPT_MAP = 'a truncated sparse map';
 
-/** The map in an old GNU header and the extension blocks behind it, and the file's real size. */
+/** Reads the map in an old GNU header and the extension blocks after it, and the file's real size. */
 export async function oldGnuSparse(
   block: Buffer,
   input: TarInput,
@@ -33,7 +33,7 @@ export async function oldGnuSparse(
   return { numbers, realBytes };
 }
 
-/** Appends the pairs up to the first empty slot; false if there was one. */
+/** Appends the pairs up to the first empty slot; returns false if there was one. */
 function readPairs(block: Buffer, at: number, count: number, numbers: number[]): boolean {
   for (let pair = 0; pair < count; pair++) {
     const from = at + pair * 24;
@@ -44,7 +44,10 @@ function readPairs(block: Buffer, at: number, count: number, numbers: number[]):
   return true;
 }
 
-/** The version of the PAX encoding, or undefined if the records describe no sparse file. Throws UNSUPPORTED. */
+/**
+ * Returns the version of the PAX encoding, or undefined if the records do not describe a sparse file. Throws
+ * UNSUPPORTED.
+ */
 export function paxSparseVersion(records: PaxRecords): '0.0' | '0.1' | '1.0' | undefined {
   const major = records.name('GNU.sparse.major');
   const minor = records.name('GNU.sparse.minor');
@@ -88,7 +91,10 @@ export async function readSparseMap(input: TarInput): Promise<{ numbers: number[
   return { numbers, mapBytes };
 }
 
-/** Pairs as segments: in order, apart, inside the file, and together exactly what the body stores. */
+/**
+ * Returns the pairs as segments, after checking that they are in order, disjoint, inside the file, and together exactly
+ * what the body stores.
+ */
 export function checkedSegments(numbers: number[], realBytes: number, storedBytes: number): SparseSegment[] {
   const segments: SparseSegment[] = [];
   let end = 0;
@@ -99,7 +105,7 @@ export function checkedSegments(numbers: number[], realBytes: number, storedByte
     const offset = numbers[at]!;
     const lengthBytes = numbers[at + 1]!;
     if (offset < end || lengthBytes < 0 || lengthBytes > realBytes - offset) {
-      throw new LazydiskError('CORRUPT', 'a sparse map whose pieces overlap or leave the file');
+      throw new LazydiskError('CORRUPT', 'a sparse map whose pieces overlap or exceed the file');
     }
     end = offset + lengthBytes;
     total += lengthBytes;
@@ -112,5 +118,5 @@ export function checkedSegments(numbers: number[], realBytes: number, storedByte
 
 function checkCount(segments: number): void {
   if (segments > SEGMENTS_MAX)
-    throw new LazydiskError('UNSUPPORTED', `a sparse file of over ${SEGMENTS_MAX} pieces`);
+    throw new LazydiskError('UNSUPPORTED', `a sparse file of more than ${SEGMENTS_MAX} pieces`);
 }

@@ -1,4 +1,4 @@
-/** `SOURCE`: prints the digest of the disk that a source becomes, for place.test.ts. */
+/** `SOURCE`: prints the digest of the disk that is built from a source, for place.test.ts. */
 import { createHash } from 'node:crypto';
 import { layoutExt4 } from '../../../src/image/ext4/writer.ts';
 import { flatten } from '../../../src/image/flatten.ts';

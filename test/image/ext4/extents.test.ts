@@ -1,4 +1,4 @@
-/** Extent trees wider than a disk in a test can be: read back from the root as the kernel would walk them. */
+/** Extent trees that are too wide for a disk in a test: read back from the root as the kernel would walk them. */
 import t from 'tap';
 import {
   type BlockRun,
@@ -17,7 +17,7 @@ for (const [count, depth] of [
   [1361, 2],
   [240_000, 2],
 ] as const) {
-  t.test(`${count} extents, depth ${depth}`, async (t) => {
+  t.test(`${count} extents make a tree of depth ${depth}`, async (t) => {
     const runs: BlockRun[] = Array.from({ length: count }, (_, n) => ({
       logical: n * 2,
       physical: 1_000_000 + n * 3,
@@ -31,7 +31,7 @@ for (const [count, depth] of [
     const walk = (node: Buffer, level: number, firstLogical: number | undefined) => {
       if (node.readUInt16LE(6) !== level) throw new Error(`depth ${node.readUInt16LE(6)}, not ${level}`);
       if (firstLogical !== undefined && node.readUInt32LE(12) !== firstLogical)
-        throw new Error(`an index says ${firstLogical} of a node that starts at ${node.readUInt32LE(12)}`);
+        throw new Error(`an index has ${firstLogical} for a node that starts at ${node.readUInt32LE(12)}`);
       for (let n = 0; n < node.readUInt16LE(2); n++) {
         const at = 12 + n * 12;
         const logical = node.readUInt32LE(at);
@@ -47,7 +47,7 @@ for (const [count, depth] of [
       }
     };
     walk(root, depth, undefined);
-    t.equal(visited.size, extentBlocks(count), 'every block of the tree is reached, once');
+    t.equal(visited.size, extentBlocks(count), 'every block of the tree is reached once');
     t.ok(
       found.length === count &&
         found.every((run, n) => run.logical === runs[n]!.logical && run.physical === runs[n]!.physical),

@@ -1,4 +1,4 @@
-/** Disks of the ext4 writer under the eyes of e2fsck and of the kernel: inodes, directories, extents, xattrs. */
+/** Disks of the ext4 writer, checked by e2fsck and read by the kernel: inodes, directories, extents, xattrs. */
 import { execFileSync } from 'node:child_process';
 import { closeSync, openSync, readSync, statSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
@@ -15,7 +15,7 @@ import {
   xattrsAt,
 } from '../../support/kernel-disk.ts';
 
-t.test('crc32c has the known values, without the inversions that ext4 leaves out', async (t) => {
+t.test('crc32c yields the known values, without the inversions that ext4 omits', async (t) => {
   const standard = (text: Buffer) => ~crc32c(0xffffffff, text) >>> 0;
   // RFC 3720, B.4, and the check value of the CRC catalogue.
   t.equal(standard(Buffer.from('123456789')), 0xe3069283);
@@ -24,7 +24,7 @@ t.test('crc32c has the known values, without the inversions that ext4 leaves out
   t.equal(standard(Buffer.from(Array.from({ length: 32 }, (_, n) => n))), 0x46dd794e);
 });
 
-t.test('every kind of inode, with fields at their limits', async (t) => {
+t.test('the kernel reads every kind of inode, with fields at their limits', async (t) => {
   if (skipUnmountable(t)) return;
   const disk = join(t.testdir(), 'disk');
   const tree = new TreeBuilder();
@@ -56,7 +56,7 @@ t.test('every kind of inode, with fields at their limits', async (t) => {
   });
 });
 
-t.test('directories of one block, many, and a hash tree, every name looked up', async (t) => {
+t.test('the kernel finds every name in linear and hash tree directories', async (t) => {
   if (skipUnmountable(t)) return;
   const disk = join(t.testdir(), 'disk');
   const tree = new TreeBuilder();
@@ -92,7 +92,7 @@ t.test('directories of one block, many, and a hash tree, every name looked up', 
   checkDisk(t, disk, 'after the kernel wrote into it');
 });
 
-t.test('extent trees of depth 0, 1 and 2, and holes up to beyond 8 GiB', async (t) => {
+t.test('the kernel reads extent trees of depth 0, 1 and 2, and holes beyond 8 GiB', async (t) => {
   if (skipUnmountable(t)) return;
   const disk = join(t.testdir(), 'disk');
   const tree = new TreeBuilder();
@@ -122,7 +122,7 @@ t.test('extent trees of depth 0, 1 and 2, and holes up to beyond 8 GiB', async (
   });
 });
 
-t.test('xattrs in the inode and in a block, ACLs, capabilities', async (t) => {
+t.test('the kernel reads xattrs in the inode and in a block, ACLs and capabilities', async (t) => {
   if (skipUnmountable(t)) return;
   const disk = join(t.testdir(), 'disk');
   const acl = Buffer.from(
@@ -165,7 +165,7 @@ t.test('xattrs in the inode and in a block, ACLs, capabilities', async (t) => {
   await t.rejects(tooBig.write(disk), { code: 'NO_SPACE', message: /dir\/big/ });
 });
 
-t.test('a disk that is too small names the least size, which works', async (t) => {
+t.test('the error for a disk that is too small names the smallest size, which works', async (t) => {
   if (skipUnmountable(t)) return;
   const disk = join(t.testdir(), 'disk');
   const tree = new TreeBuilder();

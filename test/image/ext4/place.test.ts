@@ -1,4 +1,4 @@
-/** Where and as whom a build runs (time zone, locale, umask, folder) does not show in the disk. */
+/** The environment of a build (time zone, locale, umask, working directory) does not affect the disk. */
 import { execFileSync } from 'node:child_process';
 import { join } from 'node:path';
 import t from 'tap';
@@ -6,7 +6,7 @@ import { makeOciLayout } from '../../support/oci.ts';
 
 const CHILD = join(import.meta.dirname, 'digest-child.ts');
 
-t.test('one image, one digest in every surrounding', async (t) => {
+t.test('one image has one digest in every environment', async (t) => {
   const dir = t.testdir({ elsewhere: {} });
   const oci = join(dir, 'oci');
   const names = ['z', 'ä', 'a', 'B', 'ß', 'İ', 'i'];

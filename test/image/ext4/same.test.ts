@@ -1,4 +1,7 @@
-/** One tree, one disk: random trees under e2fsck and the kernel, equal bytes for equal trees, a digest that stands. */
+/**
+ * One tree makes one disk: random trees checked by e2fsck and the kernel, equal bytes for equal trees, and a pinned
+ * digest.
+ */
 import { execFileSync } from 'node:child_process';
 import { createCipheriv, createHash } from 'node:crypto';
 import { readFileSync, statSync } from 'node:fs';
@@ -28,7 +31,7 @@ const GOLDEN: Record<string, string> = {
   'lazydisk-ext4/1': '81104d66bb335646611d3085a07daca133005f18b97cb359048d15be00e35ff1',
 };
 
-/** Bytes of which no two places are alike, the same each time. */
+/** Nonrepeating bytes, the same each time. */
 function noise(lengthBytes: number, seed: number): Buffer {
   return createCipheriv('aes-128-ctr', Buffer.alloc(16, seed), Buffer.alloc(16)).update(
     Buffer.alloc(lengthBytes),
@@ -39,7 +42,7 @@ function digestOf(path: string): string {
   return createHash('sha256').update(readFileSync(path)).digest('hex');
 }
 
-/** A tree with something of everything; `backwards` adds the names of each directory in the other order. */
+/** A tree with every kind of content; `backwards` adds the names of each directory in reverse order. */
 function fixedTree(backwards: boolean): TreeBuilder {
   const tree = new TreeBuilder();
   const data = tree.file(Buffer.from('some data'), { uid: 70_000, mtimeNs: -5n });
@@ -59,18 +62,24 @@ function fixedTree(backwards: boolean): TreeBuilder {
   return tree;
 }
 
-t.test('names in another order, the same bytes; and those this version always wrote', async (t) => {
-  const dir = t.testdir();
-  for (const backwards of [false, true]) {
-    const disk = join(dir, `${backwards}`);
-    await fixedTree(backwards).write(disk, { sizeBytes: DISK_BYTES });
-    t.equal(digestOf(disk), GOLDEN[WRITER_VERSION], 'if it must differ, raise WRITER_VERSION');
-  }
-  await fixedTree(false).write(join(dir, 'other'), { sizeBytes: DISK_BYTES, contentDigest: 'sha256:other' });
-  t.not(digestOf(join(dir, 'other')), GOLDEN[WRITER_VERSION], 'other content, another UUID');
-});
+t.test(
+  'the disk does not depend on the order of names, and matches the pinned digest of this version',
+  async (t) => {
+    const dir = t.testdir();
+    for (const backwards of [false, true]) {
+      const disk = join(dir, `${backwards}`);
+      await fixedTree(backwards).write(disk, { sizeBytes: DISK_BYTES });
+      t.equal(digestOf(disk), GOLDEN[WRITER_VERSION], 'if it must differ, increment WRITER_VERSION');
+    }
+    await fixedTree(false).write(join(dir, 'other'), {
+      sizeBytes: DISK_BYTES,
+      contentDigest: 'sha256:other',
+    });
+    t.not(digestOf(join(dir, 'other')), GOLDEN[WRITER_VERSION], 'other content has another UUID');
+  },
+);
 
-t.test('random trees', async (t) => {
+t.test('random trees pass e2fsck, and the kernel reads and writes them', async (t) => {
   if (skipUnmountable(t)) return;
   const dir = t.testdir();
   const leaf = fc.record({
@@ -138,10 +147,10 @@ t.test('random trees', async (t) => {
   );
 });
 
-t.test('names of one hash on both sides of a leaf border are found', async (t) => {
+t.test('names with equal hashes on both sides of a leaf boundary are found', async (t) => {
   if (skipUnmountable(t)) return;
   const disk = join(t.testdir(), 'disk');
-  // As the writer makes the seed from the digest 'sha256:test'.
+  // As the writer derives the seed from the digest 'sha256:test'.
   const digest = createHash('sha256').update('lazydisk ext4 sha256:test').digest();
   const seed = Int32Array.from({ length: 4 }, (_, n) => digest.readInt32LE(16 + n * 4));
   const byHash = new Map<number, string>();
@@ -166,14 +175,14 @@ t.test('names of one hash on both sides of a leaf border are found', async (t) =
   await tree.write(disk);
   checkDisk(t, disk);
   const dump = execFileSync('debugfs', ['-R', 'htree_dump /d', disk], { encoding: 'utf8', stdio: 'pipe' });
-  t.match(dump, new RegExp(`Hash 0x${(split + 1).toString(16).padStart(8, '0')}`), 'the border is marked');
+  t.match(dump, new RegExp(`Hash 0x${(split + 1).toString(16).padStart(8, '0')}`), 'the boundary is marked');
   await mounted(disk, 'ro', (mount) => {
     for (const name of pair) t.ok(statSync(join(mount, 'd', name)).isFIFO());
     t.strictSame(differences(mount, tree.root), []);
   });
 });
 
-t.test('more names in one folder than one extent holds the blocks of', async (t) => {
+t.test('a directory whose blocks need more than one extent is readable', async (t) => {
   if (skipUnmountable(t)) return;
   const disk = join(t.testdir(), 'disk');
   const tree = new TreeBuilder();
@@ -195,23 +204,26 @@ t.test('more names in one folder than one extent holds the blocks of', async (t)
   });
 });
 
-t.test('more folders in one than a link count holds; a disk of 1 TiB', async (t) => {
-  if (skipUnmountable(t)) return;
-  const disk = join(t.testdir(), 'disk');
-  const tree = new TreeBuilder();
-  tree.add('wide', inode('directory'));
-  for (let n = 0; n < 65_100; n++) tree.add(`wide/${n}`, inode('directory'));
-  tree.add('file', tree.file(Buffer.from('here')));
-  await tree.write(disk);
-  checkDisk(t, disk);
-  await mounted(disk, 'ro', (mount) => {
-    t.equal(statSync(join(mount, 'wide')).nlink, 1, 'which says: not counted');
-    t.ok(statSync(join(mount, 'wide/65099')).isDirectory());
-  });
-  const large = new TreeBuilder();
-  large.add('file', large.file(Buffer.from('here')));
-  await large.write(disk, { sizeBytes: 2 ** 40 });
-  checkDisk(t, disk, 'at 1 TiB');
-  await mounted(disk, 'ro', (mount) => t.equal(contentAt(mount, 'file').toString(), 'here'));
-  await t.rejects(large.write(disk, { sizeBytes: 2 ** 40 + 1 }), { code: 'USAGE' });
-});
+t.test(
+  'a directory with more subdirectories than a link count holds is readable, and so is a disk of 1 TiB',
+  async (t) => {
+    if (skipUnmountable(t)) return;
+    const disk = join(t.testdir(), 'disk');
+    const tree = new TreeBuilder();
+    tree.add('wide', inode('directory'));
+    for (let n = 0; n < 65_100; n++) tree.add(`wide/${n}`, inode('directory'));
+    tree.add('file', tree.file(Buffer.from('here')));
+    await tree.write(disk);
+    checkDisk(t, disk);
+    await mounted(disk, 'ro', (mount) => {
+      t.equal(statSync(join(mount, 'wide')).nlink, 1, 'which means: not counted');
+      t.ok(statSync(join(mount, 'wide/65099')).isDirectory());
+    });
+    const large = new TreeBuilder();
+    large.add('file', large.file(Buffer.from('here')));
+    await large.write(disk, { sizeBytes: 2 ** 40 });
+    checkDisk(t, disk, 'at 1 TiB');
+    await mounted(disk, 'ro', (mount) => t.equal(contentAt(mount, 'file').toString(), 'here'));
+    await t.rejects(large.write(disk, { sizeBytes: 2 ** 40 + 1 }), { code: 'USAGE' });
+  },
+);

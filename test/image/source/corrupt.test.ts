@@ -1,4 +1,4 @@
-/** Every byte that a source holds is covered by a digest, and whatever is wrong with one names its blob. */
+/** Digests cover every byte of a source, and each error names the blob. */
 
 import { readdirSync, readFileSync, statSync, unlinkSync, writeFileSync } from 'node:fs';
 import { truncate, writeFile } from 'node:fs/promises';
@@ -36,7 +36,7 @@ async function readLayers(source: ImageSource): Promise<void> {
 const blobPath = (dir: string, digest: string) => join(dir, 'blobs/sha256', digest.slice(7));
 
 for (const compression of COMPRESSIONS) {
-  t.test(`a ${compression} layer that was changed, cut, lengthened or lost`, async (t) => {
+  t.test(`a changed, truncated, extended or missing ${compression} layer is refused`, async (t) => {
     const dir = t.testdir();
     const { layerDigests } = await makeOciLayout(dir, { layers: [tar], compression });
     const path = blobPath(dir, layerDigests[0]!);
@@ -60,7 +60,7 @@ for (const compression of COMPRESSIONS) {
     await t.rejects(readLayers(await openSource(`oci:${dir}`)), { code: 'NOT_FOUND', message: names });
   });
 
-  t.test(`a ${compression} layer that is true to its digest, and not to its diff_id`, async (t) => {
+  t.test(`a ${compression} layer that matches its digest but not its diff_id is refused`, async (t) => {
     const dir = t.testdir();
     const { manifestDigest, diffIds } = await makeOciLayout(dir, { layers: [tar], compression });
     const manifest = JSON.parse(readFileSync(blobPath(dir, manifestDigest), 'utf8'));
@@ -70,13 +70,13 @@ for (const compression of COMPRESSIONS) {
     await t.rejects(readLayers(await openSource(`oci:${dir}`)), {
       code: 'CORRUPT',
       message: new RegExp(
-        `blob ${layer.digest}: what it unpacks to has digest sha256:[0-9a-f]+, expected ${diffIds[0]}`,
+        `blob ${layer.digest}: its unpacked content has digest sha256:[0-9a-f]+, expected ${diffIds[0]}`,
       ),
     });
   });
 }
 
-t.test('a layer that is cut while it is read', async (t) => {
+t.test('a layer that is truncated while it is read is refused', async (t) => {
   const dir = t.testdir();
   const { layerDigests } = await makeOciLayout(dir, {
     layers: [Buffer.alloc(4_000_000)],
@@ -94,7 +94,7 @@ t.test('a layer that is cut while it is read', async (t) => {
   await source.close();
 });
 
-t.test('documents that were changed are found before they are used', async (t) => {
+t.test('changed documents are refused before they are used', async (t) => {
   const dir = t.testdir();
   const { manifestDigest, configDigest } = await makeOciLayout(dir, { layers: [tar] });
   for (const digest of [manifestDigest, configDigest]) {
@@ -121,7 +121,7 @@ t.test('documents that were changed are found before they are used', async (t) =
   }
 });
 
-t.test('documents that are no such documents', async (t) => {
+t.test('malformed documents are refused', async (t) => {
   const dir = t.testdir();
   await makeOciLayout(dir, { layers: [tar] });
   const type = 'application/vnd.oci.image.manifest.v1+json';
@@ -130,7 +130,7 @@ t.test('documents that are no such documents', async (t) => {
     await t.rejects(openSource(`oci:${dir}`), { code: 'CORRUPT', message: /manifest sha256:[0-9a-f]{64}: / });
   }
   await putIndex(dir, [await putBlob(dir, Buffer.from('{"schemaVersion"'), type)]);
-  await t.rejects(openSource(`oci:${dir}`), { code: 'CORRUPT', message: /is no JSON/ });
+  await t.rejects(openSource(`oci:${dir}`), { code: 'CORRUPT', message: /is not JSON/ });
   await writeFile(join(dir, 'index.json'), '{"schemaVersion":2,"manifests":{}}');
   await t.rejects(openSource(`oci:${dir}`), { code: 'CORRUPT', message: /index\.json: manifests/ });
   await writeFile(join(dir, 'index.json'), Buffer.alloc(5 * 2 ** 20, ' '));
@@ -140,7 +140,7 @@ t.test('documents that are no such documents', async (t) => {
   });
 });
 
-t.test('diff_ids that do not go with the layers', async (t) => {
+t.test('diff_ids that do not match the layers are refused', async (t) => {
   const dir = t.testdir();
   const { manifestDigest } = await makeOciLayout(dir, { layers: [tar] });
   const manifest = JSON.parse(readFileSync(blobPath(dir, manifestDigest), 'utf8'));
@@ -155,15 +155,15 @@ t.test('diff_ids that do not go with the layers', async (t) => {
   await withDiffIds([]);
   await t.rejects(openSource(`oci:${dir}`), { code: 'CORRUPT', message: /0 diff_ids for 1 layers/ });
   await withDiffIds(['sha256:../x']);
-  await t.rejects(openSource(`oci:${dir}`), { code: 'CORRUPT', message: /diff_ids: .* is no sha256/ });
+  await t.rejects(openSource(`oci:${dir}`), { code: 'CORRUPT', message: /diff_ids: .* is not a sha256/ });
   await withDiffIds([], Array(513).fill(manifest.layers[0]));
   await t.rejects(openSource(`oci:${dir}`), {
     code: 'UNSUPPORTED',
-    message: /an image of 513 layers, at most 512/,
+    message: /an image of 513 layers; the maximum is 512/,
   });
 });
 
-t.test('old docker archives: config and layers are proven too', async (t) => {
+t.test('config and layers of old docker archives are verified too', async (t) => {
   const dir = t.testdir();
   const file = join(dir, 'd.tar');
   const { configDigest, diffIds } = await makeDockerArchive(file, { layers: [tar] });
@@ -185,7 +185,7 @@ t.test('old docker archives: config and layers are proven too', async (t) => {
   });
 });
 
-t.test('archives that are cut short are refused when they are opened', async (t) => {
+t.test('truncated archives are refused when they are opened', async (t) => {
   const dir = t.testdir();
   await makeOciLayout(join(dir, 'layout'), { layers: [tar], compression: 'none' });
   const file = join(dir, 'layout.tar');
@@ -194,7 +194,7 @@ t.test('archives that are cut short are refused when they are opened', async (t)
   await t.rejects(openSource(`oci-archive:${file}`), { code: 'CORRUPT', message: /layout\.tar: / });
 });
 
-t.test('a gzip that says one thing in its trailer and holds another', async (t) => {
+t.test('a gzip whose trailer does not match its content is refused', async (t) => {
   const dir = t.testdir();
   const { manifestDigest } = await makeOciLayout(dir, { layers: [tar] });
   const manifest = JSON.parse(readFileSync(blobPath(dir, manifestDigest), 'utf8'));
@@ -208,7 +208,7 @@ t.test('a gzip that says one thing in its trailer and holds another', async (t) 
   });
 });
 
-t.test('what lies behind the compressed data unpacks to nothing, and counts for the digest', async (t) => {
+t.test('bytes after the compressed data unpack to nothing, but count for the digest', async (t) => {
   const dir = t.testdir();
   const { manifestDigest } = await makeOciLayout(dir, { layers: [tar] });
   const manifest = JSON.parse(readFileSync(blobPath(dir, manifestDigest), 'utf8'));
@@ -249,56 +249,53 @@ t.test('a reader that stops early leaves no file open', async (t) => {
   }
 });
 
-t.test(
-  'no flipped bit anywhere in an archive goes unnoticed, or gives more than a LazydiskError',
-  async (t) => {
-    const dir = t.testdir();
-    const files = {
-      oci: join(dir, 'oci.tar'),
-      docker: join(dir, 'docker.tar'),
-    };
-    const layers = [[{ name: 'a', body: 'content' }, { name: 'd/' }], [{ name: 'b', body: 'more' }]];
-    await makeOciLayout(join(dir, 'layout'), { layers });
-    await packLayout(join(dir, 'layout'), files.oci);
-    await makeDockerArchive(files.docker, { layers });
-    const open = async (spec: string) => {
-      const source = await openSource(spec);
-      try {
-        const flat = await flattenAll(source);
-        return { config: source.config, root: flat.image.root, chunks: flat.chunks };
-      } finally {
-        await source.close();
-      }
-    };
-    for (const [kind, spec] of [
-      ['oci', `oci-archive:${files.oci}`],
-      ['docker', `docker-archive:${files.docker}`],
-    ] as const) {
-      const original = readFileSync(files[kind]);
-      const expected = await open(spec);
-      await fc.assert(
-        fc.asyncProperty(fc.nat(original.length - 1), fc.nat(7), async (at, bit) => {
-          const changed = Buffer.from(original);
-          changed[at]! ^= 1 << bit;
-          await writeFile(files[kind], changed);
-          try {
-            const result = await open(spec);
-            // What no digest covers (padding, owners in the outer tar, tags) must make no difference.
-            t.same(result, expected);
-          } catch (error) {
-            if (!(error instanceof LazydiskError)) throw error;
-          }
-        }),
-        { numRuns: 400 },
-      );
+t.test('a flipped bit anywhere in an archive has no effect or fails with a LazydiskError', async (t) => {
+  const dir = t.testdir();
+  const files = {
+    oci: join(dir, 'oci.tar'),
+    docker: join(dir, 'docker.tar'),
+  };
+  const layers = [[{ name: 'a', body: 'content' }, { name: 'd/' }], [{ name: 'b', body: 'more' }]];
+  await makeOciLayout(join(dir, 'layout'), { layers });
+  await packLayout(join(dir, 'layout'), files.oci);
+  await makeDockerArchive(files.docker, { layers });
+  const open = async (spec: string) => {
+    const source = await openSource(spec);
+    try {
+      const flat = await flattenAll(source);
+      return { config: source.config, root: flat.image.root, chunks: flat.chunks };
+    } finally {
+      await source.close();
     }
-    t.pass('holds');
-  },
-);
+  };
+  for (const [kind, spec] of [
+    ['oci', `oci-archive:${files.oci}`],
+    ['docker', `docker-archive:${files.docker}`],
+  ] as const) {
+    const original = readFileSync(files[kind]);
+    const expected = await open(spec);
+    await fc.assert(
+      fc.asyncProperty(fc.nat(original.length - 1), fc.nat(7), async (at, bit) => {
+        const changed = Buffer.from(original);
+        changed[at]! ^= 1 << bit;
+        await writeFile(files[kind], changed);
+        try {
+          const result = await open(spec);
+          // Bits that no digest covers (padding, owners in the outer tar, tags) must make no difference.
+          t.same(result, expected);
+        } catch (error) {
+          if (!(error instanceof LazydiskError)) throw error;
+        }
+      }),
+      { numRuns: 400 },
+    );
+  }
+  t.pass('for all bits');
+});
 
-t.test('an archive of more bytes of names than are kept', async (t) => {
+t.test('an archive with too many bytes of names is refused', async (t) => {
   const file = join(t.testdir(), 'archive');
-  // A directory, of which only the name counts.
+  // A directory, because only its name counts.
   const entry = packEntry({ name: 'n'.repeat(4096), type: 'directory' });
   const names = (32 * 2 ** 20) / 4096;
   await writeFile(file, [...Array.from({ length: names }, () => entry), Buffer.alloc(1024)]);

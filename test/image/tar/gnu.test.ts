@@ -1,4 +1,4 @@
-/** Archives that GNU tar makes of real files, in each of its formats, read back and compared with the files. */
+/** Archives that GNU tar creates from real files, in each of its formats, read back and compared with the files. */
 import { execFileSync } from 'node:child_process';
 import {
   chmodSync,
@@ -28,7 +28,7 @@ function tree(dir: string): void {
   linkSync(join(dir, 'plain'), join(dir, 'sub/hard'));
 }
 
-/** Adds what the oldest formats cannot hold. */
+/** Adds names that the oldest formats cannot hold. */
 function longNames(dir: string): void {
   const long = join(dir, 'n'.repeat(120), 'm'.repeat(130));
   mkdirSync(long, { recursive: true });
@@ -58,7 +58,7 @@ async function compare(t: Test, dir: string, archive: Buffer): Promise<void> {
     } else t.ok(stat.isDirectory(), entry.name);
   }
   const count = execFileSync('find', [dir, '-printf', 'x']).length;
-  t.equal(entries.length, count, 'every file is there');
+  t.equal(entries.length, count, 'every file has an entry');
 }
 
 function tar(dir: string, ...flags: string[]): Buffer {
@@ -67,7 +67,7 @@ function tar(dir: string, ...flags: string[]): Buffer {
 
 if (!skipWithout(t, 'tar')) {
   for (const format of ['v7', 'oldgnu', 'gnu', 'ustar', 'pax', 'posix']) {
-    t.test(`GNU tar --format=${format}`, async (t) => {
+    t.test(`archives of GNU tar --format=${format} are read`, async (t) => {
       const dir = t.testdir();
       tree(dir);
       if (!['v7', 'ustar'].includes(format)) longNames(dir);
@@ -82,7 +82,7 @@ if (!skipWithout(t, 'tar')) {
     ['--format=pax', '--sparse-version=0.1'],
     ['--format=pax', '--sparse-version=1.0'],
   ]) {
-    t.test(`GNU tar --sparse ${flags.join(' ')}`, async (t) => {
+    t.test(`archives of GNU tar --sparse ${flags.join(' ')} are read`, async (t) => {
       const dir = t.testdir();
       for (const [name, pieces, sizeBytes] of [
         ['few', [0, 1_000_000, 2_500_000], 3_000_000],
@@ -95,7 +95,7 @@ if (!skipWithout(t, 'tar')) {
         for (const at of pieces) writeSync(file, Buffer.alloc(4096, `${name}${at}`), 0, 4096, at);
         execFileSync('truncate', ['-s', String(sizeBytes), join(dir, name)]);
       }
-      // Where the file system does not tell holes, raw detection finds the zeroes.
+      // Raw detection finds zeroes even where the file system does not report holes.
       const archive = tar(dir, '--sparse', '--hole-detection=raw', ...flags);
       t.ok(archive.length < 1_500_000, `the archive is sparse: ${archive.length} bytes`);
       const entries = await readEntries(archive);
@@ -104,7 +104,7 @@ if (!skipWithout(t, 'tar')) {
     });
   }
 
-  t.test('GNU tar --xattrs keeps binary values', async (t) => {
+  t.test('binary values of GNU tar --xattrs are read', async (t) => {
     if (skipWithout(t, 'setfattr')) return;
     const dir = t.testdir({ file: 'x' });
     const value = Buffer.from([0, 1, 0xff, 0x0a, 0x3d, 0]);
@@ -120,7 +120,7 @@ if (!skipWithout(t, 'tar')) {
     t.same(entries.find(({ name }) => name.endsWith('file'))?.xattrs.get('user.bin'), value);
   });
 
-  t.test('GNU tar keeps nanoseconds and times before 1970 in PAX', async (t) => {
+  t.test('nanoseconds and times before 1970 of GNU tar are read', async (t) => {
     const dir = t.testdir({ old: 'x', fine: 'x' });
     execFileSync('touch', ['-d', '1960-01-01T00:00:00.25Z', join(dir, 'old')]);
     execFileSync('touch', ['-d', '@1700000000.123456789', join(dir, 'fine')]);
@@ -134,7 +134,7 @@ if (!skipWithout(t, 'tar')) {
 }
 
 if (hasTool('busybox')) {
-  t.test('busybox tar', async (t) => {
+  t.test('archives of busybox tar are read', async (t) => {
     const dir = t.testdir();
     tree(dir);
     longNames(dir);

@@ -1,6 +1,6 @@
 /**
- * A disk of which some chunks are damaged: what can be read of it, in pieces that never cross a chunk's border, so
- * that a damaged chunk takes nothing with it but itself; and whether blocks lie in a damaged chunk, by binary search.
+ * A disk with some damaged chunks. It is read in pieces that never cross a chunk boundary, so that a damaged chunk
+ * affects nothing but itself; a binary search tells whether blocks are in a damaged chunk.
  */
 import { LazydiskError } from '../../../errors.ts';
 import { CHUNK_BYTES } from '../../../format/chunk-id.ts';
@@ -8,8 +8,8 @@ import { SUPERBLOCK_BYTES, SUPERBLOCK_OFFSET } from '../layout.ts';
 import { type DiskShape, parseShape } from './shape.ts';
 
 /**
- * Reads `lengthBytes` at `offset` of the disk, never across a chunk's border; undefined where the disk cannot be read
- * (a damaged chunk). The bytes must stay as they are for as long as anyone holds them.
+ * Reads `lengthBytes` at `offset` of the disk, never across a chunk boundary; undefined where the disk cannot be read
+ * (a damaged chunk). The returned bytes must never change.
  */
 export type DiskRead = (offset: number, lengthBytes: number) => Promise<Buffer | undefined>;
 
@@ -21,7 +21,7 @@ export interface BlockPiece {
 
 export class DamagedDisk {
   readonly shape: DiskShape;
-  /** Metadata lies in a damaged chunk, or could not be read. */
+  /** Metadata is in a damaged chunk, or could not be read. */
   metadataHit = false;
   readonly #read: DiskRead;
   /** The damaged chunks, ascending. */
@@ -42,7 +42,7 @@ export class DamagedDisk {
     this.#blocksPerChunk = CHUNK_BYTES / shape.blockBytes;
   }
 
-  /** Undefined if the superblock cannot be read. Rejects with UNSUPPORTED or CORRUPT, see parseShape. */
+  /** Returns undefined if the superblock cannot be read. Rejects with UNSUPPORTED or CORRUPT, see parseShape. */
   static async open(
     read: DiskRead,
     diskBytes: number,
@@ -59,7 +59,7 @@ export class DamagedDisk {
     return disk;
   }
 
-  /** Whether a file's blocks may lie there. */
+  /** Whether a file's blocks may be there. */
   holds(block: number, blocks: number): boolean {
     return block > this.shape.firstBlock && block + blocks <= this.shape.blocks;
   }
@@ -77,12 +77,12 @@ export class DamagedDisk {
     return low < this.#damaged.length && this.#damaged[low]! <= last;
   }
 
-  /** Remembers it if these blocks, which hold metadata, lie in a damaged chunk. */
+  /** Sets `metadataHit` if these blocks, which hold metadata, are in a damaged chunk. */
   noteMetadata(block: number, blocks: number): void {
     this.metadataHit ||= this.isHit(block, blocks);
   }
 
-  /** The blocks from `block` on, cut at the borders of chunks. */
+  /** The blocks from `block` on, split at chunk boundaries. */
   *pieces(block: number, blocks: number): Generator<BlockPiece> {
     const end = block + blocks;
     for (let at = block; at < end; ) {
@@ -93,7 +93,7 @@ export class DamagedDisk {
     }
   }
 
-  /** A piece of metadata; undefined where it cannot be read, which is remembered. Rejects with ABORTED. */
+  /** Reads a piece of metadata; returns undefined and sets `metadataHit` if it cannot be read. Rejects with ABORTED. */
   async readMetadata({ block, blocks }: BlockPiece): Promise<Buffer | undefined> {
     if (this.#signal?.aborted) {
       throw new LazydiskError('ABORTED', 'reading the ext4 disk was cancelled', {

@@ -1,6 +1,7 @@
 /**
- * Walks extent trees that may be broken: every block of a tree is visited once and by one inode only, and keys must
- * rise, so a tree that leads back into itself or into another's ends there. What is left of a tree is walked to its end.
+ * Walks extent trees that may be corrupt: every block of a tree is visited once and for one inode only, and keys must
+ * ascend, so a walk stops where a tree leads back into itself or into another tree. The intact rest of a tree is walked
+ * to its end.
  */
 import { type BlockRun, RUN_BLOCKS_MAX } from '../extents.ts';
 import {
@@ -20,7 +21,7 @@ const LOGICAL_END = 2 ** 32;
 export interface ExtentVisitor {
   /** A block of the tree itself. */
   node?(block: number): void;
-  /** Blocks of the file that hold data; all lie inside of the disk. */
+  /** Blocks of the file that hold data; all are inside the disk. */
   run(run: BlockRun): Promise<void> | void;
 }
 
@@ -28,12 +29,12 @@ export class ExtentTrees {
   readonly #disk: DamagedDisk;
   readonly #visited = new PagedMarks();
 
-  /** Each inode's tree can be walked once. */
+  /** Each inode's tree can be walked only once. */
   constructor(disk: DamagedDisk) {
     this.#disk = disk;
   }
 
-  /** Walks the tree below an inode's 60 bytes. False if any of it is broken or cannot be read. */
+  /** Walks the tree below an inode's 60 bytes. Returns false if any of it is corrupt or cannot be read. */
   walk(root: Buffer, visitor: ExtentVisitor): Promise<boolean> {
     return this.#walkNode(
       root,
@@ -65,7 +66,7 @@ export class ExtentTrees {
       if (logical < least) return false;
       if (depth === 0) {
         const length = node.readUInt16LE(at + EXTENT.blocks);
-        // Longer ones are set aside but unwritten: they read as zeroes, whatever lies there.
+        // Longer ones are allocated but unwritten: they read as zeroes, whatever the blocks hold.
         const isWritten = length <= RUN_BLOCKS_MAX;
         const blocks = isWritten ? length : length - RUN_BLOCKS_MAX;
         const physical =

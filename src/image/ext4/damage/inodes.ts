@@ -1,6 +1,6 @@
 /**
- * The inodes of a damaged disk, all in one pass through their tables in the order of the disk: of each, a byte says
- * what it is and whether it is hit, and nothing else is kept, so a million of them are a megabyte.
+ * The inodes of a damaged disk, read in one pass over their tables in the order of the disk. For each, one byte says
+ * what it is and whether it is hit, and nothing else is kept, so a million inodes take a megabyte.
  */
 
 import { ROOT_INODE } from '../geometry.ts';
@@ -15,27 +15,27 @@ import { PagedMarks } from './marks.ts';
 /** In use. */
 export const USED = 1;
 export const DIRECTORY = 2;
-/** It, or any block of it, lies in a damaged chunk. */
+/** It, or any of its blocks, is in a damaged chunk. */
 export const HIT = 4;
 /** It, or any part of its extent tree, cannot be read. */
 export const UNREADABLE = 8;
 
 const TYPE_MASK = 0o170000;
-/** Kinds whose 60 bytes say where blocks are. */
+/** Kinds whose 60 bytes of content point to blocks. */
 const KINDS_WITH_BLOCKS = [TYPE_BITS.file, TYPE_BITS.directory, TYPE_BITS.symlink];
 
 /** Where a group's inodes are. */
 interface InodeTable {
   readonly group: number;
   readonly block: number;
-  /** Inodes of the group that may be in use: the first so many. */
+  /** Inodes of the group that may be in use, counted from its first. */
   readonly inodes: number;
 }
 
 export class DamagedInodes {
   readonly #disk: DamagedDisk;
   readonly #marks = new PagedMarks();
-  /** By group; groups whose descriptor cannot be read, or leads nowhere, have none. */
+  /** By group; groups whose descriptor cannot be read or is invalid have none. */
   readonly #tables = new Map<number, InodeTable>();
 
   private constructor(disk: DamagedDisk) {
@@ -56,12 +56,12 @@ export class DamagedInodes {
     return this.#marks.get(number) | (isLost ? HIT | UNREADABLE : 0);
   }
 
-  /** Adds marks of the caller's own, above those named here. */
+  /** Adds marks of the caller, with values above those defined here. */
   add(number: number, marks: number): void {
     this.#marks.add(number, marks);
   }
 
-  /** An inode's 60 bytes of content, again; undefined if it cannot be read. */
+  /** Reads an inode's 60 bytes of content again; undefined if it cannot be read. */
   async content(number: number): Promise<Buffer | undefined> {
     const { inodesPerBlock, inodesPerGroup, inodeBytes } = this.#disk.shape;
     const table = this.#tables.get(this.#groupOf(number));
@@ -117,7 +117,7 @@ export class DamagedInodes {
     const trees = new ExtentTrees(this.#disk);
     let free = 0;
     for (const table of [...this.#tables.values()].sort((a, b) => a.block - b.block)) {
-      // Two groups cannot have the same blocks.
+      // Two groups cannot share blocks.
       if (table.block < free) this.#tables.delete(table.group);
       else {
         free = table.block + tableBlocks;
@@ -169,7 +169,7 @@ export class DamagedInodes {
       if (!isWhole) marks |= UNREADABLE;
     }
     if (number >= this.#disk.shape.firstInode || number === ROOT_INODE) this.#marks.add(number, marks);
-    // The journal and its like have no name, and are metadata as a whole.
+    // The journal and other reserved inodes have no name, and are metadata as a whole.
     else if (marks & HIT) this.#disk.metadataHit = true;
   }
 }
@@ -178,7 +178,7 @@ function contentOf(inode: Buffer): Buffer {
   return inode.subarray(INODE.content, INODE.content + CONTENT_BYTES);
 }
 
-/** It has a kind and a name. */
+/** Whether it has a kind and at least one name. */
 function isUsed(inode: Buffer): boolean {
   return inode.readUInt16LE(INODE.mode) !== 0 && inode.readUInt16LE(INODE.links) !== 0;
 }

@@ -1,4 +1,4 @@
-/** A byte of marks for each of very many numbers, in pages that are there only where anything was ever marked. */
+/** A byte of marks for each of very many numbers, in pages that are allocated only where a number is marked. */
 
 const PAGE_NUMBERS = 2048;
 

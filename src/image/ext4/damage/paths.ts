@@ -1,9 +1,9 @@
 /**
- * Which paths of an ext4 disk are hit by damaged chunks, without mounting it. Two passes: one over all inodes, which
- * marks those that are hit, and one over all directories from the root down, which knows the names. Blocks of a hash
- * tree's index look empty to whoever reads a directory from end to end, so no index is followed. The disk may be
- * broken in any way: every inode, directory and block is looked at once, whatever leads to it.
- * Source: the kernel's Documentation/filesystems/ext4.
+ * Finds the paths of an ext4 disk that damaged chunks hit, without mounting it. There are two passes: one over all
+ * inodes, which marks those that are hit, and one over all directories from the root down, which finds the names. Index
+ * blocks of a hash tree look empty to a linear read of a directory, so no index is followed. The disk may be corrupt in
+ * any way: every inode, directory and block is read once, whatever refers to it. Source: the kernel's
+ * Documentation/filesystems/ext4.
  */
 import { printable } from '../../quote.ts';
 import { ROOT_INODE } from '../geometry.ts';
@@ -16,39 +16,42 @@ import { PagedMarks } from './marks.ts';
 export type { DiskRead };
 
 const PATHS_MAX = 1000;
-/** Four times what Linux can name; no directory is walked beyond it. */
+/** Four times PATH_MAX; deeper directories are not walked. */
 const PATH_BYTES_MAX = 16384;
-/** Marks of the second pass: the directory was walked, the inode is in the count of unreadable ones. */
+/** Marks of the second pass: the directory was walked; the inode was counted as unreadable. */
 const WALKED = 16;
 const COUNTED = 32;
 
 export interface HitPaths {
   /**
-   * Absolute, every name of a hard link, in byte order; text for a person (see printable). Hit is what has its inode,
-   * data, extent tree, directory blocks or xattr block in one of the chunks, and what cannot be read.
+   * Absolute, with every name of a hard link, in byte order; text for a person (see printable). A path is hit if its
+   * inode, data, extent tree, directory blocks or xattr block are in one of the chunks, or if it cannot be read.
    */
   readonly paths: string[];
   /** Paths beyond `pathsMax`. */
   readonly more: number;
-  /** The file system's own blocks lie in one of the chunks: its description, inodes, journal, directories, extents. */
+  /**
+   * Whether the file system's own blocks are in one of the chunks: superblock and descriptors, inodes, journal,
+   * directories, extents.
+   */
   readonly metadata: boolean;
   /**
-   * Directories that cannot be read or only in part, and other inodes that a directory names and that cannot be read.
-   * With 0, no path is missing.
+   * Directories that cannot be read, or only in part, and other unreadable inodes that a directory names. If it is 0,
+   * no path is missing.
    */
   readonly unreadable: number;
 }
 
 export interface HitPathsOptions {
-  /** The most paths in the answer; which ones, is left open. Default: 1000. */
+  /** The most paths that are returned; which ones is unspecified. Default: 1000. */
   readonly pathsMax?: number;
   readonly signal?: AbortSignal;
 }
 
 /**
- * The paths hit by `chunks` (indices of chunks of CHUNK_BYTES each) on a disk of `diskBytes`. Rejects with UNSUPPORTED
- * for what is not ext4 or has features that are not read here, CORRUPT for a superblock that cannot be, ABORTED, and
- * with what `read` rejects with.
+ * Returns the paths hit by `chunks` (indices of chunks of CHUNK_BYTES each) on a disk of `diskBytes`. Rejects with
+ * UNSUPPORTED for a disk that is not ext4 or has unsupported features, CORRUPT for an impossible superblock, ABORTED,
+ * and with what `read` rejects with.
  */
 export async function pathsOfChunks(
   read: DiskRead,
@@ -83,9 +86,9 @@ class PathWalk {
   readonly #inodes: DamagedInodes;
   readonly #pathsMax: number;
   readonly #trees: ExtentTrees;
-  /** Blocks of directories so far. */
+  /** Directory blocks read so far. */
   readonly #blocks = new PagedMarks();
-  /** Directories that are still to be walked, not recursion: paths may be thousands of levels deep. */
+  /** Directories still to be walked. A stack instead of recursion, because paths may be thousands of levels deep. */
   readonly #folders: Folder[] = [];
 
   constructor(disk: DamagedDisk, inodes: DamagedInodes, pathsMax: number) {
@@ -103,7 +106,7 @@ class PathWalk {
     for (let next = this.#folders.pop(); next; next = this.#folders.pop()) await this.#walk(next);
   }
 
-  /** Takes note of a name; one of a directory that was not found before goes to `found`. */
+  /** Records a name; a directory that was not found before is added to `found`. */
   #visit(number: number, path: string, found: Folder[]): void {
     const marks = this.#inodes.marks(number);
     const isLost = (marks & UNREADABLE) !== 0 || !(marks & USED);
@@ -133,12 +136,12 @@ class PathWalk {
       if (!(this.#inodes.marks(number) & (HIT | UNREADABLE))) this.#add(path);
       this.#count(number);
     }
-    // The lowest number is next: the order in which the writer laid inodes and directories out.
+    // The lowest number comes next: the order in which the writer laid out inodes and directories.
     found.sort((a, b) => b.number - a.number);
     for (const one of found) this.#folders.push(one);
   }
 
-  /** Visits all names of a directory. False if any of it is broken or cannot be read. */
+  /** Visits all names of a directory. Returns false if any of it is corrupt or cannot be read. */
   async #readFolder(folder: Folder, found: Folder[]): Promise<boolean> {
     const content = await this.#inodes.content(folder.number);
     if (!content) return false;
@@ -155,7 +158,10 @@ class PathWalk {
     return isWhole && isWalked;
   }
 
-  /** False if any of these blocks was a directory's before: a block of two, or twice in one, is not read again. */
+  /**
+   * Returns false if any of these blocks was claimed before: a block that two directories share, or one uses twice, is
+   * not read again.
+   */
   #claim({ block, blocks }: BlockPiece): boolean {
     let isFree = true;
     for (let at = block; at < block + blocks; at++) {
@@ -165,7 +171,7 @@ class PathWalk {
     return isFree;
   }
 
-  /** Visits the names in some blocks of a directory. False if any of it is broken. */
+  /** Visits the names in some blocks of a directory. Returns false if any of them is corrupt. */
   #readEntries(bytes: Buffer, folder: Folder, found: Folder[]): boolean {
     const { blockBytes } = this.#disk.shape;
     let isWhole = true;
@@ -186,7 +192,7 @@ class PathWalk {
       const nameAt = at + DIRENT.name;
       if (entryBytes > room || entryBytes % 4 !== 0) return false;
       if (DIRENT.name + nameBytes > entryBytes) return false;
-      // Number 0: nothing is there, or an index or the checksum at the block's end.
+      // Number 0: an empty entry, an index, or the checksum at the end of the block.
       if (number !== 0) {
         const name = block.toString('latin1', nameAt, nameAt + nameBytes);
         if (name === '' || name.includes('/') || name.includes('\0')) return false;

@@ -1,36 +1,38 @@
 /**
- * What a superblock says of its disk, for the reader: other writers' block and inode sizes too, and nothing believed
- * that the disk's size rules out, so that whoever counts by these numbers counts no further than the disk goes.
- * Source: the kernel's Documentation/filesystems/ext4/super.rst.
+ * The geometry that a superblock describes, for the reader. It accepts other writers' block and inode sizes, and
+ * refuses what the disk's size rules out, so that loops over these numbers stay within the disk. Source: the kernel's
+ * Documentation/filesystems/ext4/super.rst.
  */
 import { LazydiskError } from '../../../errors.ts';
 import { SUPER, SUPERBLOCK_MAGIC } from '../layout.ts';
 import { INCOMPAT, RO_COMPAT } from '../superblock.ts';
 
-/** Features that change nothing of where a file's blocks are found. */
+/** Features that do not affect where a file's blocks are. */
 const HARMLESS = { recover: 0x4, mmp: 0x100, csumSeed: 0x2000, largeDir: 0x4000, casefold: 0x20000 };
 const READABLE = Object.values({ ...INCOMPAT, ...HARMLESS }).reduce((all, bit) => all | bit, 0);
 /** Blocks are allocated in clusters, and groups are larger. */
 const RO_BIGALLOC = 0x200;
-/** Either of these gives group descriptors their flags and their count of inodes never used. */
+/** With either of these, group descriptors have flags and a count of never-used inodes. */
 const RO_GROUP_SUMS = 0x10 | RO_COMPAT.metadataCsum;
-/** 4 KiB, the most that Linux mounts on most machines. */
+/** 4 KiB, the largest that Linux mounts on most machines. */
 const LOG_BLOCK_KIB_MAX = 2;
 const DESCRIPTOR_BYTES_MAX = 1024;
-/** Inodes of the old revision, which says no size. */
+/** Inodes of the old revision, which states no size. */
 const OLD_INODE_BYTES = 128;
 const OLD_FIRST_INODE = 11;
-/** Marks are kept of every inode in use, a byte each; no disk of ours has a quarter of so many. */
+/**
+ * One byte of marks is kept for every inode in use; a disk that lazydisk writes has less than a quarter of this number.
+ */
 const INODES_MAX = 2 ** 28;
 
 export interface DiskShape {
   readonly blockBytes: number;
   readonly blocks: number;
-  /** The block that holds the superblock; descriptors follow behind it, and no file has a block before them. */
+  /** The block that holds the superblock; descriptors follow it, and no file has a block before them. */
   readonly firstBlock: number;
   readonly groups: number;
   readonly descriptorBytes: number;
-  /** Descriptors say which inodes were never used. */
+  /** Whether descriptors say which inodes were never used. */
   readonly hasGroupFlags: boolean;
   readonly inodes: number;
   readonly inodesPerGroup: number;
@@ -38,13 +40,13 @@ export interface DiskShape {
   readonly inodesPerBlock: number;
   /** Blocks of one group's inode table. */
   readonly tableBlocks: number;
-  /** Those below, except for the root, belong to the file system. */
+  /** Lower numbers, except the root, are reserved for the file system. */
   readonly firstInode: number;
 }
 
 /**
- * The shape of a disk of `diskBytes` by its superblock. Throws UNSUPPORTED for what is not ext4 or has features that
- * move a file's blocks elsewhere, CORRUPT for numbers that cannot be.
+ * Returns the shape of a disk of `diskBytes` by its superblock. Throws UNSUPPORTED for a disk that is not ext4 or has
+ * features that affect where a file's blocks are, CORRUPT for impossible numbers.
  */
 export function parseShape(superblock: Buffer, diskBytes: number): DiskShape {
   const u16 = (at: number) => superblock.readUInt16LE(at);
@@ -56,10 +58,10 @@ export function parseShape(superblock: Buffer, diskBytes: number): DiskShape {
   if (unknown !== 0 || !(incompat & INCOMPAT.extents) || !(incompat & INCOMPAT.filetype)) {
     throw new LazydiskError(
       'UNSUPPORTED',
-      `an ext4 disk of incompatible features 0x${incompat.toString(16)}`,
+      `an ext4 disk with unsupported features 0x${incompat.toString(16)}`,
     );
   }
-  if (roCompat & RO_BIGALLOC) throw new LazydiskError('UNSUPPORTED', 'an ext4 disk of block clusters');
+  if (roCompat & RO_BIGALLOC) throw new LazydiskError('UNSUPPORTED', 'an ext4 disk with block clusters');
   const wide = (incompat & INCOMPAT.bits64) !== 0;
   const isOld = u32(SUPER.revision) === 0;
   if (u32(SUPER.logBlockKib) > LOG_BLOCK_KIB_MAX) {
@@ -76,7 +78,7 @@ export function parseShape(superblock: Buffer, diskBytes: number): DiskShape {
     firstBlock === (blockBytes === 1024 ? 1 : 0) && firstBlock < blocks,
     `data from block ${firstBlock}`,
   );
-  // As many as a bitmap of one block has bits, unless whoever made the disk asked for less.
+  // One for each bit of a one-block bitmap, unless mke2fs was told to use fewer.
   if (u32(SUPER.blocksPerGroup) !== blockBytes * 8) {
     throw new LazydiskError('UNSUPPORTED', `an ext4 disk with groups of ${u32(SUPER.blocksPerGroup)} blocks`);
   }
@@ -93,7 +95,7 @@ export function parseShape(superblock: Buffer, diskBytes: number): DiskShape {
   demand(isTable && inodesPerGroup % inodesPerBlock === 0, `groups of ${inodesPerGroup} inodes`);
   const inodes = u32(SUPER.inodes);
   demand(inodes === groups * inodesPerGroup, `${inodes} inodes in ${groups} groups of ${inodesPerGroup}`);
-  if (inodes > INODES_MAX) throw new LazydiskError('UNSUPPORTED', `an ext4 disk of ${inodes} inodes`);
+  if (inodes > INODES_MAX) throw new LazydiskError('UNSUPPORTED', `an ext4 disk with ${inodes} inodes`);
   return {
     blockBytes,
     blocks,
@@ -111,7 +113,7 @@ export function parseShape(superblock: Buffer, diskBytes: number): DiskShape {
 }
 
 function demand(holds: boolean, claim: string): void {
-  if (!holds) throw new LazydiskError('CORRUPT', `the ext4 superblock says: ${claim}`);
+  if (!holds) throw new LazydiskError('CORRUPT', `impossible ext4 superblock: ${claim}`);
 }
 
 function isPowerOf2(value: number): boolean {

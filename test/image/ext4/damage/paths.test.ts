@@ -1,4 +1,7 @@
-/** Paths hit by damaged chunks: against debugfs for every chunk of a disk, and on disks broken in every way. */
+/**
+ * Paths hit by damaged chunks: compared with debugfs for every chunk of a disk, and on disks that are corrupt in every
+ * way.
+ */
 import assert from 'node:assert/strict';
 import { execFileSync } from 'node:child_process';
 import { mkdirSync, readFileSync, symlinkSync, truncateSync, writeFileSync } from 'node:fs';
@@ -16,7 +19,7 @@ import { skipWithout } from '../../../support/tools.ts';
 const DISK_BYTES = 64 * 2 ** 20;
 const ALL = { pathsMax: Number.POSITIVE_INFINITY };
 
-/** Reads a disk in memory but for some chunks; no read crosses a chunk's border or leaves the disk. */
+/** Reads a disk in memory except damaged chunks; asserts that no read crosses a chunk boundary or leaves the disk. */
 function reader(disk: Buffer, damaged: ReadonlySet<number> = new Set()): DiskRead {
   return async (offset, lengthBytes) => {
     const chunk = Math.floor(offset / CHUNK_BYTES);
@@ -26,7 +29,7 @@ function reader(disk: Buffer, damaged: ReadonlySet<number> = new Set()): DiskRea
   };
 }
 
-/** A tree with something of everything that has blocks. */
+/** A tree with every kind of inode that has blocks. */
 function variedTree(): TreeBuilder {
   const tree = new TreeBuilder();
   for (const folder of ['few', 'many', 'names', 'empty']) tree.add(folder, inode('directory'));
@@ -58,7 +61,7 @@ function variedTree(): TreeBuilder {
   return tree;
 }
 
-/** Both with all readable and with the chunk unreadable, every chunk's paths are those that debugfs says. */
+/** Checks that every chunk's paths are those that debugfs finds, with the chunk readable and unreadable. */
 async function compareAll(t: Test, path: string, blockBytes: number): Promise<void> {
   const disk = readFileSync(path);
   const seen = seenByDebugfs(path, blockBytes);
@@ -88,50 +91,53 @@ async function compareAll(t: Test, path: string, blockBytes: number): Promise<vo
     assert.deepEqual(
       damaged.paths.filter((one) => !possible.has(one)),
       [],
-      `chunk ${chunk}: no other`,
+      `chunk ${chunk}: no other path`,
     );
-    // Where a directory is lost, so are names.
+    // If a directory is lost, so are names in it.
     const isLost = should.some((one) => folders.has(one));
-    if (isLost) assert.ok(damaged.unreadable > 0 && damaged.metadata, `chunk ${chunk}: it is said`);
+    if (isLost) assert.ok(damaged.unreadable > 0 && damaged.metadata, `chunk ${chunk}: the loss is reported`);
   }
   t.ok(pathCount > 100, `${pathCount} paths in ${disk.length / CHUNK_BYTES} chunks`);
 }
 
-t.test('every chunk of a disk of ours, against debugfs', async (t) => {
+t.test('the paths of every chunk of a lazydisk disk are those that debugfs finds', async (t) => {
   if (skipWithout(t, 'debugfs')) return;
   const path = join(t.testdir(), 'disk');
   await variedTree().write(path, { sizeBytes: DISK_BYTES });
   await compareAll(t, path, 4096);
 });
 
-t.test('every chunk of disks of mke2fs, of each block and inode size', async (t) => {
-  if (skipWithout(t, 'debugfs', 'mke2fs')) return;
-  const dir = t.testdir();
-  const from = join(dir, 'from');
-  mkdirSync(join(from, 'a/b/c'), { recursive: true });
-  mkdirSync(join(from, 'wide'));
-  for (let n = 0; n < 60; n++) writeFileSync(join(from, 'a', `file-${n}`), Buffer.alloc(n * 3000, n + 1));
-  for (let n = 0; n < 500; n++) writeFileSync(join(from, 'wide', `${n}`.padEnd(60, 'w')), n % 8 ? '' : 'w');
-  writeFileSync(join(from, 'a/b/c/large'), Buffer.alloc(7 * 2 ** 20, 7));
-  writeFileSync(join(from, 'holes'), '');
-  truncateSync(join(from, 'holes'), 2 ** 22);
-  symlinkSync('l'.repeat(200), join(from, 'a/long'));
-  symlinkSync('short', join(from, 'a/b/short'));
-  const kinds: [number, string[]][] = [
-    [1024, []],
-    [1024, ['-I', '128', '-O', '^64bit,^metadata_csum']],
-    [4096, ['-b', '4096']],
-    [4096, ['-b', '4096', '-I', '512', '-O', '^has_journal,^flex_bg']],
-    [2048, ['-b', '2048', '-O', '^metadata_csum,uninit_bg']],
-  ];
-  for (const [n, [blockBytes, words]] of kinds.entries()) {
-    const path = join(dir, `disk-${n}`);
-    execFileSync('mke2fs', ['-q', '-t', 'ext4', '-d', from, ...words, path, '64M'], { stdio: 'pipe' });
-    await compareAll(t, path, blockBytes);
-  }
-});
+t.test(
+  'the paths of every chunk of mke2fs disks, of each block and inode size, are those that debugfs finds',
+  async (t) => {
+    if (skipWithout(t, 'debugfs', 'mke2fs')) return;
+    const dir = t.testdir();
+    const from = join(dir, 'from');
+    mkdirSync(join(from, 'a/b/c'), { recursive: true });
+    mkdirSync(join(from, 'wide'));
+    for (let n = 0; n < 60; n++) writeFileSync(join(from, 'a', `file-${n}`), Buffer.alloc(n * 3000, n + 1));
+    for (let n = 0; n < 500; n++) writeFileSync(join(from, 'wide', `${n}`.padEnd(60, 'w')), n % 8 ? '' : 'w');
+    writeFileSync(join(from, 'a/b/c/large'), Buffer.alloc(7 * 2 ** 20, 7));
+    writeFileSync(join(from, 'holes'), '');
+    truncateSync(join(from, 'holes'), 2 ** 22);
+    symlinkSync('l'.repeat(200), join(from, 'a/long'));
+    symlinkSync('short', join(from, 'a/b/short'));
+    const kinds: [number, string[]][] = [
+      [1024, []],
+      [1024, ['-I', '128', '-O', '^64bit,^metadata_csum']],
+      [4096, ['-b', '4096']],
+      [4096, ['-b', '4096', '-I', '512', '-O', '^has_journal,^flex_bg']],
+      [2048, ['-b', '2048', '-O', '^metadata_csum,uninit_bg']],
+    ];
+    for (const [n, [blockBytes, words]] of kinds.entries()) {
+      const path = join(dir, `disk-${n}`);
+      execFileSync('mke2fs', ['-q', '-t', 'ext4', '-d', from, ...words, path, '64M'], { stdio: 'pipe' });
+      await compareAll(t, path, blockBytes);
+    }
+  },
+);
 
-t.test('what is damaged is named, with how much is not known', async (t) => {
+t.test('hit paths are named, with a count of what cannot be read', async (t) => {
   const path = join(t.testdir(), 'disk');
   const tree = new TreeBuilder();
   tree.add('dir', inode('directory'));
@@ -153,7 +159,11 @@ t.test('what is damaged is named, with how much is not known', async (t) => {
   );
   const table = await hitBy(1);
   t.match(table, { metadata: true, more: table.unreadable - 1000 });
-  t.equal(table.paths.length, 1000, 'an inode table: names are known, of which the first thousand are told');
+  t.equal(
+    table.paths.length,
+    1000,
+    'an inode table: the names are known, and a thousand of them are returned',
+  );
   t.ok(table.unreadable > 1000);
   const journal = disk.indexOf(Buffer.from('c03b3998', 'hex')) / CHUNK_BYTES;
   t.strictSame(
@@ -176,7 +186,7 @@ t.test('paths are text on one line', async (t) => {
   t.equal(printable('/\xe2\x80\xa8'), '/\\u2028');
 });
 
-t.test('no ext4, features of another kind, numbers that cannot be, and a caller who gives up', async (t) => {
+t.test('other file systems, unsupported features, impossible numbers and an abort are refused', async (t) => {
   const path = join(t.testdir(), 'disk');
   await variedTree().write(path, { sizeBytes: DISK_BYTES });
   const good = readFileSync(path);
@@ -205,7 +215,7 @@ t.test('no ext4, features of another kind, numbers that cannot be, and a caller 
   });
 });
 
-t.test('trees and directories that lead back into themselves end', async (t) => {
+t.test('a walk of cyclic trees and directories ends', async (t) => {
   if (skipWithout(t, 'debugfs')) return;
   const path = join(t.testdir(), 'disk');
   const tree = variedTree();
@@ -225,18 +235,18 @@ t.test('trees and directories that lead back into themselves end', async (t) => 
     disk.writeUInt32LE(node / 4096, node + 12 + 4);
     disk.writeUInt16LE(2, at('/few/pieces') + 40 + 6);
   });
-  t.strictSame(loop.paths, ['/few/pieces'], 'an extent block that names itself');
+  t.strictSame(loop.paths, ['/few/pieces'], 'an extent block that refers to itself');
   t.equal(loop.unreadable, 1);
   const twin = await broken((disk, at) => {
     disk.copy(disk, at('/twin') + 40, at('/few') + 40, at('/few') + 100);
   });
-  t.match(twin, { paths: ['/twin'], unreadable: 1 }, 'two directories of one block');
+  t.match(twin, { paths: ['/twin'], unreadable: 1 }, 'two directories that share a block');
   const cycle = await broken((disk, at) => {
     const block = disk.readUInt32LE(at('/names') + 40 + 20) * 4096;
     const entry = disk.indexOf('xattr-folder', block, 'latin1') - 8;
     disk.writeUInt32LE(2, entry);
   });
-  t.match(cycle, { paths: [], unreadable: 0 }, 'a directory that holds the root');
+  t.match(cycle, { paths: [], unreadable: 0 }, 'a directory that contains the root');
   const emptied = await broken((disk, at) => {
     const block = disk.readUInt32LE(at('/names') + 40 + 20) * 4096;
     disk.fill(0, block, block + 4096);
@@ -247,10 +257,10 @@ t.test('trees and directories that lead back into themselves end', async (t) => 
     'a directory of zeroes',
   );
   const dangling = await broken((disk, at) => disk.fill(0, at('/names/xattrs'), at('/names/xattrs') + 256));
-  t.match(dangling, { paths: ['/names/xattrs'], unreadable: 1 }, 'a name of no inode');
+  t.match(dangling, { paths: ['/names/xattrs'], unreadable: 1 }, 'a name without an inode');
 });
 
-t.test('whatever is broken, there is an answer, and no block is read again and again', async (t) => {
+t.test('any corruption leads to a result or a LazydiskError, and no block is read repeatedly', async (t) => {
   const dir = t.testdir();
   const disks = [join(dir, 'ours')];
   await variedTree().write(disks[0]!, { sizeBytes: DISK_BYTES });
@@ -265,7 +275,7 @@ t.test('whatever is broken, there is an answer, and no block is read again and a
     for (let at = 0; at < disk.length; at += 1024) {
       if (!disk.subarray(at, at + 1024).equals(Buffer.alloc(1024))) blocks.push(at);
     }
-    // The front is where it matters: superblock, descriptors, inode tables, directories.
+    // The start of the disk matters most: superblock, descriptors, inode tables, directories.
     const place = fc.oneof(fc.nat(Math.min(400, blocks.length - 1)), fc.nat(blocks.length - 1));
     const wanted = fc.oneof(
       fc.uint8Array({ minLength: 1, maxLength: 8 }),
