@@ -1,9 +1,10 @@
 /**
- * One process a directory. The lock is flock(2) on a file in the directory, which only those can open who may write
- * there: no other user can hold it, or be held up by it. The kernel lets go of it when the process dies, however it
- * dies, so there is no stale lock to clean, and it holds across network and mount namespaces.
+ * Allows one process at a time to use a directory. The lock is flock(2) on a file in the directory, which only users
+ * who may write there can open: no other user can hold it or be blocked by it. The kernel releases it when the process
+ * dies, however it dies, so no stale lock remains, and it works across network and mount namespaces.
  *
- * The file goes with the lock. So whoever gets the lock looks whether the name still means the file that it locked.
+ * The file is removed with the lock. So a process that gets the lock checks that the name still refers to the file that
+ * it locked.
  */
 import { type FileHandle, lstat, unlink } from 'node:fs/promises';
 import { constants } from 'node:os';
@@ -13,12 +14,12 @@ import { lockFile } from '../native/index.ts';
 import { LazydiskError } from './errors.ts';
 import { openOwnFile } from './own-files.ts';
 
-/** Each further try means that another process has let go just now. */
+/** Each further try means that another process has just released the lock. */
 const TRIES_MAX = 100;
 
 /**
- * Throws BUSY if another process holds `dir`, EXISTS if something else is in the place of the lock, UNAVAILABLE where
- * the file system has no locks. `purpose` keeps locks for different uses of one directory apart.
+ * Locks `dir`. Throws BUSY if another process holds it, EXISTS if something else is in the place of the lock,
+ * UNAVAILABLE if the file system has no locks. `purpose` separates locks for different uses of one directory.
  */
 export async function lockDirectory(dir: string, purpose: string): Promise<{ release(): Promise<void> }> {
   const path = join(dir, `${purpose}.lock`);
@@ -32,10 +33,10 @@ export async function lockDirectory(dir: string, purpose: string): Promise<{ rel
             .then(() => file.close()),
       };
   }
-  throw new LazydiskError('BUSY', `${path}: other processes take it again and again`);
+  throw new LazydiskError('BUSY', `${path}: other processes keep taking the lock`);
 }
 
-/** The locked file, or undefined if the name has come to mean another one meanwhile. */
+/** Returns the locked file, or undefined if the name refers to another file by now. */
 async function tryLock(path: string, busy: string): Promise<FileHandle | undefined> {
   const file = await openOwnFile(path);
   try {

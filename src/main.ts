@@ -1,4 +1,4 @@
-/** The entry of `lazydisk`. A reader of stdout who leaves early (`lazydisk images | head`) is no error. */
+/** The entry point of `lazydisk`. It is not an error if the reader of stdout exits early (`lazydisk images | head`). */
 import { VERSION } from './version.ts';
 
 for (const stream of [process.stdout, process.stderr]) {
@@ -10,7 +10,7 @@ for (const stream of [process.stdout, process.stderr]) {
 
 const words = process.argv.slice(2);
 if (words.length === 1 && (words[0] === '--version' || words[0] === '-V')) {
-  // Asked for by scripts, often: it takes nothing of the rest.
+  // Scripts call this often, so it loads nothing else.
   process.stdout.write(`${VERSION}\n`);
 } else {
   const { runCommandLine } = await import('./cli/program.ts');

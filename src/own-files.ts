@@ -1,7 +1,7 @@
 /**
- * Directories and files that must be this user's own, because what is read from them is believed and what is written to
- * them is private. In a directory that others can write, anybody can plant a symbolic link or a file of theirs under a
- * name that we use; so links are never followed, and owner and permissions are looked at on the open descriptor.
+ * Directories and files that must belong to this user, because their content is trusted and private. In a directory
+ * that others can write to, anyone can plant a symbolic link or a file under a name that lazydisk uses; so links are
+ * never followed, and owner and permissions are checked on the open descriptor.
  */
 import { constants } from 'node:fs';
 import { type FileHandle, lstat, mkdir, open, stat } from 'node:fs/promises';
@@ -13,15 +13,15 @@ const WRITABLE_BY_ALL = 0o002;
 const STICKY = 0o1000;
 
 export interface OwnDirectoryOptions {
-  /** How it is called in messages: "run dir". */
+  /** Its name in messages: "run dir". */
   readonly what: string;
-  /** Permissions that it is given, also if it was there. Without them, one that others can write is refused. */
+  /** Permissions to set, even if it exists. Without them, a directory that others can write to is refused. */
   readonly mode?: number;
 }
 
 /**
- * Makes `dir` (mode 0700) or takes the one that is there. Throws USAGE for a symbolic link, a directory of another user,
- * or one that others can write or replace; UNAVAILABLE.
+ * Creates `dir` (mode 0700) or uses the existing one. Throws USAGE for a symbolic link, a directory of another user, or
+ * one that others can write to or replace; UNAVAILABLE.
  */
 export async function ownDirectory(dir: string, { what, mode }: OwnDirectoryOptions): Promise<void> {
   const refuse = (why: string) => new LazydiskError('USAGE', `${what} ${dir} ${why}`);
@@ -36,7 +36,7 @@ export async function ownDirectory(dir: string, { what, mode }: OwnDirectoryOpti
       const found = await handle.stat();
       if (found.uid !== process.geteuid?.()) throw refuse(`belongs to another user (uid ${found.uid})`);
       if (mode !== undefined) await handle.chmod(mode);
-      else if ((found.mode & WRITABLE_BY_OTHERS) !== 0) throw refuse('can be written by others: chmod go-w');
+      else if ((found.mode & WRITABLE_BY_OTHERS) !== 0) throw refuse('is writable by others: chmod go-w');
     } finally {
       await handle.close();
     }
@@ -47,21 +47,22 @@ export async function ownDirectory(dir: string, { what, mode }: OwnDirectoryOpti
 }
 
 /**
- * Opens the file `path` for reading and writing, made with mode 0600 if it is not there. Throws EXISTS for a symbolic
- * link, another user's file, one with a second name, or what is no file; the file system's own errors.
+ * Opens the file `path` for reading and writing, and creates it with mode 0600 if it does not exist. Throws EXISTS for
+ * a symbolic link, another user's file, one with a second name, or anything but a regular file; the file system's own
+ * errors.
  */
 export async function openOwnFile(path: string): Promise<FileHandle> {
   const inTheWay = (why: string) => new LazydiskError('EXISTS', `${path} is in the way: ${why}`);
-  // Without O_NONBLOCK, opening a FIFO would wait for its other end; a file is not changed by it.
+  // Without O_NONBLOCK, opening a FIFO would wait for its other end; it has no effect on a regular file.
   const flags = constants.O_RDWR | constants.O_CREAT | constants.O_NOFOLLOW | constants.O_NONBLOCK;
   const handle = await open(path, flags, 0o600).catch((error: NodeJS.ErrnoException) => {
     if (error.code === 'ELOOP') throw inTheWay('it is a symbolic link');
-    if (error.code === 'EISDIR' || error.code === 'ENXIO') throw inTheWay('it is no file');
+    if (error.code === 'EISDIR' || error.code === 'ENXIO') throw inTheWay('it is not a regular file');
     throw error;
   });
   try {
     const { uid, nlink } = await handle.stat();
-    if (!(await handle.stat()).isFile()) throw inTheWay('it is no file');
+    if (!(await handle.stat()).isFile()) throw inTheWay('it is not a regular file');
     if (uid !== process.geteuid?.()) throw inTheWay(`it belongs to another user (uid ${uid})`);
     if (nlink > 1) throw inTheWay('it has another name too');
     return handle;

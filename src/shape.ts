@@ -1,21 +1,24 @@
 /**
- * Shapes of JSON: what a document from outside must be, and what a command's answer is. A shape checks a value, names the
- * fields for help, and gives its type, so that a document is described once.
+ * Shapes of JSON: what a document from outside must look like, and what a command outputs. A shape checks a value,
+ * lists its fields for help, and provides its type, so that a document is described once.
  */
 import { LazydiskError } from './errors.ts';
 
 export interface Shape<T> {
-  /** The first thing that is wrong with `value`, or undefined. `at` says where in the document it stands: `a.b.0`, or ''. */
+  /** Returns the first problem of `value`, or undefined. `at` is its place in the document: `a.b.0`, or ''. */
   problem(value: unknown, at: string): string | undefined;
-  /** What follows the name of a field that has this shape, in a list of fields; '' for a plain value. */
+  /** The text after the name of a field of this shape in a list of fields; '' for a plain value. */
   readonly fields: string;
-  /** For the compiler alone. */
+  /** For the compiler only. */
   readonly type?: T;
 }
 
 export type TypeOf<S> = S extends Shape<infer T> ? T : never;
 
-/** `value`, of that shape. Throws an error of `code`, in which `name` says which document and the rest where and what. */
+/**
+ * Returns `value` if it has that shape. Throws an error of `code` with `name`, the name of the document, and the place
+ * and problem.
+ */
 export function checked<T>(
   shape: Shape<T>,
   value: unknown,
@@ -33,7 +36,7 @@ export function plain<T>(what: string, test: (value: unknown) => boolean): Shape
   return { fields: '', problem: (value, at) => (test(value) ? undefined : want(what, at)) };
 }
 
-/** `T`: the texts that it can be, where the compiler knows and nobody else need. */
+/** `T`: the possible texts, for the compiler only; they are not checked. */
 export function text<T extends string = string>(
   lengthMin = 0,
   lengthMax = Number.POSITIVE_INFINITY,
@@ -50,7 +53,7 @@ export const number = plain<number>('a number', Number.isFinite);
 export const boolean = plain<boolean>('true or false', (value) => typeof value === 'boolean');
 /** Bytes or items. */
 export const count = plain<number>(
-  'a whole number from 0 up',
+  'a whole number of at least 0',
   (value) => Number.isSafeInteger(value) && (value as number) >= 0,
 );
 
@@ -79,7 +82,7 @@ export function optional<T>(shape: Shape<T>): Shape<T | undefined> {
   };
 }
 
-/** Absent or null, as Go writes what is empty. */
+/** Absent or null, as Go writes empty fields. */
 export function nullish<T>(shape: Shape<T>): Shape<T | null | undefined> {
   return optional(nullable(shape));
 }
@@ -95,7 +98,7 @@ export function list<T>(shape: Shape<T>, { min = 0, max = Number.POSITIVE_INFINI
   };
 }
 
-/** An object whose fields have names that are data, each like `key`. */
+/** An object whose field names are data, each matching `key`. */
 export function record<T>(shape: Shape<T>, key = /^/): Shape<Record<string, T>> {
   return {
     fields: ' { … }',
@@ -110,7 +113,7 @@ export function record<T>(shape: Shape<T>, key = /^/): Shape<Record<string, T>> 
 
 type Fields<T> = { readonly [K in keyof T]-?: Shape<T[K]> };
 
-/** An object of these fields and no others. */
+/** An object with these fields and no others. */
 export function object<T>(fields: Fields<T>): Shape<T> {
   const known = openObject(fields);
   return {
@@ -123,7 +126,7 @@ export function object<T>(fields: Fields<T>): Shape<T> {
   };
 }
 
-/** An object of these fields, and of others that nobody here reads. */
+/** An object with these fields; others are ignored. */
 export function openObject<T>(fields: Fields<T>): Shape<T> {
   const entries = Object.entries(fields) as [string, Shape<unknown>][];
   return {

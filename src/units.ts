@@ -1,6 +1,6 @@
 /**
- * Sizes and durations as people write and read them. Sizes are powers of 1024 throughout (`10G` is 10 GiB), as
- * in QEMU and in most disk tools; a program that wants exact figures takes `--json`.
+ * Sizes and durations in human-readable form. Sizes are powers of 1024 throughout (`10G` is 10 GiB), as in QEMU and in
+ * most disk tools; programs that need exact figures use `--json`.
  */
 import { LazydiskError } from './errors.ts';
 
@@ -34,7 +34,7 @@ export function parseDuration(text: string): number {
   return Math.round(Number(`${match[1]}.${match[2] ?? 0}`) * unit);
 }
 
-/** `1%`, `0.5 %`, `100%` → a share of 1. Throws USAGE. */
+/** `1%`, `0.5 %`, `100%` → a fraction of 1. Throws USAGE. */
 export function parseShare(text: string): number {
   const match = /^(\d{1,3}(?:\.\d{1,6})?)\s?%$/.exec(text.trim());
   const share = match ? Number(match[1]) / 100 : Number.NaN;
@@ -46,7 +46,8 @@ export function parseShare(text: string): number {
 /** `4000000` → 4000000. Throws USAGE for what is not a positive whole number. */
 export function parseCount(text: string): number {
   const count = /^[0-9]{1,15}$/.test(text.trim()) ? Number(text) : 0;
-  if (count === 0) throw new LazydiskError('USAGE', `count ${JSON.stringify(text)}: want a number from 1 up`);
+  if (count === 0)
+    throw new LazydiskError('USAGE', `count ${JSON.stringify(text)}: want a number of at least 1`);
   return count;
 }
 
@@ -74,7 +75,7 @@ export function formatDuration(ms: number): string {
   return hours % 24 === 0 ? `${hours / 24} d` : `${Math.floor(hours / 24)} d ${hours % 24} h`;
 }
 
-/** A share of 1 → `6.4 %`. */
+/** A fraction of 1 → `6.4 %`. */
 export function formatShare(share: number): string {
   if (!Number.isFinite(share)) return '–';
   return `${threeDigits(share * 100, true)} %`;

@@ -1,4 +1,4 @@
-/** The program's version, out of package.json so that it stands in one place. */
+/** The program's version, read from package.json so that it is defined in one place. */
 import { readFileSync } from 'node:fs';
 
 const text = readFileSync(new URL('../package.json', import.meta.url), 'utf8');

@@ -58,7 +58,7 @@ t.test('files planted in a directory that others can write are refused', async (
   const victim = join(await temporary(t), 'victim');
   writeFileSync(victim, 'precious');
   chmodSync(dir, 0o777);
-  await t.rejects(DiskCache.open({ dir, capBytes: CAP }), { code: 'USAGE', message: /written by others/ });
+  await t.rejects(DiskCache.open({ dir, capBytes: CAP }), { code: 'USAGE', message: /writable by others/ });
   chmodSync(dir, 0o700);
   for (const name of ['chunks', 'cache.lock', 'index.tmp']) {
     symlinkSync(victim, join(dir, name));
