@@ -4,7 +4,7 @@
  *
  * 1. A layer's first data starts a chunk.
  * 2. A file of CHUNK_BYTES or more starts a chunk, and nothing follows its tail. Each of its chunks that is all zero
- * becomes a hole and takes no data chunk; so a sparse file is placed like the same file stored in full.
+ *    becomes a hole and takes no data chunk; so a sparse file is placed like the same file stored in full.
  * 3. A smaller file is in one chunk, at a multiple of 4096. It starts a new chunk when it does not fit into the
  *    open one, or when its content decides so: CRC-32 (zlib's) of its bytes, modulo 48, is less than the number of
  *    4096-byte blocks that it takes.
