@@ -11,7 +11,7 @@ import { DOCKER_HUB, type ImageReference } from './reference.ts';
 
 export interface FoundCredential {
   readonly credential: Credential;
-  /** The file or the program that it is from, for messages. */
+  /** The file or program that it comes from, for messages. */
   readonly from: string;
 }
 
@@ -37,8 +37,8 @@ type AuthFile = TypeOf<typeof authFile>;
 export type AuthEnvironment = Readonly<Record<string, string | undefined>>;
 
 /**
- * The login for a repository: in each file, what is said of the longest leading part of its name. Undefined if there is
- * none. Throws UNAVAILABLE for a helper that fails, CORRUPT for a file that is malformed, KEY for one that cannot be read.
+ * Returns the login for a repository: in each file, the entry for the longest leading part of its name. Undefined if
+ * there is none. Throws UNAVAILABLE if a helper fails, CORRUPT for a malformed file, KEY for one that cannot be read.
  */
 export async function findCredential(
   of: Pick<ImageReference, 'registry' | 'repository'>,
@@ -54,7 +54,7 @@ export async function findCredential(
   return undefined;
 }
 
-/** The files that count, first of all first. */
+/** The files that are read, in order of precedence. */
 function authFilesOf(environment: AuthEnvironment): string[] {
   const { REGISTRY_AUTH_FILE, XDG_RUNTIME_DIR, XDG_CONFIG_HOME, DOCKER_CONFIG, HOME } = environment;
   if (REGISTRY_AUTH_FILE) return [REGISTRY_AUTH_FILE];
@@ -127,7 +127,7 @@ function credentialOf(entry: AuthEntry, path: string): Credential | undefined {
   return { kind: 'password', user: decoded.slice(0, colon), password: decoded.slice(colon + 1) };
 }
 
-/** What is said of `registry/a/b`, else of `registry/a`, else of `registry`. */
+/** The entry for `registry/a/b`, otherwise for `registry/a`, otherwise for `registry`. */
 function longest<T>(
   entries: Readonly<Record<string, T>> | null | undefined,
   registry: string,

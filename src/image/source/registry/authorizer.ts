@@ -1,7 +1,8 @@
 /**
- * The `authorization` header for requests to a registry about one repository. Nothing is sent before the registry asks for
- * it; then the login for the repository, if there is one, or a token that a token server gives for the login or without one.
- * Source: distribution-spec, "Authentication"; distribution's "Token Authentication" and "OAuth2 Token Authentication".
+ * The `authorization` header for requests to a registry about one repository. No header is sent before the registry
+ * sends a challenge; then it is the login for the repository, if there is one, or a token that a token server issues,
+ * with or without the login. Source: distribution-spec, "Authentication"; distribution's "Token Authentication" and
+ * "OAuth2 Token Authentication".
  */
 import { errorText, isRetryable, LazydiskError, withMessage } from '../../../errors.ts';
 import { nullish, openObject, type TypeOf, text } from '../../../shape.ts';
@@ -18,23 +19,23 @@ export interface TokenRequest {
 
 export interface AuthorizerOptions {
   readonly repository: string;
-  /** What a token server answers with status 200. Throws UNAVAILABLE, OVERLOAD, TIMEOUT, CORRUPT. */
+  /** Returns the body of a token server's response with status 200. Throws UNAVAILABLE, OVERLOAD, TIMEOUT, CORRUPT. */
   askTokenServer(request: TokenRequest): Promise<Buffer>;
   findCredential(): Promise<FoundCredential | undefined>;
 }
 
-/** As it knows us. */
+/** The client id that token servers see. */
 const CLIENT_ID = 'lazydisk';
-/** Some hold what a user may do, and are long. */
+/** Some tokens hold the user's permissions and are long. */
 const TOKEN_LENGTH_MAX = 64 * 1024;
 const TOKEN = /^[\x21-\x7e]+$/;
 
 const tokenAnswer = openObject({ token: nullish(text()), access_token: nullish(text()) });
 
 export class Authorizer {
-  /** Of the next request; undefined before a challenge. */
+  /** The header of the next request; undefined before a challenge. */
   header: string | undefined;
-  /** Where the login is from, for messages. */
+  /** Where the login comes from, for messages. */
   login = 'without a login';
   readonly #options: AuthorizerOptions;
   #found: Promise<FoundCredential | undefined> | undefined;
@@ -45,9 +46,9 @@ export class Authorizer {
   }
 
   /**
-   * After a request with the header `used` was answered 401 with this `www-authenticate`: sets another header for the next
-   * try. A token server over plain HTTP is asked only if `isPlainHttp`. Throws UNAVAILABLE if there is no header to be
-   * had, CORRUPT for an answer without a token, and as `askTokenServer` and `findCredential` do.
+   * To be called when a request with the header `used` got a 401 with this `www-authenticate`: sets another header for
+   * the next try. A token server over plain HTTP is used only if `isPlainHttp`. Throws UNAVAILABLE if no header can be
+   * obtained, CORRUPT for a response without a token, and as `askTokenServer` and `findCredential` do.
    */
   async answer(challenges: string, used: string | undefined, isPlainHttp: boolean): Promise<void> {
     // Another request may have met the same challenge before.
@@ -63,7 +64,7 @@ export class Authorizer {
       ({ scheme, parameters }) => scheme === 'bearer' && parameters.has('realm'),
     );
     if (!bearer && !challenges.some(({ scheme }) => scheme === 'basic')) {
-      throw refusal('unauthorised, and no way to log in that lazydisk knows is offered');
+      throw refusal('unauthorised, and the registry offers no supported way to log in');
     }
     this.#found ??= this.#options.findCredential();
     const found = await this.#found;
@@ -81,7 +82,7 @@ export class Authorizer {
     isPlainHttp: boolean,
   ): Promise<string | null | undefined> {
     const url = realmOf(parameters, isPlainHttp);
-    // No more than is needed, whatever the challenge asks for.
+    // Only the scope that is needed, whatever the challenge asks for.
     const words = new URLSearchParams({ scope: `repository:${this.#options.repository}:pull` });
     const service = parameters.get('service');
     if (service !== undefined) words.set('service', service);
@@ -98,7 +99,7 @@ export class Authorizer {
   }
 }
 
-/** Throws UNAVAILABLE for a token server that a login is not to be sent to. */
+/** Throws UNAVAILABLE for a token server that must not receive a login. */
 function realmOf(parameters: ReadonlyMap<string, string>, isPlainHttp: boolean): URL {
   const url = URL.parse(parameters.get('realm')!);
   const isAllowed = url?.protocol === 'https:' || (isPlainHttp && url?.protocol === 'http:');
@@ -125,10 +126,10 @@ function basicOf(found: FoundCredential | undefined): string | undefined {
   return `Basic ${Buffer.from(`${user}:${password}`).toString('base64')}`;
 }
 
-/** Throws CORRUPT for what is not a token; the text does not hold it. */
+/** Throws CORRUPT for an invalid token; the message does not contain it. */
 function bearerOf(token: string | null | undefined): string {
   if (token && token.length <= TOKEN_LENGTH_MAX && TOKEN.test(token)) return `Bearer ${token}`;
-  throw new LazydiskError('CORRUPT', 'there is no valid token in the answer of the token server');
+  throw new LazydiskError('CORRUPT', 'there is no valid token in the response of the token server');
 }
 
 function parseJson(bytes: Buffer): unknown {

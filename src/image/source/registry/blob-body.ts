@@ -1,4 +1,4 @@
-/** The body of an answer that is a blob or a range of one: its bytes in order, from wherever it begins. */
+/** The body of a response with a blob or a range of one: its bytes in order, from wherever it begins. */
 import { LazydiskError } from '../../../errors.ts';
 import type { Answer } from './client.ts';
 
@@ -9,7 +9,10 @@ export class BlobBody {
   readonly #pieces: AsyncIterator<Buffer>;
   #left: Buffer = Buffer.alloc(0);
 
-  /** `offset` is what was asked for. Throws CORRUPT if the blob has another size than `sizeBytes`, UNAVAILABLE for another range. */
+  /**
+   * `offset` is the requested one. Throws CORRUPT if the size of the blob is not `sizeBytes`, UNAVAILABLE for another
+   * range.
+   */
   constructor({ status, headers, body }: Answer, offset: number, sizeBytes: number) {
     this.#body = body;
     this.#pieces = body[Symbol.asyncIterator]();
@@ -23,15 +26,17 @@ export class BlobBody {
     }
     if (status === 206 && Number(range?.[1]) !== offset) {
       this.destroy();
-      throw new LazydiskError('UNAVAILABLE', 'the answer is not the range that was asked for');
+      throw new LazydiskError('UNAVAILABLE', 'the response is not the requested range');
     }
   }
 
-  /** Fills `target`, over what comes before it. Throws UNAVAILABLE if the body ends before, and as the body does. */
+  /**
+   * Fills `target`, skipping the bytes before it. Throws UNAVAILABLE if the body ends too early, and as the body does.
+   */
   async read(target: Target): Promise<void> {
     while (!target.isDone) {
       if (this.#left.length === 0 && !(await this.#next())) {
-        throw new LazydiskError('UNAVAILABLE', `the answer ends after ${this.at} bytes of the blob`);
+        throw new LazydiskError('UNAVAILABLE', `the response ends after ${this.at} bytes of the blob`);
       }
       const skippedBytes = Math.min(target.at - this.at, this.#left.length);
       const takenBytes = target.put(this.#left.subarray(skippedBytes));
@@ -40,7 +45,7 @@ export class BlobBody {
     }
   }
 
-  /** Takes its end, which leaves the connection to the next request. Throws CORRUPT if more comes. */
+  /** Reads its end, which frees the connection for the next request. Throws CORRUPT if there are more bytes. */
   async end(): Promise<void> {
     if (this.#left.length === 0 && !(await this.#next())) return;
     this.destroy();
@@ -51,7 +56,7 @@ export class BlobBody {
     this.#body.destroy();
   }
 
-  /** Whether there was more. */
+  /** Returns whether there are more bytes. */
   async #next(): Promise<boolean> {
     for (;;) {
       const { done, value } = await this.#pieces.next();
@@ -62,9 +67,9 @@ export class BlobBody {
   }
 }
 
-/** A part on its way. */
+/** A part that is being downloaded. */
 export class Target {
-  /** Behind its last byte, in the blob. */
+  /** The offset in the blob after its last byte. */
   readonly end: number;
   doneBytes = 0;
   readonly #part: Buffer;
@@ -85,7 +90,7 @@ export class Target {
     return this.doneBytes === this.#part.length;
   }
 
-  /** Copies what there is room for, and tells how much that was. */
+  /** Copies as many bytes as fit, and returns their number. */
   put(bytes: Buffer): number {
     const takenBytes = bytes.copy(this.#part, this.doneBytes);
     this.doneBytes += takenBytes;

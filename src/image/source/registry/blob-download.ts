@@ -1,7 +1,7 @@
 /**
- * One blob, downloaded part by part: each part is a request of its own for that range, so that several parts come at once,
- * and one that breaks goes on where it ended. From a server that gives whole blobs only, the parts are read off one answer,
- * one after the other.
+ * One blob, downloaded in parts: each part is a separate request for its range, so that several parts are downloaded at
+ * once, and an interrupted one resumes where it ended. From a server that returns only whole blobs, the parts are read
+ * from one response, one after the other.
  */
 import type { Descriptor } from '../documents.ts';
 import { BlobBody, Target } from './blob-body.ts';
@@ -13,12 +13,12 @@ export class BlobDownload {
   readonly #digest: string;
   readonly #sizeBytes: number;
   readonly #signal: AbortSignal;
-  /** Where the registry keeps it; asking there spares a request. */
+  /** Where the registry redirects to; requesting it there saves a request. */
   #location: URL | undefined;
-  /** Whether the server gives ranges, which its first answer shows. */
+  /** Whether the server returns ranges, as its first response shows. */
   readonly #hasRanges = Promise.withResolvers<boolean>();
   #lastPart: Promise<void> = Promise.resolve();
-  /** Of a whole blob, what the parts so far have left. */
+  /** The rest of a whole blob, after the parts so far. */
   #rest: BlobBody | undefined;
 
   constructor(repository: Repository, { digest, size }: Descriptor, signal: AbortSignal) {
@@ -29,7 +29,7 @@ export class BlobDownload {
   }
 
   /**
-   * Fills `part` with the blob's bytes from `offset` on. Parts are to be asked for in order, each once. Throws NOT_FOUND,
+   * Fills `part` with the blob's bytes from `offset` on. Parts must be requested in order, each once. Throws NOT_FOUND,
    * CORRUPT for a blob of another size, OVERLOAD, UNAVAILABLE, TIMEOUT, ABORTED.
    */
   fill(part: Buffer, offset: number): Promise<void> {
@@ -40,7 +40,7 @@ export class BlobDownload {
   }
 
   async #fillBehind(before: Promise<void>, target: Target): Promise<void> {
-    // The part before fails before it has an answer, or gives one.
+    // The previous part either fails without a response, or gets one.
     const hasRanges = await Promise.race([this.#hasRanges.promise, before.then(() => false)]);
     if (!hasRanges) await before;
     await this.#fill(target);
@@ -50,7 +50,7 @@ export class BlobDownload {
     if (this.#rest?.at === target.at) await this.#rest.read(target).catch(() => undefined);
     let isFirstTry = true;
     const get = (): Get => {
-      // It may be why the last try failed.
+      // The location may be why the last try failed.
       if (!isFirstTry) this.#location = undefined;
       isFirstTry = false;
       return this.#request(target);

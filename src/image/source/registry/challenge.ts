@@ -1,4 +1,4 @@
-/** What a server says about the authentication that it wants. Source: RFC 9110, section 11.6.1. */
+/** Parses the challenges by which a server asks for authentication. Source: RFC 9110, section 11.6.1. */
 
 export interface Challenge {
   /** In lower case. */
@@ -15,11 +15,11 @@ const TOKEN = "[!#$%&'*+.^_`|~0-9A-Za-z-]+";
 const QUOTED = '"((?:[^"\\\\]|\\\\.)*)"';
 const COMMAS = /[ \t,]*/y;
 const SCHEME = new RegExp(`(${TOKEN})(?:[ \\t]+|(?=,)|$)`, 'y');
-/** One word in place of parameters. */
+/** A single token in place of parameters. */
 const TOKEN68 = /[A-Za-z0-9._~+/-]+=*[ \t]*(?=,|$)/y;
 const PARAMETER = new RegExp(`(${TOKEN})[ \\t]*=[ \\t]*(?:${QUOTED}|(${TOKEN}))[ \\t]*(?=,|$)`, 'ys');
 
-/** The challenges in a `www-authenticate` header, up to what is malformed or too much. Never throws. */
+/** Returns the challenges in a `www-authenticate` header, up to the first malformed one or the limit. Never throws. */
 export function parseChallenges(header: string): Challenge[] {
   const challenges: Challenge[] = [];
   if (header.length > LENGTH_MAX) return challenges;

@@ -1,6 +1,6 @@
 /**
- * Requests to one registry about one repository: with what it wants to see of us, and through the redirects to wherever it
- * keeps its blobs, which see nothing of that.
+ * Requests to one registry about one repository: with the authorization that it asks for, and through redirects to
+ * wherever it keeps its blobs, without that authorization.
  */
 import { LazydiskError, withContext } from '../../../errors.ts';
 import { type HttpClient, type HttpStream, targetOf } from '../../../http-client/client.ts';
@@ -11,26 +11,28 @@ import { Authorizer, type TokenRequest } from './authorizer.ts';
 import type { Endpoint } from './endpoint.ts';
 
 export interface Get {
-  /** Behind `/v2/REPOSITORY/`. */
+  /** After `/v2/REPOSITORY/`. */
   readonly path: string;
-  /** Where an earlier answer for the same path was redirected to; asked first, and left if it gives nothing any more. */
+  /**
+   * Where an earlier request for the same path was redirected to; tried first, and dropped if it no longer succeeds.
+   */
   readonly location?: URL | undefined;
   readonly headers?: Readonly<Record<string, string>>;
   readonly signal: AbortSignal;
 }
 
 export interface Answer extends HttpStream {
-  /** Where it came from, if not from the registry itself. */
+  /** Where it comes from, if not from the registry itself. */
   readonly location: URL | undefined;
 }
 
 const REDIRECTS: ReadonlySet<number> = new Set([301, 302, 303, 307, 308]);
 const REDIRECTS_MAX = 5;
-/** A good answer of a token server. */
+/** Bound for a successful response of a token server. */
 const TOKEN_ANSWER_BYTES_MAX = 256 * 1024;
-/** Of a TLS connection to a server that speaks none. */
+/** Error codes of a TLS connection to a server that does not speak TLS. */
 const NO_TLS = /^(?:ERR_SSL_WRONG_VERSION_NUMBER|ERR_SSL_PACKET_LENGTH_TOO_LONG|EPROTO)$/;
-/** Digests are of the bytes as they are, compressed by nobody on the way. */
+/** Digests are of the stored bytes, so the transfer must not compress them. */
 const COMMON_HEADERS = { 'user-agent': `lazydisk/${VERSION}`, 'accept-encoding': 'identity' };
 
 export class RegistryClient {
@@ -41,7 +43,7 @@ export class RegistryClient {
   readonly #authorizer: Authorizer;
   #origin: Promise<URL> | undefined;
 
-  /** `signal` ends what several requests wait for. */
+  /** `signal` cancels work that several requests share. */
   constructor(endpoint: Endpoint, http: HttpClient, environment: AuthEnvironment, signal: AbortSignal) {
     this.name = `${endpoint.registry}/${endpoint.repository}`;
     this.#endpoint = endpoint;
@@ -54,20 +56,20 @@ export class RegistryClient {
   }
 
   /**
-   * A good answer, status 200 or 206. Throws NOT_FOUND, OVERLOAD, UNAVAILABLE, TIMEOUT, ABORTED; the text names neither the
-   * registry nor what was asked for.
+   * Returns a successful response, status 200 or 206. Throws NOT_FOUND, OVERLOAD, UNAVAILABLE, TIMEOUT, ABORTED; the
+   * message names neither the registry nor what was requested.
    */
   async get(get: Get): Promise<Answer> {
     if (get.location) {
       const [answer, location] = await this.#follow(get.location, get);
       if (isGood(answer.status)) return { ...answer, location };
-      // Such places are often good for minutes only.
+      // Such URLs are often valid only for minutes.
       await beginningOf(answer);
     }
     return await this.#fromRegistry(get);
   }
 
-  /** With the header that the registry asks for; the one that was good may be so no longer. */
+  /** Sends the header that the registry asks for; an earlier one may have expired. */
   async #fromRegistry(get: Get): Promise<Answer> {
     const origin = await this.#originUrl(get.signal);
     const url = new URL(`/v2/${this.#endpoint.repository}/${get.path}`, origin);
@@ -86,7 +88,7 @@ export class RegistryClient {
 
   #failure(answer: ErrorAnswer, isHome: boolean, from: URL): LazydiskError {
     const error = errorOfAnswer(answer);
-    // The registry says that it is there, and makes a new place for it the next time.
+    // The registry has the blob, and redirects to a new URL the next time.
     if (!isHome)
       return error.retryable
         ? withContext(error, from.host)
@@ -95,7 +97,10 @@ export class RegistryClient {
     return refusal(`${error.message}, ${this.#authorizer.login}`);
   }
 
-  /** Whatever is not a redirect any more, and where that is. Of `authorization` only the first URL's server hears. */
+  /**
+   * Returns the first response that is not a redirect, and its URL. `authorization` is sent only to the first URL's
+   * server.
+   */
   async #follow(first: URL, { headers, signal }: Get, authorization?: string): Promise<[HttpStream, URL]> {
     let url = first;
     for (let redirects = 0; ; redirects++) {
@@ -109,7 +114,7 @@ export class RegistryClient {
       const { location } = answer.headers;
       if (!REDIRECTS.has(answer.status) || location === undefined) return [answer, url];
       await beginningOf(answer);
-      if (redirects === REDIRECTS_MAX) throw refusal(`${url.host}: over ${REDIRECTS_MAX} redirects`);
+      if (redirects === REDIRECTS_MAX) throw refusal(`${url.host}: more than ${REDIRECTS_MAX} redirects`);
       url = redirected(url, location);
     }
   }
@@ -123,14 +128,14 @@ export class RegistryClient {
       signal,
     });
     if (status !== 200) throw errorOfAnswer({ status, headers, body });
-    if (body.length > TOKEN_ANSWER_BYTES_MAX) throw new LazydiskError('CORRUPT', 'its answer is too long');
+    if (body.length > TOKEN_ANSWER_BYTES_MAX) throw new LazydiskError('CORRUPT', 'its response is too long');
     return body;
   }
 
-  /** Of the registry, whose scheme may have to be found out first. */
+  /** The URL of the registry, whose scheme may have to be probed first. */
   #originUrl(signal: AbortSignal): Promise<URL> {
     this.#origin ??= this.#findOrigin(signal);
-    // Whoever comes next tries again.
+    // After a failure the next caller tries again.
     this.#origin.catch(() => {
       this.#origin = undefined;
     });
@@ -161,14 +166,14 @@ function isGood(status: number): boolean {
   return status === 200 || status === 206;
 }
 
-/** Throws UNAVAILABLE for a place where others could read along. */
+/** Throws UNAVAILABLE for a redirect from TLS to plain HTTP. */
 function redirected(from: URL, location: string): URL {
   const url = URL.parse(location, from.href);
   if (url?.protocol === 'https:' || (url?.protocol === 'http:' && from.protocol === 'http:')) return url;
-  throw refusal(`${from.host}: it redirects to what is not an https URL`);
+  throw refusal(`${from.host}: it redirects to a URL that is not https`);
 }
 
-/** Of an answer's body, the rest of which is not wanted. A short one leaves its connection to the next request. */
+/** Reads the beginning of a body and drops the rest. A short body frees its connection for the next request. */
 async function beginningOf({ body }: HttpStream): Promise<Buffer> {
   const parts: Buffer[] = [];
   let sizeBytes = 0;

@@ -7,28 +7,28 @@ import { errorText, LazydiskError } from '../../../errors.ts';
 import { openObject, type TypeOf, text } from '../../../shape.ts';
 import { refusal } from './answer-error.ts';
 
-/** A secret: never in a text. */
+/** A secret: never part of a message. */
 export type Credential =
   | { readonly kind: 'password'; readonly user: string; readonly password: string }
   /** Exchanged for tokens at a token server. */
   | { readonly kind: 'identity'; readonly token: string }
-  /** Given to the registry as it is. */
+  /** Sent to the registry unchanged. */
   | { readonly kind: 'bearer'; readonly token: string };
 
-/** They may ask a cloud, or a person. */
+/** Helpers may call a cloud, or ask a person. */
 const TIMEOUT_MS = 60_000;
 const OUTPUT_BYTES_MAX = 256 * 1024;
 const NAME = /^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$/;
-/** What helpers say, on standard output, of a registry that they know nothing of. */
+/** What helpers write to standard output for an unknown registry. */
 const NOT_FOUND = 'credentials not found in native keychain';
-/** In place of a user, where the secret is not a password. */
+/** In place of a user name, if the secret is not a password. */
 const TOKEN_USER = '<token>';
 
 const answer = openObject({ Username: text(), Secret: text(1) });
 
 /**
- * What the helper `name` has for `registry`; undefined if nothing. Throws UNAVAILABLE for a helper that is not installed,
- * fails, or takes too long, and ABORTED; what it wrote, which may hold secrets, is in no text.
+ * Returns the login of the helper `name` for `registry`; undefined if it has none. Throws UNAVAILABLE for a helper that
+ * is not installed, fails, or takes too long, and ABORTED; its output, which may contain secrets, is in no message.
  */
 export async function askCredentialHelper(
   name: string,
@@ -70,7 +70,7 @@ function run(
   signal: AbortSignal | undefined,
 ): Promise<{ code: number | null; output: Buffer }> {
   return new Promise((resolve, reject) => {
-    // Its own process group, so that what it started ends with it.
+    // Its own process group, so that its children are killed with it.
     const child = spawn(program, ['get'], { stdio: ['pipe', 'pipe', 'ignore'], detached: true });
     const parts: Buffer[] = [];
     let sizeBytes = 0;
@@ -102,7 +102,7 @@ function run(
       settle();
       resolve({ code, output: Buffer.concat(parts) });
     });
-    // It may end without having read it.
+    // It may exit without having read its input.
     child.stdin.on('error', () => undefined);
     child.stdin.end(input);
     signal?.addEventListener('abort', onAbort, { once: true });

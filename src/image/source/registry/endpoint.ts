@@ -1,4 +1,6 @@
-/** Where a repository is asked for: at its registry, or at a mirror that has copies of the registry's repositories. */
+/**
+ * Where requests for a repository go: to its registry, or to a mirror that has copies of the registry's repositories.
+ */
 import { LazydiskError } from '../../../errors.ts';
 import { DOCKER_HUB, type ImageReference, isHost, isRepository } from './reference.ts';
 
@@ -6,7 +8,7 @@ export interface Endpoint {
   /** `HOST[:PORT]` as people and credential files name it. */
   readonly registry: string;
   readonly repository: string;
-  /** Undefined: HTTPS, or HTTP if the server does not speak TLS; only ever so on loopback. */
+  /** Undefined: HTTPS, or HTTP if the server does not speak TLS; only on loopback. */
   readonly scheme: 'https' | 'http' | undefined;
   /** `HOST[:PORT]` that requests go to. */
   readonly host: string;
@@ -16,13 +18,13 @@ export interface Endpoint {
 const DOCKER_HUB_HOST = 'registry-1.docker.io';
 
 export interface EndpointOptions {
-  /** `REGISTRY=[http://|https://]HOST[:PORT][/PATH]`: asked before REGISTRY itself, in this order. */
+  /** `REGISTRY=[http://|https://]HOST[:PORT][/PATH]`: tried before REGISTRY itself, in this order. */
   readonly mirrors?: readonly string[];
-  /** Ask registries by HTTP that are not on loopback, too. */
+  /** Use plain HTTP, also for registries that are not on loopback. */
   readonly isPlainHttp?: boolean;
 }
 
-/** Mirrors first, the registry itself last. Throws USAGE for a malformed mirror. */
+/** Returns the mirrors first, the registry itself last. Throws USAGE for a malformed mirror. */
 export function endpointsOf(reference: ImageReference, options: EndpointOptions = {}): Endpoint[] {
   const { mirrors = [], isPlainHttp = false } = options;
   const { registry, repository } = reference;
@@ -46,7 +48,7 @@ interface Mirror {
   readonly of: string;
   readonly scheme: 'https' | 'http' | undefined;
   readonly host: string;
-  /** In front of the repositories' names; may be empty. */
+  /** Prefix of the repositories' names; may be empty. */
   readonly path: string;
 }
 
@@ -67,7 +69,7 @@ function schemeOf(host: string, isPlainHttp: boolean): Endpoint['scheme'] {
   return isLoopback(host) ? undefined : 'https';
 }
 
-/** Whether `HOST[:PORT]` is this machine by its very name. */
+/** Whether `HOST[:PORT]` names the loopback interface. */
 function isLoopback(host: string): boolean {
   return /^(?:localhost|127(?:\.\d{1,3}){3}|\[::1\])(?::\d+)?$/.test(host);
 }

@@ -1,4 +1,4 @@
-/** Manifests, indexes and configs in a registry: small documents, whole, bounded and checked. */
+/** Manifests, indexes and configs in a registry: small documents that are read completely, bounded and verified. */
 import { LazydiskError } from '../../../errors.ts';
 import { type Descriptor, DOCUMENT_BYTES_MAX } from '../documents.ts';
 import { checkDigest, DIGEST, hashOf } from '../layer-blob.ts';
@@ -6,7 +6,7 @@ import { isIndex, isManifest, MANIFEST_TYPES } from '../media-types.ts';
 import type { Answer } from './client.ts';
 import type { Repository } from './repository.ts';
 
-/** What registries of before 2016 had, and what it looks like when its type is not stated. */
+/** Manifests of registries before 2016, and content types that state nothing. */
 const SCHEMA_1 = /^application\/vnd\.docker\.distribution\.manifest\.v1\+/;
 const UNSTATED = /^(?:|application\/json|application\/octet-stream|text\/plain)$/;
 
@@ -15,7 +15,9 @@ export interface NamedManifest {
   readonly bytes: Buffer;
 }
 
-/** The manifest or index that a tag or a digest names. Throws NOT_FOUND, CORRUPT, UNSUPPORTED, and as `ask` does. */
+/**
+ * Reads the manifest or index that a tag or a digest names. Throws NOT_FOUND, CORRUPT, UNSUPPORTED, and as `ask` does.
+ */
 export function readNamedManifest(repository: Repository, version: string): Promise<NamedManifest> {
   const isDigest = DIGEST.test(version);
   const question = {
@@ -31,13 +33,13 @@ export function readNamedManifest(repository: Repository, version: string): Prom
     const bytes = await wholeBody(answer);
     const stated = answer.headers['docker-content-digest'] ?? '';
     const digest = isDigest ? version : DIGEST.test(stated) ? stated : `sha256:${hexOf(bytes)}`;
-    checkDigest(hashOf(digest).update(bytes), digest, isDigest ? 'it' : 'what it names');
+    checkDigest(hashOf(digest).update(bytes), digest, isDigest ? 'it' : 'its manifest');
     const mediaType = mediaTypeOf(answer.headers['content-type'] ?? '', bytes);
     return { descriptor: { mediaType, digest, size: bytes.length }, bytes };
   });
 }
 
-/** The document that a descriptor names. Throws NOT_FOUND, CORRUPT, and as `ask` does. */
+/** Reads the document that a descriptor names. Throws NOT_FOUND, CORRUPT, and as `ask` does. */
 export function readDocument(repository: Repository, descriptor: Descriptor): Promise<Buffer> {
   const { mediaType, digest } = descriptor;
   const isAny = isManifest(mediaType) || isIndex(mediaType);
@@ -58,8 +60,8 @@ export function readDocument(repository: Repository, descriptor: Descriptor): Pr
 }
 
 /**
- * What the document is, by the header and by its own word, which must not contradict one another, or the same bytes are one
- * image to us and another to somebody else.
+ * The media type by the header and by the document itself. They must not contradict each other, otherwise the same
+ * bytes would be different images to different clients.
  */
 function mediaTypeOf(contentType: string, bytes: Buffer): string {
   const header = contentType.split(';', 1)[0]!.trim().toLowerCase();
@@ -68,7 +70,7 @@ function mediaTypeOf(contentType: string, bytes: Buffer): string {
   if (SCHEMA_1.test(header) || document.schemaVersion === 1) {
     throw new LazydiskError(
       'UNSUPPORTED',
-      'it is an image manifest of schema 1, which ended in 2016; push the image again with a current tool',
+      'it is an image manifest of schema 1, deprecated since 2016; push the image again with a current tool',
     );
   }
   const mediaType = UNSTATED.test(header) ? own : header;
@@ -90,19 +92,19 @@ function jsonObject(bytes: Buffer): Record<string, unknown> {
     const json: unknown = JSON.parse(bytes.toString('utf8'));
     if (typeof json === 'object' && json !== null) return json as Record<string, unknown>;
   } catch {
-    // Said below.
+    // Reported below.
   }
   throw new LazydiskError('CORRUPT', 'it is not a JSON object');
 }
 
-/** Throws CORRUPT for one of over DOCUMENT_BYTES_MAX. */
+/** Throws CORRUPT for a body over DOCUMENT_BYTES_MAX. */
 async function wholeBody({ body }: Answer): Promise<Buffer> {
   const parts: Buffer[] = [];
   let sizeBytes = 0;
   for await (const part of body as AsyncIterable<Buffer>) {
     sizeBytes += part.length;
     if (sizeBytes > DOCUMENT_BYTES_MAX) {
-      throw new LazydiskError('CORRUPT', `it has over ${DOCUMENT_BYTES_MAX} bytes`);
+      throw new LazydiskError('CORRUPT', `it has more than ${DOCUMENT_BYTES_MAX} bytes`);
     }
     parts.push(part);
   }

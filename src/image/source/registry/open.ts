@@ -1,6 +1,6 @@
 /**
- * An image in a registry: the manifest or index that its name means, found over the OCI distribution protocol, and from
- * there its blobs, streamed. Spec: OCI distribution-spec 1.1, "Pull".
+ * An image in a registry: the manifest or index of its name, read over the OCI distribution protocol, and its blobs,
+ * streamed. Spec: OCI distribution-spec 1.1, "Pull".
  */
 import { readFile } from 'node:fs/promises';
 import tls from 'node:tls';
@@ -19,15 +19,15 @@ import { parseReference } from './reference.ts';
 import { Repository } from './repository.ts';
 
 export interface RegistryOptions extends EndpointOptions {
-  /** A file of certificates in PEM: authorities to trust besides those that Node trusts. */
+  /** A file of certificates in PEM: authorities to trust in addition to those that Node trusts. */
   readonly caFile?: string;
-  /** How long to wait for a registry that does not answer; default: a few tries. */
+  /** How long to wait for a registry that does not respond; default: a few tries. */
   readonly patience?: Patience;
 }
 
 /**
  * Opens `[docker://][HOST[:PORT]/]REPOSITORY[:TAG][@DIGEST]`. Throws USAGE, NOT_FOUND, CORRUPT, UNSUPPORTED, OVERLOAD,
- * UNAVAILABLE, TIMEOUT, ABORTED, KEY for files of logins that cannot be read.
+ * UNAVAILABLE, TIMEOUT, ABORTED, KEY for login files that cannot be read.
  */
 export async function openRegistry(
   spec: string,
@@ -53,7 +53,7 @@ export async function openRegistry(
   }
 }
 
-/** The same layer, whose failures say where it is from. */
+/** The same layer, with errors that name the repository. */
 function named(repository: Repository, layer: LayerBlob): LayerBlob {
   return {
     ...layer,
@@ -100,7 +100,10 @@ class RegistryBlobs implements ImageBlobs {
   }
 }
 
-/** In PEM, with those that Node trusts: blobs may lie with somebody else. Throws NOT_FOUND, USAGE for a file that has none. */
+/**
+ * Returns them in PEM, with those that Node trusts, because blobs may be on another host. Throws NOT_FOUND, USAGE for a
+ * file without a certificate.
+ */
 async function readAuthorities(file: string): Promise<string> {
   const pem = await readFile(file, 'utf8').catch((error: unknown) => {
     throw new LazydiskError('NOT_FOUND', `--registry-ca: ${errorText(error)}`, { cause: error });

@@ -1,18 +1,21 @@
 /**
- * The layers of an image as one row of parts, of which the next few are always on their way: a layer's parts while its
- * first ones are read, the next layers' while this one's last ones are. So the line is full whatever the layers' sizes,
- * and what is held is bounded whatever the line's speed.
+ * The layers of an image as one sequence of parts, of which the next few are always being downloaded: a layer's parts
+ * while its first ones are read, the next layers' while its last ones are. So the network is busy whatever the layers'
+ * sizes, and memory is bounded whatever the network's speed.
  */
 import { LazydiskError } from '../../../errors.ts';
 
-/** A request costs much less. The memory of a build grows by six of them, and by what the collector has not yet freed. */
+/**
+ * Large enough that the cost of a request is small. A build's memory grows by six parts, and by what the garbage
+ * collector has not yet freed.
+ */
 const PART_BYTES = 1024 * 1024;
-/** That are held: on their way, waiting to be read, being read. */
+/** Parts in memory: being downloaded, waiting to be read, or being read. */
 const PARTS = 6;
 
 export interface ReadAheadLayer {
   readonly sizeBytes: number;
-  /** Begins a download, of which parts are then asked for in order. */
+  /** Begins a download, whose parts are then requested in order. */
   download(signal: AbortSignal): PartSource;
 }
 
@@ -37,13 +40,13 @@ export class ReadAhead {
   readonly #layers: readonly ReadAheadLayer[];
   readonly #partBytes: number;
   readonly #parts: number;
-  /** In order. */
+  /** Parts being downloaded or waiting to be read, in order. */
   #ahead: Part[] = [];
-  /** The part behind `#ahead`: what is begun next. */
+  /** The part after `#ahead`, which is begun next. */
   #next = { layer: 0, offset: 0 };
   #source: PartSource | undefined;
   #abort = new AbortController();
-  /** Buffers of #partBytes that nobody uses. */
+  /** Unused buffers of #partBytes. */
   readonly #free: Buffer[] = [];
 
   constructor(
@@ -56,8 +59,8 @@ export class ReadAhead {
   }
 
   /**
-   * A layer's bytes, each buffer valid until the next is asked for. One layer is read at a time; whoever begins another one
-   * ends the one before. Throws as its parts do, and the signal's reason.
+   * A layer's bytes, each buffer valid until the next is requested. One layer is read at a time; starting another one
+   * ends the previous one. Throws as its parts do, and the signal's reason.
    */
   async *read(layer: number, signal?: AbortSignal): AsyncGenerator<Buffer> {
     const { sizeBytes } = this.#layers[layer]!;
@@ -72,7 +75,7 @@ export class ReadAhead {
         this.#fill();
         const part = this.#ahead.shift();
         if (part?.layer !== layer || part.offset !== offset) {
-          throw new LazydiskError('INTERNAL', 'two layers are read at a time');
+          throw new LazydiskError('INTERNAL', 'two layers are read at the same time');
         }
         await part.filled;
         yield part.bytes;

@@ -1,6 +1,6 @@
 /**
- * Names of images in registries, in Docker's grammar: `HOST[:PORT]/REPOSITORY[:TAG][@DIGEST]`, where the host may be left
- * out for Docker Hub. Source: distribution/reference, "Grammar".
+ * Names of images in registries, in Docker's grammar: `HOST[:PORT]/REPOSITORY[:TAG][@DIGEST]`, where the host may be
+ * omitted for Docker Hub. Source: distribution/reference, "Grammar".
  */
 import { LazydiskError } from '../../../errors.ts';
 import { DIGEST } from '../layer-blob.ts';
@@ -11,14 +11,16 @@ export interface ImageReference {
   /** `HOST[:PORT]`; `docker.io` for Docker Hub. */
   readonly registry: string;
   readonly repository: string;
-  /** A digest where one was named, else the tag, by default `latest`. */
+  /** The digest if there is one, otherwise the tag, by default `latest`. */
   readonly version: string;
 }
 
 const FORMS =
   '[docker://][HOST[:PORT]/]REPOSITORY[:TAG][@DIGEST], oci:DIR[:TAG], oci-archive:FILE[:TAG] or docker-archive:FILE[:NAME:TAG]';
 
-/** Longest that is read; the grammar allows 255 for host and repository, 128 for a tag, 135 for a digest. */
+/**
+ * Longest reference that is parsed; the grammar allows 255 for host and repository, 128 for a tag, 135 for a digest.
+ */
 const REFERENCE_LENGTH_MAX = 600;
 const NAME_LENGTH_MAX = 255;
 
@@ -27,7 +29,7 @@ const HOST = new RegExp(`^(?:${LABEL}(?:\\.${LABEL})*|\\[[0-9A-Fa-f:.]{2,45}\\])
 const REPOSITORY = /^[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*(?:\/[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*)*$/;
 const TAG = /^[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}$/;
 
-/** With or without `docker://` in front. Throws USAGE. */
+/** Parses a reference, with or without the prefix `docker://`. Throws USAGE. */
 export function parseReference(text: string): ImageReference {
   const name = text.replace(/^docker:\/\//, '');
   const wrong = (what: string) =>
@@ -65,7 +67,7 @@ function splitHost(path: string): { registry: string; repository: string } {
   const registry = isNamed ? first.toLowerCase() : DOCKER_HUB;
   const repository = isNamed ? path.slice(slash + 1) : path;
   if (registry !== DOCKER_HUB && registry !== 'index.docker.io') return { registry, repository };
-  // Docker's own images are named without the folder that they are in.
+  // Docker's official images are named without their directory.
   return {
     registry: DOCKER_HUB,
     repository: repository.includes('/') ? repository : `library/${repository}`,

@@ -1,7 +1,7 @@
 /**
- * A repository at its registry and at mirrors of it: what the first one that has it gives, asked again while that may help.
- * A mirror that fails is left for good, for the rest of the image may be missing there too; only the registry itself,
- * which comes last, is worth waiting for.
+ * A repository at its registry and at mirrors of it: requests go to the first one that works, and are retried while
+ * that may help. A mirror that fails is dropped for good, because the rest of the image may be missing there too; only
+ * the registry itself, which comes last, is worth waiting for.
  */
 import { type Patience, PatientRetries } from '../../../async/patience.ts';
 import { codeOf, isRetryable, LazydiskError } from '../../../errors.ts';
@@ -11,26 +11,26 @@ import type { AuthEnvironment } from './auth-files.ts';
 import { type Answer, type Get, RegistryClient } from './client.ts';
 import type { Endpoint } from './endpoint.ts';
 
-/** Registries are far away. */
+/** Longer than the client's defaults, because registries are far away. */
 const CONNECT_MS = 10_000;
 const STALL_MS = 30_000;
-/** What a failed try must have brought for the next one to count as the first. */
+/** How many bytes a failed try must have received for the retries to start over. */
 const PROGRESS_BYTES = 256 * 1024;
 
 export interface RepositoryOptions {
   /** At least one; the registry itself last. */
   readonly endpoints: readonly Endpoint[];
-  /** In PEM, of the authorities to trust; by default those that Node trusts. */
+  /** Certificates in PEM of the authorities to trust; by default those that Node trusts. */
   readonly ca?: string | undefined;
   readonly patience?: Patience | undefined;
   readonly environment: AuthEnvironment;
 }
 
-/** Something of the repository that is asked for. */
+/** A request for something in the repository. */
 export interface Question {
   /** For people: `tag 1.27`, `blob sha256:…`. */
   readonly what: string;
-  /** Made anew for each try. */
+  /** Called for each try. */
   get(): Get;
   readonly signal: AbortSignal;
 }
@@ -42,7 +42,7 @@ export class Repository {
   readonly #http: HttpClient;
   readonly #retries: PatientRetries;
   readonly #closing = new AbortController();
-  /** Which client is asked. */
+  /** Index of the client in use. */
   #at = 0;
 
   constructor({ endpoints, ca, patience, environment }: RepositoryOptions) {
@@ -57,22 +57,23 @@ export class Repository {
     this.#clients = endpoints.map((one) => new RegistryClient(one, this.#http, environment, this.signal));
   }
 
-  /** `HOST/REPOSITORY` of the one that is asked now. */
+  /** `HOST/REPOSITORY` of the endpoint in use. */
   get name(): string {
     return this.#clients[this.#at]!.name;
   }
 
   /**
-   * What `take` makes of the answer; it must take the whole body or destroy it, and may be called again. Throws as
-   * RegistryClient.get and `take` do, with a text that names registry, repository and what was asked for.
+   * Returns the result of `take` for the response; `take` must read the whole body or destroy it, and may be called
+   * again. Throws as RegistryClient.get and `take` do, with a message that names registry, repository and what was
+   * requested.
    */
   ask<T>(question: Question, take: (answer: Answer) => Promise<T>): Promise<T> {
     return this.#retries.run(question.signal, () => this.#askOnce(question, take));
   }
 
   /**
-   * The same for bytes that come in order: asks until `progress.isDone`, and a try that brought some of them starts the
-   * count of tries anew.
+   * The same for bytes that arrive in order: repeats the request until `progress.isDone`; a try that received enough of
+   * them starts the count of tries over.
    */
   async askOn(
     progress: { readonly isDone: boolean; readonly doneBytes: number },

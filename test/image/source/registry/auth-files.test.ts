@@ -33,7 +33,7 @@ async function helper(t: Test, name: string, script: string): Promise<string> {
 const passwordOf = (found: Awaited<ReturnType<typeof findCredential>>) =>
   found?.credential.kind === 'password' ? `${found.credential.user}:${found.credential.password}` : found;
 
-t.test('what is said of the longest part of a name counts', async (t) => {
+t.test('the entry for the longest part of a name is used', async (t) => {
   const file = join(t.testdir(), 'auth.json');
   const auths = {
     'r.example': { auth: base64('host:p') },
@@ -59,7 +59,7 @@ t.test('what is said of the longest part of a name counts', async (t) => {
   }
 });
 
-t.test('which files count, and in which order', async (t) => {
+t.test('login files are read in order of precedence', async (t) => {
   const dir = t.testdir();
   const environment = {
     XDG_RUNTIME_DIR: join(dir, 'run'),
@@ -67,7 +67,7 @@ t.test('which files count, and in which order', async (t) => {
   };
   const of = (more = {}) => findCredential(parseReference('r.example/app'), { ...environment, ...more });
   const login = (user: string) => ({ auths: { 'r.example': { auth: base64(`${user}:p`) } } });
-  t.equal(await of(), undefined, 'none of them is there');
+  t.equal(await of(), undefined, 'none of them exists');
   await put(join(dir, 'home/.docker/config.json'), login('docker'));
   t.equal(passwordOf(await of()), 'docker:p');
   await put(join(dir, 'elsewhere/config.json'), login('elsewhere'));
@@ -78,10 +78,10 @@ t.test('which files count, and in which order', async (t) => {
   t.equal(passwordOf(await of()), 'runtime:p');
   await put(join(dir, 'mine.json'), login('mine'));
   t.equal(passwordOf(await of({ REGISTRY_AUTH_FILE: join(dir, 'mine.json') })), 'mine:p');
-  t.equal(await of({ REGISTRY_AUTH_FILE: join(dir, 'none.json') }), undefined, 'and no other file');
+  t.equal(await of({ REGISTRY_AUTH_FILE: join(dir, 'none.json') }), undefined, 'no other file is read');
 });
 
-t.test('malformed files are refused by name, and not quoted', async (t) => {
+t.test('malformed files are refused with their name, and not quoted', async (t) => {
   const file = join(t.testdir(), 'auth.json');
   const of = () => findCredential(parseReference('r.example/app'), { REGISTRY_AUTH_FILE: file });
   const secret = 'c2VjcmV0';
@@ -102,7 +102,7 @@ t.test('malformed files are refused by name, and not quoted', async (t) => {
   }
 });
 
-t.test('property: any file is a login, none, or CORRUPT', async (t) => {
+t.test('property: any file yields a login, none, or CORRUPT', async (t) => {
   const file = join(t.testdir(), 'auth.json');
   const text = fc.oneof(fc.json(), fc.string());
   const entry = fc.record(
@@ -132,7 +132,7 @@ t.test('property: any file is a login, none, or CORRUPT', async (t) => {
   t.pass();
 });
 
-t.test('credential helpers are asked for the registry, by their protocol', async (t) => {
+t.test('credential helpers are called by their protocol', async (t) => {
   const script = `echo "$1" > "$(dirname "$0")/word"; cat > "$(dirname "$0")/asked"`;
   const dir = await helper(t, 'test', `${script}; echo '{"ServerURL":"x","Username":"u","Secret":"s"}'`);
   const file = join(dir, 'auth.json');
@@ -151,14 +151,14 @@ t.test('credential helpers are asked for the registry, by their protocol', async
   t.equal(await readFile(join(dir, 'asked'), 'utf8'), 'https://index.docker.io/v1/');
 });
 
-t.test('a helper that has no login, or one by token', async (t) => {
+t.test('a helper may have no login, or a token', async (t) => {
   await helper(t, 'none', "echo 'credentials not found in native keychain'; exit 1");
   t.equal(await askCredentialHelper('none', 'r.example'), undefined);
   await helper(t, 'token', `echo '{"Username":"<token>","Secret":"idt"}'`);
   t.same(await askCredentialHelper('token', 'r.example'), { kind: 'identity', token: 'idt' });
 });
 
-t.test('a helper that fails, hangs, floods or is not there is told, and not quoted', async (t) => {
+t.test('a helper that fails, hangs, writes too much or is missing is reported, and not quoted', async (t) => {
   const cases: [string, RegExp][] = [
     ['echo hush; exit 3', /it failed for r\.example \(exit code 3\)$/],
     ['echo hush', /its answer is not valid JSON$/],
@@ -172,7 +172,7 @@ t.test('a helper that fails, hangs, floods or is not there is told, and not quot
     t.match(error, { code: 'UNAVAILABLE', retryable: false, message });
     t.notMatch((error as Error).message, /hush/);
   }
-  // What it started holds its output open.
+  // A child of the helper keeps its output open.
   await helper(t, 'slow', 'sleep 1000 & sleep 1000');
   await t.rejects(askCredentialHelper('slow', 'r.example', undefined, 200), {
     message: /no answer within 200 ms$/,

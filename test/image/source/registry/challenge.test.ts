@@ -1,4 +1,4 @@
-/** What registries ask to see, and when they ask to be asked again. */
+/** Authentication challenges of registries, and their Retry-After. */
 import assert from 'node:assert/strict';
 import fc from 'fast-check';
 import t from 'tap';
@@ -8,7 +8,7 @@ import { parseChallenges } from '../../../../src/image/source/registry/challenge
 const plain = (header: string) =>
   parseChallenges(header).map(({ scheme, parameters }) => [scheme, Object.fromEntries(parameters)]);
 
-t.test('challenges as servers write them', async (t) => {
+t.test('challenges are parsed as servers write them', async (t) => {
   const cases: [string, unknown][] = [
     [
       'Bearer realm="https://auth.docker.io/token",service="registry.docker.io",scope="repository:a/b:pull,push"',
@@ -50,7 +50,7 @@ t.test('challenges as servers write them', async (t) => {
   for (const [header, expected] of cases) t.same(plain(header), expected, header.slice(0, 60));
 });
 
-t.test('property: any header ends, bounded, and what was written is read', async (t) => {
+t.test('property: any header is parsed within bounds, and quoted values are restored', async (t) => {
   const pieces = fc.constantFrom(
     'Bearer',
     'Basic',
@@ -90,7 +90,7 @@ t.test('property: any header ends, bounded, and what was written is read', async
   t.pass();
 });
 
-t.test('Retry-After in both its forms', async (t) => {
+t.test('both forms of Retry-After are parsed', async (t) => {
   const nowMs = Date.parse('2026-01-01T00:00:00Z');
   t.equal(afterMs('120', nowMs), 120_000);
   t.equal(afterMs('Thu, 01 Jan 2026 00:01:00 GMT', nowMs), 60_000);

@@ -15,7 +15,7 @@ const OCI_INDEX = 'application/vnd.oci.image.index.v1+json';
 const OCI_MANIFEST = 'application/vnd.oci.image.manifest.v1+json';
 const LOGIN = Buffer.from('alice:open sesame').toString('base64');
 
-/** Larger than a part, smaller, and empty but for tar's own. */
+/** Larger than a part, smaller, and an empty tar. */
 const tars = [
   packTar([{ name: 'large', body: randomBytes(9 * 2 ** 20) }]),
   packTar([{ name: 'small', body: 'small' }]),
@@ -56,7 +56,7 @@ async function startRegistry(t: Test, config = {}): Promise<DockerRegistry> {
 }
 
 if (!skipWithout(t, 'docker-registry', 'skopeo', 'openssl')) {
-  t.test('an image of each compression and form, by tag and by digest', async (t) => {
+  t.test('images of each compression and format open by tag and by digest', async (t) => {
     const registry = await startRegistry(t);
     for (const compression of ['none', 'gzip', 'zstd'] as const) {
       const dir = t.testdir();
@@ -79,7 +79,7 @@ if (!skipWithout(t, 'docker-registry', 'skopeo', 'openssl')) {
     t.match(source.layers[0]!.mediaType, 'vnd.docker');
   });
 
-  t.test('an index gives the image of the platform, and says which there are', async (t) => {
+  t.test('an index yields the image of the platform, or an error that lists the platforms', async (t) => {
     const registry = await startRegistry(t);
     const dir = t.testdir();
     const platforms = ['linux/amd64', 'linux/arm64', 'linux/arm/v7'];
@@ -116,7 +116,7 @@ if (!skipWithout(t, 'docker-registry', 'skopeo', 'openssl')) {
     });
   });
 
-  t.test('what is not there, and what is not an image, is said in one line', async (t) => {
+  t.test('errors for missing and corrupt images name them in one line', async (t) => {
     const registry = await startRegistry(t);
     const dir = t.testdir();
     await makeOciLayout(dir, image);
@@ -151,7 +151,7 @@ if (!skipWithout(t, 'docker-registry', 'skopeo', 'openssl')) {
     await source.close();
   });
 
-  t.test('a login by password, from a file', async (t) => {
+  t.test('a login with a password from a file opens an image', async (t) => {
     const registry = await startRegistry(t, { auth: 'htpasswd' });
     const dir = t.testdir({ image: {} });
     await makeOciLayout(join(dir, 'image'), image);
@@ -176,7 +176,7 @@ if (!skipWithout(t, 'docker-registry', 'skopeo', 'openssl')) {
     });
   });
 
-  t.test('a login by token, renewed when it has expired', async (t) => {
+  t.test('a token is requested with the login, and renewed when it has expired', async (t) => {
     const dir = t.testdir({ image: {} });
     const tokens = await TokenServer.start(dir);
     t.teardown(() => tokens.close());
@@ -188,7 +188,7 @@ if (!skipWithout(t, 'docker-registry', 'skopeo', 'openssl')) {
     tokens.asked.length = 0;
     await withAuthFile(file, async () => {
       await expectImage(t, spec, tars);
-      t.equal(tokens.asked.length, 1, 'one token for all of an image');
+      t.equal(tokens.asked.length, 1, 'one token for a whole image');
       t.match(tokens.asked[0], { method: 'GET', authorization: undefined }, 'without a login');
       t.equal(tokens.asked[0]!.parameters.get('scope'), 'repository:org/app:pull');
       t.equal(tokens.asked[0]!.parameters.get('service'), tokens.auth.token.service);
@@ -202,7 +202,7 @@ if (!skipWithout(t, 'docker-registry', 'skopeo', 'openssl')) {
       t.equal(tokens.asked.at(-1)!.method, 'POST');
       t.equal(tokens.asked.at(-1)!.parameters.get('refresh_token'), 'refresh me');
 
-      // The registry allows for clocks that differ by a minute.
+      // The registry tolerates a clock difference of a minute.
       tokens.validSeconds = -58;
       const before = tokens.asked.length;
       const source = await openSource(spec);
@@ -234,7 +234,7 @@ if (!skipWithout(t, 'docker-registry', 'skopeo', 'openssl')) {
     });
   });
 
-  t.test("TLS under an authority of the user's choice", async (t) => {
+  t.test("TLS is verified with the user's certificate authority", async (t) => {
     const dir = t.testdir({ image: {} });
     const { ca, ...tls } = await makeAuthority(dir);
     const registry = await startRegistry(t, { tls });
@@ -255,7 +255,7 @@ if (!skipWithout(t, 'docker-registry', 'skopeo', 'openssl')) {
     });
   });
 
-  t.test('a mirror is asked first, and the registry where the mirror fails', async (t) => {
+  t.test('a mirror is tried first, and the registry if the mirror fails', async (t) => {
     const dir = t.testdir();
     await makeOciLayout(dir, image);
     const registry = await startRegistry(t);
@@ -267,7 +267,7 @@ if (!skipWithout(t, 'docker-registry', 'skopeo', 'openssl')) {
     for (const to of [mirror.host, `http://${mirror.host}`, `${prefixed.host}/copies/of`, '127.0.0.1:1']) {
       await expectImage(t, spec, tars, { mirrors: [`${registry.host}=${to}`] });
     }
-    // Of a registry that is gone, the mirror has everything.
+    // The mirror serves everything if the registry is gone.
     const other = `registry.invalid/org/app`;
     await expectImage(t, other, tars, { mirrors: [`registry.invalid=http://${mirror.host}`] });
     for (const mirrors of ['x', 'a=', '=b', 'a=b/C', 'a=ftp://b', 'a=b?c']) {
@@ -276,7 +276,7 @@ if (!skipWithout(t, 'docker-registry', 'skopeo', 'openssl')) {
   });
 }
 
-/** With the logins in `file` and no others. */
+/** Runs `work` with the logins in `file` and no others. */
 async function withAuthFile(file: string, work: () => Promise<void>): Promise<void> {
   const before = process.env.REGISTRY_AUTH_FILE;
   process.env.REGISTRY_AUTH_FILE = file;

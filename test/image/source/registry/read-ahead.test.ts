@@ -1,4 +1,4 @@
-/** Layers read ahead: every byte in order, and never more held than is allowed. */
+/** Layers are read ahead: every byte in order, and never more in memory than allowed. */
 import assert from 'node:assert/strict';
 import { createHash } from 'node:crypto';
 import fc from 'fast-check';
@@ -9,7 +9,7 @@ import { ReadAhead, type ReadAheadLayer } from '../../../../src/image/source/reg
 interface World {
   readonly layers: ReadAheadLayer[];
   readonly contents: Buffer[];
-  /** Parts on their way, and the buffers that there ever were. */
+  /** Parts being downloaded, and all buffers so far. */
   inFlight: number;
   mostInFlight: number;
   readonly buffers: Set<ArrayBufferLike>;
@@ -51,29 +51,32 @@ async function read(readAhead: ReadAhead, layer: number, signal?: AbortSignal): 
   return Buffer.concat(parts);
 }
 
-t.test('property: layers of any size come out whole, with so many parts held and no more', async (t) => {
-  await fc.assert(
-    fc.asyncProperty(
-      fc.array(fc.integer({ min: 0, max: 300 }), { maxLength: 8 }),
-      fc.integer({ min: 1, max: 64 }),
-      fc.integer({ min: 1, max: 6 }),
-      fc.infiniteStream(fc.nat(4)),
-      async (sizes, partBytes, parts, turns) => {
-        const world = makeWorld(sizes, () => turns.next().value);
-        const readAhead = new ReadAhead(world.layers, { partBytes, parts });
-        for (const [at, content] of world.contents.entries()) {
-          assert.deepEqual(await read(readAhead, at), content);
-        }
-        assert(world.mostInFlight <= parts);
-        assert.equal(world.inFlight, 0);
-      },
-    ),
-    { numRuns: 200 },
-  );
-  t.pass();
-});
+t.test(
+  'property: layers of any size are read completely, with no more parts in memory than allowed',
+  async (t) => {
+    await fc.assert(
+      fc.asyncProperty(
+        fc.array(fc.integer({ min: 0, max: 300 }), { maxLength: 8 }),
+        fc.integer({ min: 1, max: 64 }),
+        fc.integer({ min: 1, max: 6 }),
+        fc.infiniteStream(fc.nat(4)),
+        async (sizes, partBytes, parts, turns) => {
+          const world = makeWorld(sizes, () => turns.next().value);
+          const readAhead = new ReadAhead(world.layers, { partBytes, parts });
+          for (const [at, content] of world.contents.entries()) {
+            assert.deepEqual(await read(readAhead, at), content);
+          }
+          assert(world.mostInFlight <= parts);
+          assert.equal(world.inFlight, 0);
+        },
+      ),
+      { numRuns: 200 },
+    );
+    t.pass();
+  },
+);
 
-t.test('a reader that is slow holds the parts back, and buffers are used again', async (t) => {
+t.test('a slow reader pauses the download, and buffers are reused', async (t) => {
   const world = makeWorld([1000]);
   const readAhead = new ReadAhead(world.layers, { partBytes: 10, parts: 4 });
   let begun = 0;
@@ -85,7 +88,7 @@ t.test('a reader that is slow holds the parts back, and buffers are used again',
   t.equal(world.buffers.size, 4);
 });
 
-t.test('the next layer is on its way before this one is read', async (t) => {
+t.test('the next layer is downloaded before this one has been read', async (t) => {
   const world = makeWorld([10, 10, 10]);
   const readAhead = new ReadAhead(world.layers, { partBytes: 100, parts: 2 });
   const reader = readAhead.read(0);
@@ -93,10 +96,10 @@ t.test('the next layer is on its way before this one is read', async (t) => {
   t.equal(world.mostInFlight, 2);
   await reader.return(undefined);
   t.same(await read(readAhead, 1), world.contents[1]);
-  t.equal(world.aborted, 0, 'and is used');
+  t.equal(world.aborted, 0, 'the download is used');
 });
 
-t.test('layers in any order, again, and after one was left midway', async (t) => {
+t.test('layers can be read in any order, repeatedly, and after one was abandoned', async (t) => {
   const world = makeWorld([50, 60, 70]);
   const readAhead = new ReadAhead(world.layers, { partBytes: 10, parts: 3 });
   for (const layer of [2, 0, 0, 1, 2, 1]) t.same(await read(readAhead, layer), world.contents[layer]);
@@ -109,7 +112,7 @@ t.test('layers in any order, again, and after one was left midway', async (t) =>
   await t.rejects(first.next(), { code: 'INTERNAL' });
 });
 
-t.test('a stop ends what is on its way, and nothing is left unhandled', async (t) => {
+t.test('an abort ends the downloads, without unhandled rejections', async (t) => {
   const world = makeWorld([100, 100], () => 5);
   const readAhead = new ReadAhead(world.layers, { partBytes: 10, parts: 3 });
   const stop = new AbortController();
@@ -118,7 +121,7 @@ t.test('a stop ends what is on its way, and nothing is left unhandled', async (t
   await new Promise(setImmediate);
   stop.abort(reason);
   await t.rejects(reading, reason);
-  t.same(await read(readAhead, 1), world.contents[1], 'and the next reader begins anew');
+  t.same(await read(readAhead, 1), world.contents[1], 'the next reader starts again');
   const closed = read(readAhead, 0);
   readAhead.close();
   await t.rejects(closed, { code: 'ABORTED' });

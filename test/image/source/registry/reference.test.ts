@@ -1,4 +1,4 @@
-/** Names of images in registries. */
+/** References to images in registries. */
 import assert from 'node:assert/strict';
 import fc from 'fast-check';
 import t from 'tap';
@@ -8,7 +8,7 @@ import { parseReference } from '../../../../src/image/source/registry/reference.
 
 const DIGEST = `sha256:${'0'.repeat(64)}`;
 
-t.test('names as people write them', async (t) => {
+t.test('valid references are parsed', async (t) => {
   const cases: [string, string, string, string][] = [
     ['nginx', 'docker.io', 'library/nginx', 'latest'],
     ['nginx:1.27', 'docker.io', 'library/nginx', '1.27'],
@@ -33,7 +33,7 @@ t.test('names as people write them', async (t) => {
   }
 });
 
-t.test('what is not a name', async (t) => {
+t.test('invalid references are refused with USAGE', async (t) => {
   const words = [
     '',
     ':',
@@ -63,7 +63,7 @@ t.test('what is not a name', async (t) => {
   }
 });
 
-t.test('property: whatever is taken is safe in a URL, and quick to tell', async (t) => {
+t.test('property: any accepted reference is safe in a URL', async (t) => {
   const pieces = fc.constantFrom(
     'a',
     'B',
@@ -112,14 +112,14 @@ t.test('property: whatever is taken is safe in a URL, and quick to tell', async 
   t.pass();
 });
 
-t.test('where a repository is asked for', async (t) => {
+t.test('endpoints of a repository are mirrors first, with the right scheme', async (t) => {
   const at = (text: string, options = {}) =>
     endpointsOf(parseReference(text), options).map((one) => `${one.scheme}://${one.host}/${one.repository}`);
   t.same(at('nginx'), ['https://registry-1.docker.io/library/nginx']);
   t.same(at('r.example/a'), ['https://r.example/a']);
   t.same(at('r.example/a', { isPlainHttp: true }), ['http://r.example/a']);
   for (const host of ['localhost', 'localhost:1', '127.0.0.1:5000', '127.1.2.3', '[::1]:5000']) {
-    t.same(at(`${host}/a`), [`undefined://${host}/a`], `${host} may speak either`);
+    t.same(at(`${host}/a`), [`undefined://${host}/a`], `${host} may use either`);
   }
   t.same(at('127.0.0.1.example/a'), ['https://127.0.0.1.example/a']);
   const mirrors = ['docker.io=m.example', 'r.example=x.example', 'docker.io=http://n.example:80/hub/'];

@@ -1,4 +1,7 @@
-/** A registry that cuts, refuses, redirects, lies and is overloaded: a real one behind a proxy that does so. */
+/**
+ * A registry that truncates, refuses, redirects, returns wrong bytes and is overloaded: a real one behind a proxy that
+ * does so.
+ */
 import { randomBytes } from 'node:crypto';
 import { once } from 'node:events';
 import { writeFile } from 'node:fs/promises';
@@ -17,7 +20,7 @@ import { skipWithout } from '../../../support/tools.ts';
 const PASSWORD = 'open sesame';
 const LOGIN = Buffer.from(`alice:${PASSWORD}`).toString('base64');
 
-/** Of ten parts, and of less than one. */
+/** Ten parts, and less than one. */
 const tars = [packTar([{ name: 'large', body: randomBytes(9 * 2 ** 20) }]), packTar([{ name: 'small' }])];
 
 const dir = t.testdir({ image: {}, auth: {} });
@@ -52,7 +55,7 @@ async function readAll(spec: string, registryOptions: RegistryOptions = {}): Pro
   }
 }
 
-/** Meets each first request for the same thing, range for range. */
+/** Applies `fault` to the first request for each URL and range. */
 function firstTime(wanted: (request: IncomingMessage) => boolean, fault: Fault): HttpProxy['fault'] {
   const met = new Set<string>();
   return (request) => {
@@ -79,7 +82,7 @@ if (!skipWithout(t, 'docker-registry', 'skopeo', 'openssl')) {
   });
   t.teardown(() => registry.close());
 
-  t.test('a broken blob goes on where it ended', async (t) => {
+  t.test('an interrupted blob resumes where it ended', async (t) => {
     const { proxy, spec } = await proxied(t);
     const asked: (string | undefined)[] = [];
     const cut = firstTime((request) => request.headers.range !== undefined, truncated(1_000_000));
@@ -91,12 +94,12 @@ if (!skipWithout(t, 'docker-registry', 'skopeo', 'openssl')) {
     const part = 2 ** 20;
     for (const start of [0, part, 5 * part]) {
       const later = asked.filter((range) => range?.startsWith(`bytes=${start + 1_000_000}-`));
-      t.ok(later.length > 0, `the part at ${start} went on at its millionth byte`);
+      t.ok(later.length > 0, `the part at ${start} resumed at its millionth byte`);
     }
     t.notOk(asked.filter((range) => range === 'bytes=0-1048575').length > 1, 'nothing was fetched twice');
   });
 
-  t.test('a connection that breaks behind the last byte has given it', async (t) => {
+  t.test('a connection that breaks after the last byte causes no retry', async (t) => {
     const { proxy, spec } = await proxied(t);
     const endless: Fault = async ({ response, ask }) => {
       const { status, headers, body } = await ask();
@@ -108,7 +111,7 @@ if (!skipWithout(t, 'docker-registry', 'skopeo', 'openssl')) {
     t.ok(await readAll(spec));
   });
 
-  t.test('a server that gives whole blobs only', async (t) => {
+  t.test('a server that returns only whole blobs is supported', async (t) => {
     const { proxy, spec } = await proxied(t);
     const whole: Fault = async ({ request, response, ask }) => {
       delete request.headers.range;
@@ -120,7 +123,7 @@ if (!skipWithout(t, 'docker-registry', 'skopeo', 'openssl')) {
     t.ok(await readAll(spec));
     t.equal(proxy.seen.filter((line) => line.endsWith(large)).length, 1, 'one request for all parts');
 
-    // It breaks in the second part, or in the last but one.
+    // It breaks in the second part, or in the last but one part.
     for (const cutBytes of [1_500_000, 9_000_000]) {
       let cuts = 0;
       proxy.fault = (request) => {
@@ -136,7 +139,7 @@ if (!skipWithout(t, 'docker-registry', 'skopeo', 'openssl')) {
     }
   });
 
-  t.test('connections that end, errors and overload pass', async (t) => {
+  t.test('broken connections, errors and overload are retried', async (t) => {
     const { proxy, spec } = await proxied(t);
     const any = () => true;
     const faults: [string, Fault][] = [
@@ -147,13 +150,13 @@ if (!skipWithout(t, 'docker-registry', 'skopeo', 'openssl')) {
       ['429', answerWith(429, { 'retry-after': '1' })],
     ];
     for (const [name, fault] of faults) {
-      // The first request finds out whether the server speaks TLS.
+      // The first request probes whether the server speaks TLS.
       proxy.fault = firstTime(any, fault);
       t.ok(await readAll(spec), name);
     }
   });
 
-  t.test('errors that stay are told in one line', async (t) => {
+  t.test('lasting errors are reported in one line', async (t) => {
     const { proxy, spec } = await proxied(t);
     const code = '{"errors":[{"code":"TOOMANYREQUESTS","message":"no more"}]}';
     const cases: [Fault, { code?: string; message: string | RegExp }][] = [
@@ -161,7 +164,7 @@ if (!skipWithout(t, 'docker-registry', 'skopeo', 'openssl')) {
         answerWith(429, { 'retry-after': '3600' }, code),
         {
           code: 'OVERLOAD',
-          message: `${spec}: tag latest: rate limit reached (429 TOOMANYREQUESTS), to be asked again after 1 h 0 min`,
+          message: `${spec}: tag latest: rate limit reached (429 TOOMANYREQUESTS), retry after 1 h 0 min`,
         },
       ],
       [
@@ -170,13 +173,13 @@ if (!skipWithout(t, 'docker-registry', 'skopeo', 'openssl')) {
       ],
       [answerWith(403), { code: 'UNAVAILABLE', message: /latest: access denied \(403\), with(?:out)? / }],
       [answerWith(418), { code: 'UNAVAILABLE', message: `${spec}: tag latest: refused (418)` }],
-      [answerWith(401), { code: 'UNAVAILABLE', message: /no way to log in that lazydisk knows is offered$/ }],
+      [answerWith(401), { code: 'UNAVAILABLE', message: /the registry offers no supported way to log in$/ }],
       [answerWith(302), { code: 'UNAVAILABLE', message: `${spec}: tag latest: refused (302)` }],
       [
         answerWith(302, { location: 'file:///etc/passwd' }),
-        { message: /redirects to what is not an https URL$/ },
+        { message: /redirects to a URL that is not https$/ },
       ],
-      [answerWith(302, { location: '/v2/again' }), { message: /over 5 redirects$/ }],
+      [answerWith(302, { location: '/v2/again' }), { message: /more than 5 redirects$/ }],
     ];
     for (const [fault, error] of cases) {
       proxy.fault = (request) => (isManifest(request) || request.url === '/v2/again' ? fault : undefined);
@@ -185,7 +188,7 @@ if (!skipWithout(t, 'docker-registry', 'skopeo', 'openssl')) {
     await t.rejects(readAll('registry.invalid/app:1'), {
       code: 'UNAVAILABLE',
       retryable: false,
-      message: 'registry.invalid/app: tag 1: there is no host of that name',
+      message: 'registry.invalid/app: tag 1: the host name does not exist',
     });
     proxy.fault = (request) => (isBlob(request) ? answerWith(404) : undefined);
     await t.rejects(readAll(spec), {
@@ -194,7 +197,7 @@ if (!skipWithout(t, 'docker-registry', 'skopeo', 'openssl')) {
     });
   });
 
-  t.test('wrong bytes are never taken, and are told by digest', async (t) => {
+  t.test('wrong bytes are never accepted, and the error names the digest', async (t) => {
     const { proxy, spec } = await proxied(t);
     const corrupt: Fault = async ({ response, ask }) => {
       const { status, headers, body } = await ask();
@@ -202,7 +205,7 @@ if (!skipWithout(t, 'docker-registry', 'skopeo', 'openssl')) {
       response.writeHead(status, headers).end(body);
     };
     const cases: [(request: IncomingMessage) => boolean, string | RegExp][] = [
-      [isManifest, `tag latest: what it names has digest`],
+      [isManifest, `tag latest: its manifest has digest`],
       [({ url }) => url!.endsWith(made.configDigest), `blob ${made.configDigest}: it has digest`],
       [({ url }) => url!.endsWith(made.layerDigests[0]!), `blob ${made.layerDigests[0]} has digest`],
       [({ url }) => url!.endsWith(made.layerDigests[1]!), `blob ${made.layerDigests[1]} has digest`],
@@ -211,13 +214,13 @@ if (!skipWithout(t, 'docker-registry', 'skopeo', 'openssl')) {
       proxy.fault = (request) => (wanted(request) && request.headers.authorization ? corrupt : undefined);
       await t.rejects(readAll(spec), { code: 'CORRUPT', message: new RegExp(`^${spec}: ${text} sha256:`) });
     }
-    // Another range than the one asked for.
+    // Another range than the requested one.
     proxy.fault = (request) => {
       if (request.headers.range)
         request.headers.range = request.headers.range.replace('bytes=0-', 'bytes=1-');
       return undefined;
     };
-    await t.rejects(readAll(spec), { code: 'UNAVAILABLE', message: /not the range that was asked for/ });
+    await t.rejects(readAll(spec), { code: 'UNAVAILABLE', message: /not the requested range/ });
   });
 
   t.test('manifests that are malformed, ambiguous, too old or too long are refused', async (t) => {
@@ -225,7 +228,7 @@ if (!skipWithout(t, 'docker-registry', 'skopeo', 'openssl')) {
     const oci = 'application/vnd.oci.image.manifest.v1+json';
     const schema1 = 'application/vnd.docker.distribution.manifest.v1+prettyjws';
     const cases: [string, string, string, RegExp][] = [
-      [schema1, '{"schemaVersion":1}', 'UNSUPPORTED', /schema 1, which ended in 2016/],
+      [schema1, '{"schemaVersion":1}', 'UNSUPPORTED', /schema 1, deprecated since 2016/],
       ['', '{"schemaVersion":1,"fsLayers":[]}', 'UNSUPPORTED', /schema 1/],
       [oci, '{', 'CORRUPT', /it is not a JSON object/],
       [oci, '[]', 'CORRUPT', /manifest sha256:\w+: /],
@@ -234,7 +237,7 @@ if (!skipWithout(t, 'docker-registry', 'skopeo', 'openssl')) {
       [oci, '{"mediaType":"application/vnd.oci.image.index.v1+json"}', 'CORRUPT', /something else/],
       ['text/html', '{}', 'UNSUPPORTED', /of type "text\/html", not an image/],
       ['application/json', '{}', 'UNSUPPORTED', /not an image/],
-      [oci, JSON.stringify({ pad: 'x'.repeat(5 * 2 ** 20) }), 'CORRUPT', /over 4194304 bytes/],
+      [oci, JSON.stringify({ pad: 'x'.repeat(5 * 2 ** 20) }), 'CORRUPT', /more than 4194304 bytes/],
     ];
     for (const [type, body, code, message] of cases) {
       const fault = answerWith(200, type ? { 'content-type': type } : {}, body);
@@ -243,12 +246,12 @@ if (!skipWithout(t, 'docker-registry', 'skopeo', 'openssl')) {
     }
   });
 
-  t.test('blobs come from where the registry redirects to, which sees no login', async (t) => {
+  t.test('blobs are read from where the registry redirects to, without sending a login there', async (t) => {
     const { proxy, spec } = await proxied(t);
     const tickets = new Set<string>();
     const logins: unknown[] = [];
     let denials = 0;
-    // Each place is good twice.
+    // Each URL is valid twice.
     const uses = new Map<string, number>();
     const blobStore = http.createServer(async (request, response) => {
       logins.push(request.headers.authorization);
@@ -290,19 +293,19 @@ if (!skipWithout(t, 'docker-registry', 'skopeo', 'openssl')) {
     t.ok(logins.length >= 5);
     t.ok(
       logins.every((login) => login === undefined),
-      'no login left the registry',
+      'no login was sent elsewhere',
     );
-    t.ok(tickets.size < logins.length, 'places were used again');
-    t.ok(denials > 0, 'and left when they had expired');
+    t.ok(tickets.size < logins.length, 'URLs were reused');
+    t.ok(denials > 0, 'expired URLs were dropped');
   });
 
-  t.test('nothing goes from TLS to plain HTTP', async (t) => {
+  t.test('redirects from TLS to plain HTTP are refused', async (t) => {
     const { spec } = await proxied(t);
     let location = '';
     const url = await serveTls(t, (_request, response) => void response.writeHead(302, { location }).end());
     const { host } = new URL(url);
     location = `http://${spec.split('/')[0]}/v2/`;
-    await t.rejects(openSource(`${host}/app`), { message: /redirects to what is not an https URL$/ });
+    await t.rejects(openSource(`${host}/app`), { message: /redirects to a URL that is not https$/ });
     for (const realm of [`http://${host}/token`, `https://a:b@${host}/`, 'file:///', 'x']) {
       const challenger = await serveTls(t, (_request, response) => {
         response.writeHead(401, { 'www-authenticate': `Bearer realm="${realm}",service="s"` }).end();
@@ -314,7 +317,7 @@ if (!skipWithout(t, 'docker-registry', 'skopeo', 'openssl')) {
     }
   });
 
-  t.test('no error holds a login or a token, whatever the server echoes', async (t) => {
+  t.test('no error contains a login or a token, whatever the server echoes', async (t) => {
     const { proxy, spec } = await proxied(t);
     const secrets = [LOGIN, PASSWORD, 'sesame'];
     for (const status of [301, 400, 401, 403, 404, 409, 429, 500]) {
@@ -333,7 +336,7 @@ if (!skipWithout(t, 'docker-registry', 'skopeo', 'openssl')) {
     }
   });
 
-  t.test('a mirror that fails midway is left for the registry', async (t) => {
+  t.test('when a mirror fails midway, the registry is used', async (t) => {
     const { proxy } = await proxied(t);
     const mirrors = [`${registry.host}=127.0.0.1:${proxy.port}`];
     let blobs = 0;
@@ -342,7 +345,7 @@ if (!skipWithout(t, 'docker-registry', 'skopeo', 'openssl')) {
     t.ok(blobs > 2);
   });
 
-  t.test('a build that is stopped leaves no request behind', async (t) => {
+  t.test('an aborted build leaves no request behind', async (t) => {
     const { proxy, spec } = await proxied(t);
     const stop = new AbortController();
     const source = await openSource(spec);
@@ -353,7 +356,7 @@ if (!skipWithout(t, 'docker-registry', 'skopeo', 'openssl')) {
     stop.abort(new Error('stop'));
     await t.rejects(reading);
     await Promise.all(held.map((response) => response.destroyed || once(response, 'close')));
-    // And one that is closed, or whose time has come.
+    // Likewise one that is closed, or whose signal is aborted.
     held.length = 0;
     const again = Array.fromAsync(source.layers[0]!.open());
     while (held.length === 0) await once(proxy.server, 'request');
