@@ -1,4 +1,4 @@
-/** A store in a directory and machines that use it, for whom time passes when a test says so. */
+/** A store in a directory and machines that use it, with clocks that a test advances. */
 import { randomBytes } from 'node:crypto';
 import { readdirSync } from 'node:fs';
 import { utimes } from 'node:fs/promises';
@@ -13,7 +13,7 @@ import { type Clock, type Moment, systemClock } from '../../src/store/roots/cloc
 import { RootStore } from '../../src/store/roots/root-store.ts';
 import { dyingAfter, HookedObjects } from './hooked-objects.ts';
 
-/** Hours, which pass when a test says so; only for listings to settle somebody really waits. */
+/** Hours, which a test advances; only the settle time of listings is really waited for. */
 export const AGING_POLICY = {
   viewMs: 60_000,
   settleMs: 5,
@@ -21,16 +21,16 @@ export const AGING_POLICY = {
   graceMs: 7_200_000,
   retentionMs: 7_200_000,
 };
-/** After that whatever was put aside may go. */
+/** After this time, everything that was moved away may be deleted. */
 export const RETENTION_MS = AGING_POLICY.retentionMs + AGING_POLICY.buildMs + 1_000;
 
-/** Four chunks, the first of them the same in every disk. */
+/** Four chunks, the first one the same in every disk. */
 export function diskOf(first = 1): Buffer {
   const disk = randomBytes(4 * CHUNK_BYTES);
   return disk.fill(first, 0, CHUNK_BYTES);
 }
 
-/** A clock that can be put forward. */
+/** A clock that can be advanced. */
 export class TestClock implements Clock {
   aheadMs = 0;
 
@@ -52,7 +52,7 @@ export class TestClock implements Clock {
   }
 }
 
-/** A directory whose file system has the time of a clock that can be put forward. */
+/** A directory whose file system uses a clock that can be advanced. */
 class AheadObjects extends DirObjects {
   readonly #clock: TestClock;
 
@@ -72,7 +72,10 @@ class AheadObjects extends DirObjects {
   }
 }
 
-/** A store in a directory, who opens it (with `askedMax` requests to live), and what makes time pass for all of them. */
+/**
+ * A store in a directory, a way to open it (for a process that dies after `askedMax` requests), and a way to advance
+ * time for all users.
+ */
 export async function agingStore(t: Test) {
   const dir = join(t.testdir(), 'store');
   await (await RootStore.open(new DirObjects(dir), { create: true, policy: AGING_POLICY })).close();
@@ -85,7 +88,7 @@ export async function agingStore(t: Test) {
   };
   const open = (askedMax = Number.POSITIVE_INFINITY) =>
     openOn(new HookedObjects(disk(), dyingAfter(askedMax)));
-  /** For the store's clock and everybody's. */
+  /** Advances the store's clock and everyone's. */
   const pass = (ms: number) => {
     clock.aheadMs += ms;
   };

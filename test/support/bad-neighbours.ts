@@ -1,6 +1,6 @@
 /**
- * Guests that are bad neighbours, in a process of their own, so that what they do is felt through the daemon alone:
- * `node bad-neighbours.ts NBD_SOCKET KIND …`. What each kind of guest does is in `BEHAVIOURS`.
+ * Guests that are bad neighbours, in a separate process, so that they affect others only through the daemon: `node
+ * bad-neighbours.ts NBD_SOCKET KIND …`. What each kind of guest does is in `BEHAVIOURS`.
  */
 import { type ChildProcess, fork } from 'node:child_process';
 import { randomInt } from 'node:crypto';
@@ -19,23 +19,23 @@ type Troubled = keyof typeof TROUBLED;
 
 export type BadNeighbour = Troubled | 'fuzz' | 'burn';
 
-/** They have begun once this resolves, and go on until the process is killed. */
+/** Resolves when they have begun; they continue until the process is killed. */
 export async function startBadNeighbours(
   socket: string,
   kinds: readonly BadNeighbour[],
 ): Promise<ChildProcess> {
   const child = fork(import.meta.filename, [socket, ...kinds]);
   const ended = once(child, 'exit').then(([code]) => {
-    throw new Error(`the bad neighbours ended with ${code}`);
+    throw new Error(`the bad neighbours exited with ${code}`);
   });
   await Promise.race([once(child, 'message'), ended]);
   ended.catch(() => {});
   return child;
 }
 
-/** Each resolves once its guest has been refused, or waits. */
+/** Each resolves when its guest has been refused, or is waiting. */
 const BEHAVIOURS: Record<BadNeighbour, (socket: string) => Promise<void>> = {
-  /** As many requests as a guest can have under way, over several connections. */
+  /** As many requests as a guest can have in flight, over several connections. */
   async hostile(socket) {
     for (let n = 0; n < 4; n++) await hammer(socket, 'hostile', 64);
   },
@@ -48,11 +48,11 @@ const BEHAVIOURS: Record<BadNeighbour, (socket: string) => Promise<void>> = {
     client.close();
     await hammer(socket, 'bad', 4);
   },
-  /** Sends what no client would, over a dozen connections. */
+  /** Sends what no real client would, over a dozen connections. */
   async fuzz(socket) {
     for (let n = 0; n < 12; n++) void fuzzNbd(socket, 'hostile', TROUBLED.hostile * CHUNK_BYTES);
   },
-  /** Takes a processor, and asks nothing of the daemon: what the kernel's scheduling alone costs the others. */
+  /** Uses a processor without any request to the daemon: shows what the kernel's scheduling alone costs the others. */
   async burn() {
     setImmediate(() => {
       for (;;);
@@ -62,7 +62,7 @@ const BEHAVIOURS: Record<BadNeighbour, (socket: string) => Promise<void>> = {
 
 async function hammer(socket: string, drive: Troubled, depth: number): Promise<void> {
   const client = await NbdClient.open({ path: socket }, drive);
-  // Of the bad image one object is bad.
+  // One object of the bad image is bad.
   const chunks = drive === 'bad' ? 1 : TROUBLED[drive];
   const send = () => {
     const offset = randomInt(chunks) * CHUNK_BYTES + randomInt(16) * READ_BYTES;
@@ -72,7 +72,7 @@ async function hammer(socket: string, drive: Troubled, depth: number): Promise<v
   const goOn = async () => {
     for (;;) {
       await client.answer();
-      // A guest that gets an error tries again, not as quickly as the wire allows.
+      // A guest that gets an error retries, but not as fast as the connection allows.
       if (drive !== 'hostile') await sleep(5);
       send();
     }

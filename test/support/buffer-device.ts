@@ -1,6 +1,6 @@
 /**
- * A block device over a Buffer, so that exports are tested without the tiers. `cold: true` makes `tryRead`
- * answer only for chunks that `read` has touched, as a real drive does; `fail` makes reads reject.
+ * A block device over a Buffer, so that exports are tested without the tiers. `cold: true` makes `tryRead` succeed only
+ * for chunks that `read` has touched, as a real drive does; `fail` makes reads reject.
  */
 import { type HitMap, SlabResidency } from '../../src/chunk/hit-map.ts';
 import type { BlockDevice, BlockExtent, PinnedBytes } from '../../src/drive/block-device.ts';
@@ -12,9 +12,9 @@ export interface BufferDeviceOptions {
   imageDigest?: string;
   cold?: boolean;
   readTimeoutMs?: number;
-  /** Whether native threads may read its whole chunks. */
+  /** Whether native threads may read whole chunks. */
   hits?: boolean;
-  /** Called before each asynchronous read; throw or delay in it. */
+  /** Called before each asynchronous read; it may throw or delay. */
   beforeRead?: (offset: number, lengthBytes: number) => Promise<void> | void;
 }
 
@@ -28,7 +28,7 @@ export class BufferDevice implements BlockDevice {
   readonly readTimeoutMs: number;
   /** Loans not yet released; a test asserts that it ends at 0. */
   pinned = 0;
-  /** Ranges given to `prefetch`. */
+  /** Ranges passed to `prefetch`. */
   readonly prefetched: [number, number][] = [];
   readonly #bytes: Buffer;
   readonly #warm = new Set<number>();

@@ -1,4 +1,4 @@
-/** The real command line and the real daemon in child processes, for tests from end to end. */
+/** The real command line and the real daemon in child processes, for end-to-end tests. */
 import { type ChildProcess, spawn } from 'node:child_process';
 import { randomBytes } from 'node:crypto';
 import { once } from 'node:events';
@@ -23,7 +23,7 @@ export interface CliResult {
   readonly stderr: string;
 }
 
-/** Our own variables would reach into the test. */
+/** The environment's LAZYDISK variables would affect the test. */
 function cleanEnv(extra: NodeJS.ProcessEnv = {}): NodeJS.ProcessEnv {
   const env: NodeJS.ProcessEnv = { ...process.env };
   for (const name of Object.keys(env)) if (name.startsWith('LAZYDISK_')) delete env[name];
@@ -44,14 +44,14 @@ export async function lazydisk(args: readonly string[], env?: NodeJS.ProcessEnv)
   return { code, stdout, stderr };
 }
 
-/** The same with --json, parsed. Throws with what it said if it failed. */
+/** The same with --json, parsed. Throws with its stderr if it failed. */
 export async function lazydiskJson<T>(args: readonly string[], env?: NodeJS.ProcessEnv): Promise<T> {
   const { code, stdout, stderr } = await lazydisk([...args, '--json'], env);
   if (code !== 0) throw new Error(`lazydisk ${args.join(' ')}: exit ${code}: ${stderr}`);
   return JSON.parse(stdout) as T;
 }
 
-/** A directory with a path short enough for sockets, gone with the test. */
+/** A directory with a path short enough for sockets, removed after the test. */
 export function tempDir(t: Test): string {
   const dir = mkdtempSync(join(tmpdir(), 'lzd-'));
   t.teardown(() => rmSync(dir, { recursive: true, force: true }));
@@ -67,7 +67,7 @@ export interface Workplace {
   readonly cache: string;
 }
 
-/** A key, and places for the rest. */
+/** A key, and paths for everything else. */
 export async function workplace(t: Test): Promise<Workplace> {
   const dir = tempDir(t);
   const storeDir = join(dir, 'store');
@@ -115,7 +115,7 @@ export interface LogLine extends Record<string, unknown> {
 
 export class TestDaemon {
   readonly child: ChildProcess;
-  /** All that it logged so far. */
+  /** Everything that it has logged so far. */
   readonly log: LogLine[] = [];
   readonly exited: Promise<{ code: number | null; signal: NodeJS.Signals | null }>;
   readonly #runDir: string;
@@ -135,8 +135,9 @@ export class TestDaemon {
   }
 
   /**
-   * `lazydisk serve` in `place`, when it serves, started through `wrapper` if there is one (it must exec what follows
-   * it). Without a key its flags must name one. Throws with its log if it ends before. Killed with the test.
+   * Starts `lazydisk serve` in `place`, through `wrapper` if there is one (which must exec its arguments), and resolves
+   * when it serves. Without a key its flags must name one. Throws with its log if it exits before. Killed after the
+   * test.
    */
   static async start(
     t: Test,
@@ -162,7 +163,7 @@ export class TestDaemon {
     return daemon;
   }
 
-  /** The first line, said already or to come, that `wanted` takes. Rejects if the daemon ends without it. */
+  /** The first line, logged already or later, that `wanted` accepts. Rejects if the daemon exits without it. */
   logged(wanted: (line: LogLine) => boolean): Promise<LogLine> {
     return new Promise((resolve, reject) => {
       const look = () => {
@@ -171,14 +172,14 @@ export class TestDaemon {
         if (!found && !ended) return;
         this.#waiting.delete(look);
         if (found) resolve(found);
-        else reject(new Error(`the daemon ended: ${JSON.stringify(this.log)}`));
+        else reject(new Error(`the daemon exited: ${JSON.stringify(this.log)}`));
       };
       this.#waiting.add(look);
       look();
     });
   }
 
-  /** `lazydisk ARGS --json`, asked of this daemon. */
+  /** Runs `lazydisk ARGS --json` against this daemon. */
   ask<T>(...args: readonly string[]): Promise<T> {
     return lazydiskJson<T>([...args, '--run-dir', this.#runDir]);
   }

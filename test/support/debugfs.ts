@@ -1,9 +1,9 @@
-/** What debugfs (e2fsprogs) says of a disk: which paths have an inode or a block in which chunk. */
+/** What debugfs (e2fsprogs) reports about a disk: which paths have an inode or a block in which chunk. */
 import { execFileSync } from 'node:child_process';
 import { writeFileSync } from 'node:fs';
 import { CHUNK_BYTES } from '../../src/format/chunk-id.ts';
 
-/** The outputs of debugfs commands, which change nothing, in their order. */
+/** The outputs of read-only debugfs commands, in their order. */
 function debugfs(disk: string, commands: readonly string[]): string[] {
   const script = `${disk}.commands`;
   writeFileSync(script, `${commands.join('\n')}\n`);
@@ -13,7 +13,8 @@ function debugfs(disk: string, commands: readonly string[]): string[] {
     maxBuffer: 2 ** 28,
   });
   const parts = output.split(/^debugfs: .*\n/m).slice(1);
-  if (parts.length !== commands.length) throw new Error(`${parts.length} answers to ${commands.length}`);
+  if (parts.length !== commands.length)
+    throw new Error(`${parts.length} outputs of ${commands.length} commands`);
   return parts;
 }
 
@@ -31,7 +32,7 @@ function pathsOfInodes(disk: string): Map<number, string[]> {
       for (const [, inode, mode, name] of listings[n]!.matchAll(
         /^\/(\d+)\/(\d+)\/\d+\/\d+\/(.*)\/\d*\/$/gm,
       )) {
-        // Number 0 is a place without an entry.
+        // Number 0 is an empty entry.
         if (inode === '0' || name === '.' || name === '..') continue;
         const number = Number(inode);
         paths.set(number, [...(paths.get(number) ?? []), `${path}/${name}`]);
@@ -44,13 +45,13 @@ function pathsOfInodes(disk: string): Map<number, string[]> {
 }
 
 export interface SeenByDebugfs {
-  /** Paths that have an inode, a block of data, of their extent tree or of xattrs in a chunk, in byte order. */
+  /** Paths with an inode, or a block of data, extent tree or xattrs, in a chunk, in byte order. */
   readonly paths: Map<number, string[]>;
-  /** Where an inode lies on the disk, in bytes, by each of its paths. */
+  /** Where an inode is on the disk, in bytes, by each of its paths. */
   readonly inodeAt: Map<string, number>;
 }
 
-/** Looks at every inode that has a name. */
+/** Reads every inode that has a name. */
 export function seenByDebugfs(disk: string, blockBytes: number): SeenByDebugfs {
   const inodes = [...pathsOfInodes(disk)];
   const answers = debugfs(

@@ -1,13 +1,13 @@
 /**
- * A line with a time there and back, for benchmarks: everything that comes is passed on so much later, in order and as wide as
- * the machine is. A process of its own, which ends with its parent: `node delay-proxy.ts PORT MS` passes on to PORT on
+ * A connection with latency, for benchmarks: everything is passed on with a delay, in order and at the machine's full
+ * bandwidth. A separate process, which exits with its parent: `node delay-proxy.ts PORT MS` passes on to PORT on
  * loopback, MS later each way, and prints the port that it listens on.
  */
 import { type ChildProcess, spawn } from 'node:child_process';
 import { once } from 'node:events';
 import { type AddressInfo, connect, createServer, type Socket } from 'node:net';
 
-/** What may be on the line one way; then its source waits. */
+/** The most bytes in transit one way; beyond that the source waits. */
 const HELD_BYTES_MAX = 16 * 1024 * 1024;
 
 export class DelayProxy {
@@ -19,7 +19,7 @@ export class DelayProxy {
     this.endpoint = `http://127.0.0.1:${port}`;
   }
 
-  /** In front of `port` on loopback. */
+  /** Starts one in front of `port` on loopback. */
   static async start(port: number, roundTripMs: number): Promise<DelayProxy> {
     const words = [import.meta.filename, String(port), String(roundTripMs / 2)];
     const child = spawn(process.execPath, words, { stdio: ['pipe', 'pipe', 'inherit'] });
@@ -37,7 +37,7 @@ export class DelayProxy {
   }
 }
 
-/** Passes on what comes from `from` to `to`, `delayMs` later, and its end. */
+/** Passes on everything from `from` to `to`, `delayMs` later, including its end. */
 function pass(from: Socket, to: Socket, delayMs: number): void {
   const held: { readonly dueMs: number; readonly bytes: Buffer | undefined }[] = [];
   let heldBytes = 0;

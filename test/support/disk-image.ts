@@ -1,11 +1,11 @@
-/** Trees made by hand, their data chunks, and the disk that the ext4 writer makes of them, as a sparse file. */
+/** Trees built by hand, their data chunks, and the disk that the ext4 writer makes from them, as a sparse file. */
 import { open } from 'node:fs/promises';
 import { CHUNK_BYTES } from '../../src/format/chunk-id.ts';
 import { layoutExt4 } from '../../src/image/ext4/writer.ts';
 import type { InodeKind, MergedTree, TreeInode } from '../../src/image/tree.ts';
 import { contentOf } from './image.ts';
 
-/** An inode of `kind` with what `fields` says; the rest is empty and owned by root. */
+/** An inode of `kind` with `fields`; the rest is empty and owned by root. */
 export function inode(kind: InodeKind, fields: Partial<Omit<TreeInode, 'kind'>> = {}): TreeInode {
   return {
     kind,
@@ -25,13 +25,13 @@ export function inode(kind: InodeKind, fields: Partial<Omit<TreeInode, 'kind'>> 
   };
 }
 
-/** Collects file data into chunks, one file behind the other, 4 KiB aligned. */
+/** Collects file data into chunks, one file after the other, 4 KiB aligned. */
 export class TreeBuilder {
   readonly root: TreeInode = inode('directory');
   readonly #chunks: Buffer[] = [];
   #used = 0;
 
-  /** Puts `child` at `path`; the parents must be there. */
+  /** Puts `child` at `path`; the parents must exist. */
   add(path: string, child: TreeInode): TreeInode {
     const names = path.split('/').filter((name) => name !== '');
     const last = names.pop()!;
@@ -65,7 +65,7 @@ export class TreeBuilder {
     this.#used = Math.ceil(this.#used / 4096) * 4096;
   }
 
-  /** What is in a file of this tree. */
+  /** The content of a file of this tree. */
   content(file: TreeInode): Buffer {
     return contentOf(file, this.#chunks);
   }
@@ -75,7 +75,7 @@ export class TreeBuilder {
     return { root: this.root, dataChunks: this.#chunks.length, liveChunks };
   }
 
-  /** Lays the tree out and writes it to `path`. Returns what was laid out, and how many metadata chunks it took. */
+  /** Lays out the tree and writes it to `path`. Returns the layout, and the number of metadata chunks. */
   async write(path: string, options: { sizeBytes?: number; contentDigest?: string } = {}) {
     const layout = await layoutExt4(this.tree(), { contentDigest: 'sha256:test', ...options });
     const file = await open(path, 'w+');

@@ -10,7 +10,7 @@ import { freePort } from './memcached.ts';
 
 const exec = promisify(execFile);
 
-/** What `docker-registry` has for `alice` with the password `open sesame`, in Apache's form. */
+/** The htpasswd entry for `alice` with the password `open sesame`. */
 export const HTPASSWD = 'alice:$2y$05$abcdefghijklmnopqrstuupx2xBUC4954936wVIjyyPHmUBFu0wCW\n';
 
 export interface RegistryConfig {
@@ -40,7 +40,7 @@ export class DockerRegistry {
     const htpasswd = join(dir, 'htpasswd');
     await writeFile(htpasswd, HTPASSWD);
     const auth = config.auth === 'htpasswd' ? { htpasswd: { realm: 'tests', path: htpasswd } } : config.auth;
-    // It reads YAML, of which JSON is a part.
+    // It reads YAML, which includes JSON.
     const document = {
       version: 0.1,
       log: { level: 'error', accesslog: { disabled: true } },
@@ -50,7 +50,7 @@ export class DockerRegistry {
       ...(config.proxyOf && { proxy: { remoteurl: config.proxyOf } }),
     };
     await writeFile(join(dir, 'config.yml'), JSON.stringify(document));
-    // It takes settings from variables that begin with REGISTRY_, as the one for podman's logins does.
+    // It takes settings from variables that begin with REGISTRY_, which includes podman's REGISTRY_AUTH_FILE.
     const env = { PATH: process.env.PATH };
     const child = spawn('docker-registry', ['serve', join(dir, 'config.yml')], { stdio: 'ignore', env });
     const registry = new DockerRegistry(port, dir, child, config.tls ? 'https' : 'http');
@@ -59,14 +59,14 @@ export class DockerRegistry {
       await sleep(25);
     }
     await registry.close();
-    throw new Error(`docker-registry on port ${port} does not answer`);
+    throw new Error(`docker-registry on port ${port} does not respond`);
   }
 
   get host(): string {
     return `127.0.0.1:${this.port}`;
   }
 
-  /** What it stores, as its files lie. */
+  /** The directory of its stored files. */
   get dataDir(): string {
     return join(this.#dir, 'data');
   }
@@ -84,7 +84,7 @@ export class DockerRegistry {
     await exec('skopeo', words);
   }
 
-  /** A manifest as it is, under a name; gives the status. */
+  /** Puts a manifest unchanged under a name; returns the status. */
   async putManifest(
     repository: string,
     version: string,
@@ -106,7 +106,7 @@ export class DockerRegistry {
     await rm(this.#dir, { recursive: true, force: true });
   }
 
-  /** Whoever speaks plain HTTP to a registry with TLS is answered, too. */
+  /** A registry with TLS also responds to plain HTTP. */
   async #answers(): Promise<boolean> {
     const response = await fetch(`http://${this.host}/v2/`).catch(() => undefined);
     await response?.arrayBuffer();
@@ -114,7 +114,7 @@ export class DockerRegistry {
   }
 }
 
-/** Makes an authority of a test's own, and a server's certificate under it for 127.0.0.1; gives their files. */
+/** Creates a certificate authority for a test, and a server certificate under it for 127.0.0.1; returns their files. */
 export async function makeAuthority(dir: string): Promise<{ ca: string; certificate: string; key: string }> {
   const file = (name: string) => join(dir, name);
   const kind = ['-newkey', 'ec', '-pkeyopt', 'ec_paramgen_curve:prime256v1', '-nodes'];

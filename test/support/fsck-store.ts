@@ -23,7 +23,7 @@ import type { StorePolicy } from '../../src/store/roots/policy.ts';
 import { RootStore } from '../../src/store/roots/root-store.ts';
 import { putDisk } from './stored-disk.ts';
 
-/** Listings do not lag in a directory; but a write must come through in that time, on a disk that others use. */
+/** Listings do not lag in a directory; but a write must complete in that time, on a disk that others use. */
 const POLICY: StorePolicy = {
   viewMs: 1000,
   settleMs: 500,
@@ -76,14 +76,14 @@ export class FsckStore {
     return this.path(manifestKey(area, image.digest, keyId));
   }
 
-  /** Makes an area known to the store. */
+  /** Registers an area in the store. */
   async openArea(area: AreaPath): Promise<void> {
     await this.store.parts.objects.put(stateKey(area, 'opened'), Buffer.alloc(0));
     await this.store.parts.views.newerThan(0);
   }
 }
 
-/** `objects` with some calls of its own. */
+/** `objects` with some calls replaced. */
 export function withCalls(objects: ObjectStore, calls: Partial<ObjectStore>): ObjectStore {
   return {
     url: objects.url,
@@ -104,7 +104,7 @@ export function withCalls(objects: ObjectStore, calls: Partial<ObjectStore>): Ob
 export const DAMAGES = ['flipped', 'truncated', 'longer', 'swapped', 'missing'] as const;
 export type DamageName = (typeof DAMAGES)[number];
 
-/** Damages a file; `other` is one that it is swapped for. */
+/** Damages a file; `other` is the file that it may be swapped with. */
 export function damage(file: string, how: DamageName, other: string): void {
   const bytes = readFileSync(file);
   if (how === 'flipped') {
@@ -116,7 +116,7 @@ export function damage(file: string, how: DamageName, other: string): void {
   else rmSync(file);
 }
 
-/** Copies a file to another place, folders and all. */
+/** Copies a file to another path, and creates its directories. */
 export function copyTo(from: string, to: string): void {
   mkdirSync(dirname(to), { recursive: true });
   copyFileSync(from, to);

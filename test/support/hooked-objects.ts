@@ -1,4 +1,4 @@
-/** Any object store in which a test lets something happen, or fail, at a certain request. */
+/** Wraps any object store so that a test can make something happen, or fail, at a certain request. */
 import { LazydiskError } from '../../src/errors.ts';
 import type {
   ListOptions,
@@ -9,13 +9,13 @@ import type {
   PutOptions,
 } from '../../src/store/objects/object-store.ts';
 
-/** Called before each request; the keys are those it is for, or the prefix that is listed, or none. May reject. */
+/** Called before each request; the keys are those of the request, or the prefix that is listed, or none. May reject. */
 export type RequestHook = (
   request: 'get' | 'head' | 'put' | 'copy' | 'delete' | 'list' | 'now',
   keys: readonly string[],
 ) => Promise<void> | void;
 
-/** For a process that dies: the request after the first `askedMax` fails, and all that follow. */
+/** For a process that dies: all requests after the first `askedMax` fail. */
 export function dyingAfter(askedMax: number): RequestHook {
   let asked = 0;
   return () => {

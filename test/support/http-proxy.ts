@@ -1,6 +1,6 @@
 /**
- * A stand-in in front of an HTTP server on loopback that passes everything on as it is, but for what a test asks it
- * to spoil. Signatures stay valid, for the host that was signed stays in the header and RGW takes it as it comes.
+ * A proxy in front of an HTTP server on loopback that passes everything on unchanged, except where a test injects a
+ * fault. Signatures stay valid, because the signed host stays in the header and RGW accepts it.
  */
 import { execFile } from 'node:child_process';
 import { once } from 'node:events';
@@ -13,20 +13,20 @@ import { join } from 'node:path';
 import { promisify } from 'node:util';
 import type { Test } from 'tap';
 
-/** What is done instead of passing a request on; it gets the true answer too, if it asks for it. */
+/** What is done instead of passing a request on; it can request the true response too. */
 export type Fault = (exchange: Exchange) => void | Promise<void>;
 
 export interface Exchange {
   readonly request: IncomingMessage;
   readonly response: ServerResponse;
-  /** Asks the server behind, and gives its answer whole. */
+  /** Sends the request to the server, and returns its whole response. */
   ask(): Promise<{ status: number; headers: http.IncomingHttpHeaders; body: Buffer }>;
 }
 
 export class HttpProxy {
   /** Called for every request, in order of arrival; undefined passes it on. */
   fault: (request: IncomingMessage) => Fault | undefined = () => undefined;
-  /** `GET /path`, of all that came. */
+  /** `GET /path` of all requests so far. */
   readonly seen: string[] = [];
   readonly #server: http.Server;
   readonly #sockets = new Set<Socket>();
@@ -43,7 +43,7 @@ export class HttpProxy {
     });
   }
 
-  /** In front of the server on `port`. */
+  /** Starts a proxy in front of the server on `port`. */
   static async start(port: number): Promise<HttpProxy> {
     const proxy = new HttpProxy(port);
     proxy.#server.listen(0, '127.0.0.1');
@@ -63,7 +63,7 @@ export class HttpProxy {
     return `http://127.0.0.1:${this.port}`;
   }
 
-  /** The next `times` requests meet `fault`, the rest passes. */
+  /** Applies `fault` to the next `times` requests; the rest are passed on. */
   next(times: number, fault: Fault): void {
     let left = times;
     this.fault = () => (left-- > 0 ? fault : undefined);
@@ -100,7 +100,7 @@ export class HttpProxy {
   }
 }
 
-/** A server of a test's own that speaks TLS, under a certificate that this process does not check; gives its URL. */
+/** Starts a TLS server for a test, with a certificate that this process does not check; returns its URL. */
 export async function serveTls(t: Test, listener: http.RequestListener): Promise<string> {
   const before = process.env.NODE_TLS_REJECT_UNAUTHORIZED;
   process.env.NODE_TLS_REJECT_UNAUTHORIZED = '0';
@@ -111,7 +111,7 @@ export async function serveTls(t: Test, listener: http.RequestListener): Promise
   return (await serveOwnTls(t, listener)).url;
 }
 
-/** As `serveTls`, for clients that are given its certificate, in PEM. */
+/** Like `serveTls`, for clients that receive its certificate, in PEM. */
 export async function serveOwnTls(
   t: Test,
   listener: http.RequestListener,
@@ -142,7 +142,7 @@ export async function serveOwnTls(
   return { url: `https://127.0.0.1:${(server.address() as AddressInfo).port}`, cert: pem.cert };
 }
 
-/** An error as S3 words it. */
+/** An error in the form of S3. */
 export function s3Error(status: number, code: string, headers: http.OutgoingHttpHeaders = {}): Fault {
   return ({ request, response }) => {
     request.resume();
@@ -156,7 +156,7 @@ export function s3Error(status: number, code: string, headers: http.OutgoingHttp
   };
 }
 
-/** The true answer, cut off after `bytes` of its body, as by a connection that breaks. */
+/** The true response, cut off after `bytes` of its body, as if the connection broke. */
 export function truncated(bytes: number): Fault {
   return async ({ response, ask }) => {
     const { status, headers, body } = await ask();
@@ -165,12 +165,12 @@ export function truncated(bytes: number): Fault {
   };
 }
 
-/** The connection ends without an answer. */
+/** The connection ends without a response. */
 export const reset: Fault = ({ request }) => {
   request.socket.resetAndDestroy();
 };
 
-/** The true answer, a few bytes every now and then. */
+/** The true response, a few bytes at a time, slowly. */
 export const trickling: Fault = async ({ response, ask }) => {
   const { status, headers, body } = await ask();
   response.writeHead(status, headers);
@@ -180,5 +180,5 @@ export const trickling: Fault = async ({ response, ask }) => {
   }
 };
 
-/** No answer, ever. */
+/** Never responds. */
 export const silent: Fault = () => undefined;

@@ -1,4 +1,4 @@
-/** Tar archives and layers through the reader and the merge, in memory, for tests that look at what comes out. */
+/** Reads and merges tar archives and layers in memory, for tests that check the result. */
 import { Readable } from 'node:stream';
 import { CHUNK_BYTES } from '../../src/format/chunk-id.ts';
 import { type FlattenedImage, type FlattenOptions, flatten } from '../../src/image/flatten.ts';
@@ -8,7 +8,7 @@ import { readTar, type TarEntry } from '../../src/image/tar/reader.ts';
 import type { ChunkSink, TreeInode } from '../../src/image/tree.ts';
 import { digestOf, packTar, type TarEntrySpec } from './oci.ts';
 
-/** An entry with all that its body gave. */
+/** An entry with all bytes of its body. */
 export type ReadEntry = Omit<TarEntry, 'body' | 'whole'> & { stored: Buffer };
 
 /** The tar as a stream of pieces of `pieceBytes`. */
@@ -19,7 +19,7 @@ export function streamOf(tar: Buffer, pieceBytes = 64 * 1024): Readable {
   return Readable.from(pieces(), { objectMode: true });
 }
 
-/** Everything that the tar holds. */
+/** All entries of the tar. */
 export async function readEntries(tar: Buffer, pieceBytes?: number): Promise<ReadEntry[]> {
   const entries: ReadEntry[] = [];
   const input = new StreamInput(streamOf(tar, pieceBytes), Number.MAX_SAFE_INTEGER);
@@ -31,7 +31,7 @@ export async function readEntries(tar: Buffer, pieceBytes?: number): Promise<Rea
   return entries;
 }
 
-/** The file that an entry describes, holes filled in. */
+/** The content of the file that an entry describes, with holes filled in. */
 export function contentOfEntry(entry: ReadEntry): Buffer {
   if (!entry.segments) return entry.stored;
   const content = Buffer.alloc(entry.sizeBytes);
@@ -84,7 +84,7 @@ export class Flattened {
     this.chunks = chunks;
   }
 
-  /** The inode at a plain path, no symlinks followed; undefined if there is none. */
+  /** The inode at a path, without following symlinks; undefined if there is none. */
   at(path: string): TreeInode | undefined {
     let inode: TreeInode | undefined = this.image.root;
     for (const part of path.split('/').filter((name) => name !== '')) {
@@ -93,10 +93,10 @@ export class Flattened {
     return inode;
   }
 
-  /** The file's bytes, read out of the data chunks. */
+  /** The file's bytes, read from the data chunks. */
   content(path: string): Buffer {
     const inode = this.at(path);
-    if (inode?.kind !== 'file') throw new Error(`${path} is no file`);
+    if (inode?.kind !== 'file') throw new Error(`${path} is not a file`);
     return contentOf(inode, this.chunks);
   }
 
@@ -141,7 +141,7 @@ export async function flattenAll(source: ImageSource, options?: FlattenOptions):
   const chunks: Buffer[] = [];
   const sink: ChunkSink = async (chunk, bytes) => {
     if (chunk !== chunks.length || bytes.length !== CHUNK_BYTES)
-      throw new Error(`chunk ${chunk} out of turn`);
+      throw new Error(`chunk ${chunk} is out of order`);
     chunks.push(Buffer.from(bytes));
   };
   const image = await flatten(source, sink, options);

@@ -1,6 +1,6 @@
 /**
- * What the tests of the ext4 writer ask of a disk: that e2fsck finds nothing, and that the kernel, which mounts it,
- * sees the tree that it was made of, field by field.
+ * What the tests of the ext4 writer check of a disk: that e2fsck finds no errors, and that the kernel, which mounts it,
+ * sees the tree that it was built from, field by field.
  */
 import { execFileSync, spawnSync } from 'node:child_process';
 import { createHash } from 'node:crypto';
@@ -22,7 +22,7 @@ import type { Test } from 'tap';
 import type { InodeKind, TreeInode } from '../../src/image/tree.ts';
 import { skipWithout } from './tools.ts';
 
-/** Skips, visibly, where disks cannot be checked or mounted. */
+/** Skips, visibly, if disks cannot be checked or mounted. */
 export function skipUnmountable(t: Test): boolean {
   if (skipWithout(t, 'e2fsck', 'debugfs', 'mount', 'losetup', 'getfattr', 'setfattr')) return true;
   if (process.getuid?.() === 0) return false;
@@ -30,7 +30,7 @@ export function skipUnmountable(t: Test): boolean {
   return true;
 }
 
-/** Fails unless e2fsck, which may change nothing, ends with 0 and names no problem. */
+/** Fails unless e2fsck, in read-only mode, exits with 0 and reports no problem. */
 export function checkDisk(t: Test, disk: string, when = 'as written'): void {
   const { status, stdout, stderr } = spawnSync('e2fsck', ['-fn', disk], { encoding: 'utf8' });
   const unusual = `${stdout}\n${stderr}`
@@ -39,7 +39,7 @@ export function checkDisk(t: Test, disk: string, when = 'as written'): void {
   t.strictSame({ status, unusual }, { status: 0, unusual: [] }, `e2fsck finds nothing, ${when}`);
 }
 
-/** Runs `look` while the kernel has `disk` mounted. */
+/** Calls `look` while `disk` is mounted. */
 export async function mounted(
   disk: string,
   mode: 'ro' | 'rw',
@@ -47,7 +47,8 @@ export async function mounted(
 ): Promise<void> {
   const at = `${disk}.mnt`;
   mkdirSync(at, { recursive: true });
-  // A device for each mount: `mount -o loop` takes the one of the mount before while the kernel still lets go of it.
+  // A new device for each mount: `mount -o loop` may pick the device of the previous mount while the kernel is still
+  // releasing it.
   const readOnly = mode === 'ro' ? ['--read-only'] : [];
   const device = execFileSync('losetup', ['--find', '--show', ...readOnly, disk], {
     encoding: 'utf8',
@@ -74,13 +75,13 @@ const KINDS = new Map<number, InodeKind>([
   [0o140000, 'socket'],
 ]);
 
-/** What is said of one inode; all values are such that === compares them. */
+/** The fields of one inode; all values can be compared by ===. */
 export type Fields = Record<string, string | number | bigint>;
 
 /** Inodes by their path, a byte string; the root's is ''. */
 export type SeenTree = Map<string, Fields>;
 
-/** What the kernel says of one path, as byte strings and numbers. */
+/** What the kernel reports for one path, as byte strings and numbers. */
 export function seen(path: Buffer): Fields {
   const stat = lstatSync(path, { bigint: true });
   const kind = KINDS.get(Number(stat.mode) & 0o170000)!;
@@ -99,8 +100,8 @@ export function seen(path: Buffer): Fields {
 }
 
 /**
- * All below `root` but lost+found, with xattrs, the first of each inode's names, and, if `withContent`, the hash of
- * what is in each file.
+ * Everything below `root` except lost+found, with xattrs, the first of each inode's names, and, if `withContent`, the
+ * hash of each file's content.
  */
 export function seenTree(root: string, withContent: boolean): SeenTree {
   const tree: SeenTree = new Map();
@@ -124,7 +125,7 @@ export function seenTree(root: string, withContent: boolean): SeenTree {
   return tree;
 }
 
-/** What `seenTree` should find on a disk of this tree; with content, if `contentOf` gives it. */
+/** What `seenTree` should find on a disk of this tree; with content, if `contentOf` returns it. */
 function expectedTree(root: TreeInode, contentOf?: (file: TreeInode) => Buffer): SeenTree {
   const tree: SeenTree = new Map();
   const firstNames = new Map<TreeInode, string>();
@@ -144,9 +145,9 @@ function expectedTree(root: TreeInode, contentOf?: (file: TreeInode) => Buffer):
 }
 
 /**
- * Writes into every directory of a mounted disk: a new file in a new directory; and to one file of each, if there
- * is one: a hole and more bytes at its end, a second name, another place. One more is removed. The new directories
- * get an xattr. Gives what is there then.
+ * Writes into every directory of a mounted disk: a new file in a new directory. One file of each, if there is one, gets
+ * a hole and more bytes at its end, a second name, and is moved. Another one is removed. The new directories get an
+ * xattr. Returns the tree after that.
  */
 export function writeEverywhere(mount: string): SeenTree {
   const before = seenTree(mount, false);
@@ -173,7 +174,7 @@ export function writeEverywhere(mount: string): SeenTree {
   return seenTree(mount, true);
 }
 
-/** Differences between two trees, as lines; none if all is well. */
+/** Differences between two trees, as lines; none if they are equal. */
 export function differencesOf(is: SeenTree, should: SeenTree): string[] {
   const found: string[] = [];
   for (const path of is.keys()) if (!should.has(path)) found.push(`${path}: is there`);
@@ -187,7 +188,7 @@ export function differencesOf(is: SeenTree, should: SeenTree): string[] {
   return found;
 }
 
-/** Differences between the tree under `root` and what is mounted at `mount`. */
+/** Differences between the tree under `root` and the disk mounted at `mount`. */
 export function differences(
   mount: string,
   root: TreeInode,
@@ -205,7 +206,7 @@ function deviceOf(rdev: bigint): string {
   return `${major}:${(rdev & 0xffn) | ((rdev >> 12n) & 0xffffff00n)}`;
 }
 
-/** What the kernel should say of an inode. */
+/** What the kernel should report for an inode. */
 function expected(inode: TreeInode): Fields {
   const { kind, mode, uid, gid, mtimeNs, target } = inode;
   const folders = [...inode.children.values()].filter((child) => child.kind === 'directory').length;
@@ -240,7 +241,7 @@ function allXattrs(root: string): Map<string, string> {
   return found;
 }
 
-/** getfattr writes what would break its lines as backslash and three octal digits. */
+/** getfattr escapes bytes that would break its lines as backslash and three octal digits. */
 function unescaped(text: string): string {
   return text.replace(/\\([0-7]{3})/g, (_, octal: string) => String.fromCharCode(Number.parseInt(octal, 8)));
 }

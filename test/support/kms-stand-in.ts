@@ -1,6 +1,7 @@
 /**
- * An AWS KMS on loopback: Encrypt and Decrypt over KMS's own JSON protocol, with master keys, aliases, key states and the encryption context bound as KMS binds it. It proves the signature of each request itself
- * (sigv4.ts), counts what it was asked, and misbehaves on request.
+ * An AWS KMS on loopback: Encrypt and Decrypt over KMS's own JSON protocol, with master keys, aliases, key states and
+ * an encryption context bound as in KMS. It verifies the signature of each request (sigv4.ts), counts requests, and
+ * misbehaves on request.
  */
 import { createCipheriv, createDecipheriv, randomBytes } from 'node:crypto';
 import { once } from 'node:events';
@@ -18,17 +19,17 @@ export const ACCESS_KEY = 'AKIDSTANDIN';
 export const SECRET_KEY = 'stand-in/secret+key';
 export const SESSION_TOKEN = 'stand-in-session-token';
 
-/** What goes wrong with a request; each is for `times` requests. */
+/** The fault of a request; each applies to `times` requests. */
 export type Fault =
   | 'throttling'
   | 'server error'
   | 'key unavailable'
-  | 'hang' // no answer
-  | 'half' // the answer's head, and no more
+  | 'hang' // no response
+  | 'half' // only the head of the response
   | 'reset'
-  | 'wrong plaintext' // of another length and content
+  | 'wrong plaintext' // with another length and content
   | 'no plaintext'
-  | 'other key' // says that another key did it
+  | 'other key' // reports that it used another key
   | 'not json';
 
 export type KeyState = 'enabled' | 'disabled' | 'denied' | 'deleted' | 'pending deletion';
@@ -40,7 +41,7 @@ interface KmsRequest {
   readonly EncryptionContext?: Record<string, string>;
 }
 
-/** One call that passed the signature check, for tests to look at. */
+/** One call that passed the signature check, for tests to inspect. */
 export interface KmsCall {
   readonly operation: string;
   readonly keyId: string | undefined;
@@ -54,7 +55,7 @@ const STATE_ERRORS: Readonly<Record<Exclude<KeyState, 'enabled'>, string>> = {
   'pending deletion': 'KMSInvalidStateException',
 };
 
-/** An error as KMS answers it. */
+/** An error as KMS returns it. */
 class Refusal extends Error {
   readonly type: string;
   readonly status: number;
@@ -67,9 +68,9 @@ class Refusal extends Error {
 }
 
 export class KmsStandIn {
-  /** All calls with a good signature, faulty ones included. */
+  /** All calls with a valid signature, including those that met a fault. */
   readonly calls: KmsCall[] = [];
-  /** Refused before they were looked at, and why. */
+  /** Why requests were refused before they were processed. */
   readonly unsigned: string[] = [];
   readonly states = new Map<string, KeyState>();
   readonly aliases = new Map<string, string>([[ALIAS, KEY_A]]);
@@ -77,7 +78,7 @@ export class KmsStandIn {
   readonly #faults: Fault[] = [];
   readonly #server = http.createServer((request, response) => void this.#serve(request, response));
 
-  /** Starts one, points this process's SDK at it with good credentials, and ends it with the test. */
+  /** Starts one, points this process's SDK at it with valid credentials, and stops it after the test. */
   static async start(t: Test): Promise<KmsStandIn> {
     const kms = new KmsStandIn();
     kms.#server.listen(0, '127.0.0.1');
@@ -98,7 +99,7 @@ export class KmsStandIn {
     return kms;
   }
 
-  /** The environment of a program that is to use it. */
+  /** The environment for a program that uses it. */
   env(): Record<string, string> {
     return {
       AWS_ENDPOINT_URL_KMS: `http://127.0.0.1:${(this.#server.address() as AddressInfo).port}`,
@@ -115,7 +116,7 @@ export class KmsStandIn {
     for (let n = 0; n < times; n++) this.#faults.push(fault);
   }
 
-  /** Takes back the faults that nothing has run into. */
+  /** Removes the faults that no request has met yet. */
   heal(): void {
     this.#faults.length = 0;
   }
@@ -206,7 +207,10 @@ export class KmsStandIn {
   }
 }
 
-/** Does what `fault` says, throws the Refusal that it is; false if the request is to be answered, in its way. */
+/**
+ * Applies `fault`: misbehaves, or throws its Refusal; returns false if the request is to be processed with a wrong
+ * result.
+ */
 function disturb(fault: Fault, request: IncomingMessage, response: ServerResponse): boolean {
   switch (fault) {
     case 'throttling':
@@ -232,7 +236,7 @@ function disturb(fault: Fault, request: IncomingMessage, response: ServerRespons
   }
 }
 
-/** The context in one form, whatever the order that it was sent in. */
+/** The context in canonical form, whatever the order in which it was sent. */
 function bound(context: Record<string, string>): Buffer {
   return Buffer.from(JSON.stringify(Object.entries(context).sort(([a], [b]) => (a < b ? -1 : 1))));
 }

@@ -1,4 +1,4 @@
-/** Objects in a Map, for tests of stores with more of them than a disk makes in time. */
+/** Objects in a Map, for tests of stores with more objects than a disk can create in time. */
 import { LazydiskError } from '../../src/errors.ts';
 import { HashedBytes } from '../../src/store/objects/hashed-bytes.ts';
 import {
@@ -14,7 +14,7 @@ export class MapObjects implements ObjectStore {
   readonly url = 'map://test';
   readonly isWritable = true;
   readonly objects = new Map<string, { readonly bytes: Buffer; modifiedMs: number }>();
-  /** How many requests there were of each kind. */
+  /** The number of requests of each kind. */
   readonly asked = { get: 0, head: 0, put: 0, copy: 0, delete: 0, pages: 0 };
 
   readonly #known = new Map<string, string[]>();
@@ -83,7 +83,10 @@ export class MapObjects implements ObjectStore {
     yield page;
   }
 
-  /** Those of a top folder are found once, until there are more or fewer: folders of chunks are listed one by one. */
+  /**
+   * The keys of a top folder are collected once, until their number changes, because folders of chunks are listed one
+   * by one.
+   */
   *#keysIn(prefix: string): Iterable<string> {
     const top = prefix.slice(0, prefix.indexOf('/') + 1);
     if (this.#knownSize !== this.objects.size) this.#known.clear();

@@ -33,7 +33,7 @@ export class Memcached {
     this.#flags = flags;
   }
 
-  /** Starts `count` nodes and waits until they answer. */
+  /** Starts `count` nodes and waits until they respond. */
   static async cluster(count: number, flags: readonly string[] = []): Promise<Memcached[]> {
     const nodes: Memcached[] = [];
     for (let n = 0; n < count; n++) nodes.push(new Memcached(await freePort(), flags));
@@ -58,10 +58,10 @@ export class Memcached {
       if (answered) return;
       await sleep(25);
     }
-    throw new Error(`memcached on port ${this.port} does not answer`);
+    throw new Error(`memcached on port ${this.port} does not respond`);
   }
 
-  /** Stops it: it accepts, and never answers. Resolves when all of its threads have stopped, which a signal takes a while for. */
+  /** Stops it: it accepts connections, and never responds. Resolves when all its threads have stopped, a while after the signal. */
   async pause(): Promise<void> {
     const pid = this.#child?.pid;
     if (pid === undefined) return;
@@ -81,12 +81,12 @@ export class Memcached {
     await once(child, 'exit');
   }
 
-  /** Sends raw commands and resolves with the answers to them; those after a lost connection are missing. */
+  /** Sends raw commands and resolves with the responses; those after a lost connection are missing. */
   async raw(text: string | Buffer): Promise<string> {
     const socket = net.connect(this.port, '127.0.0.1');
     socket.on('error', () => {});
     socket.write(text);
-    // The answer to a no-op comes after all others.
+    // The response to a no-op comes last.
     socket.write('mn\r\n');
     let answer = '';
     for await (const bytes of socket) {
@@ -98,14 +98,14 @@ export class Memcached {
   }
 }
 
-/** What the proxy does to the answers of its node. */
+/** What the proxy does to the responses of its node. */
 export interface ProxyFaults {
-  /** Added to an answer with this chance. */
+  /** Added to a response with this probability. */
   delayMs: number;
   delayShare: number;
-  /** Accepts and never answers. */
+  /** Accepts and never responds. */
   silent: boolean;
-  /** Chance that a piece of an answer resets the connection. */
+  /** Probability that a piece of a response resets the connection. */
   resetShare: number;
 }
 
@@ -131,7 +131,7 @@ export async function startProxy(port: number): Promise<{
       });
     }
     front.on('data', (bytes) => back.write(bytes));
-    // Answers keep their order: a delayed one delays those behind it, as on a slow machine.
+    // Responses keep their order: a delayed one delays those after it, as on a slow machine.
     let before = Promise.resolve();
     back.on('data', (bytes) => {
       if (faults.silent) return;

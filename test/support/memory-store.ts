@@ -15,7 +15,7 @@ export class MemoryStore implements ManifestSource, RewrapStore, RewrapWriter, W
   readonly references = new Map<string, Reference>();
   /** `METHOD ARGUMENTS` of all calls. */
   readonly calls: string[] = [];
-  /** Called with each call before it is answered; may throw. */
+  /** Called with each call before it is executed; may throw. */
   onCall: (call: string) => void = () => {};
   isListable = true;
 
@@ -78,7 +78,7 @@ export class MemoryStore implements ManifestSource, RewrapStore, RewrapWriter, W
     return [...this.references.values()];
   }
 
-  /** Puts a name down, without counting. */
+  /** Records a name, without counting the call. */
   name(text: string, digest: ImageDigest): void {
     const name = referenceName(text);
     this.references.set(name, { name, digest, updated: '2026-01-31T12:00:00.000Z' });

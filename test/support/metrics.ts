@@ -31,7 +31,7 @@ const FLEET: FleetStats = {
   },
 };
 
-/** The daemon's metrics over sources that say the same at every scrape. */
+/** The daemon's metrics over sources that report the same at every scrape. */
 export function sampleMetrics(): DaemonMetrics {
   const made = new DaemonMetrics('1.2.3');
   made.watch({

@@ -1,6 +1,6 @@
 /**
- * A small NBD client for tests: it says what a test wants it to say, right or wrong, and takes answers apart one by
- * one. It reads only when asked to, so a test can be a client that does not take its answers.
+ * A small NBD client for tests: it sends what a test wants, right or wrong, and parses replies one by one. It reads
+ * only when it is told to, so a test can be a client that does not read its replies.
  */
 import { once } from 'node:events';
 import net from 'node:net';
@@ -48,18 +48,18 @@ export interface Chunk {
   readonly type: number;
   readonly done: boolean;
   readonly cookie: number;
-  /** An NBD_ERROR; 0 if it is none. */
+  /** An NBD_ERROR; 0 for none. */
   readonly error: number;
   readonly payload: Buffer;
 }
 
-/** What came for one request. */
+/** The reply to one request. */
 export interface Answer {
   readonly cookie: number;
   readonly error: number;
   /** The text of a structured error. */
   readonly text: string;
-  /** The bytes of a read, holes filled in. */
+  /** The bytes of a read, with holes filled in. */
   readonly data: Buffer;
   readonly chunks: readonly Chunk[];
 }
@@ -69,7 +69,7 @@ export class NbdClient {
   structured = false;
   /** Lengths of reads by cookie: a simple reply does not say how much follows. */
   readonly #reads = new Map<number, Request>();
-  /** Of answers that are not whole yet, by cookie. */
+  /** Chunks of incomplete replies, by cookie. */
   readonly #chunks = new Map<number, Chunk[]>();
   #cookie = 0;
   #got: Buffer[] = [];
@@ -94,7 +94,7 @@ export class NbdClient {
     }
   }
 
-  /** Connected, nothing read. */
+  /** Returns a connected client that has read nothing. */
   static async raw(where: Where): Promise<NbdClient> {
     const socket = net.connect({ ...where, allowHalfOpen: true });
     const client = new NbdClient(socket);
@@ -102,7 +102,7 @@ export class NbdClient {
     return client;
   }
 
-  /** With the greeting read and answered with `flags` (fixed newstyle and no zeroes). */
+  /** Returns one that has read the greeting and replied with `flags` (fixed newstyle and no zeroes). */
   static async connect(where: Where, flags = 3): Promise<NbdClient> {
     const client = await NbdClient.raw(where);
     const greeting = await client.read(18);
@@ -114,7 +114,7 @@ export class NbdClient {
     return client;
   }
 
-  /** In transmission with `name`. */
+  /** Returns one in the transmission phase of `name`. */
   static async open(
     where: Where,
     name = '',
@@ -128,7 +128,7 @@ export class NbdClient {
     return client;
   }
 
-  /** Exactly `lengthBytes`; throws if the server closes before. */
+  /** Reads exactly `lengthBytes`; throws if the server closes before. */
   async read(lengthBytes: number): Promise<Buffer> {
     while (this.#gotBytes < lengthBytes && !this.#isOver) await this.#more();
     if (this.#gotBytes < lengthBytes)
@@ -140,7 +140,7 @@ export class NbdClient {
     return all.subarray(0, lengthBytes);
   }
 
-  /** All bytes until the server closes. */
+  /** Reads all bytes until the server closes. */
   async rest(): Promise<Buffer> {
     while (!this.#isOver) await this.#more();
     this.socket.destroy();
@@ -162,7 +162,7 @@ export class NbdClient {
 
   async optionReply(): Promise<OptionReply> {
     const head = await this.read(20);
-    if (head.readBigUInt64BE(0) !== OPTION_REPLY_MAGIC) throw new Error('no option reply');
+    if (head.readBigUInt64BE(0) !== OPTION_REPLY_MAGIC) throw new Error('not an option reply');
     const data = await this.read(head.readUInt32BE(16));
     return { option: head.readUInt32BE(8), type: head.readUInt32BE(12), data };
   }
@@ -201,23 +201,23 @@ export class NbdClient {
     const isSimple = magic === SIMPLE_REPLY_MAGIC;
     if (!isSimple && magic !== STRUCTURED_REPLY_MAGIC) throw new Error(`magic ${magic.toString(16)}`);
     const head = await this.read((isSimple ? SIMPLE_REPLY_BYTES : STRUCTURED_HEADER_BYTES) - 4);
-    if (head.readUInt32BE(4) !== 7) throw new Error('the cookie is not as it was');
+    if (head.readUInt32BE(4) !== 7) throw new Error('a wrong cookie');
     const cookie = head.readUInt32BE(8);
     if (isSimple) {
       const error = head.readUInt32BE(0);
       const request = this.#reads.get(cookie);
-      if (request && this.structured) throw new Error('a simple reply to a read of a structured session');
+      if (request && this.structured) throw new Error('a simple reply to a read in a structured session');
       const payload = await this.read(request && error === 0 ? request.lengthBytes : 0);
       return { type: -1, done: true, cookie, error, payload };
     }
-    if (!this.structured) throw new Error('a structured reply that was not agreed');
+    if (!this.structured) throw new Error('a structured reply that was not negotiated');
     const type = head.readUInt16BE(2);
     const payload = await this.read(head.readUInt32BE(12));
     const error = type >= 0x8000 ? payload.readUInt32BE(0) : 0;
     return { type, done: (head.readUInt16BE(0) & CHUNK_DONE) !== 0, cookie, error, payload };
   }
 
-  /** The next answer that is whole; chunks of others may come in between. */
+  /** Returns the next complete reply; chunks of others may come in between. */
   async answer(): Promise<Answer> {
     for (;;) {
       const chunk = await this.chunk();
@@ -232,7 +232,7 @@ export class NbdClient {
     }
   }
 
-  /** Sends one request and reads its answer. */
+  /** Sends one request and reads its reply. */
   async request(fields: Partial<Request> & { type: number }, data?: Buffer): Promise<Answer> {
     this.send(fields, data);
     return await this.answer();

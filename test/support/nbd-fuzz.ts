@@ -1,11 +1,14 @@
-/** A client of NBD that sends what no client would: options and requests with random parts, cut and changed at random. */
+/**
+ * An NBD client that sends what no real client would: options and requests with random parts, truncated and changed at
+ * random.
+ */
 import { randomBytes, randomInt } from 'node:crypto';
 import net from 'node:net';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { OPTION, type Request } from '../../src/export/nbd/protocol.ts';
 import { contextQuery, goData, optionBytes, writeRequest } from './nbd-client.ts';
 
-/** One connection after the other, for ever. Some of the requests are for the disk of `drive`, of `diskBytes`. */
+/** Opens one connection after the other, forever. Some of the requests are for the disk of `drive`, of `diskBytes`. */
 export async function fuzzNbd(socket: string, drive: string, diskBytes: number): Promise<never> {
   for (;;) {
     const parts = [flags(), ...several(5, () => option(drive))];
@@ -82,7 +85,7 @@ function changed(bytes: Buffer): Buffer {
   return copy;
 }
 
-/** Sends it, takes some of the answers or none, and leaves. */
+/** Sends the bytes, reads some of the replies or none, and disconnects. */
 async function send(path: string, parts: readonly Buffer[]): Promise<void> {
   const socket = net.connect({ path });
   const closed = new Promise((resolve) => socket.on('close', resolve));

@@ -1,7 +1,7 @@
 /**
- * Sixteen well-behaved drives on one daemon, and neighbours that are not (bad-neighbours.ts): one whose guest asks for
- * everything at once, one whose objects never answer, one with an object that cannot be read, and one whose objects are
- * slow. What the sixteen read is compared byte by byte and timed. The origin is a web server (troubled-store.ts).
+ * Sixteen well-behaved drives on one daemon, and bad neighbours (bad-neighbours.ts): one whose guest requests
+ * everything at once, one whose objects hang, one with an object that cannot be read, and one whose objects are slow.
+ * The reads of the sixteen are compared byte by byte and timed. The origin is a web server (troubled-store.ts).
  */
 import type { ChildProcess } from 'node:child_process';
 import { randomBytes, randomInt } from 'node:crypto';
@@ -24,7 +24,7 @@ const WELL_IMAGES = 4;
 export interface Measured {
   readonly reads: number;
   readonly wrong: number;
-  /** What a read that failed said. */
+  /** The error of a failed read. */
   readonly errors: readonly string[];
   readonly p50Ms: number;
   readonly p99Ms: number;
@@ -43,7 +43,7 @@ export class Neighbourhood {
     this.#disks = disks;
   }
 
-  /** Everybody is attached, and nobody reads yet. */
+  /** All drives are attached, and none reads yet. */
   static async open(t: Test): Promise<Neighbourhood> {
     const place = await workplace(t);
     const disks = new Map<string, Buffer>();
@@ -52,7 +52,7 @@ export class Neighbourhood {
     const key = await loadKeyFile(place.key);
     const put = async (name: string, chunks: number) => {
       const disk = Buffer.alloc(chunks * CHUNK_BYTES);
-      // Little of a chunk is random, so that it is small where it is stored, and all of it is its own.
+      // Only a little of each chunk is random, so that it is small in the store and still unique.
       for (let n = 0; n < chunks; n++) randomBytes(8192).copy(disk, n * CHUNK_BYTES + 4096 * (n % 100));
       disks.set(name, disk);
       return putDisk(store, key, `${name}:1`, disk);
@@ -61,7 +61,7 @@ export class Neighbourhood {
     for (const [name, chunks] of Object.entries(TROUBLED)) {
       const { manifest } = await put(name, chunks);
       if (name === 'hostile') continue;
-      // Of the bad image one object is bad.
+      // One object of the bad image is bad.
       const count = name === 'bad' ? 1 : chunks;
       for (let entry = 0; entry < count; entry++) troubles[manifest.ref(entry).id] = name as ObjectTrouble;
     }
@@ -80,7 +80,7 @@ export class Neighbourhood {
     return neighbourhood;
   }
 
-  /** Each of the sixteen makes so many random reads, one after the other, with `pauseMs` between. */
+  /** Each of the sixteen makes this many random reads, one after the other, with `pauseMs` between. */
   async measure(readsEach: number, pauseMs: number): Promise<Measured> {
     const times: number[] = [];
     const errors: string[] = [];
@@ -104,7 +104,7 @@ export class Neighbourhood {
     return { reads: times.length, wrong, errors, p50Ms: at(0.5), p99Ms: at(0.99) };
   }
 
-  /** The neighbours begin, instead of those before. Resolves when each has been refused or is waiting. */
+  /** Starts the bad neighbours, in place of earlier ones. Resolves when each has been refused or is waiting. */
   async trouble(...kinds: readonly BadNeighbour[]): Promise<void> {
     this.#neighbours?.kill();
     this.#neighbours = await startBadNeighbours(this.#socket, kinds);

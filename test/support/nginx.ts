@@ -42,7 +42,7 @@ export class Nginx {
       await sleep(25);
     }
     await nginx.close();
-    throw new Error(`nginx on port ${port} does not answer`);
+    throw new Error(`nginx on port ${port} does not respond`);
   }
 
   async close(): Promise<void> {

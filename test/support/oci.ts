@@ -8,7 +8,7 @@ import { packTar, type TarEntrySpec } from './tar.ts';
 export { packTar, type TarEntrySpec } from './tar.ts';
 
 export interface TestImage {
-  /** Base layer first: entries, or a tar as it is. */
+  /** Base layer first: entries, or a finished tar. */
   layers: (TarEntrySpec[] | Buffer)[];
   /** Goes into the config document's `config`: Env, Entrypoint, Cmd, User, … */
   config?: Record<string, unknown>;
@@ -23,14 +23,14 @@ export interface TestImage {
 export interface MadeImage {
   manifestDigest: string;
   configDigest: string;
-  /** Of the blobs, base first. */
+  /** Digests of the blobs, base first. */
   layerDigests: string[];
   diffIds: string[];
 }
 
 const MEDIA_SUFFIX = { none: '', gzip: '+gzip', zstd: '+zstd' };
 
-/** Writes a layout that openSource takes as `oci:dir` or `oci:dir:tag`; makes the directory if need be. */
+/** Writes a layout that openSource opens as `oci:dir` or `oci:dir:tag`; creates the directory if needed. */
 export async function makeOciLayout(dir: string, image: TestImage): Promise<MadeImage> {
   const { compression = 'gzip', tag = 'latest' } = image;
   const [os, architecture, variant] = (image.platform ?? hostPlatform()).split('/');
@@ -63,7 +63,7 @@ export async function makeOciLayout(dir: string, image: TestImage): Promise<Made
   };
 }
 
-/** The layout of `dir`, packed: what openSource takes as `oci-archive:file`, and today's docker-archive. */
+/** Packs the layout of `dir`: openSource opens it as `oci-archive:file`, and as a current docker-archive. */
 export async function packLayout(dir: string, file: string): Promise<void> {
   const names = (await readdir(dir, { recursive: true, withFileTypes: true }))
     .filter((entry) => entry.isFile())
@@ -113,7 +113,7 @@ export interface BlobDescriptor {
   size: number;
 }
 
-/** Writes a blob and describes it. */
+/** Writes a blob and returns its descriptor. */
 export async function putBlob(dir: string, bytes: Buffer, mediaType: string): Promise<BlobDescriptor> {
   const digest = digestOf(bytes);
   await writeFile(join(dir, 'blobs/sha256', digest.slice(7)), bytes);

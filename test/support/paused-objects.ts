@@ -1,4 +1,7 @@
-/** Any object store for a process that is stopped just before a certain request, and goes on when a test says so. */
+/**
+ * Wraps any object store for a process that is stopped just before a certain request, and continues when a test says
+ * so.
+ */
 import type { ObjectStore } from '../../src/store/objects/object-store.ts';
 import { HookedObjects, type RequestHook } from './hooked-objects.ts';
 
@@ -9,7 +12,7 @@ export class PausedObjects extends HookedObjects {
   readonly stopped: Promise<void>;
   readonly resume: () => void;
 
-  /** `isIt` is asked of each key of a request, of a copy's target alone. */
+  /** `isIt` is called with each key of a request; of a copy, only with the target. */
   constructor(inner: ObjectStore, isIt: (request: Request, key: string) => boolean) {
     const reached = Promise.withResolvers<void>();
     const going = Promise.withResolvers<void>();

@@ -1,6 +1,6 @@
 /**
- * A real S3 server for tests: Ceph's RGW over one monitor and one OSD that keeps everything in memory, up in some
- * three seconds, all in one temporary folder and on loopback, as whoever runs the tests.
+ * A real S3 server for tests: Ceph's RGW over one monitor and one OSD that keeps everything in memory, started in about
+ * three seconds, in one temporary folder and on loopback, as the user who runs the tests.
  */
 import { type ChildProcess, execFile, spawn } from 'node:child_process';
 import { randomBytes, randomUUID } from 'node:crypto';
@@ -17,7 +17,7 @@ import { freePort } from './memcached.ts';
 export const RGW_TOOLS = ['ceph-mon', 'ceph-osd', 'radosgw', 'radosgw-admin', 'ceph', 'monmaptool'];
 
 const READY_MS_MAX = 90_000;
-/** Nothing that a stopped cluster would write is wanted. */
+/** A stopped cluster need not write anything. */
 const TERM_MS = 500;
 
 const run = promisify(execFile);
@@ -31,7 +31,7 @@ export class Rgw {
   /** `http://127.0.0.1:PORT`; buckets are in the path, or before `localhost` in the host name. */
   readonly endpoint: string;
   readonly port: number;
-  /** Of the user that owns the buckets. */
+  /** Credentials of the user that owns the buckets. */
   readonly key: Key;
   readonly #dir: string;
   readonly #children: ChildProcess[] = [];
@@ -43,7 +43,7 @@ export class Rgw {
     this.key = newKey();
   }
 
-  /** Starts all of it and waits until it answers. */
+  /** Starts the cluster and waits until it responds. */
   static async start(): Promise<Rgw> {
     const rgw = new Rgw(await mkdtemp(join(tmpdir(), 'lazydisk-rgw-')), await freePort());
     try {
@@ -64,7 +64,7 @@ export class Rgw {
     client.destroy();
   }
 
-  /** An object that no store of ours wrote. */
+  /** Puts an object that lazydisk did not write. */
   async put(bucket: string, key: string, text: string): Promise<void> {
     const client = this.client();
     await client.send(
@@ -74,8 +74,8 @@ export class Rgw {
   }
 
   /**
-   * Lets a stranger do in `bucket` what systemd/README.md says that daemons need for the store under `prefix`, and nothing
-   * else. What the stranger puts there is the stranger's: the owner may delete it, and not read it.
+   * Grants a stranger in `bucket` what systemd/README.md says that daemons need for the store under `prefix`, and
+   * nothing else. The stranger owns the objects that it puts: the bucket's owner may delete them, but not read them.
    */
   async allowDaemon(bucket: string, prefix: string, { accessKeyId }: Key): Promise<void> {
     const statement = (action: string, resource: string) => ({
@@ -97,14 +97,14 @@ export class Rgw {
     client.destroy();
   }
 
-  /** Makes `key` the one that stores in this process and its children find, and keeps them from asking the cloud. */
+  /** Makes stores in this process and its children use `key`, and keeps them from querying the cloud. */
   useInThisProcess(key = this.key): void {
     process.env.AWS_ACCESS_KEY_ID = key.accessKeyId;
     process.env.AWS_SECRET_ACCESS_KEY = key.secretAccessKey;
     process.env.AWS_EC2_METADATA_DISABLED = 'true';
   }
 
-  /** A plain client of the owner's, for what a test wants to do behind the store's back. */
+  /** A plain client of the owner, for changes behind the store's back. */
   client(key = this.key): S3Client {
     return new S3Client({
       endpoint: this.endpoint,
@@ -116,7 +116,7 @@ export class Rgw {
     });
   }
 
-  /** One more key for the owner. */
+  /** Creates another access key for the owner. */
   async addKey(): Promise<Key> {
     const key = newKey();
     const words = ['--access-key', key.accessKeyId, '--secret-key', key.secretAccessKey];
@@ -128,7 +128,7 @@ export class Rgw {
     await this.#admin('key', 'rm', '--uid', 'owner', '--key-type', 's3', '--access-key', accessKeyId);
   }
 
-  /** A user who may do nothing with the owner's buckets. */
+  /** Creates a user without permissions on the owner's buckets. */
   async addStranger(): Promise<Key> {
     const key = newKey();
     await this.#addUser(strangerOf(key.accessKeyId), key);
@@ -156,8 +156,9 @@ export class Rgw {
     this.#spawn('rgw', 'radosgw', '-n', 'client.admin', '-f');
     const deadline = performance.now() + READY_MS_MAX;
     while (!(await fetch(this.endpoint).catch(() => undefined))) {
-      if (this.#children.some((child) => child.exitCode !== null)) throw new Error('a part of it has ended');
-      if (performance.now() > deadline) throw new Error('no answer');
+      if (this.#children.some((child) => child.exitCode !== null))
+        throw new Error('one of its processes has exited');
+      if (performance.now() > deadline) throw new Error('no response');
       await sleep(50);
     }
     await this.#addUser('owner', this.key);
@@ -169,7 +170,7 @@ export class Rgw {
 
   #spawn(name: string, program: string, ...words: string[]): void {
     const output = openSync(join(this.#dir, `${name}.out`), 'a');
-    // They end with the tests, however those end.
+    // They are killed with the tests, however those exit.
     const command = ['--pdeathsig', 'KILL', program, '-c', this.#conf, ...words];
     this.#children.push(spawn('setpriv', command, { stdio: ['ignore', output, output] }));
     closeSync(output);
@@ -210,8 +211,8 @@ async function stop(child: ChildProcess): Promise<void> {
 }
 
 /**
- * Without authentication between the parts, whose encrypted mode RGW would then insist on. The monitor collects
- * changes for a second before it makes them; creating RGW's pools is a dozen of changes.
+ * Without authentication between the daemons, because RGW would then insist on its encrypted mode. By default, the
+ * monitor collects changes for a second before it applies them, and creating RGW's pools makes a dozen changes.
  */
 function confOf(dir: string, fsid: string, monPort: number, port: number): string {
   return `[global]

@@ -1,10 +1,10 @@
 /**
- * `npm test`: runs every test file under tap, two at a time, shows one line a file, repeats what failed, and ends
- * with the counts of assertions: `N passed, N failed`, with the skipped ones where there are any. Paths given as
- * arguments narrow it down.
+ * `npm test`: runs every test file under tap, two at a time, prints one line per file, repeats failures, and ends with
+ * the counts of assertions: `N passed, N failed`, with the skipped ones if there are any. Paths as arguments select
+ * files.
  *
- * It is not tap's own runner, which instruments each file for what is not used here: six small files took 10.6 s of
- * processor time under `tap --jobs=2` and 6.0 s under this, which for all files is two minutes.
+ * It replaces tap's own runner, which instruments each file for features that are not used here: six small files took
+ * 10.6 s of CPU time under `tap --jobs=2` and 6.0 s under this, which saves two minutes over all files.
  */
 import { spawn } from 'node:child_process';
 import { once } from 'node:events';
@@ -38,12 +38,12 @@ function count(tap: string): { passed: number; failed: number; skipped: number }
   let skipped = 0;
   const lines = tap.split('\n');
   lines.forEach((line, n) => {
-    // A test that this machine or user cannot run says so in a comment, and has no assertion.
+    // A test that this machine or user cannot run reports it in a comment, and has no assertions.
     if (/^ *# skipped: /.test(line)) skipped++;
     const match = /^( *)(not )?ok\b(.*)$/.exec(line);
     if (!match) return;
     const [, indent, not, rest] = match as unknown as [string, string, string | undefined, string];
-    // A subtest's own line comes right behind its plan and comments, which are indented deeper.
+    // A subtest's summary line follows its plan and comments, which are indented deeper.
     let before = n - 1;
     while (before >= 0 && lines[before]!.trim() === '') before--;
     const isSummary = before >= 0 && lines[before]!.startsWith(`${indent}    `) && !not;
@@ -58,7 +58,7 @@ async function runFile(file: string): Promise<Outcome> {
   const started = performance.now();
   const child = spawn(process.execPath, [join(ROOT, file)], {
     cwd: ROOT,
-    // e2fsck and losetup lie where only root's PATH looks; tap by itself gives each file 30 seconds.
+    // e2fsck and losetup are in directories of root's PATH only; tap's default timeout is 30 seconds per file.
     env: {
       ...process.env,
       PATH: `${process.env.PATH}:/usr/sbin:/sbin`,
@@ -77,7 +77,7 @@ async function runFile(file: string): Promise<Outcome> {
   const [code, signal] = (await once(child, 'close')) as [number | null, string | null];
   clearTimeout(late);
   const { passed, failed, skipped } = count(output);
-  // A file that ends badly without a failed assertion (a crash, a hang, no test at all) has failed once.
+  // A file that fails without a failed assertion (a crash, a hang, no test at all) counts as one failure.
   const crashed = failed === 0 && (code !== 0 || passed + skipped === 0);
   if (crashed) output += `\n${file} ended with ${signal ?? `exit code ${code}`} after ${passed} assertions\n`;
   const seconds = (performance.now() - started) / 1000;

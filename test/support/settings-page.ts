@@ -1,4 +1,7 @@
-/** The table of settings in systemd/README.md, made of the settings: `npm run docs` writes it, a test compares it. */
+/**
+ * The table of settings in systemd/README.md, generated from the settings: `npm run docs` writes it, a test compares
+ * it.
+ */
 import { readFileSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { defaultText, SETTING_ROWS } from '../../src/daemon/settings.ts';
@@ -7,7 +10,7 @@ const PAGE = join(import.meta.dirname, '../../systemd/README.md');
 const BEGIN = '<!-- settings: made by `npm run docs` -->\n';
 const END = '<!-- end of settings -->\n';
 
-/** The page as it is, and as it should be. Throws if it has no place for the table. */
+/** Returns the page as it is, and as it should be. Throws if it has no markers for the table. */
 export function settingsPage(): { readonly is: string; readonly should: string } {
   const is = readFileSync(PAGE, 'utf8');
   const [from, to] = [is.indexOf(BEGIN), is.indexOf(END)];

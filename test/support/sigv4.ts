@@ -6,7 +6,7 @@ import { createHash, createHmac, timingSafeEqual } from 'node:crypto';
 
 export interface SignedRequest {
   readonly method: string;
-  /** Path and query as they came. */
+  /** Path and query as received. */
   readonly url: string;
   readonly headers: Readonly<Record<string, string | string[] | undefined>>;
   readonly body: Buffer;
@@ -24,7 +24,7 @@ const SKEW_MS_MAX = 5 * 60_000;
 const AUTHORIZATION =
   /^AWS4-HMAC-SHA256 Credential=([^/\s]+)\/(\d{8})\/([a-z0-9-]+)\/([a-z0-9-]+)\/aws4_request, ?SignedHeaders=([a-z0-9;-]+), ?Signature=([0-9a-f]{64})$/;
 
-/** Who signed `request`. Throws an Error that names the first thing that is wrong. */
+/** Returns who signed `request`. Throws an Error that names the first problem. */
 export function verifySignature(
   request: SignedRequest,
   secretOf: (accessKeyId: string) => string | undefined,
@@ -78,7 +78,7 @@ export function verifySignature(
   return { accessKeyId: accessKeyId!, region: region!, service: service! };
 }
 
-/** Every service but S3 encodes the path, which came encoded, once more. */
+/** Every service except S3 encodes the already encoded path once more. */
 function canonicalPath(path: string, service: string): string {
   return service === 's3' ? path : path.split('/').map(encode).join('/');
 }

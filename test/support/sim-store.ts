@@ -1,8 +1,8 @@
 /**
- * A store and its users in simulated time: every request takes a while to arrive and to come back, a copy reads first and
- * writes later, listings lag behind writes and deletions by up to the settle time, what was given up takes effect all the
- * same, and an actor can be stopped for any time, or killed, between any two steps. One seed decides everything, so a
- * failure can be run again.
+ * A store and its users in simulated time: every request takes a while to arrive and to come back, a copy reads first
+ * and writes later, listings lag behind writes and deletions by up to the settle time, abandoned requests still take
+ * effect, and an actor can be stopped for any time, or killed, between any two steps. One seed determines everything,
+ * so a failure can be reproduced.
  */
 
 import { LazydiskError } from '../../src/errors.ts';
@@ -50,7 +50,7 @@ interface Event {
   readonly fire: () => void;
 }
 
-/** Simulated time: what waits is woken in the order of its time, and nothing else happens meanwhile. */
+/** Simulated time: sleepers are woken in the order of their time, and nothing else happens meanwhile. */
 export class Simulation {
   readonly random: Random;
   nowMs = 1_000_000;
@@ -67,7 +67,7 @@ export class Simulation {
     );
   }
 
-  /** Until nothing waits any more, or `untilMs`; `between` is called after every step. */
+  /** Runs until nothing waits any more, or `untilMs`; `between` is called after every step. */
   async run(untilMs: number, between: () => void): Promise<void> {
     await new Promise(setImmediate);
     for (let event = this.#pop(untilMs); event; event = this.#pop(untilMs)) {
@@ -83,7 +83,7 @@ export class Simulation {
     return this.#events.length === 0;
   }
 
-  /** A binary heap by time, then by order of asking. */
+  /** A binary heap by time, then by order of insertion. */
   #push(event: Event): void {
     const heap = this.#events;
     let at = heap.push(event) - 1;
@@ -133,7 +133,7 @@ interface Shown {
 export class SimStorage {
   readonly objects = new Map<string, StoredObject>();
   readonly shown = new Map<string, Shown[]>();
-  /** Objects that belong to others: listings show them, they may be written over and deleted, and are not to be read. */
+  /** Objects that belong to others: listings show them, and they can be overwritten and deleted, but not read. */
   readonly refused = new Set<string>();
   #versions = 0;
 
@@ -144,7 +144,7 @@ export class SimStorage {
     this.#show(key, object, nowMs + lagMs);
   }
 
-  /** What is to be read of `key`. */
+  /** The readable content of `key`. */
   found(key: string): StoredObject | undefined {
     if (this.refused.has(key))
       throw new LazydiskError('UNAVAILABLE', `access denied to ${key}`, { retryable: false });
@@ -167,18 +167,18 @@ export class SimStorage {
 
   #show(key: string, object: StoredObject | null, fromMs: number): void {
     const history = this.shown.get(key) ?? [];
-    // What is written later is never shown earlier.
+    // A later write never becomes visible earlier.
     const last = history.at(-1)?.fromMs ?? 0;
     this.shown.set(key, [...history.slice(-3), { fromMs: Math.max(fromMs, last), object }]);
   }
 }
 
 export interface SimTimes {
-  /** One way of a request, at most. */
+  /** The longest one-way time of a request. */
   readonly latencyMs: number;
-  /** How far a listing lags, at most. */
+  /** The longest lag of a listing. */
   readonly lagMs: number;
-  /** Some changes hang, as on a network file system whose server is away: how many of all, and until when at most. */
+  /** Some changes hang, as on a network file system whose server is unreachable: their share, and the longest time. */
   readonly hung?: { readonly share: number; readonly untilMs: number };
 }
 
@@ -186,7 +186,7 @@ export interface SimTimes {
 export class SimObjects implements ObjectStore {
   readonly url = 'sim://store';
   readonly isWritable = true;
-  /** Nothing that the user asks comes back any more, nor does what it has not asked yet happen. */
+  /** The user receives no more responses, and sends no more requests. */
   isDead = false;
   #stoppedUntilMs = 0;
   #unnoticedMs = 0;
@@ -205,21 +205,21 @@ export class SimObjects implements ObjectStore {
   }
 
   /**
-   * Stops the user until then, as a signal does or a host that is suspended; `isNoticed`: its clock tells, which it does not
-   * where a machine goes on from a snapshot.
+   * Stops the user until then, as a signal or the suspension of a host does; `isNoticed`: its clock shows the gap,
+   * which it does not if a machine resumes from a snapshot.
    */
   stop(untilMs: number, isNoticed: boolean): void {
     this.#stoppedUntilMs = untilMs;
     if (!isNoticed) this.#unnoticedMs += untilMs - this.#sim.nowMs;
   }
 
-  /** Calls `stop` before the change that comes after so many others. */
+  /** Calls `stop` before the change that follows this many others. */
   beforeChange(after: number, stop: () => void): void {
     this.#untilStop = after;
     this.#stop = stop;
   }
 
-  /** Simulated time as the user's machine has it; a dead user sleeps for ever. */
+  /** Simulated time by the user's machine; a dead user sleeps forever. */
   get clock(): Clock {
     const machineMs = () => this.#sim.nowMs - this.#unnoticedMs;
     return {
@@ -322,10 +322,10 @@ export class SimObjects implements ObjectStore {
     await this.#awake();
     const hangsMs = kind === 'change' ? this.#hangsMs() : 0;
     const arrives = this.#sim.delay(hangsMs + this.#sim.random.next() * this.#times.latencyMs);
-    // Once sent it happens, whether the sender lives, waits, or neither.
+    // Once sent, it takes effect, whether or not the sender lives or waits.
     const answer = arrives.then(effect);
     answer.catch(() => undefined);
-    // A call of a file system that hangs cannot be given up, only its process can be killed.
+    // A hanging file system call cannot be abandoned; only its process can be killed.
     const aborted = hangsMs > 0 ? never() : rejectOnAbort(options.signal);
     try {
       await Promise.race([arrives, aborted]);
@@ -336,7 +336,7 @@ export class SimObjects implements ObjectStore {
     return answer;
   }
 
-  /** Not before the user is awake; never if it is dead. */
+  /** Resolves when the user is awake; never if it is dead. */
   async #awake(): Promise<void> {
     while (this.#sim.nowMs < this.#stoppedUntilMs)
       await this.#sim.delay(this.#stoppedUntilMs - this.#sim.nowMs);

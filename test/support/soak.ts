@@ -1,6 +1,7 @@
 /**
- * `npm run test:soak [RUNS] [PATH …]`: the tests again and again (20 times by default), every other time beside a loaded
- * CPU and disk (stress-ng), to find those that depend on time, order or load. Ends with a table of what failed and how often.
+ * `npm run test:soak [RUNS] [PATH …]`: runs the tests repeatedly (20 times by default), every other time beside a
+ * loaded CPU and disk (stress-ng), to find those that depend on time, order or load. Ends with a table of failures and
+ * their counts.
  */
 import { type ChildProcess, spawn } from 'node:child_process';
 import { once } from 'node:events';
@@ -17,7 +18,7 @@ interface Run {
   readonly failed: readonly string[];
 }
 
-/** Starts a load, and resolves when it is one: stress-ng says so before its workers start. */
+/** Starts a load, and resolves when it is under way: stress-ng reports it before its workers start. */
 async function load(): Promise<ChildProcess> {
   const child = spawn('stress-ng', ['--cpu', '4', '--io', '2', '--temp-path', tmpdir()], {
     stdio: ['ignore', 'ignore', 'pipe'],
@@ -41,7 +42,7 @@ async function runTests(paths: readonly string[], loaded: boolean): Promise<Run>
     });
     await once(child, 'close');
     const failed = [...output.matchAll(/^FAIL (\S+)/gm)].map((match) => match[1]!);
-    // What failed is wanted in full; the rest is in the table.
+    // Print failures in full; the rest is in the table.
     if (failed.length > 0) process.stdout.write(output);
     const counts = output.trim().split('\n').at(-1) ?? '';
     return { loaded, seconds: (performance.now() - since) / 1000, counts, failed };

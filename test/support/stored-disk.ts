@@ -1,4 +1,6 @@
-/** Puts a disk, given as its bytes, into a store, so that what reads images is tested without what builds them. */
+/**
+ * Puts a disk, given as bytes, into a store, so that code that reads images is tested without code that builds them.
+ */
 import { ENCODER_VERSION, encodeChunk, isZero } from '../../src/format/chunk-codec.ts';
 import { CHUNK_BYTES } from '../../src/format/chunk-id.ts';
 import type { TenantKey } from '../../src/format/keys.ts';
@@ -27,11 +29,11 @@ export interface StoredEntries {
   readonly name: string;
   readonly diskBytes: number;
   readonly entries: readonly ManifestEntry[];
-  /** Images of equal entries are one image, unless this tells them apart. */
+  /** Images with equal entries are one image, unless this differs. */
   readonly writerVersion?: string;
 }
 
-/** Names an image whose chunks need not be there. */
+/** Names an image whose chunks need not exist. */
 export async function putEntries(
   writer: StoreWriter,
   key: TenantKey,

@@ -1,32 +1,32 @@
 /**
- * Small tar archives out of plain objects, with control over every byte: the writers of packages encode names and
- * PAX values as text and refuse what is malformed, and tests need both.
+ * Small tar archives from plain objects, with control over every byte: packages encode names and PAX values as text and
+ * refuse malformed ones, but tests need binary and malformed ones.
  */
 
-/** Bytes, or text taken as UTF-8. */
+/** Bytes, or text encoded as UTF-8. */
 export type Bytes = string | Buffer;
 
 export interface TarEntrySpec {
   name: Bytes;
-  /** Default: `directory` when the name ends in a slash, else `file`. */
+  /** Default: `directory` if the name ends in a slash, otherwise `file`. */
   type?: 'file' | 'directory' | 'link' | 'symlink' | 'char' | 'block' | 'fifo';
   /** Default 0644, directories 0755. */
   mode?: number;
   uid?: number;
   gid?: number;
-  /** Nanoseconds since 1970 when a bigint, else seconds. */
+  /** Nanoseconds since 1970 if it is a bigint, otherwise seconds. */
   mtime?: bigint | number;
   body?: Bytes;
-  /** Of links of both kinds. */
+  /** Target of symlinks and hard links. */
   target?: Bytes;
   major?: number;
   minor?: number;
   xattrs?: Record<string, Bytes>;
-  /** More PAX records, last. */
+  /** More PAX records, appended last. */
   pax?: [string, Bytes][];
   /** Replaces the typeflag. */
   typeflag?: string;
-  /** Appended as it is instead of an entry. */
+  /** Appended unchanged instead of an entry. */
   raw?: Buffer;
 }
 
@@ -83,11 +83,11 @@ export interface RawHeader {
   typeflag: string;
   major?: number;
   minor?: number;
-  /** Written over the block before the checksum is made. */
+  /** Changes the block before the checksum is computed. */
   patch?: (block: Buffer) => void;
 }
 
-/** One ustar header block with a good checksum; names are cut at 100 bytes. */
+/** One ustar header block with a valid checksum; names are truncated to 100 bytes. */
 export function packHeader(header: RawHeader): Buffer {
   const block = Buffer.alloc(512);
   const octal = (value: number, at: number, lengthBytes: number) =>
@@ -127,7 +127,7 @@ export function packPax(records: [string, Bytes][], typeflag = 'x'): Buffer {
   ]);
 }
 
-/** Filled up with zeroes to whole blocks. */
+/** Padded with zeroes to whole blocks. */
 export function padded(body: Buffer): Buffer {
   return Buffer.concat([body, Buffer.alloc((512 - (body.length % 512)) % 512)]);
 }

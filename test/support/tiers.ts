@@ -1,6 +1,6 @@
 /**
- * What tests of the read path are made of: small images with their true bytes, a tier over a Map, and a wrapper
- * around any tier that lies, hangs or fails on request.
+ * Parts for tests of the read path: small images with their true bytes, a tier over a Map, and a wrapper that makes any
+ * tier return wrong bytes, hang or fail on request.
  */
 import { randomBytes } from 'node:crypto';
 import { setTimeout as sleep } from 'node:timers/promises';
@@ -41,8 +41,8 @@ export interface TestImage extends ChunkMap {
 }
 
 /**
- * An image with the chunks that `layout` draws: '.' zero, any other character a chunk of bytes of its own; the same
- * letter twice is the same chunk.
+ * An image with the chunks in `layout`: '.' is a zero chunk, any other character a chunk with its own content; the same
+ * letter is the same chunk.
  */
 export async function makeImage(layout: string): Promise<TestImage> {
   const disk = Buffer.alloc(layout.length * CHUNK_BYTES);
@@ -52,7 +52,7 @@ export async function makeImage(layout: string): Promise<TestImage> {
   for (const [index, letter] of [...layout].entries()) {
     if (letter === '.') continue;
     const plain = disk.subarray(index * CHUNK_BYTES, (index + 1) * CHUNK_BYTES);
-    // Half of it compresses, so that both an own pattern and zstd are in play.
+    // Half of it compresses, so that both a unique pattern and zstd are tested.
     Buffer.alloc(CHUNK_BYTES / 2, `chunk ${letter} `).copy(plain);
     let chunk = encoded.get(letter);
     if (!chunk) {
@@ -92,7 +92,7 @@ function randomFor(letter: string): Buffer {
 export class MapTier implements ChunkTier {
   readonly name: TierName;
   readonly chunks = new Map<ChunkId, Buffer>();
-  /** Ids that `get` was asked for, in order. */
+  /** Ids that `get` was called with, in order. */
   readonly asked: ChunkId[] = [];
   readonly discarded: ChunkId[] = [];
   /** Loans not yet returned; a test asserts that it ends at 0. */
@@ -128,17 +128,17 @@ export class MapTier implements ChunkTier {
   }
 }
 
-/** What a tier can do wrong. */
+/** The faults of a tier. */
 export type Fault =
-  /** One bit of the copy is another. */
+  /** One bit of the copy is flipped. */
   | { readonly kind: 'flip' }
   | { readonly kind: 'truncate' }
-  /** Another chunk's bytes, cut or filled to the right length. */
+  /** Another chunk's bytes, truncated or padded to the right length. */
   | { readonly kind: 'swap'; readonly sealed: Uint8Array }
   | { readonly kind: 'missing' }
   | { readonly kind: 'slow'; readonly delayMs: number }
   | { readonly kind: 'error'; readonly error?: Error }
-  /** Takes the question and says nothing, neither at the deadline nor when cancelled. */
+  /** Accepts the request and never responds, neither at the deadline nor when cancelled. */
   | { readonly kind: 'black hole' };
 
 /** Any tier, with faults that are switched on and off while it runs. */
@@ -190,7 +190,7 @@ export class FaultTier implements ChunkTier {
   }
 }
 
-/** Counts what the read path tells. Names are `tier result`, as in `origin hit`. */
+/** Counts what the read path reports. Names are `tier result`, as in `origin hit`. */
 export class CountingObserver implements ReadObserver {
   readonly reads: Record<string, number> = {};
   readonly verifyFailures: TierName[] = [];

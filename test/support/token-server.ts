@@ -1,4 +1,4 @@
-/** A token server for a docker-registry of a test's own: it signs what the registry checks (JWT, ES256). */
+/** A token server for a test's docker-registry: it signs tokens that the registry verifies (JWT, ES256). */
 import { execFile } from 'node:child_process';
 import { createPrivateKey, type KeyObject, sign, X509Certificate } from 'node:crypto';
 import { once } from 'node:events';
@@ -19,9 +19,9 @@ export interface Asked {
 
 export class TokenServer {
   readonly asked: Asked[] = [];
-  /** What a request is answered instead of a token; undefined for a token. */
+  /** The response to a request instead of a token; undefined for a token. */
   refusal: (asked: Asked) => { status: number; body: string } | undefined = () => undefined;
-  /** How long a token is good. */
+  /** How long a token is valid. */
   validSeconds = 300;
   readonly #server: http.Server;
   readonly #certificate: string;
@@ -63,7 +63,7 @@ export class TokenServer {
     return server;
   }
 
-  /** For a registry's configuration. */
+  /** The `auth` section of a registry's configuration. */
   get auth(): { readonly token: Readonly<Record<string, string>> } {
     const { port } = this.#server.address() as AddressInfo;
     const realm = `http://127.0.0.1:${port}/token`;
@@ -76,7 +76,7 @@ export class TokenServer {
     await once(this.#server, 'close');
   }
 
-  /** For all that is asked for. */
+  /** Issues a token for everything that is requested. */
   #token({ parameters }: Asked): string {
     const access = parameters.getAll('scope').map((scope) => {
       const [type, name, actions = ''] = scope.split(':');

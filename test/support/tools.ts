@@ -3,7 +3,7 @@ import { accessSync, constants } from 'node:fs';
 import { join } from 'node:path';
 import type { Test } from 'tap';
 
-/** Whether `name` is an executable on the PATH or in a place that only root's PATH names. */
+/** Whether `name` is an executable on the PATH or in a directory that only root's PATH has. */
 export function hasTool(name: string): boolean {
   const dirs = [...(process.env.PATH ?? '').split(':'), '/usr/sbin', '/sbin'];
   return dirs.some((dir) => {
@@ -16,7 +16,7 @@ export function hasTool(name: string): boolean {
   });
 }
 
-/** True, after a visible skip (in CI: a failure), if one of `tools` is missing. */
+/** Returns true, after a visible skip (in CI: a failure), if one of `tools` is missing. */
 export function skipWithout(t: Test, ...tools: string[]): boolean {
   const missing = tools.filter((tool) => !hasTool(tool));
   if (missing.length === 0) return false;

@@ -1,6 +1,6 @@
 /**
- * A store over HTTP, in a process of its own, in which some objects are in trouble: hung ones never answer, slow ones
- * answer after a second, bad ones with an error. `node troubled-store.ts STORE_DIR`; it is told by message which.
+ * A store over HTTP, in a separate process, with faulty objects: hung ones never respond, slow ones respond after a
+ * second, bad ones with an error. `node troubled-store.ts STORE_DIR`; a message says which objects.
  */
 import { type ChildProcess, fork } from 'node:child_process';
 import { once } from 'node:events';
@@ -10,7 +10,7 @@ import type { AddressInfo } from 'node:net';
 import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
 
-/** A read of a slow object takes so long. */
+/** How long a read of a slow object takes. */
 const SLOW_MS = 1_000;
 
 export type ObjectTrouble = 'hung' | 'bad' | 'slow';
@@ -18,7 +18,7 @@ export type ObjectTrouble = 'hung' | 'bad' | 'slow';
 /** By the object's id. */
 export type ObjectTroubles = Readonly<Record<string, ObjectTrouble>>;
 
-/** The address of the store of `storeDir`, until the process is killed. */
+/** Returns the URL of the store of `storeDir`, which is served until the process is killed. */
 export async function serveTroubledStore(
   storeDir: string,
   troubles: ObjectTroubles,

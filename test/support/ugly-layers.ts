@@ -1,5 +1,5 @@
 /**
- * Layers with what flattening gets wrong easily: whiteouts, opaque directories, hard links across layers, paths
+ * Layers with cases that flattening easily gets wrong: whiteouts, opaque directories, hard links across layers, paths
  * through symlinks, kinds that change, implied parents, sparse files, fields at their limits.
  */
 import type { TarEntrySpec } from './tar.ts';
@@ -60,7 +60,7 @@ export const UGLY_LAYERS: TarEntrySpec[][] = [
 ];
 
 /**
- * Directories of these layers to which umoci gives the time of unpacking: parents that no entry names, and those in
- * which it removed something.
+ * Directories of these layers whose mtime umoci sets to the time of unpacking: implied parents, and those in which it
+ * removed something.
  */
 export const UNPACK_TIMED: ReadonlySet<string> = new Set(['usr/lib', 'long-'.repeat(40), '.', 'meta']);

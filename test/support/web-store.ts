@@ -1,4 +1,4 @@
-/** A store in a directory behind a web server that can be told to answer nothing about some of its objects. */
+/** A store in a directory behind a web server that can hang on some of its objects. */
 import { once } from 'node:events';
 import { readFile } from 'node:fs/promises';
 import { createServer } from 'node:http';
@@ -7,15 +7,15 @@ import { join } from 'node:path';
 import type { Test } from 'tap';
 
 export interface WebStore {
-  /** What `--store` takes. */
+  /** The value for `--store`. */
   readonly url: string;
-  /** From now on whoever asks for a path that `what` matches waits. */
+  /** From now on, requests for paths that `what` matches hang. */
   hang(what: RegExp): void;
-  /** Whoever waits is answered, and whoever asks. */
+  /** Hanging and later requests are served again. */
   mend(): void;
 }
 
-/** Serves `dir`, to the test's end. */
+/** Serves `dir` until the end of the test. */
 export async function serveStore(t: Test, dir: string): Promise<WebStore> {
   const held: (() => void)[] = [];
   let hanging: RegExp | undefined;
