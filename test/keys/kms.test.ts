@@ -63,12 +63,12 @@ t.test('a blob decrypts only unchanged, with its key and its context', async (t)
   const { kms } = await start(t);
   const { blob } = await kms.encrypt(KEY_A, Buffer.from(SECRET), CONTEXT);
   const other = { ...CONTEXT, 'lazydisk:domain': 'team-b' };
-  const bent = Buffer.from(blob);
-  bent[bent.length - 1]! ^= 1;
+  const altered = Buffer.from(blob);
+  altered[altered.length - 1]! ^= 1;
   const cases: [string, Promise<unknown>, RegExp][] = [
     ['another context', kms.decrypt(KEY_A, blob, other), /InvalidCiphertext/],
     ['no context', kms.decrypt(KEY_A, blob, {}), /InvalidCiphertext/],
-    ['a corrupt blob', kms.decrypt(KEY_A, bent, CONTEXT), /InvalidCiphertext/],
+    ['a corrupt blob', kms.decrypt(KEY_A, altered, CONTEXT), /InvalidCiphertext/],
     ['a short blob', kms.decrypt(KEY_A, blob.subarray(0, 9), CONTEXT), /InvalidCiphertext/],
     ['another key', kms.decrypt(KEY_C, blob, CONTEXT), /IncorrectKey/],
   ];
@@ -198,18 +198,18 @@ t.test('the signature check of the stand-in detects every change', (t) => {
   const verify = (changes: object, now = Date.parse('2015-08-30T12:36:00Z')) =>
     verifySignature({ ...request, ...changes }, () => 'wJalrXUtnFEMI/K7MDENG+bPxRfiCYEXAMPLEKEY', now);
   t.same(verify({}), { accessKeyId: 'AKIDEXAMPLE', region: 'us-east-1', service: 'service' });
-  const bent = (name: string, value: string) => ({ headers: { ...request.headers, [name]: value } });
+  const altered = (name: string, value: string) => ({ headers: { ...request.headers, [name]: value } });
   const hash = createHash('sha256').update('x').digest('hex');
   const cases: [string, object, RegExp][] = [
     ['method', { method: 'POST' }, /does not match/],
     ['path', { url: '/x' }, /does not match/],
     ['query', { url: '/?a=b' }, /does not match/],
     ['body', { body: Buffer.from('x') }, /does not match/],
-    ['host', bent('host', 'other.amazonaws.com'), /does not match/],
-    ['time', bent('x-amz-date', '20150830T123601Z'), /does not match/],
-    ['target', bent('x-amz-target', 'TrentService.Encrypt'), /x-amz-target is not signed/],
-    ['hash', { ...bent('x-amz-content-sha256', hash) }, /not signed/],
-    ['none', bent('authorization', ''), /no valid Authorization/],
+    ['host', altered('host', 'other.amazonaws.com'), /does not match/],
+    ['time', altered('x-amz-date', '20150830T123601Z'), /does not match/],
+    ['target', altered('x-amz-target', 'TrentService.Encrypt'), /x-amz-target is not signed/],
+    ['hash', { ...altered('x-amz-content-sha256', hash) }, /not signed/],
+    ['none', altered('authorization', ''), /no valid Authorization/],
   ];
   for (const [name, changes, message] of cases) t.throws(() => verify(changes), { message }, name);
   t.throws(() => verify({}, Date.parse('2015-08-30T12:42:00Z')), { message: /expired/ });
