@@ -17,7 +17,7 @@ export async function freePort(): Promise<number> {
   return port;
 }
 
-/** Whether every thread of a process is in the state that SIGSTOP leads to (proc(5), the field after the name in `stat`). */
+/** Whether every thread of a process is stopped (proc(5), the field after the name in `stat`). */
 function isStopped(pid: number): boolean {
   const tasks = `/proc/${pid}/task`;
   return readdirSync(tasks).every((task) => /\) T /.test(readFileSync(`${tasks}/${task}/stat`, 'utf8')));
@@ -61,7 +61,7 @@ export class Memcached {
     throw new Error(`memcached on port ${this.port} does not respond`);
   }
 
-  /** Stops it: it accepts connections, and never responds. Resolves when all its threads have stopped, a while after the signal. */
+  /** Stops it: it accepts connections, and never responds. Resolves when all its threads have stopped. */
   async pause(): Promise<void> {
     const pid = this.#child?.pid;
     if (pid === undefined) return;
