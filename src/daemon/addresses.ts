@@ -1,7 +1,7 @@
-/** Where exports are found, as URIs. */
+/** The URIs under which exports are reached. */
 import type { Address } from './setting-kinds.ts';
 
-/** As nbd's doc/uri.md has it. */
+/** The form is defined in nbd's doc/uri.md. */
 export function nbdUnixUri(path: string, name: string): string {
   return `nbd+unix:///${encodeURIComponent(name)}?socket=${encodeURI(path).replace(/[?#&+]/g, encodeURIComponent)}`;
 }

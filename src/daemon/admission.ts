@@ -1,34 +1,35 @@
 /**
- * Bounds how many drives start at once while the origin is what bounds them. A cold fleet in front of a slow origin
- * has two stable states: either the starts that the origin can feed finish and fill the fleet, or so many share it
- * that each misses its deadline, fails, is tried again, and nothing is ever filled (Brooker et al., "On-demand
- * Container Loading in AWS Lambda", section 5: metastable failure). So while the origin is strained only a few drives
- * may be starting; more attaches wait for their turn, and when too many wait, or for too long, they are refused.
+ * Limits how many drives start at once while the origin is the bottleneck. A cold fleet in front of a slow origin has
+ * two stable states: either the starts that the origin can feed finish and fill the fleet, or so many share it that
+ * each misses its deadline, fails and is retried, and nothing is ever filled (Brooker et al., "On-demand Container
+ * Loading in AWS Lambda", section 5: metastable failure). So while the origin is strained, only a few drives may be
+ * starting; further attaches queue, and are refused when the queue is full or they have waited too long.
  *
- * A drive is starting from its attach until it has had nothing from the origin for a moment.
+ * A drive is starting from its attach until it has fetched nothing from the origin for a moment.
  *
- * A host that comes back starts all its drives in one moment, before any read could show strain. So without strain too,
- * no more drives may be new than the bound and those that are known to get on: the crowd doubles while all is well.
+ * A host that reboots starts all its drives at once, before any read could show strain. So without strain, too, the
+ * number of new drives is limited: to the bound plus the drives known to make progress. The number doubles while all
+ * goes well.
  */
 import { LazydiskError } from '../errors.ts';
 
-/** A drive as far as this is concerned. */
+/** What admission needs to know of a drive. */
 export interface StartingDrive {
   readonly name: string;
-  /** Reads answered and chunks that it had from the origin so far, and reads that it waits for now. */
+  /** Reads answered and chunks fetched from the origin so far, and reads in flight. */
   progress(): { readonly reads: number; readonly originChunks: number; readonly inFlight: number };
 }
 
 export interface AdmissionOptions {
   /** Drives that may be starting at once while the origin is strained. */
   readonly startsMax: number;
-  /** Whether reads wait for the origin now, or it fails. */
+  /** Whether reads are queueing for the origin, or it is failing. */
   readonly isStrained: () => boolean;
   /** Attaches that may wait. */
   readonly queueMax?: number;
-  /** How long one may wait. */
+  /** How long an attach may wait. */
   readonly waitMs?: number;
-  /** For the clock of `tick`. */
+  /** The clock for `tick`. */
   readonly now?: () => number;
 }
 
@@ -36,17 +37,17 @@ export interface AdmissionStats {
   readonly strained: boolean;
   readonly starting: number;
   readonly waiting: number;
-  /** Attaches that had to wait, and that were refused. */
+  /** Attaches that had to wait, and attaches that were refused. */
   readonly waited: number;
   readonly refused: number;
 }
 
-/** Without anything from the origin for so long, a drive has started; and after so long, whatever it does. */
+/** A drive has started after this long without a fetch from the origin, and after START_MS_MAX in any case. */
 const QUIET_MS = 2_000;
 const START_MS_MAX = 60_000;
-/** A drive is new until a read of it was answered, or for so long: its guest may take a while to read at all. */
+/** A drive is new until one of its reads is answered, or for this long: its guest may take a while to read at all. */
 const NEW_MS = 500;
-/** Strain is remembered for a moment: it comes and goes with every batch of reads. */
+/** Strain is remembered for a while because it comes and goes with every batch of reads. */
 const STRAIN_MS = 5_000;
 const TICK_MS = 250;
 
@@ -64,9 +65,9 @@ interface Waiter {
   refuse(error: LazydiskError): void;
 }
 
-/** A place among those that start. */
+/** A place among the starting drives. */
 export interface Admitted {
-  /** The drive is there, and is watched from now on. */
+  /** The drive exists and is watched from now on. */
   started(drive: StartingDrive): void;
   /** There will be no drive, or it is gone. */
   cancel(): void;
@@ -85,7 +86,7 @@ export class Admission {
     this.#options = { queueMax: 1024, waitMs: 20_000, now: () => performance.now(), ...options };
   }
 
-  /** Resolves when another drive may start. Rejects with OVERLOAD, and with ABORTED after `signal`. */
+  /** Resolves when another drive may start. Rejects with OVERLOAD, or with ABORTED once `signal` is aborted. */
   admit(signal?: AbortSignal): Promise<Admitted> {
     if (signal?.aborted) return Promise.reject(aborted());
     this.#look();
@@ -118,7 +119,7 @@ export class Admission {
     });
   }
 
-  /** Looks who has started and lets in who may be; called by a timer while there is anything to look at. */
+  /** Finds the drives that have started and admits waiting attaches. A timer calls it while there is anything to do. */
   tick(): void {
     this.#look();
     const nowMs = this.#options.now();
@@ -132,7 +133,7 @@ export class Admission {
         this.#starts.delete(start);
     }
     while (this.#waiters.length > 0 && this.#hasPlace) this.#waiters.shift()!.enter();
-    // They came in the order of their deadlines.
+    // The waiters are in the order of their deadlines.
     while (this.#waiters.length > 0 && this.#waiters[0]!.untilMs <= nowMs) {
       this.#refused++;
       this.#waiters.shift()!.refuse(this.#overload());
@@ -150,7 +151,7 @@ export class Admission {
     };
   }
 
-  /** Stops the timer; whoever waits is refused. */
+  /** Stops the timer and rejects all waiters. */
   close(): void {
     clearInterval(this.#timer);
     this.#timer = undefined;

@@ -1,7 +1,7 @@
 /**
- * The control API's words: what goes over the control socket as JSON, both ways. Paths are under /v1; a later
- * change that a client would trip over gets /v2. Sizes are bytes, times are milliseconds or ISO 8601 in UTC, and
- * every field is always there (`null` where there is nothing).
+ * The types of the control API: what goes over the control socket as JSON in both directions. Paths are under /v1; an
+ * incompatible change gets /v2. Sizes are in bytes, times are milliseconds or ISO 8601 in UTC, and every field is
+ * always present (`null` if there is no value).
  *
  *   GET    /v1/status                → DaemonStatus
  *   GET    /v1/drives                → { drives: DriveInfo[] }, sorted by name
@@ -14,7 +14,7 @@
  *   GET    /v1/fleet/CHUNK-OR-IMAGE  → FleetPlaces      (a chunk id, 64 hex digits, or an image)
  *   GET    /metrics                  → Prometheus text
  *
- * An error is { error: { code, message } }, `code` being an ErrorCode; the status follows from the code.
+ * An error is { error: { code, message } }, where `code` is an ErrorCode; the HTTP status follows from the code.
  */
 import type { TierName } from '../chunk/tier.ts';
 import type { ErrorCode } from '../errors.ts';
@@ -27,20 +27,20 @@ import type { SkewStats } from './skew-watch.ts';
 export interface AttachRequest {
   /** Name[:tag] or sha256:… */
   readonly image: string;
-  /** The drive's name; by default made from the image's. */
+  /** The drive's name; by default derived from the image's. */
   readonly name?: string | undefined;
 }
 
 export interface DriveInfo {
   readonly name: string;
-  /** As it was asked for. */
+  /** As given in the request. */
   readonly image: string;
   readonly digest: string;
-  /** Path of the drive's file, or null where the daemon has no FUSE. */
+  /** Path of the drive's file, or null if the daemon has no FUSE mount. */
   readonly fuse: string | null;
   /** NBD URI on the Unix socket. */
   readonly nbd: string;
-  /** NBD URI over TCP, or null where the daemon does not listen there. */
+  /** NBD URI over TCP, or null if the daemon does not listen on TCP. */
   readonly nbdTcp: string | null;
   readonly sizeBytes: number;
   readonly attachedAt: string;
@@ -48,7 +48,7 @@ export interface DriveInfo {
 
 export interface TierInfo {
   readonly tier: TierName;
-  /** Chunks that this drive had fetched from the tier, and their sealed bytes; none from memory: there they are. */
+  /** Chunks that this drive fetched from the tier, and their sealed bytes; always 0 for memory. */
   readonly chunks: number;
   readonly bytes: number;
   /** Reads whose slowest chunk came from the tier, and how long they took. */
@@ -60,27 +60,30 @@ export interface TierInfo {
 
 export interface DriveStat extends DriveInfo {
   /**
-   * Reads that the exports asked of this drive and got, and their bytes. What the page cache answers is no read. Over
-   * FUSE, drives of one image share one file, whose reads count for the newest of them.
+   * Reads that the exports answered from this drive, and their bytes. Reads that the page cache answers are not
+   * counted. Over FUSE, drives of one image share one file, whose reads count for the newest of them.
    */
   readonly reads: number;
   readonly readBytes: number;
-  /** Sealed bytes that came from below memory for this drive, and what of them came before it was asked for. */
+  /**
+   * Sealed bytes fetched from below memory for this drive, and how many of them were fetched before they were asked
+   * for.
+   */
   readonly fetchedBytes: number;
   readonly readaheadBytes: number;
-  /** Of readaheadBytes, what the guest has not read since. */
+  /** How many of readaheadBytes the guest has not read since. */
   readonly readaheadUnusedBytes: number;
   readonly prefetchBytes: number;
-  /** Chunks that hold data, and how many of them were touched. */
+  /** Chunks that hold data, and how many of them were read. */
   readonly storedChunks: number;
   readonly touchedChunks: number;
   /** touchedChunks / storedChunks, 0 to 1. */
   readonly touchedShare: number;
-  /** Nearest first; a tier that gave nothing is absent. */
+  /** Nearest first; a tier that supplied nothing is absent. */
   readonly tiers: readonly TierInfo[];
   readonly inFlight: number;
   readonly oldestInFlightMs: number;
-  /** Reads that failed, and the last failure, whose text names drive, chunk, tier and cause. */
+  /** Reads that failed, and the last failure, whose text names the drive, chunk, tier and cause. */
   readonly errors: number;
   readonly lastError: { readonly code: ErrorCode; readonly text: string; readonly at: string } | null;
 }
@@ -94,7 +97,7 @@ export interface DaemonStatus {
   readonly runDir: string;
   readonly drives: number;
   readonly fuse: string | null;
-  /** Why there is no FUSE, or null. */
+  /** Why there is no FUSE mount, or null. */
   readonly fuseProblem: string | null;
   readonly nbd: string;
   readonly nbdTcp: string | null;
@@ -103,26 +106,26 @@ export interface DaemonStatus {
   readonly cacheBytes: number;
   readonly cacheUsedBytes: number;
   /**
-   * `left out`: its disk hangs or fails, reads pass it by; `not open`: so it was at the start, and has been since;
-   * `not written`: it is read, and nothing is put into it; `scanned`: the same, until its index is complete after a crash.
+   * `left out`: the disk hangs or fails, so reads bypass it; `not open`: the same since the start; `not written`: the
+   * cache is read but nothing is written to it; `scanned`: the same, until the index has been rebuilt after a crash.
    */
   readonly cacheState: 'up' | 'scanned' | 'not written' | 'left out' | 'not open';
   /** Null without --fleet. */
   readonly fleet: { readonly state: 'up' | 'down'; readonly nodes: number; readonly nodesUp: number } | null;
   readonly origin: OriginStats;
   readonly admission: AdmissionStats;
-  /** What this daemon knows of the store's roots, by state. */
+  /** The store's roots that this daemon knows of, by state. */
   readonly storeRoots: StoreStats['roots'];
-  /** Objects that were found only in a retired root or a trash, so that its deletion waits. */
+  /** Objects that were found only in a retired root or a trash, which postpones its deletion. */
   readonly retiredReads: number;
-  /** What the store knows of what is attached here. */
+  /** What the store has been told of the images attached here. */
   readonly lease: LeaseStats;
   readonly storeClock: SkewStats;
-  /** Lines of the log that could not be written. */
+  /** Log lines that could not be written. */
   readonly logLinesDropped: number;
 }
 
-/** One node of the fleet. Times are of its answers since the daemon started. */
+/** One node of the fleet. Times are those of its answers since the daemon started. */
 export interface FleetNodeInfo {
   readonly name: string;
   readonly zone: string | null;
@@ -154,21 +157,21 @@ export interface FleetInfo {
   readonly fillsDropped: number;
 }
 
-/** What nodes hold of one chunk or of all of an image's. */
+/** What the nodes hold of one chunk, or of all chunks of an image. */
 export interface FleetPlaces {
-  /** Distinct chunks that were looked for, and how many of them have at least k shards. */
+  /** Distinct chunks that were looked up, and how many of them have at least k shards. */
   readonly chunks: number;
   readonly readable: number;
   readonly nodes: readonly {
     readonly node: string;
     readonly zone: string | null;
-    /** Shards that the node should hold, and those that it does, with their bytes. */
+    /** Shards that the node should hold, and those that it does hold, with their bytes. */
     readonly expected: number;
     readonly there: number;
     readonly bytes: number;
     readonly unreachable: number;
   }[];
-  /** Of a single chunk, rank by rank. */
+  /** For a single chunk: its shards in rank order. */
   readonly shards: readonly {
     readonly node: string;
     readonly state: 'there' | 'absent' | 'filling' | 'stale' | 'unreachable';
@@ -195,7 +198,7 @@ export const HTTP_STATUS: Readonly<Record<ErrorCode, number>> = {
   NO_SPACE: 507,
 };
 
-/** The body of every answer that is no success. */
+/** The body of every error response. */
 export interface ErrorBody {
   readonly error: { readonly code: ErrorCode; readonly message: string };
 }

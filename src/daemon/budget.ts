@@ -1,7 +1,7 @@
 /**
- * The one timeout budget. A tier that still tries when the layer above it has given up turns a slow read into an
- * I/O error in the guest, and the guest's file system then turns that into a dead machine; so each layer's budget
- * must fit into the next one's, and a daemon whose settings do not is not started.
+ * The timeout budget. If a tier still tries after the layer above has given up, a slow read becomes an I/O error in the
+ * guest, and the guest's file system may not survive that. So each layer's budget must fit into the next one's, and a
+ * daemon whose settings violate this does not start.
  */
 import { pausesTotalMs } from '../async/backoff.ts';
 import { RETRY_PAUSES } from '../chunk/wrappers/retry.ts';
@@ -11,12 +11,12 @@ export interface TimeoutBudget {
   /** One try at the origin. */
   readonly originTimeoutMs: number;
   readonly originTries: number;
-  /** What a cache in front of the origin may take, and how many there are. */
+  /** How long a cache in front of the origin may take, and how many caches there are. */
   readonly cacheTimeoutMs: number;
   readonly caches: number;
-  /** What an export waits for one read before it answers EIO. */
+  /** How long an export waits for one read before it answers EIO. */
   readonly readTimeoutMs: number;
-  /** When the guest's side gives up (its hung-task watchdog, an NBD client's own timeout). */
+  /** When the guest gives up (its hung-task watchdog, an NBD client's own timeout). */
   readonly guestTimeoutMs: number;
 }
 

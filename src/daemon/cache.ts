@@ -1,4 +1,4 @@
-/** The disk cache as the daemon has it: a disk that hangs, at the start or later, costs nobody more than its hits. */
+/** The daemon's disk cache: if its disk hangs, at the start or later, only its hits are lost. */
 import { DiskCache } from '../chunk/disk/disk-cache.ts';
 import { DiskTier } from '../chunk/disk/disk-tier.ts';
 import { LateCache, type LateCacheStats } from '../chunk/disk/late-cache.ts';
@@ -6,13 +6,16 @@ import type { DaemonStatus } from './api.ts';
 import type { ServeConfig } from './config.ts';
 import type { Logger } from './log.ts';
 
-/** Reads of the disk cache at once, from the queue for its threads to the end of decoding: they hold its buffers. */
+/** Concurrent reads of the disk cache, from queueing for its threads to the end of decoding: they hold its buffers. */
 export const CACHE_READS_MAX = 32;
 
-/** What a start waits for the disk of the cache; a hundred times what it takes a healthy one with a full index. */
+/** How long a start waits for the cache's disk: a hundred times what a healthy disk takes with a full index. */
 const CACHE_OPEN_MS = 10_000;
 
-/** Rejects with what DiskCache.open throws in time; a disk that hangs does not keep a daemon from starting. */
+/**
+ * Rejects with the error of DiskCache.open if that fails in time. A disk that hangs does not keep the daemon from
+ * starting.
+ */
 export function openCache(config: ServeConfig, log: Logger): Promise<LateCache> {
   const part = 'disk cache';
   const opening = DiskCache.open({
@@ -32,10 +35,10 @@ export function openCache(config: ServeConfig, log: Logger): Promise<LateCache> 
   });
 }
 
-/** Reads that find the disk hanging pass it by, and the log says so. */
+/** Reads bypass a disk that hangs; the change is logged. */
 export function cacheTier(cache: LateCache, config: ServeConfig, log: Logger): DiskTier {
   return new DiskTier(cache, {
-    // Half of the cache's time, so that a read whose disk hangs has left when the other half is over.
+    // Half of the cache's time, so that a read whose disk hangs has moved on before all of it is used up.
     timeoutMs: config.cacheTimeoutMs / 2,
     onChange: (up, cause) => {
       if (up) log.info({ part: 'disk cache' }, 'the disk cache answers again');
@@ -44,7 +47,7 @@ export function cacheTier(cache: LateCache, config: ServeConfig, log: Logger): D
   });
 }
 
-/** The word for it in the daemon’s status; `isUp`: whether reads ask it. */
+/** The cache's state for the daemon's status. `isUp`: whether reads use the cache. */
 export function cacheState(disk: LateCacheStats, isUp: boolean): DaemonStatus['cacheState'] {
   if (disk.opening) return 'not open';
   if (!isUp) return 'left out';

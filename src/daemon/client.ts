@@ -1,4 +1,4 @@
-/** The control API's client: what the command line talks to a daemon through. Errors keep their code. */
+/** The control API's client, which the command line uses. Errors keep their code. */
 import { type ErrorCode, errorText, LazydiskError } from '../errors.ts';
 import type { ImageDetail, ImageInfo } from '../store/image-info.ts';
 import {
@@ -13,7 +13,7 @@ import {
 } from './api.ts';
 import { runPaths } from './run-paths.ts';
 
-/** An import of it would load all that it exports, fetch with its WebSockets too, and double the time of a start. */
+/** Importing it would load all its exports, including fetch and WebSockets, and double the startup time. */
 const { request: httpRequest } = process.getBuiltinModule('node:http');
 
 const ANSWER_TIMEOUT_MS = 60_000;
@@ -64,7 +64,7 @@ export class ControlClient {
     return this.#call('GET', `/v1/fleet/${encodeURIComponent(chunkOrImage)}`);
   }
 
-  /** The daemon's metrics in Prometheus text. */
+  /** The daemon's metrics as Prometheus text. */
   metrics(): Promise<string> {
     return this.#text('GET', '/metrics');
   }
@@ -133,6 +133,6 @@ function errorOf(status: number, text: string): LazydiskError {
   if (typeof code !== 'string' || typeof message !== 'string') {
     return new LazydiskError('INTERNAL', `the daemon answered ${status} and no reason`);
   }
-  // A newer daemon may know codes that this client does not.
+  // A newer daemon may use codes that this client does not know.
   return new LazydiskError(Object.hasOwn(HTTP_STATUS, code) ? (code as ErrorCode) : 'INTERNAL', message);
 }

@@ -1,6 +1,6 @@
 /**
- * The daemon's configuration: a TOML file and flags, which have the same names (a dash in a flag is an underscore in the
- * file) and win over it, read by the table of settings. What is wrong is reported all at once, by name.
+ * The daemon's configuration: a TOML file and flags, parsed according to the table of settings. Both use the same names
+ * (a dash in a flag is an underscore in the file), and flags take precedence. All errors are reported at once, by name.
  */
 import { readFile } from 'node:fs/promises';
 import { resolve } from 'node:path';
@@ -12,15 +12,15 @@ import { keySpecText, parseKeySpec } from '../keys/key-spec.ts';
 import { checkBudget } from './budget.ts';
 import { type RawSettings, SETTING_ROWS, SETTINGS, type Settings } from './settings.ts';
 
-/** A configuration file is a few lines; whatever is larger is something else. */
+/** A configuration file has a few lines; a larger file must be something else. */
 const FILE_BYTES_MAX = 64 * 1024;
 
-/** What the daemon is told. */
+/** The daemon's configuration, checked and complete. */
 export interface ServeConfig extends Settings {
   readonly fleet: FleetConfig | undefined;
 }
 
-/** The settings in a TOML file, unchecked. Throws NOT_FOUND, USAGE. */
+/** Returns the settings in a TOML file, unchecked. Throws NOT_FOUND, USAGE. */
 export async function readSettingsFile(file: string): Promise<RawSettings> {
   let text: string;
   try {
@@ -32,13 +32,15 @@ export async function readSettingsFile(file: string): Promise<RawSettings> {
   try {
     return parseToml(text) as RawSettings;
   } catch (cause) {
-    // smol-toml appends an excerpt over several lines; the first says what and where.
+    // smol-toml appends an excerpt of several lines; the first line says what is wrong and where.
     const [why] = errorText(cause).split('\n');
     throw new LazydiskError('USAGE', `configuration ${file}: ${why}`, { cause });
   }
 }
 
-/** Later sources win over earlier ones; undefined wins over nothing. Throws USAGE with everything that is wrong. */
+/**
+ * Later sources override earlier ones, except where they are undefined. Throws USAGE, listing everything that is wrong.
+ */
 export function resolveConfig(...sources: RawSettings[]): ServeConfig {
   const written: Record<string, unknown> = {};
   for (const source of sources) {
@@ -73,7 +75,7 @@ function parseSettings(written: Readonly<Record<string, unknown>>): Settings {
   return values as Settings;
 }
 
-/** A key file is found from where the daemon was started. */
+/** Makes a key file's path absolute, relative to the daemon's working directory. */
 function absoluteSpec(text: string): string {
   const spec = parseKeySpec(text);
   return keySpecText(spec.kind === 'file' ? { kind: 'file', path: resolve(spec.path) } : spec);
@@ -85,7 +87,7 @@ function fleetOf(settings: Settings): FleetConfig | undefined {
     if (tls === undefined && loginFile === undefined) return undefined;
     throw new LazydiskError('USAGE', 'configuration: fleet_tls and fleet_login are of use with fleet alone');
   }
-  // Said now and not by the first read.
+  // Fails now rather than at the first read.
   parseFleetUrl(url);
   return { url, tls: tls === undefined || tls === 'system' ? tls : resolve(tls), loginFile, timeoutMs };
 }

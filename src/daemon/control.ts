@@ -1,7 +1,7 @@
 /**
- * The control API's server: HTTP on the control socket, one route table, JSON in and out. It is never in the way
- * of a read; what it does is bounded in every direction (connections, body size, time), since whoever may open
- * the socket may also send nonsense.
+ * The control API's server: HTTP on the control socket, one route table, JSON in and out. It never delays a read, and
+ * everything it does is bounded (connections, body size, time), because any process that can open the socket may send
+ * nonsense.
  */
 import { once } from 'node:events';
 import { chmod } from 'node:fs/promises';
@@ -27,12 +27,12 @@ import type { Logger } from './log.ts';
 const BODY_BYTES_MAX = 64 * 1024;
 const CONNECTIONS_MAX = 256;
 const REQUEST_TIMEOUT_MS = 30_000;
-/** Items of a list that are made at once: about half a millisecond. */
+/** List items serialized at once: about half a millisecond. */
 const SLICE_ITEMS = 128;
 
 const attachShape = object<AttachRequest>({ image: text(1, 512), name: optional(text(1, 128)) });
 
-/** What the API offers; the daemon implements it. `signal` is aborted when the client has gone. */
+/** The operations of the API; the daemon implements them. `signal` is aborted when the client disconnects. */
 export interface ControlService {
   status(): DaemonStatus;
   drives(): Iterable<DriveInfo>;
@@ -48,14 +48,14 @@ export interface ControlService {
 
 type Reply =
   | { readonly status: number; readonly body: unknown }
-  /** `{ [key]: [...items] }`, of which there may be thousands. */
+  /** `{ [key]: [...items] }`, possibly with thousands of items. */
   | { readonly key: string; readonly items: Iterable<unknown> };
 
 interface Asked {
-  /** What stands for the `*` in the route. */
+  /** The segment that matches the route's `*`. */
   readonly argument: string;
   readonly request: IncomingMessage;
-  /** Aborted when the client has gone. */
+  /** Aborted when the client disconnects. */
   readonly signal: AbortSignal;
 }
 
@@ -63,7 +63,7 @@ type Handler = (service: ControlService, asked: Asked) => Promise<Reply> | Reply
 
 const ok = (body: unknown): Reply => ({ status: 200, body });
 
-/** By method and path pattern; `*` stands for one percent-encoded segment. */
+/** By method and path pattern; `*` matches one percent-encoded segment. */
 const ROUTES: Readonly<Record<string, Readonly<Record<string, Handler>>>> = {
   '/v1/status': { GET: (service) => ok(service.status()) },
   '/v1/drives': {
@@ -105,7 +105,7 @@ export class ControlServer {
     );
   }
 
-  /** Makes the socket, for this user alone whatever the umask. Rejects with UNAVAILABLE. */
+  /** Creates the socket, accessible to this user alone whatever the umask. Rejects with UNAVAILABLE. */
   async listen(path: string): Promise<void> {
     try {
       this.#server.listen(path);
@@ -116,7 +116,7 @@ export class ControlServer {
     }
   }
 
-  /** Answers what is being asked, for at most `limitMs`, then cuts. */
+  /** Finishes pending requests for at most `limitMs`, then closes all connections. */
   close(limitMs: number): Promise<void> {
     return new Promise((resolve) => {
       const timer = setTimeout(() => this.#server.closeAllConnections(), limitMs);
@@ -152,7 +152,7 @@ export class ControlServer {
       else sendJson(response, reply.status, reply.body);
     } catch (error) {
       if (gone.signal.aborted || request.errored) {
-        // Whatever failed did so because of that, or nobody is there to be told.
+        // The failure is a consequence of the disconnect, or nobody is left to receive it.
         this.#log.debug(
           { method, url, message: errorText(error) },
           'the client of a control request has gone',
@@ -162,7 +162,7 @@ export class ControlServer {
       const code = codeOf(error);
       if (code === 'INTERNAL') this.#log.error({ error, method, url }, 'control request failed');
       else this.#log.debug({ code, method, url, message: errorText(error) }, 'control request refused');
-      // What is left of the request is not read: the connection ends with the answer.
+      // The rest of the request is not read: the connection ends with the response.
       response.shouldKeepAlive = false;
       const body: ErrorBody = { error: { code, message: errorText(error) } };
       sendJson(response, HTTP_STATUS[code], body);
@@ -206,7 +206,7 @@ function sendJson(response: ServerResponse, status: number, body: unknown): void
   response.writeHead(status, { 'content-type': 'application/json', 'content-length': text.length }).end(text);
 }
 
-/** Sends a list a slice at a time, so that the event loop does other things between them, and as fast as it is read. */
+/** Sends a list in slices, at the pace of the client, so that the event loop does other work in between. */
 async function sendList(response: ServerResponse, key: string, items: Iterable<unknown>): Promise<void> {
   response.writeHead(200, { 'content-type': 'application/json' });
   let text = `{${JSON.stringify(key)}:[`;

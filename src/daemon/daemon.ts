@@ -1,7 +1,7 @@
 /**
- * The daemon: the parts put together, started in an order in which each finds what it needs and stopped in reverse,
- * however far the start came. The run directory is taken first, so that nothing of a daemon that serves is touched;
- * the control socket is opened last, so that whoever can connect finds everything there.
+ * The daemon: puts the parts together, starts them in dependency order, and stops them in reverse order, however far
+ * the start got. The run directory is taken first, so that a running daemon's files are never touched; the control
+ * socket opens last, so that a client that can connect finds everything ready.
  */
 
 import type { AddressInfo } from 'node:net';
@@ -47,11 +47,11 @@ import type { Address } from './setting-kinds.ts';
 import { SkewWatch } from './skew-watch.ts';
 import { StoreAsks } from './store-asks.ts';
 
-/** What is asked of the store at once for attaches, and for lists, each of which asks for several things at once. */
+/** Concurrent operations on the store for attaches and for lists; each list makes several requests at once. */
 const ATTACH_ASKS_MAX = 8;
 const LIST_ASKS_MAX = 1;
 
-/** Where the exports listen; filled in while they start. */
+/** Where the exports listen; filled in as they start. */
 interface Places {
   fuse: FuseMount | undefined;
   fuseProblem: string | null;
@@ -94,7 +94,7 @@ export class Daemon implements ControlService {
     this.#parts = parts;
   }
 
-  /** Rejects with the error of the part that could not start; then all is as it was before. */
+  /** Rejects with the error of the part that could not start; everything started before it has been closed again. */
   static async start(config: ServeConfig, log: Logger, logStream: LogStream): Promise<Daemon> {
     const closers = new AsyncDisposableStack();
     try {
@@ -107,7 +107,7 @@ export class Daemon implements ControlService {
     }
   }
 
-  /** Refuses what is new, lets reads in flight end (up to the drain timeout), then closes everything. */
+  /** Refuses new attaches, waits for reads in flight (up to the drain timeout), then closes everything. */
   stop(): Promise<void> {
     this.#stopping ??= this.#stop();
     return this.#stopping;
@@ -208,7 +208,7 @@ export class Daemon implements ControlService {
     await nbd.listen({ path: paths.nbd });
     if (config.nbdTcp) {
       await nbd.listen(config.nbdTcp);
-      // The port may have been 0, for the system to choose.
+      // The configured port may be 0, in which case the system chooses one.
       const { port } = nbd.addresses.at(-1) as AddressInfo;
       places.nbdTcp = { host: config.nbdTcp.host, port };
     }
@@ -246,7 +246,7 @@ export class Daemon implements ControlService {
     try {
       await closers.disposeAsync();
     } catch (error) {
-      // Each part was closed; one of them, or several, could not do it cleanly.
+      // All parts are closed; at least one of them failed to close cleanly.
       log.error({ error }, 'a part did not stop cleanly');
     }
   }
@@ -260,7 +260,7 @@ export class Daemon implements ControlService {
   }
 }
 
-/** Everything that the exports stand on. */
+/** Opens everything that the exports depend on. */
 async function openParts(
   config: ServeConfig,
   log: Logger,
@@ -276,7 +276,7 @@ async function openParts(
 
   const memory = new ChunkMemory({ capacityBytes: config.memoryBytes });
   const cache = await openCache(config, log);
-  // The reader closes it too, once there is one; until then a start that fails must not lose the cache's index.
+  // The reader closes it too, once there is one; until then, a failed start must not lose the cache's index.
   closers.defer(() => cache.close());
   const metrics = new DaemonMetrics(VERSION);
   closers.defer(() => metrics.close());

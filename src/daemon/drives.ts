@@ -1,7 +1,7 @@
 /**
- * The drives of one daemon: attached and detached by name, each a thin object over its image's shared manifest and
- * the shared chunk reader. A name is taken from the moment that somebody asks for it, so of two who ask at once one
- * wins, and a drive is in the registry (and so in the exports) only when it can be read.
+ * The drives of one daemon, attached and detached by name. Each is a thin object over its image's shared manifest and
+ * the shared chunk reader. A name is reserved as soon as an attach begins, so only one of two concurrent attaches wins;
+ * a drive enters the registry (and so the exports) only when it can be read.
  */
 import type { ChunkReader } from '../chunk/reader.ts';
 import type { TierName } from '../chunk/tier.ts';
@@ -15,7 +15,7 @@ import type { Admission, Admitted, StartingDrive } from './admission.ts';
 import type { AttachRequest, DriveInfo, DriveStat, TierInfo } from './api.ts';
 import type { SharedImages } from './images.ts';
 
-/** Attached and being attached, together. */
+/** Attached drives and attaches in progress, together. */
 const DRIVES_MAX = 16_384;
 
 const TIERS: readonly TierName[] = ['memory', 'disk', 'fleet', 'origin'];
@@ -29,7 +29,7 @@ export interface DrivePlaces {
 
 interface Attached {
   readonly drive: Drive;
-  /** As it was asked for, in full. */
+  /** The image as requested, in full. */
   readonly image: string;
   readonly attachedAt: string;
   readonly admitted: Admitted;
@@ -46,7 +46,7 @@ export interface DrivesOptions {
   readonly onReadError: (drive: string, error: unknown) => void;
 }
 
-/** A drive whose failed reads are reported. Reads that memory answers do not come this way. */
+/** A drive that reports its failed reads. Reads answered from memory do not pass through here. */
 class ServedDrive extends Drive {
   readonly #onReadError: (drive: string, error: unknown) => void;
 
@@ -79,7 +79,10 @@ export class Drives {
   readonly registry = new DriveRegistry<Drive>();
   readonly #options: DrivesOptions;
   readonly #attached = new Map<string, Attached>();
-  /** Of those, the names, kept sorted: to sort them all at once would block the event loop for milliseconds. */
+  /**
+   * The names of the attached drives, kept sorted: sorting them all at once would block the event loop for
+   * milliseconds.
+   */
   readonly #names: string[] = [];
   readonly #attaching = new Set<string>();
   readonly #stopping = new AbortController();
@@ -94,8 +97,8 @@ export class Drives {
   }
 
   /**
-   * Throws USAGE, EXISTS, NOT_FOUND, KEY, CORRUPT, UNAVAILABLE; OVERLOAD above DRIVES_MAX, or if the origin is slow;
-   * TIMEOUT if the store does not answer, and ABORTED after `signal`: then the name is free again.
+   * Throws USAGE, EXISTS, NOT_FOUND, KEY, CORRUPT, UNAVAILABLE; OVERLOAD above DRIVES_MAX or if the origin is slow;
+   * TIMEOUT if the store does not answer; ABORTED once `signal` is aborted. After an error the name is free again.
    */
   async attach(request: AttachRequest, signal: AbortSignal): Promise<DriveInfo> {
     const name = checkDriveName(request.name ?? driveNameFor(request.image));
@@ -123,7 +126,7 @@ export class Drives {
     const { images, reader, readTimeoutMs, storeTimeoutMs, admission, onReadError } = this.#options;
     const image = await images.acquire(imageName, { deadline: performance.now() + storeTimeoutMs, signal });
     try {
-      // Only now: while the store hangs, whoever waits for it must not hold up those who need not ask it.
+      // Only now, so that attaches that wait for a hanging store do not block those that do not need it.
       const admitted = await admission.admit(signal);
       const drive = new ServedDrive({ name, image, reader, readTimeoutMs }, onReadError);
       const attached = { drive, image: image.name, attachedAt: new Date().toISOString(), admitted };
@@ -138,7 +141,7 @@ export class Drives {
     }
   }
 
-  /** Takes the drive out of the exports, then cancels what it still reads. Throws NOT_FOUND. */
+  /** Removes the drive from the exports, then cancels its pending reads. Throws NOT_FOUND. */
   detach(name: string): void {
     const { drive, admitted } = this.#get(name);
     admitted.cancel();
@@ -149,7 +152,7 @@ export class Drives {
     this.#options.images.release(drive.imageDigest as ImageDigest);
   }
 
-  /** Sorted by name: those that are attached now and still are when it comes to them. */
+  /** Sorted by name: the drives attached now, except those that are detached before their turn comes. */
   *list(): Generator<DriveInfo> {
     for (const name of [...this.#names]) {
       const attached = this.#attached.get(name);
@@ -180,7 +183,7 @@ export class Drives {
     };
   }
 
-  /** From now on nothing is attached, nor what is on its way; what is attached stays, for the exports to drain. */
+  /** From now on, attaches are refused, pending ones too. Attached drives stay, for the exports to drain. */
   refuseNew(): void {
     this.#closed = true;
     this.#stopping.abort();
@@ -190,7 +193,7 @@ export class Drives {
     for (const name of [...this.#attached.keys()]) this.detach(name);
   }
 
-  /** Where `name` stands among the names, or would. */
+  /** The position of `name` among the names, or where it would be inserted. */
   #placeOf(name: string): number {
     let [low, high] = [0, this.#names.length];
     while (low < high) {

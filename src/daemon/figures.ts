@@ -1,4 +1,4 @@
-/** What the parts count, as the metrics want it. */
+/** The parts' counters in the form that the metrics expect. */
 import type { ChunkMemory } from '../chunk/memory.ts';
 import type { FuseMount } from '../export/fuse/mount.ts';
 import type { NbdServer } from '../export/nbd/server.ts';

@@ -1,4 +1,4 @@
-/** What the control API says of the fleet: its nodes, and where chunks lie. */
+/** The control API's view of the fleet: its nodes, and where chunks are stored. */
 import { pooled } from '../async/pooled.ts';
 import type { Fleet } from '../chunk/fleet/fleet.ts';
 import type { ShardPlace } from '../chunk/fleet/fleet-tier.ts';
@@ -10,9 +10,9 @@ import type { Store } from '../store/store.ts';
 import type { FleetInfo, FleetPlaces } from './api.ts';
 
 const CHUNK_ID = /^[0-9a-f]{64}$/;
-/** Chunks that are asked about at once. */
+/** Chunks that are looked up at once. */
 const LOCATES_MAX = 64;
-/** For an answer within the control API's time. */
+/** Keeps the answer within the control API's time limit. */
 const CHUNKS_MAX = 100_000;
 
 export function describeFleet(fleet: Fleet): FleetInfo {
@@ -29,7 +29,7 @@ export function describeFleet(fleet: Fleet): FleetInfo {
   };
 }
 
-/** Throws NOT_FOUND, USAGE, KEY, CORRUPT, as `loadImage` does; UNSUPPORTED for an image of too many chunks. */
+/** Throws NOT_FOUND, USAGE, KEY, CORRUPT, as `loadImage` does; UNSUPPORTED for an image with too many chunks. */
 export async function locateInFleet(
   fleet: Fleet,
   chunkOrImage: string,

@@ -1,33 +1,36 @@
 /**
- * A bound on the connections of an HTTP server that idle ones cannot use up: when it is reached, the connection that
- * has been without a request for longest makes room for the new one. `Server.maxConnections` would refuse the new one, so
- * whoever opens enough connections and says nothing would shut out everybody else.
+ * Limits the connections of an HTTP server in such a way that idle ones cannot exhaust the limit: when it is reached,
+ * the connection that has been idle longest is closed in favor of the new one. `Server.maxConnections` would refuse the
+ * new one, so a client that opens enough connections and sends nothing would lock out everybody else.
  */
 import type { RequestListener, Server } from 'node:http';
 import type { Socket } from 'node:net';
 
-/** An import of it would load all that it exports, fetch with its WebSockets too, which is half of the daemon's start. */
+/**
+ * Importing it would load all its exports, including fetch and WebSockets, which takes half of the daemon's startup
+ * time.
+ */
 const { createServer } = process.getBuiltinModule('node:http');
 
-/** How often Node looks for requests that take too long to arrive. */
+/** How often Node checks for requests that take too long to arrive. */
 const CHECK_MS = 1_000;
-/** A connection that is kept for the next request. */
+/** How long an idle connection is kept open for the next request. */
 const KEEP_ALIVE_MS = 5_000;
 
 export interface ConnectionBounds {
   readonly connectionsMax: number;
-  /** For the headers of a request, and for all of it with its body. */
+  /** For the headers of a request, and for the whole request including its body. */
   readonly requestTimeoutMs: number;
 }
 
-/** An HTTP server within `bounds`. */
+/** Creates an HTTP server within `bounds`. */
 export function createBoundedServer(bounds: ConnectionBounds, onRequest: RequestListener): Server {
   const { connectionsMax, requestTimeoutMs } = bounds;
   const server = createServer({ connectionsCheckingInterval: CHECK_MS }, onRequest);
   server.headersTimeout = requestTimeoutMs;
   server.requestTimeout = requestTimeoutMs;
   server.keepAliveTimeout = KEEP_ALIVE_MS;
-  /** Those without a request, the one that has been so for longest first; and those with one. */
+  /** Connections without a request, longest idle first; and connections with one. */
   const idle = new Set<Socket>();
   const busy = new Set<Socket>();
   server.on('connection', (socket: Socket) => {

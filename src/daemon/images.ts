@@ -1,7 +1,7 @@
 /**
- * Opened images, shared by digest between the drives of one daemon: a thousand drives of one image hold one
- * manifest. Images that no drive uses any more stay a while, up to a bound, because a host starts the same few again
- * and again; loads under way are shared too.
+ * Opened images, shared by digest between the drives of one daemon: a thousand drives of one image share one manifest.
+ * Images that no drive uses any more are kept for a while, up to a bound, because a host starts the same few again and
+ * again. Loads in progress are shared too.
  */
 import { LRUCache } from 'lru-cache';
 import { LazydiskError } from '../errors.ts';
@@ -14,11 +14,13 @@ import { referenceName } from '../store/reference-name.ts';
 import type { Store } from '../store/store.ts';
 import type { Patience, StoreAsks } from './store-asks.ts';
 
-/** What a stored chunk costs in an opened manifest: id, key, length, index, and the objects made at its first read. */
+/**
+ * What a stored chunk costs in an opened manifest: id, key, length, index, and the objects created at its first read.
+ */
 const ENTRY_BYTES = 256;
 const IDLE_BYTES_MAX = 64 * 1024 * 1024;
 
-/** How the store is told which images are used here (LeaseKeeper). */
+/** Tells the store which images are in use here (LeaseKeeper). */
 export type ImageLeases = Pick<LeaseKeeper, 'add' | 'hold' | 'release'>;
 
 interface Used {
@@ -38,7 +40,7 @@ export class SharedImages {
   });
   readonly #loading = new Map<string, Promise<Image>>();
 
-  /** `asks` bounds what is asked of the store at once; `leases` tells it what is used here. */
+  /** `asks` bounds the concurrent operations on the store; `leases` tells the store what is in use here. */
   constructor(store: Store, keys: KeyRing, asks: StoreAsks, leases: ImageLeases) {
     this.#leases = leases;
     this.#store = store;
@@ -52,17 +54,17 @@ export class SharedImages {
   }
 
   /**
-   * The image, held until `release` is called with its digest as often. A name is looked up anew each time, so it
-   * means what the store says now; an image that drives use is had by its digest without asking. Throws what
-   * `loadImage` does; TIMEOUT or ABORTED when `patience` is over, UNAVAILABLE if the store cannot be told of an image that
-   * is asked for by its digest.
+   * Returns the image, held until `release` has been called with its digest as many times. A name is looked up each
+   * time, so it has its current meaning; an image in use here is found by its digest without asking the store. Throws
+   * what `loadImage` throws; TIMEOUT or ABORTED when `patience` runs out; UNAVAILABLE if an image is requested by
+   * digest and the store cannot be told of it.
    */
   async acquire(nameOrDigest: string, patience: Patience): Promise<Image> {
     const name = isDigest(nameOrDigest) ? nameOrDigest : referenceName(nameOrDigest);
     const here = isDigest(name) ? this.#used.get(name)?.image : undefined;
     if (here) this.#leases.add(here.digest);
     const loaded = here ?? (await this.#ask(name, patience));
-    // Another call may have come first while this one asked; all must hold the same object.
+    // Another call may have finished while this one waited; all must hold the same object.
     const used = this.#used.get(loaded.digest) ?? { image: loaded, drives: 0 };
     used.drives++;
     this.#used.set(loaded.digest, used);
@@ -79,7 +81,7 @@ export class SharedImages {
     this.#idle.set(digest, used.image);
   }
 
-  /** The image with its lease, which is given back when whoever asked has gone meanwhile. */
+  /** Returns the image with its lease, which is released if the caller has given up meanwhile. */
   async #ask(name: string, patience: Patience): Promise<Image> {
     let isGone = false;
     let leased: ImageDigest | undefined;
@@ -110,7 +112,7 @@ export class SharedImages {
     return image;
   }
 
-  /** It may have no name, and what was loaded long ago may be garbage by now: the lease comes first. */
+  /** The image may have no name, and one loaded long ago may be garbage by now, so the lease comes first. */
   async #findDigest(digest: ImageDigest): Promise<Image> {
     await this.#leases.hold(digest);
     try {
@@ -121,11 +123,11 @@ export class SharedImages {
     }
   }
 
-  /** By name, so that a failure says which; the digest of what comes may be newer than the one just looked up. */
+  /** Loads by name, so that an error mentions it; the image may be newer than the digest just looked up. */
   #load(name: string): Promise<Image> {
     const loading = this.#loading.get(name);
     if (loading) return loading;
-    // Kept also if whoever asked has gone meanwhile: they mostly come again.
+    // Continues even if the caller has gone: it usually retries.
     const load = loadImage(this.#store, name, this.#keys)
       .then((image) => {
         if (!this.#used.has(image.digest)) this.#idle.set(image.digest, image);

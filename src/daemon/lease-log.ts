@@ -1,9 +1,9 @@
-/** What the daemon's log says of its lease (src/store/lease-keeper.ts): when it becomes an alarm, and when that is over. */
+/** Logs the state of the lease (src/store/lease-keeper.ts): when it becomes a problem, and when the problem is over. */
 import type { LeaseStats } from '../store/lease-keeper.ts';
 import { formatDuration } from '../units.ts';
 import type { Logger } from './log.ts';
 
-/** A function to be called when the state of the lease is another than before. */
+/** Returns a function to call whenever the state of the lease changes. */
 export function leaseLog(log: Logger): (stats: LeaseStats) => void {
   let isAlarmed = false;
   return ({ state, images, unleased, expiresInMs, problem }) => {

@@ -1,35 +1,35 @@
 /**
- * Where the log goes: a stream that never throws, never blocks and never holds more than a bound, because a log that
- * nobody can write must cost lines and not drives. A full disk, a terminal that is gone and a pipe that nobody reads
- * all end the same way: the lines are dropped and counted, and the next line that can be written says how many.
+ * Where the log goes: a stream that never throws, never blocks and never buffers more than a bound, because a log that
+ * cannot be written must cost lines, not drives. A full disk, a terminal that is gone and a pipe that nobody reads are
+ * handled alike: lines are dropped and counted, and the next line that can be written reports how many.
  *
- * Its trick is how each kind of descriptor is kept from blocking. A socket (systemd's journal) has a flag for each
- * send. A pipe or a terminal is opened again, so that O_NONBLOCK is ours alone and not that of whoever shares it.
- * A file, where no such flag helps, is written on the thread pool, one write at a time.
+ * Each kind of descriptor is kept from blocking in its own way. For a socket (systemd's journal), each send takes a
+ * flag. A pipe or a terminal is reopened, so that O_NONBLOCK does not affect the processes that share it. A file, for
+ * which there is no such flag, is written on the thread pool, one write at a time.
  */
 import { constants, fstatSync, openSync, write, writeSync } from 'node:fs';
 import { constants as osConstants } from 'node:os';
 import { promisify } from 'node:util';
 import { socketSend } from '../../native/index.ts';
 
-/** Bytes of log that may wait; what comes on top is dropped. */
+/** Bytes of log that may wait; lines beyond that are dropped. */
 const PENDING_BYTES_MAX = 1024 * 1024;
-/** Characters in one write, about. */
+/** Approximate number of characters per write. */
 const BATCH_LENGTH_MAX = 16 * 1024;
-/** When a pipe that is full is tried again. */
+/** How long to wait before a full pipe is tried again. */
 const RETRY_MS = 100;
 const LINE_FEED = 0x0a;
 
 const writeOnPool = promisify(write);
 
-/** Takes some of `bytes` and says how many, now or later. Throws EAGAIN where it would have to wait. */
+/** Writes some of `bytes` and returns how many, now or later. Throws EAGAIN if it would have to wait. */
 export type Sink = (bytes: Buffer) => number | Promise<number>;
 
 interface Batch {
   readonly bytes: Buffer;
-  /** Whether it is what somebody logged, and not our own word about lines that were lost. */
+  /** Whether it holds log lines, rather than our own report of lost lines. */
   readonly isLogged: boolean;
-  /** Lost lines that it reports. */
+  /** The number of lost lines that it reports. */
   readonly reports: number;
   written: number;
 }
@@ -41,7 +41,7 @@ export class LogStream {
   #batch: Batch | undefined;
   #retry: NodeJS.Timeout | undefined;
   #isWriting = false;
-  /** What was written last ended in the middle of a line. */
+  /** The last write ended in the middle of a line. */
   #isTorn = false;
   #dropped = 0;
   #unreported = 0;
@@ -51,12 +51,12 @@ export class LogStream {
     this.#sink = sink;
   }
 
-  /** Lines that were lost so far. */
+  /** Lines lost so far. */
   get droppedLines(): number {
     return this.#dropped;
   }
 
-  /** Takes one line with its line feed. */
+  /** Accepts one line, including its line feed. */
   write(line: string): void {
     const lengthBytes = Buffer.byteLength(line);
     if (this.#pendingBytes + lengthBytes > PENDING_BYTES_MAX) {
@@ -68,7 +68,7 @@ export class LogStream {
     if (!this.#isWriting && !this.#retry) this.#pump();
   }
 
-  /** Calls back when nothing waits any more: written, or dropped. */
+  /** Calls back when nothing is pending any more: everything has been written or dropped. */
   flush(callback: () => void): void {
     if (this.#isIdle) callback();
     else this.#flushed.push(callback);
@@ -153,7 +153,7 @@ export class LogStream {
     this.#unreported += batch.reports;
     if (batch.isLogged)
       this.#drop(batch.bytes.subarray(batch.written).filter((byte) => byte === LINE_FEED).length);
-    // What waits behind it would only fail the same way.
+    // The lines waiting behind it would fail in the same way.
     this.#drop(this.#lines.length);
     this.#lines.length = 0;
     this.#pendingBytes = 0;
@@ -165,7 +165,7 @@ export class LogStream {
   }
 }
 
-/** The way to write to `fd` that blocks nobody, for what `fd` is. */
+/** Returns a way to write to `fd` without blocking, depending on what `fd` is. */
 export function sinkOf(fd: number): Sink {
   const found = fstatSync(fd);
   if (found.isSocket()) {
@@ -183,7 +183,7 @@ export function sinkOf(fd: number): Sink {
       const own = openSync(`/proc/self/fd/${fd}`, flags);
       return (bytes) => writeSync(own, bytes);
     } catch {
-      // Another user's pipe, from before the daemon became who it is: then the pool, as for a file.
+      // A pipe of another user, inherited before the daemon changed its user: fall back to the pool, as for a file.
     }
   }
   return async (bytes) => (await writeOnPool(fd, bytes)).bytesWritten;

@@ -1,7 +1,7 @@
 /**
- * The daemon's log: JSON lines on stderr, one writer, never in the way of a read (log-stream.ts). `flushLog` waits for
- * what is left when the process ends. Whatever could hold a secret is redacted by its field name as well, though no
- * code should pass one here.
+ * The daemon's log: JSON lines on stderr, one writer, never delaying a read (log-stream.ts). `flushLog` waits for the
+ * remaining lines when the process exits. Fields that could hold a secret are also redacted by name, though no code
+ * should pass one here.
  */
 import { type DestinationStream, type Logger, pino } from 'pino';
 import { codeOf, errorText } from '../errors.ts';
@@ -24,7 +24,7 @@ const SECRET_FIELDS = [
   'password',
 ];
 
-/** A logger to `stream`, by default stderr. */
+/** Creates a logger that writes to `stream`, by default stderr. */
 export function createLog(
   level: ServeConfig['logLevel'],
   stream: DestinationStream = new LogStream(),
@@ -43,14 +43,14 @@ export function createLog(
   );
 }
 
-/** Our own errors say what is wrong in their text; where in the code they were made is of use for faults alone. */
+/** The text of our own errors says what is wrong; a stack is useful for internal faults only. */
 function describeError(error: unknown): unknown {
   const code = codeOf(error);
   if (code !== 'INTERNAL') return { code, message: errorText(error) };
   return error instanceof Error ? pino.stdSerializers.err(error) : error;
 }
 
-/** Resolves when what was logged is written, or soon after if it cannot be. */
+/** Resolves when everything logged has been written, or after half a second. */
 export function flushLog(stream: LogStream): Promise<void> {
   return new Promise((resolve) => {
     const timer = setTimeout(resolve, 500);

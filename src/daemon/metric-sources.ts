@@ -1,4 +1,4 @@
-/** What the metrics ask the daemon's parts at every scrape. */
+/** What the metrics read from the daemon's parts at every scrape. */
 import type { FleetStats } from '../chunk/fleet/fleet-tier.ts';
 import type { ChunkReaderStats } from '../chunk/reader.ts';
 import type { ListenerStats } from '../export/nbd/ops.ts';
@@ -9,12 +9,12 @@ import type { OriginStats } from './origin.ts';
 
 export interface ExportFigures {
   readonly export: 'nbd' | 'fuse';
-  /** Reads that got their bytes, and those that got an error. */
+  /** Reads that succeeded, and reads that failed. */
   readonly readsOk: number;
   readonly readErrors: number;
   readonly readBytes: number;
   readonly inFlight: number;
-  /** Age of the oldest request that has no answer yet; 0 if there is none. */
+  /** Age of the oldest unanswered request; 0 if there is none. */
   readonly oldestInFlightMs: number;
 }
 
@@ -26,7 +26,7 @@ export interface CacheFigures {
   readonly evictions: number;
 }
 
-/** What is asked at every scrape. */
+/** The functions called at every scrape. */
 export interface MetricSources {
   drives(): number;
   images(): number;
@@ -44,6 +44,6 @@ export interface MetricSources {
   logDrops(): number;
   /** Whether the disk cache is read and written, and how often it was left out. */
   cacheHealth(): { readonly up: boolean; readonly writable: boolean; readonly ejections: number };
-  /** Writes to the disk cache that were given up: too much at once, or a disk that fails. */
+  /** Writes to the disk cache that were given up: too many at once, or a failing disk. */
   cacheDrops(): { readonly dropped: number; readonly failed: number };
 }

@@ -1,4 +1,4 @@
-/** `/metrics` over TCP for Prometheus, apart from the control API so that nothing else can be reached there. */
+/** `/metrics` over TCP for Prometheus, separate from the control API so that nothing else can be reached there. */
 import type { Server } from 'node:http';
 import type { AddressInfo } from 'node:net';
 import { errorText, LazydiskError } from '../errors.ts';
@@ -31,7 +31,7 @@ export class MetricsServer {
     });
   }
 
-  /** Resolves to where it listens, the port found if it was 0. Throws UNAVAILABLE. */
+  /** Resolves to the address it listens on, with the port chosen if it was 0. Throws UNAVAILABLE. */
   listen({ host, port }: Address): Promise<Address> {
     return new Promise((resolve, reject) => {
       this.#server.once('error', (cause) =>

@@ -1,7 +1,7 @@
 /**
- * The daemon's Prometheus metrics. What happens on the path of a chunk is counted as it happens (TierMetrics is
- * the read path's observer); what somebody else counts already (exports, caches) is read at a scrape. Labels have
- * few values on purpose: a host attaches thousands of drives, so per-drive figures are `lazydisk stat`'s.
+ * The daemon's Prometheus metrics. Events on a chunk's path are counted as they happen (TierMetrics is the read path's
+ * observer); what other parts count already (exports, caches) is read at each scrape. Labels have few values on
+ * purpose: a host attaches thousands of drives, so per-drive figures are left to `lazydisk stat`.
  */
 import { monitorEventLoopDelay } from 'node:perf_hooks';
 import type { ReadClass } from '../async/read-context.ts';
@@ -37,7 +37,7 @@ export class DaemonMetrics {
       'Delay of the event loop since the last scrape.',
       ['stat'],
       (gauge) => {
-        // The timer of the measurement itself sleeps this long; what is above it is lag.
+        // The measuring timer itself sleeps this long; anything above it is lag.
         const lag = (ns: number) => Math.max(0, ns / 1e9 - EVENT_LOOP_RESOLUTION_MS / 1e3) || 0;
         gauge.set({ stat: 'p50' }, lag(this.#eventLoop.percentile(50)));
         gauge.set({ stat: 'p99' }, lag(this.#eventLoop.percentile(99)));
@@ -61,7 +61,7 @@ export class DaemonMetrics {
     );
   }
 
-  /** Called once, when what is to be asked is there. */
+  /** Called once, when the sources exist. */
   watch(sources: MetricSources): void {
     this.#gauge('drives_attached', 'Drives attached now.', [], (gauge) => gauge.set(sources.drives()));
     this.#gauge('images_loaded', 'Images whose manifest is in memory.', [], (gauge) =>
@@ -277,7 +277,7 @@ export class DaemonMetrics {
     });
   }
 
-  /** A counter that somebody else counts: it is set anew at each scrape. */
+  /** A counter that another part counts: it is set anew at each scrape. */
   #counter(name: string, help: string, labelNames: string[], fill: (counter: Counter) => void): void {
     new Counter({
       name: `lazydisk_${name}`,
@@ -292,7 +292,7 @@ export class DaemonMetrics {
   }
 }
 
-/** Counts what the chunk reader tells. */
+/** Counts the events that the chunk reader reports. */
 class TierMetrics implements ReadObserver {
   readonly #reads: Counter<'tier' | 'result' | 'class'>;
   readonly #bytes: Counter<'tier'>;
@@ -339,7 +339,7 @@ class TierMetrics implements ReadObserver {
       help: 'Reads that waited for a fetch under way instead of starting one.',
       registers,
     });
-    // From the start, so that a rate over the first failure is seen.
+    // Present from the start, so that a rate sees the first failure.
     for (const tier of ['disk', 'fleet', 'origin']) {
       this.#verifyFailures.inc({ tier }, 0);
       this.#heals.inc({ tier }, 0);

@@ -1,8 +1,8 @@
 /**
- * What systemd is told (sd_notify(3)): READY=1, STOPPING=1, STATUS=, and WATCHDOG=1 if the unit asks for it: a datagram
+ * Notifies systemd (sd_notify(3)) of READY=1, STOPPING=1, STATUS=, and WATCHDOG=1 if the unit asks for it: one datagram
  * each, sent by this process itself. Outside of systemd (no NOTIFY_SOCKET) all of this does nothing.
  *
- * The watchdog is fed from the event loop, so a loop that hangs is a daemon that systemd restarts.
+ * The watchdog is fed from the event loop, so systemd restarts a daemon whose loop hangs.
  */
 import { getSystemErrorMessage } from 'node:util';
 import { datagramSend } from '../../native/index.ts';
@@ -18,13 +18,13 @@ export class Notifier {
     this.#env = env;
   }
 
-  /** Says that the daemon serves, and starts feeding the watchdog if there is one. */
+  /** Tells systemd that the daemon is serving, and starts feeding the watchdog if there is one. */
   ready(status: string): void {
     this.#send('READY=1', `STATUS=${oneLine(status)}`);
     const watchdogMs = Number(this.#env.WATCHDOG_USEC) / 1000;
     const ours = !this.#env.WATCHDOG_PID || Number(this.#env.WATCHDOG_PID) === process.pid;
     if (!ours || !(watchdogMs > 0)) return;
-    // Half of the limit is what sd_watchdog_enabled(3) advises; unref, for it must not keep the process alive.
+    // sd_watchdog_enabled(3) advises half of the limit; unref, because it must not keep the process alive.
     this.#watchdog = setInterval(() => this.#send('WATCHDOG=1'), watchdogMs / 2);
     this.#watchdog.unref();
   }
@@ -37,7 +37,7 @@ export class Notifier {
   #send(...assignments: string[]): void {
     const path = this.#env.NOTIFY_SOCKET;
     if (!path) return;
-    // systemd writes the abstract namespace with an @ in front.
+    // systemd writes an address in the abstract namespace with a leading @.
     const address = Buffer.from(path.replace(/^@/, '\0'));
     const errno = datagramSend(address, Buffer.from(assignments.join('\n')));
     if (errno === 0) return;

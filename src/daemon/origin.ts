@@ -1,9 +1,9 @@
 /**
- * The origin as the daemon asks it. From the reader inwards: a bound on reads at once, demand first; a bound on their
- * rate, where the operator sets one; tries under one deadline; a second request for a try that is slow, within a
- * budget; and a breaker, which counts what really goes to the store, so that in an outage each drive asks for one
- * object at a time. What the breaker refuses is not tried again. A hedge lives in its try's time, so none of this takes longer
- * than tries × timeout and the pauses, which the daemon checks at start (budget.ts).
+ * The daemon's access to the origin. From the reader inwards: a limit on concurrent reads, demand first; a limit on
+ * their rate, if the operator sets one; retries under one deadline; a second request for a slow try (hedge), within a
+ * budget; and a breaker, which counts the requests that reach the store, so that in an outage each drive asks for one
+ * object at a time. What the breaker refuses is not retried. A hedge runs within its try's time, so none of this takes
+ * longer than tries × timeout plus the pauses, which the daemon checks at startup (budget.ts).
  */
 import { type ChunkSource, OriginTier } from '../chunk/origin.ts';
 import type { ChunkTier } from '../chunk/tier.ts';
@@ -13,7 +13,7 @@ import { LimitTier } from '../chunk/wrappers/limit.ts';
 import { RateTier } from '../chunk/wrappers/rate.ts';
 import { RetryTier } from '../chunk/wrappers/retry.ts';
 
-/** Threads of the pool that reads of chunks may take where the store is a directory, and those that hang there. */
+/** Threads of the pool for chunk reads of a store that is a directory, and threads that may hang there. */
 export const STORE_THREADS = { reads: 8, hung: 24 };
 
 export interface OriginConfig {
@@ -21,8 +21,7 @@ export interface OriginConfig {
   readonly originTries: number;
   readonly originConcurrency: number;
   /**
-   * Reads a second, and sealed bytes a second; undefined: as many as there are. A read that is tried again or hedged
-   * counts once.
+   * Reads per second, and sealed bytes per second; undefined: unlimited. A read that is retried or hedged counts once.
    */
   readonly originRate: number | undefined;
   readonly originBandwidth: number | undefined;
@@ -61,7 +60,10 @@ export class Origin {
     this.tier = this.#limit;
   }
 
-  /** Whether reads that a guest waits for have to queue for it, or it fails. What is read ahead fills any queue. */
+  /**
+   * Whether reads that a guest waits for are queueing for the origin, or it is failing. Readahead alone can fill any
+   * queue.
+   */
   get isStrained(): boolean {
     const holdsDemand = this.#limit.holdsDemand || (this.#rate?.holdsDemand ?? false);
     return holdsDemand || this.#breaker.stats().state !== 'closed';

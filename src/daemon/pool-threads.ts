@@ -1,7 +1,7 @@
 /**
- * The size of libuv's thread pool: the sum of shares, so that whatever hangs in a file system keeps none from the others.
- * They are the disk cache's, those for chunks of a store that is a directory, as many as attaches and lists can take
- * there (daemon.ts), and some for all else. Decoding has threads of its own, one a core (native/compute-job.h).
+ * The size of libuv's thread pool: the sum of shares, so that threads that hang in one file system do not starve the
+ * others. There are shares for the disk cache, for chunks of a store that is a directory, for attaches and lists of
+ * such a store (daemon.ts), and for everything else. Decoding has its own threads, one per core (native/compute-job.h).
  */
 import { CACHE_OTHER_THREADS, CACHE_READ_THREADS } from '../chunk/disk/disk-tier.ts';
 import { STORE_THREADS } from './origin.ts';
@@ -9,7 +9,10 @@ import { STORE_THREADS } from './origin.ts';
 const ATTACH_THREADS = 16;
 const OTHER_THREADS = 4;
 
-/** Must be called before anything uses the pool: libuv reads its size at the first use. A size that is set stands. */
+/**
+ * Must be called before anything uses the pool, because libuv reads its size at the first use. A size already set is
+ * kept.
+ */
 export function sizeThreadPool(): void {
   const threads =
     CACHE_READ_THREADS +

@@ -1,6 +1,6 @@
 /**
- * prom-client, those parts of it that the daemon uses. Its index loads a push gateway's client, TLS and OpenTelemetry with
- * them, which takes longer than the rest of the daemon's start.
+ * The parts of prom-client that the daemon uses. Its index loads a client for the push gateway, and with it TLS and
+ * OpenTelemetry, which takes longer than the rest of the daemon's startup.
  */
 import { createRequire } from 'node:module';
 import type * as Prom from 'prom-client';
@@ -19,9 +19,9 @@ export type Registry = Prom.Registry;
 export const Registry = part('prom-client/lib/registry') as typeof Prom.Registry;
 
 /**
- * Of its metrics of the process those that say something here. Not the counts of active resources, which are made of a
- * list of them all, at a cost that grows with the number of guests; not the event loop's lag, which has the resolution of
- * the measurement added; and the processor time is below, as theirs is made with OpenTelemetry.
+ * The process metrics of prom-client that are useful here. Left out are the counts of active resources, which are
+ * computed from a list of all of them, at a cost that grows with the number of guests; and the event loop lag, which
+ * includes the resolution of the measurement. CPU time is defined below, because prom-client's uses OpenTelemetry.
  */
 const COLLECTORS = [
   'processStartTime',
@@ -34,7 +34,7 @@ const COLLECTORS = [
   'gc',
 ];
 
-/** Registers what the process itself uses, under the names that Prometheus' clients agree on. */
+/** Registers the metrics of the process itself, under the names that Prometheus clients agree on. */
 export function collectProcessMetrics(registry: Prom.Registry): void {
   for (const name of COLLECTORS) (part(`prom-client/lib/metrics/${name}`) as Collector)(registry);
   const times = {

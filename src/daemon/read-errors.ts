@@ -1,6 +1,6 @@
 /**
- * Failed reads in the log: each names its drive, chunk, tier and cause. A guest whose disk fails asks again and again,
- * so after the first one a line comes at most every few seconds, and says how many it stands for.
+ * Logs failed reads: each line names the drive, chunk, tier and cause. A guest whose disk fails retries again and
+ * again, so after the first line there is at most one every few seconds, which says how many failures were not logged.
  */
 import { codeOf, errorText } from '../errors.ts';
 import type { Logger } from './log.ts';
@@ -20,7 +20,7 @@ export class ReadErrorLog {
 
   report(drive: string, error: unknown): void {
     const code = codeOf(error);
-    // Who asked has gone away: a client that disconnected, a drive that is detached.
+    // The reader is gone: the client disconnected or the drive was detached.
     if (code === 'ABORTED') return;
     const now = this.#now();
     if (now < this.#nextAt) {

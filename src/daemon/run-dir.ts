@@ -1,7 +1,7 @@
 /**
- * The run directory: one daemon's sockets and its mount, and the proof that it is the only one: a lock that the kernel
- * drops with the process (lockDirectory). Whoever holds it may remove what a killed daemon left here; only things by our
- * own names and of the right kind are touched.
+ * The run directory: one daemon's sockets and its mount, and the lock that makes it the only one; the kernel drops the
+ * lock when the process exits (lockDirectory). Whoever holds it may remove what a killed daemon left behind. Only files
+ * with our own names and of the expected type are touched.
  */
 import { lstat, readFile, rm, writeFile } from 'node:fs/promises';
 import { lockDirectory } from '../directory-lock.ts';
@@ -11,15 +11,14 @@ import { type RunPaths, runPaths } from './run-paths.ts';
 
 export interface RunDir {
   readonly paths: RunPaths;
-  /** Removes the sockets and lets go of the directory. */
+  /** Removes the sockets and releases the directory. */
   release(): Promise<void>;
 }
 
 /**
- * Takes `dir` (made if need be, mode 0700) for this process and clears what a dead daemon left.
- * `cleanMount` takes a dead mount of ours away from the path it is given.
- * Throws BUSY if a daemon has it, USAGE if it is not this user's own, EXISTS if something that is not ours stands in the
- * way, UNAVAILABLE.
+ * Takes `dir` (created if necessary, mode 0700) for this process and removes what a dead daemon left behind.
+ * `cleanMount` removes a dead mount of ours from the path it is given. Throws BUSY if a daemon holds the directory,
+ * USAGE if it belongs to another user, EXISTS if something that is not ours is in the way, UNAVAILABLE.
  */
 export async function takeRunDir(
   dir: string,
@@ -35,7 +34,7 @@ export async function takeRunDir(
     await ownDirectory(paths.drives, { what: 'mount point', mode: 0o700 });
     await removeSocket(paths.control);
     await removeSocket(paths.nbd);
-    // Made anew: what was there before may be a link to somewhere else.
+    // Created anew, because an existing file may be a link to somewhere else.
     await rm(paths.pid, { force: true });
     await writeFile(paths.pid, `${process.pid}\n`, { mode: 0o600, flag: 'wx' });
   } catch (error) {

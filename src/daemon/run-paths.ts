@@ -1,23 +1,23 @@
-/** Where a daemon's run directory is and what lies in it: for who looks for a daemon, and for the one who is it. */
+/** Where a daemon's run directory is and what it contains; used by the daemon and by its clients. */
 import { join } from 'node:path';
 import { LazydiskError } from '../errors.ts';
 
-/** sun_path in Linux has 108 bytes, and the last is a zero. */
+/** sun_path has 108 bytes on Linux, including the terminating zero. */
 const SOCKET_PATH_BYTES_MAX = 107;
 
-/** Where things are in a run directory. */
+/** The paths in a run directory. */
 export interface RunPaths {
   readonly dir: string;
-  /** The control API. */
+  /** The control API's socket. */
   readonly control: string;
   readonly nbd: string;
-  /** The FUSE mount: one file a drive. */
+  /** The FUSE mount: one file per drive. */
   readonly drives: string;
-  /** Who holds the directory; for people and messages, nothing is decided by it. */
+  /** The process that holds the directory; for people and messages only, nothing depends on it. */
   readonly pid: string;
 }
 
-/** Throws USAGE where a socket's path would be too long for the kernel. */
+/** Throws USAGE if a socket's path would be too long for the kernel. */
 export function runPaths(dir: string): RunPaths {
   const paths = {
     dir,
@@ -32,7 +32,7 @@ export function runPaths(dir: string): RunPaths {
   return paths;
 }
 
-/** Where a daemon is looked for if nobody says: XDG_RUNTIME_DIR/lazydisk, and /run/lazydisk for root. */
+/** The default run directory: /run/lazydisk for root, otherwise XDG_RUNTIME_DIR/lazydisk. */
 export function defaultRunDir(env: NodeJS.ProcessEnv = process.env): string {
   if (process.getuid?.() === 0) return '/run/lazydisk';
   if (env.XDG_RUNTIME_DIR) return join(env.XDG_RUNTIME_DIR, 'lazydisk');

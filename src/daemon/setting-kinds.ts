@@ -1,16 +1,16 @@
-/** What settings can be: how a value is written, in a file or on a command line, and what it then means to the daemon. */
+/** The types of settings: how a value is written, in a file or on a command line, and what the daemon makes of it. */
 import { resolve } from 'node:path';
 import { LazydiskError } from '../errors.ts';
 import { formatSize, parseDuration, parseSize } from '../units.ts';
 
 export interface Kind<T> {
-  /** What stands for a value in a command's help. */
+  /** The placeholder for a value in a command's help. */
   readonly sign: string;
-  /** What a value is, for the table of settings: its unit and its bounds. */
+  /** A description of the values for the table of settings: unit and bounds. */
   readonly values: string;
-  /** Whether there may be several: a list in a file, a flag given again. */
+  /** Whether several values are allowed: a list in a file, a repeated flag. */
   readonly isList?: true;
-  /** Text, or what TOML has for it. Throws USAGE, which says what was expected. */
+  /** Parses text, or the type that TOML has for it. Throws USAGE, saying what was expected. */
   parse(written: unknown): T;
 }
 
@@ -23,7 +23,7 @@ export function text(sign: string): Kind<string> {
   return { sign, values: 'text', parse: nonEmptyText };
 }
 
-/** A path, which the daemon keeps as an absolute one. */
+/** A path, made absolute. */
 export function path(sign: 'dir' | 'file'): Kind<string> {
   return {
     sign,
@@ -59,7 +59,7 @@ export function oneOf<const T extends string>(sign: string, values: readonly T[]
   };
 }
 
-/** Bytes: `512M`, and in a file a number as well. */
+/** Bytes: `512M`, or in a file also a number. */
 export function size(minBytes = 0): Kind<number> {
   return {
     sign: 'size',
@@ -93,7 +93,7 @@ export function count(min: number, max: number): Kind<number> {
   };
 }
 
-/** Of something in a second. */
+/** A rate per second. */
 export function rate(max: number): Kind<number> {
   return {
     sign: 'n',
@@ -122,7 +122,7 @@ export function parseAddress(written: string): Address {
   return { host: (match[1] ?? match[2])!, port };
 }
 
-/** What does not say what was written, which might be a secret in the wrong place. */
+/** The error does not quote the value, which might be a secret in the wrong place. */
 function expected(what: string): LazydiskError {
   return new LazydiskError('USAGE', `want ${what}`);
 }
@@ -132,7 +132,7 @@ function nonEmptyText(written: unknown): string {
   return written;
 }
 
-/** Of a number, or of digits as a command line has them; else NaN. */
+/** The value of a number, or of digits from a command line; otherwise NaN. */
 function numberOf(written: unknown): number {
   if (typeof written === 'number') return written;
   return typeof written === 'string' && /^\d{1,9}(\.\d{1,9})?$/.test(written) ? Number(written) : Number.NaN;

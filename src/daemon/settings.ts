@@ -1,6 +1,6 @@
 /**
- * The settings of the daemon, each stated here and nowhere else: the configuration, the flags of `lazydisk serve` with
- * their help, and the table in systemd/README.md are made of these rows.
+ * The settings of the daemon, each defined here and nowhere else: the configuration, the flags of `lazydisk serve` with
+ * their help, and the table in systemd/README.md are generated from these rows.
  */
 import { defaultRunDir } from './run-paths.ts';
 import {
@@ -19,22 +19,22 @@ import {
 export const LOG_LEVELS = ['trace', 'debug', 'info', 'warn', 'error', 'fatal', 'silent'] as const;
 
 export interface Setting {
-  /** What the daemon's code calls it, with its unit. */
+  /** Its name in the daemon's code, with its unit. */
   readonly field: string;
   readonly kind: Kind<unknown>;
-  /** What it is, for help and table. */
+  /** A description, for the help and the table. */
   readonly help: string;
-  /** As somebody would write it; or found when the daemon starts, and then `otherwise` says where. */
+  /** As a user would write it, or computed when the daemon starts; then `otherwise` describes it. */
   readonly default?: string | (() => string);
-  /** What holds where nothing is said and there is no written default. Without either, a setting must be given. */
+  /** Describes what applies without a value and without a written default. A setting that has neither must be given. */
   readonly otherwise?: string;
-  /** Where a command line takes it from if it has no flag. */
+  /** The environment variable that a command line falls back to if the flag is absent. */
   readonly env?: string;
-  /** Whether a daemon that serves takes a new value; without, it takes a restart. */
+  /** Whether a running daemon accepts a new value; otherwise a change takes a restart. */
   readonly isReloadable?: true;
 }
 
-/** By their names in a configuration file; the flags have - for _. */
+/** By their names in a configuration file; flags have - instead of _. */
 export const SETTINGS = {
   store: {
     field: 'store',
@@ -76,7 +76,7 @@ export const SETTINGS = {
   },
   answer_memory: {
     field: 'answerMemoryBytes',
-    // One of the longest reads of NBD.
+    // One NBD read of maximum length.
     kind: size(32 * 1024 ** 2),
     help: 'memory for long answers that guests have not taken yet',
     default: '64M',
@@ -199,10 +199,10 @@ export const SETTINGS = {
 
 export type SettingName = keyof typeof SETTINGS;
 
-/** The same with one type for all of them. */
+/** The same, with one type for all rows. */
 export const SETTING_ROWS = Object.entries(SETTINGS) as [SettingName, Setting][];
 
-/** Settings as they were written, from one place (the file, or the flags). */
+/** Settings as written, from one source (the file or the flags). */
 export type RawSettings = Partial<Record<SettingName, unknown>>;
 
 type ValueOf<S extends Setting> =
@@ -213,12 +213,12 @@ type ValueOf<S extends Setting> =
         : undefined
       : never);
 
-/** What settings mean, by the daemon's names for them. */
+/** The parsed settings, by the daemon's names for them. */
 export type Settings = {
   readonly [N in SettingName as (typeof SETTINGS)[N]['field']]: ValueOf<(typeof SETTINGS)[N]>;
 };
 
-/** What holds if nothing is said, for people; undefined for what must be given. */
+/** What applies without a value, for people; undefined for a setting that must be given. */
 export function defaultText({ default: written, otherwise }: Setting): string | undefined {
   return typeof written === 'string' ? written : otherwise;
 }

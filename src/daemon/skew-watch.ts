@@ -1,4 +1,4 @@
-/** Looks now and then whether the store's clock and this host's agree, and logs when they no longer do, and when they do again. */
+/** Checks periodically whether the store's clock and this host's agree, and logs when that changes. */
 import { clockSkewMs, skewProblem } from '../store/roots/clock-skew.ts';
 import type { StoreParts } from '../store/roots/parts.ts';
 import type { Logger } from './log.ts';
@@ -6,9 +6,9 @@ import type { Logger } from './log.ts';
 const CHECK_MS = 10 * 60 * 1000;
 
 export interface SkewStats {
-  /** The store's clock ahead of this host's, at least; negative: behind; null: not known. */
+  /** The minimum by which the store's clock is ahead of this host's; negative: behind; null: not known. */
   readonly skewMs: number | null;
-  /** Null unless that is more than the store's settle time. */
+  /** Null unless the skew exceeds the store's settle time. */
   readonly problem: string | null;
 }
 
@@ -21,7 +21,7 @@ export class SkewWatch {
   constructor(parts: StoreParts, log: Logger) {
     this.#parts = parts;
     this.#log = log;
-    // A store that is only read gives no times.
+    // A read-only store provides no times.
     if (parts.objects.isWritable) void this.#run();
   }
 
@@ -41,7 +41,7 @@ export class SkewWatch {
     }
   }
 
-  /** A store that does not answer is told of elsewhere; what was known before stays. */
+  /** A store that does not answer is reported elsewhere; the previous result stays. */
   async #check(): Promise<void> {
     const skewMs = await clockSkewMs(this.#parts.objects).catch(() => undefined);
     if (skewMs === undefined || this.#closing.signal.aborted) return;

@@ -1,16 +1,16 @@
 /**
- * What the control API asks of the store: attaches and lists. A store can hang (a directory on a network file system
- * whose server is gone, an endpoint that takes connections and says nothing), and what was asked of it cannot always be
- * taken back. So whoever asked is let go at a deadline, or when the client goes, while the question itself keeps its
- * place until it ends. There are few places: a store that hangs costs those, and no more of the thread pool.
+ * The control API's operations on the store: attaches and lists. A store can hang (a directory on a network file system
+ * whose server is gone, an endpoint that accepts connections and says nothing), and an operation cannot always be
+ * cancelled. So the caller is released at a deadline, or when its client disconnects, while the operation keeps its
+ * place until it ends. There are few places: a store that hangs uses up those, and no more of the thread pool.
  */
 import { deadlineError, withDeadline } from '../async/deadline.ts';
 
-/** How long somebody waits for an answer. */
+/** How long a caller waits for an answer. */
 export interface Patience {
   /** On the clock of performance.now(). */
   readonly deadline: number;
-  /** Aborted when the answer is of no use to anybody any more. */
+  /** Aborted when nobody needs the answer any more. */
   readonly signal: AbortSignal;
 }
 
@@ -28,8 +28,8 @@ export class StoreAsks {
   }
 
   /**
-   * What `work` gives. `what` is for errors: "the store does not answer". Rejects with TIMEOUT or ABORTED when patience is
-   * over, and with what `work` does.
+   * Returns what `work` returns. `what` is for errors: "the store does not answer". Rejects with TIMEOUT or ABORTED
+   * when patience runs out, and with the error of `work`.
    */
   async ask<T>(patience: Patience, what: string, work: () => Promise<T>): Promise<T> {
     await this.#place(patience, `${what} (${this.#placesMax} others ask it already)`);
