@@ -28,7 +28,7 @@ async function attach(image: string, options: AttachOptions): Promise<void> {
   answer(options, drive, describeDrive);
 }
 
-/** Where a drive is, for people. */
+/** How to reach the drive, for people. */
 function describeDrive(drive: DriveInfo): string {
   return list([
     ['drive', drive.name],

@@ -1,7 +1,7 @@
 /**
- * What the commands share: the options that several of them take, with their environment variables, and how an
- * answer is printed. Heavy parts (native addon, daemon) are imported by a command's action and not here, so that
- * `--help` and a refused flag come at once.
+ * What the commands share: the options that several of them take, with their environment variables, and the output of
+ * results. Heavy parts (native addon, daemon) are imported in a command's action rather than here, so that `--help` and
+ * usage errors appear at once.
  */
 import { resolve } from 'node:path';
 import { type Command, Option } from 'commander';
@@ -68,13 +68,13 @@ export async function clientOf(options: RunDirOptions): Promise<ControlClient> {
   return new ControlClient(runDirOf(options));
 }
 
-/** How a store is opened. */
+/** How to open a store. */
 interface OpenOptions {
   readonly create?: boolean;
   readonly patience?: Patience;
 }
 
-/** Opens the store that --store names, calls `use`, closes it. Throws USAGE if none is named. */
+/** Opens the store that --store names, calls `use`, closes the store. Throws USAGE if there is no --store. */
 export async function usingStore<T>(
   options: StoreOptions & OpenOptions,
   use: (store: RootStore) => Promise<T>,
@@ -83,7 +83,7 @@ export async function usingStore<T>(
   return usingStoreAt(options.store, options, use);
 }
 
-/** The same for a store named otherwise. */
+/** The same for the store at `url`. */
 export async function usingStoreAt<T>(
   url: string,
   { create = false, patience }: OpenOptions,
@@ -121,24 +121,27 @@ export async function usingKeysOf<T>(
   }
 }
 
-/** The keys that --key names. Throws USAGE, KEY. */
+/** Opens the keys that --key names. Throws USAGE, KEY. */
 export async function openKeys(specs: readonly string[], store?: RootStore): Promise<KeyRing> {
   const { KeyRing } = await import('../keys/key-ring.ts');
   return KeyRing.open(specs, store && { wrappedKeys: store });
 }
 
-/** For commands that make nothing of an image without one. Throws USAGE. */
+/** For commands that cannot do anything with an image without a key. Throws USAGE. */
 export function requireKeys<T>(keys: T | undefined): T {
   if (!keys) throw new LazydiskError('USAGE', 'no key: give --key or set LAZYDISK_KEY');
   return keys;
 }
 
-/** The command's answer on stdout: `value` as JSON with --json, else what `human` makes of it. */
+/** Prints the command's result to stdout: `value` as JSON with --json, otherwise the text that `human` returns. */
 export function answer<T>(options: JsonOptions, value: T, human: (value: T) => string): void {
   process.stdout.write(options.json ? `${JSON.stringify(value, null, 2)}\n` : human(value));
 }
 
-/** Calls `work` with a signal that SIGINT and SIGTERM abort, so that it can end tidily; a second one kills. */
+/**
+ * Calls `work` with a signal that SIGINT and SIGTERM abort, so that it can stop cleanly; a second one kills the
+ * process.
+ */
 export async function interruptible<T>(work: (signal: AbortSignal) => Promise<T>): Promise<T> {
   const controller = new AbortController();
   const stop = (name: NodeJS.Signals) => controller.abort(new LazydiskError('ABORTED', `stopped by ${name}`));
@@ -147,14 +150,14 @@ export async function interruptible<T>(work: (signal: AbortSignal) => Promise<T>
   try {
     return await work(controller.signal);
   } catch (error) {
-    // Whoever was interrupted may have failed in its own way; the reason is still the signal.
+    // An interrupted operation may fail with any error; the signal is still the reason.
     throw controller.signal.aborted ? (controller.signal.reason as Error) : error;
   } finally {
     for (const name of signals) process.off(name, stop);
   }
 }
 
-/** What work that takes long is given. */
+/** What long-running work receives. */
 export interface LongWork {
   /** Aborted by SIGINT and SIGTERM. */
   readonly signal: AbortSignal;
@@ -163,7 +166,7 @@ export interface LongWork {
   readonly patience: Patience;
 }
 
-/** Runs `work` with a line of progress, `interruptible`, and with the patience that --retry-for asks for. Throws USAGE. */
+/** Runs `work` as `interruptible`, with a progress line and the patience that --retry-for specifies. Throws USAGE. */
 export async function longWork<T>(
   label: string,
   flags: RetryFlags,

@@ -76,7 +76,7 @@ async function copy(image: string, from: string, to: string, options: CopyComman
     );
 }
 
-/** A dry run makes no store: then there is none to look into. */
+/** A dry run does not create the target store, so there may be none to look into. */
 async function usingTarget<T>(
   url: string,
   dryRun: boolean,

@@ -1,6 +1,6 @@
 /**
- * The command line's exit codes: one a stable error code, never renumbered, listed by `lazydisk --help`. Script
- * writers rely on them, so a code may be added and none may change its meaning.
+ * The command line's exit codes: one for each stable error code, listed by `lazydisk --help`. Scripts rely on them, so
+ * codes may be added, but never renumbered or given another meaning.
  */
 import { codeOf, type ErrorCode } from '../errors.ts';
 
@@ -36,12 +36,12 @@ const MEANINGS: Readonly<Record<ErrorCode, string>> = {
   ABORTED: 'interrupted',
 };
 
-/** The exit code for whatever was thrown. */
+/** The exit code for any thrown value. */
 export function exitCodeOf(error: unknown): number {
   return EXIT_CODES[codeOf(error)];
 }
 
-/** For `--help`: a line a code. */
+/** For `--help`: one line per code. */
 export function exitCodesHelp(): string {
   const lines = Object.entries(EXIT_CODES).map(
     ([code, exit]) => `  ${String(exit).padStart(2)}  ${code.padEnd(12)} ${MEANINGS[code as ErrorCode]}`,

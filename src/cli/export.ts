@@ -51,7 +51,7 @@ async function exportDisk(nameOrDigest: string, file: string, options: ExportCom
       return { name: image.name, digest: image.digest, file, ...report };
     }),
   );
-  // Standard output is the disk's then.
+  // Standard output carries the disk in this case.
   if (file === '-') return;
   answer(options, exported, (done) => {
     const what = `${formatSize(done.diskBytes)}, of which ${formatSize(done.dataBytes)} hold data`;

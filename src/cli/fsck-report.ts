@@ -1,9 +1,11 @@
-/** What `lazydisk fsck` found, for people: what is well in a few lines, then a table a kind of damage. */
+/**
+ * The findings of `lazydisk fsck` for people: first a few lines on what is intact, then one table per kind of damage.
+ */
 import type { Counted, Damage, FsckReport, HitImage, Problem } from '../store/fsck/report.ts';
 import { formatShare, formatSize } from '../units.ts';
 import { list, table } from './table.ts';
 
-/** Rows of a table, and paths in a cell; --json has them all. */
+/** Limits on the rows of a table and the paths in a cell; --json has all of them. */
 const ROWS_MAX = 40;
 const PATHS_MAX = 4;
 

@@ -1,4 +1,4 @@
-/** The places that `lazydisk fsck --repair` takes good copies from, opened from what the command line names. */
+/** The sources of good copies for `lazydisk fsck --repair`, opened as the command line names them. */
 import { ReadOnlyDiskCache } from '../chunk/disk/read-only.ts';
 import type { RepairSource } from '../store/fsck/source.ts';
 import { storeSource } from '../store/fsck/source.ts';
@@ -12,10 +12,10 @@ export interface SourceOptions {
   readonly fleetLogin?: string;
 }
 
-/** Nodes that are there answer in milliseconds; one chunk must not hold up a repair by more than this. */
+/** Nodes that are up answer in milliseconds; a single chunk must not delay a repair by more than this. */
 const FLEET_TIMEOUT_MS = 2_000;
 
-/** Opens all of them, calls `use`, closes them. Caches are asked first, they are nearest. Throws NOT_FOUND, USAGE. */
+/** Opens all sources, calls `use`, closes them. Caches come first because they are nearest. Throws NOT_FOUND, USAGE. */
 export async function usingSources<T>(
   options: SourceOptions,
   use: (sources: readonly RepairSource[]) => Promise<T>,

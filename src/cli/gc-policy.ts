@@ -1,4 +1,4 @@
-/** `lazydisk gc policy`: the times that all users of a store keep to, shown or set. */
+/** `lazydisk gc policy`: shows or sets the times that all users of a store observe. */
 import { Command } from 'commander';
 import type { StorePolicy } from '../store/roots/policy.ts';
 import { formatDuration, parseDuration } from '../units.ts';

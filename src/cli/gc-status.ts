@@ -1,4 +1,4 @@
-/** `lazydisk gc status`: what is put aside, who still reads it, and what the last commands did. */
+/** `lazydisk gc status`: what has been put aside, who still reads it, and what the last commands did. */
 import { Command } from 'commander';
 import type { JournalEntry } from '../store/gc/journal.ts';
 import type { AreaStatus, GcStatus } from '../store/gc/status.ts';

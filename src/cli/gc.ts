@@ -189,7 +189,7 @@ function describeSweep(report: SweepReport, dryRun: boolean): string {
   ]);
 }
 
-/** Names of images that are not there, or in a root that was given up, which stopped writers left. */
+/** Names that stopped writers left behind: their images do not exist, or are in a root that was given up. */
 function lostRow(names: readonly string[]): [string, readonly string[]][] {
   return names.length > 0 ? [['names of nothing', names]] : [];
 }

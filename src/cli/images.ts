@@ -19,7 +19,7 @@ import {
 import { table } from './table.ts';
 
 interface ImagesOptions extends JsonOptions, RunDirOptions, StoreOptions {
-  /** True for that of all names. */
+  /** True for the history of all names. */
   readonly history?: string | true;
 }
 

@@ -18,7 +18,7 @@ import {
 } from './context.ts';
 import { list, table } from './table.ts';
 
-/** Keys that a store keeps wrapped start so. */
+/** The prefix of keys that a store keeps wrapped. */
 const WRAPPED = 'awskms:';
 
 interface StoreOption {
@@ -85,7 +85,7 @@ async function newInFile(path: string, options: KeyNewOptions): Promise<TenantKe
   return options.sharing?.startsWith(WRAPPED) ? usingStore(options, make) : make();
 }
 
-/** A store's first key comes before its first image. */
+/** Creates the store if necessary: its first key comes before its first image. */
 async function newInStore(arn: string, options: KeyNewOptions): Promise<WrappedKey> {
   const [{ newWrappedKey }, { AwsKms }] = await Promise.all([
     import('../keys/wrapped-keys.ts'),
@@ -106,9 +106,9 @@ async function newKeyOptions(options: KeyNewOptions, store?: RootStore): Promise
   return options.domain === undefined ? {} : { domain: options.domain };
 }
 
-/** The key that FILE, `awskms:ARN` (the newest of it) or `awskms:ARN#ID` means. Throws USAGE, KEY, UNAVAILABLE. */
+/** The key that FILE, `awskms:ARN` (its newest key) or `awskms:ARN#ID` names. Throws USAGE, KEY, UNAVAILABLE. */
 async function onlyKey(text: string, store: RootStore | undefined): Promise<TenantKey> {
-  // A file's name may have a # in it.
+  // A file name may contain a #.
   const hash = text.startsWith(WRAPPED) ? text.indexOf('#') : -1;
   const spec = hash === -1 ? text : text.slice(0, hash);
   const ring = await openKeys([spec], store);
@@ -213,7 +213,7 @@ function describe(report: RewrapReport, dryRun: boolean): string {
     ['of other keys', `${report.foreign}`],
     [dryRun ? 'would remove' : 'removed', `${report.removed} of the old key`],
     ...(sharing.length > 0 ? [['not resealed', sharing] as [string, string[]]] : []),
-    // The first is the command's own failure, and said as that.
+    // The first failure is the command's own error and is reported as such.
     ['failed', [`${messages.length}`, ...messages.slice(1)]],
   ]);
 }

@@ -1,11 +1,11 @@
-/** The command line: its commands, and how what they throw becomes one line and an exit code. */
+/** The command line: its commands, and how their errors become one line and an exit code. */
 import { Command, CommanderError } from 'commander';
 import { errorText } from '../errors.ts';
 import { VERSION } from '../version.ts';
 import { EXIT_CODES, exitCodeOf, exitCodesHelp } from './exit-codes.ts';
 import { printable } from './table.ts';
 
-/** The commands, in the order of the help, each in a file of its own that is loaded when it is called. */
+/** The commands, in the order of the help, each in its own file that is loaded when the command is called. */
 const COMMANDS: Readonly<Record<string, () => Promise<Command>>> = {
   key: async () => (await import('./key.ts')).keyCommand(),
   build: async () => (await import('./build.ts')).buildCommand(),
@@ -27,7 +27,7 @@ const COMMANDS: Readonly<Record<string, () => Promise<Command>>> = {
   boot: async () => (await import('./boot.ts')).bootCommand(),
 };
 
-/** The command line as far as `argv` needs it: the command that it calls, or all of them, for help. */
+/** Builds as much of the command line as `argv` needs: the command it calls, or all commands for help. */
 export async function createProgram(argv: readonly string[]): Promise<Command> {
   const program = new Command('lazydisk')
     .description('Root drives for microVMs that load only what the guest reads.')
@@ -43,16 +43,16 @@ export async function createProgram(argv: readonly string[]): Promise<Command> {
   return program;
 }
 
-/** Runs `argv` (without node and script) and gives the exit code. Never rejects. */
+/** Runs `argv` (without node and script) and returns the exit code. Never rejects. */
 export async function runCommandLine(argv: readonly string[]): Promise<number> {
   try {
     await (await createProgram(argv)).parseAsync(argv, { from: 'user' });
-    // A command may have set one: boot passes the guest's on.
+    // A command may have set an exit code: boot passes on the guest's.
     return Number(process.exitCode ?? 0);
   } catch (error) {
     if (error instanceof CommanderError) {
       if (error.exitCode === 0) return 0;
-      // Called with no command at all, commander has printed the help and calls it an error.
+      // If called without a command, commander prints the help and reports an error.
       if (error.code !== 'commander.help') report(error.message.replace(/^error: /, ''));
       return EXIT_CODES.USAGE;
     }

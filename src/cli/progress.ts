@@ -1,7 +1,7 @@
 /**
- * One line of progress on a terminal, for work that takes over a second: nothing before that, nothing when stderr
- * is no terminal, and no trace of it when the work is done. A store that does not answer is told in its place; where
- * there is no terminal, by a line when that has lasted a while, and another one when it is over.
+ * A progress line on a terminal for work that takes over a second: nothing before that, nothing if stderr is not a
+ * terminal, and no trace of it when the work is done. While a store does not answer, that is shown instead; without a
+ * terminal, a line reports an outage once it has lasted a while, and another line reports its end.
  */
 import type { Outage } from '../async/patience.ts';
 import { formatDuration, formatShare, formatSize } from '../units.ts';
@@ -9,18 +9,18 @@ import { printable } from './table.ts';
 
 const QUIET_MS = 1_000;
 const REDRAW_MS = 200;
-/** An outage that a log is told of. */
+/** Shorter outages are not logged. */
 const OUTAGE_MS = 5_000;
 
-/** How far something is: in bytes, or in things that `unit` names. */
+/** How far the work has come: in bytes, or in items that `unit` names. */
 export type ProgressState = (BytesDone | ThingsDone) & {
-  /** What is being done now, a word or two. */
+  /** The current step, in a word or two. */
   readonly stage?: string;
 };
 
 interface BytesDone {
   readonly doneBytes: number;
-  /** Where it is known. */
+  /** If known. */
   readonly totalBytes?: number;
 }
 
@@ -55,12 +55,12 @@ export class Progress {
     }
   }
 
-  /** Cheap: keeps the state, which the next redraw shows. */
+  /** Cheap: only keeps the state, which the next redraw shows. */
   update(state: ProgressState): void {
     this.#state = state;
   }
 
-  /** The store, or what is read from, does not answer, or (undefined) does again. */
+  /** The store, or the source that is read, does not answer, or (undefined) answers again. */
   outage(outage: Outage | undefined, nowMs = performance.now()): void {
     const before = this.#outage;
     this.#outage = outage;
@@ -77,7 +77,7 @@ export class Progress {
     );
   }
 
-  /** Takes the line away. */
+  /** Removes the line. */
   end(): void {
     clearInterval(this.#timer);
     if (this.#drawn) this.#output.write('\r\x1b[K');

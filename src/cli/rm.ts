@@ -59,7 +59,7 @@ function describe(report: RemoveReport, garbageAfter: string, dryRun: boolean): 
   );
   for (const digest of unnamed)
     lines.push(`no name is left for ${digest}: garbage in ${formatDuration(graceMs)}, after ${garbageAfter}`);
-  // The first is the command's own failure, and said as that.
+  // The first failure is the command's own error and is reported as such.
   for (const { error } of failures.slice(1)) lines.push(`failed: ${errorText(error)}`);
   return lines.map((line) => `${line}\n`).join('');
 }

@@ -1,4 +1,4 @@
-/** `lazydisk serve`: flags and file into a configuration, and the daemon run until it is told to stop. */
+/** `lazydisk serve`: merges flags and file into a configuration and runs the daemon until it is stopped. */
 import { Command } from 'commander';
 import { type RawSettings, SETTING_ROWS } from '../daemon/settings.ts';
 import { settingOption } from './setting-option.ts';
@@ -24,7 +24,7 @@ async function serve(_: unknown, command: Command): Promise<void> {
   const flags: RawSettings = {};
   for (const [name] of SETTING_ROWS)
     flags[name] = command.getOptionValue(settingOption(name).attributeName());
-  // Before the settings file is read: that uses the pool.
+  // Must come before the settings file is read, because that uses the pool.
   const { sizeThreadPool } = await import('../daemon/pool-threads.ts');
   sizeThreadPool();
   const { readSettingsFile, resolveConfig } = await import('../daemon/config.ts');

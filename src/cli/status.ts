@@ -1,4 +1,4 @@
-/** `lazydisk status`: the first thing to look at when something is wrong. */
+/** `lazydisk status`: the first place to look when something is wrong. */
 import { Command } from 'commander';
 import type { DaemonStatus } from '../daemon/api.ts';
 import { formatDuration, formatSize } from '../units.ts';

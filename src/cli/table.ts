@@ -1,11 +1,11 @@
-/** Tables and lists for people: columns as wide as their widest cell, numbers to the right, no frames. */
+/** Tables and lists for people: columns as wide as their widest cell, numbers right-aligned, no frames. */
 
 export interface Column {
   readonly title: string;
   readonly align?: 'left' | 'right';
 }
 
-/** Lines, each ended by a newline; a header first. Cells must not hold newlines. */
+/** Returns lines that each end with a newline, the header first. Cells must not contain newlines. */
 export function table(columns: readonly Column[], rows: readonly (readonly string[])[]): string {
   const titles = columns.map((column) => column.title.toUpperCase());
   const lines = [titles, ...rows];
@@ -22,7 +22,7 @@ export function table(columns: readonly Column[], rows: readonly (readonly strin
     .join('');
 }
 
-/** `name   value` lines, the values in one column; a value of several lines goes on below itself. */
+/** Returns `name   value` lines with aligned values; the further lines of a value are indented below its first. */
 export function list(entries: readonly (readonly [string, string | readonly string[]])[]): string {
   const width = Math.max(...entries.map(([name]) => displayWidth(name)));
   return entries
@@ -33,7 +33,7 @@ export function list(entries: readonly (readonly [string, string | readonly stri
     .join('');
 }
 
-/** Text from elsewhere (an image's labels, a file name) must not drive the terminal. */
+/** Escapes control characters: text from elsewhere (an image's labels, a file name) must not control the terminal. */
 export function printable(text: string): string {
   return text.replace(/\p{Cc}/gu, (char) => `\\x${char.charCodeAt(0).toString(16).padStart(2, '0')}`);
 }
