@@ -1,4 +1,7 @@
-/** Copies between stores: what is missing moves, what is bad stops them, and a name comes last or not at all. */
+/**
+ * Copies between stores: missing objects are copied, corrupt ones stop the copy, and the name is set last or not at
+ * all.
+ */
 import { randomBytes } from 'node:crypto';
 import { existsSync, readdirSync, readFileSync, rmSync, truncateSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
@@ -17,8 +20,8 @@ import { chunkFileIn, openDirStore, rootDir } from '../support/dir-store.ts';
 import { putDisk } from '../support/stored-disk.ts';
 
 /**
- * A store with image `app:1`, sealed for two keys, and an empty one. Three in four of its chunks hold data, and two of them
- * are equal: of 24, 17 are stored.
+ * A store with image `app:1`, sealed for two keys, and an empty store. Three in four of its chunks hold data, and two
+ * of them are equal: of 24, 17 are stored.
  */
 async function twoStores(t: Test, chunks = 24) {
   const dirs = { from: join(t.testdir(), 'from'), to: join(t.testdirName, 'to') };
@@ -36,7 +39,7 @@ async function twoStores(t: Test, chunks = 24) {
   return { dirs, from, to, key, other, image, digest: image.digest };
 }
 
-/** `store` as one that tells calls of `method`, and does `then` before each. */
+/** Wraps `store` so that `before` runs before each call of `method`. */
 function watched(store: RootStore, method: 'getChunk', before: () => void): Store {
   return new Proxy(store as Store, {
     get(target, name) {
@@ -136,7 +139,7 @@ t.test('a bad manifest stops the copy before a chunk moves', async (t) => {
   t.notOk(existsSync(rootDir(dirs.to)));
 });
 
-/** The image in both stores, and the bytes of its manifests; `bend` flips a bit of the one for `keyId` in a store. */
+/** The image in both stores. `bend` flips a bit of the manifest for `keyId` in a store and returns its bytes. */
 async function copied(t: Test) {
   const stores = await twoStores(t);
   const { dirs, from, to, digest } = stores;

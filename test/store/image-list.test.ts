@@ -1,4 +1,6 @@
-/** The list of a store's images: sizes without a key, what is shared and what is not, and what is wrong with which. */
+/**
+ * The list of a store's images: sizes without a key, what is shared and what is not, and which images are damaged how.
+ */
 import { rmSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import t, { type Test } from 'tap';
@@ -80,7 +82,7 @@ t.test('many images share as a count of every chunk says', async (t) => {
   const owners = new ChunkOwners();
   const holders = new Map<number, Set<number>>();
   const images = Array.from({ length: 12 }, (_, image) =>
-    // The last of each comes twice.
+    // The last chunk of each image occurs twice.
     Array.from({ length: 2000 }, (_, n) => image * 1500 + Math.min(n, 1998)),
   );
   const idOf = (chunk: number) =>

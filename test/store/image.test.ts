@@ -1,4 +1,4 @@
-/** Finding an image by name or digest: each way it can be absent, sealed for another, or broken has its own code. */
+/** Finding an image by name or digest: absent, sealed for another key and broken each have their own error codes. */
 import { writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import t, { type Test } from 'tap';

@@ -1,4 +1,4 @@
-/** How a daemon keeps the store told of what it has attached, in simulated time, while the store fails it in every way. */
+/** How a daemon tells the store what it has attached, in simulated time, while the store fails in every way. */
 import t from 'tap';
 import { LazydiskError } from '../../src/errors.ts';
 import type { ImageDigest } from '../../src/format/image-digest.ts';
@@ -19,7 +19,7 @@ const [a, b, c] = ['a', 'b', 'c'].map((digit) => `sha256:${digit.repeat(64)}` as
   ImageDigest,
 ];
 
-/** A keeper on a simulated store, whose requests `before` sees first. */
+/** A keeper on a simulated store; `before` sees its requests first. */
 async function newKeeper(before: RequestHook = () => {}) {
   const sim = new Simulation(1);
   const storage = new SimStorage();
@@ -41,7 +41,7 @@ async function newKeeper(before: RequestHook = () => {}) {
     { host: 'h', onChange: (stats) => states.push(stats) },
   );
   const pass = (ms: number) => sim.run(sim.nowMs + ms, () => undefined);
-  /** The images that the store knows of, and how long ago the youngest lease of each was written. */
+  /** The images that the store knows of, and the age of the youngest lease of each. */
   const stored = () => {
     const ages: Record<ImageDigest, number> = {};
     for (const [at, { modifiedMs }] of storage.objects) {

@@ -1,4 +1,7 @@
-/** Which key opens an image: the right one wherever it is in the ring, and a refusal that names keys and no secret. */
+/**
+ * Which key opens an image: the right one wherever it is in the ring, and a refusal that names keys and reveals no
+ * secret.
+ */
 import t, { type Test } from 'tap';
 import { TenantKey } from '../../src/format/keys.ts';
 import { rewrapManifest } from '../../src/format/manifest-rewrap.ts';
@@ -17,7 +20,7 @@ function sealedFor(key: TenantKey, store = new MemoryStore()) {
   return { store, digest, bytes };
 }
 
-/** A store with a key of KMS and an image sealed for it. */
+/** A store with a KMS key and an image sealed for it. */
 async function withKms(t: Test, arn = KEY_A) {
   const kms = await KmsStandIn.start(t);
   const store = new MemoryStore();

@@ -1,4 +1,6 @@
-/** Names that are taken away: all that can go, with what becomes of their images and why others stay. */
+/**
+ * Removing names: everything that can go goes, and the report says what becomes of their images and why others stay.
+ */
 import { join } from 'node:path';
 import t, { type Test } from 'tap';
 import { TenantKey } from '../../src/format/keys.ts';

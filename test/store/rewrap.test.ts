@@ -1,4 +1,6 @@
-/** Rotating the wrapping key: every image opens with the new key, none is lost on the way, and a second run is cheap. */
+/**
+ * Rotating the wrapping key: every image opens with the new key, none is lost on the way, and a second run is cheap.
+ */
 import t from 'tap';
 import { LazydiskError } from '../../src/errors.ts';
 import type { ImageDigest } from '../../src/format/image-digest.ts';
@@ -215,7 +217,7 @@ t.test(
     t.match(await rewrapImages(store, from, to), { rewrapped: 1, skipped: 2 });
     t.ok(all(to));
 
-    // A store that loses what it was given.
+    // A store that loses what was written.
     store.manifests.delete(`${digests[0]}/${to.id}`);
     store.addManifest = async (digest, keyId, bytes) => {
       store.manifests.set(`${digest}/${keyId}`, Buffer.from(bytes.subarray(0, 100)));
@@ -234,11 +236,11 @@ t.test(
 );
 
 t.test('stopped anywhere, no image is lost, and another run finishes', async (t) => {
-  // A list, and for each of 8 images: look for the new one, read the old one, write, read back, remove.
+  // One list, and for each of 8 images: look up the new manifest, read the old one, write, read back, remove.
   for (let call = 1; call <= 40; call += 3) {
     const { store, from, to, digests, opens, all } = storeOf(8);
     let calls = 0;
-    // As if the process were killed there: that call may be done, and none comes after it.
+    // As if the process were killed here: this call may be done, and no call follows it.
     store.onCall = () => {
       if (++calls > call) throw new LazydiskError('UNAVAILABLE', 'gone');
     };

@@ -1,6 +1,6 @@
 /**
- * The contract of src/store/store.ts as tests; every implementation runs it. `open` must give, for one `place`,
- * views of one store, as two processes would have.
+ * The contract of src/store/store.ts as tests; every implementation runs it. `open` must return, for one `place`, views
+ * of one store, as two processes would have.
  */
 import { hash, randomBytes } from 'node:crypto';
 import type { Test } from 'tap';
@@ -12,7 +12,7 @@ const digestOf = (fill: string) => `sha256:${fill.repeat(64)}` as ImageDigest;
 const KEY_A = 'a'.repeat(16);
 const KEY_B = 'b'.repeat(16);
 
-/** Gives a name to an image that has a manifest and no chunks. */
+/** Names an image that has a manifest and no chunks. */
 async function name(writer: StoreWriter, text: string, digest: ImageDigest): Promise<void> {
   await writer.putManifest(digest, KEY_A, Buffer.from('manifest'));
   await writer.putReference(text, digest);

@@ -1,4 +1,4 @@
-/** What fsck finds: every kind of damage, by its name and with the images that it hits, and nothing where all is well. */
+/** What fsck finds: every kind of damage, by name and with the images it affects, and nothing if all is well. */
 import {
   appendFileSync,
   mkdirSync,
@@ -96,7 +96,7 @@ t.test('what presence and lengths tell needs no reading; bytes are told by the s
   damage(place.chunk(ids[0]!), 'flipped', '');
   damage(place.chunk(ids[1]!), 'truncated', '');
   t.match(await place.check({ sample: 0 }), { damagedChunks: 1, damaged: [{ id: ids[1] }] });
-  // The samples of following seeds are a partition: each chunk is in exactly one of four.
+  // The samples of consecutive seeds form a partition: each chunk is in exactly one of four.
   const reports = await Promise.all([0, 1, 2, 3].map((seed) => place.check({ sample: 0.25, seed })));
   t.equal(
     reports.reduce((sum, { readChunks }) => sum + readChunks, 0),
@@ -254,7 +254,7 @@ t.test(
     const text = /^attached on host-1: .*broken manifest/;
     t.match(await place.check(), { problems: [{ kind: 'manifest', names: [image.digest], text }] });
     flipClear(place.manifest(image));
-    // Written again, it is young.
+    // Writing it again has made it young.
     utimesSync(place.manifest(image), longAgo, longAgo);
     utimesSync(place.path(lease), longAgo, longAgo);
     t.match((await place.check()).orphans, { leased: none, young: none, garbage: all });
@@ -324,7 +324,7 @@ t.test('while images move, they are looked for where they are', async (t) => {
 t.test('manifests that give a chunk two lengths', async (t) => {
   const { place, b, ids } = await newStore(t);
   const bytes = readFileSync(place.manifest(b));
-  // The first length of b's table, which is that of ids[1].
+  // The first length in b's table, which is that of ids[1].
   bytes.writeUInt32LE(bytes.readUInt32LE(200 + 4 * 2) + 1, 200 + 4 * 2);
   const { digest } = new ClearManifest(bytes);
   const writer = await place.store.writer();

@@ -1,4 +1,6 @@
-/** What fsck mends: all that has a good copy somewhere, from any kind of place, and with nothing that is not proven. */
+/**
+ * What fsck repairs: everything that has a good copy somewhere, from any kind of source, and only with verified data.
+ */
 import { existsSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import fc from 'fast-check';
@@ -25,7 +27,7 @@ async function newStore(t: Test, name = 'store', key?: TenantKey) {
   return { place, image, ids: idsOf(image) };
 }
 
-/** Damages the chunks in all ways; the one that the others are swapped for stays as it is. */
+/** Damages the chunks in all ways; the spare chunk, which others are swapped for, stays intact. */
 function damageAll(place: FsckStore, ids: ReturnType<typeof idsOf>): void {
   for (const [at, how] of DAMAGES.slice(0, 4).entries())
     damage(place.chunk(ids[at + 1]!), how, place.chunk(ids[0]!));
@@ -150,7 +152,7 @@ t.test('manifests: a lost image comes back with its chunks', async (t) => {
   t.testdir();
   const { place, image, ids } = await newStore(t);
   const other = await FsckStore.open(t, join(t.testdirName, 'other'), place.key);
-  // The same image bit for bit, as a copy has it: two builds differ in their sealed part.
+  // A bit-for-bit copy of the image: two builds would differ in their sealed part.
   for (const id of ids) copyTo(place.chunk(id), other.chunk(id));
   copyTo(place.manifest(image), other.manifest(image));
   rmSync(place.manifest(image));
@@ -183,7 +185,7 @@ t.test('a manifest is replaced only by one that its key has proven', async (t) =
     bytes[at]! ^= 1;
     return bytes;
   };
-  // Ours is broken where anyone can see it, and has the last good copy of the sealed part.
+  // Our manifest is broken where anyone can see it, and has the last good copy of the sealed part.
   const ours = flippedAt(50);
   writeFileSync(place.manifest(image), ours);
   copyTo(place.manifest(image), other.manifest(image));
@@ -254,7 +256,8 @@ t.test(
             if (where === 'trash' || where === 'both') copyTo(place.chunk(id), place.chunk(id, 'trash/1-x'));
             if (where === 'other store' || where === 'both') copyTo(place.chunk(id), other.chunk(id));
             damage(place.chunk(id), how, spare);
-            // What is gone from the root and in the trash of its sweep is put aside, and no damage.
+            // A chunk that is missing from the root but present in its sweep's trash counts as put aside, not as
+            // damage.
             if (how === 'missing' && (where === 'trash' || where === 'both')) continue;
             damaged.add(id);
             if (where !== 'nowhere') mended.add(id);

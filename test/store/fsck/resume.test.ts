@@ -1,4 +1,4 @@
-/** A run that was stopped goes on where it was, says the same in the end, and reads nothing twice. */
+/** A run that was stopped resumes where it was, reports the same in the end, and reads nothing twice. */
 import { existsSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import t, { type Test } from 'tap';
@@ -22,7 +22,7 @@ async function damagedStore(t: Test) {
   return { place, ids, image, resume: join(dir, 'state') };
 }
 
-/** A run that ends after so many objects were asked for; whether it did. */
+/** Runs fsck, but stops it after `calls` reads of chunks; then the report is undefined. */
 async function stoppedAfter(place: FsckStore, calls: number, options: Partial<FsckOptions>) {
   const { objects } = place.store.parts;
   const reads: string[] = [];
@@ -58,7 +58,7 @@ t.test('stopped again and again', async (t) => {
   const { place, resume } = await damagedStore(t);
   const whole = await place.check();
   let report: typeof whole | undefined;
-  // Each run looks again at what is suspect before it can be stopped there.
+  // Each run first checks the suspects again, so it needs more reads than the last one to get further.
   for (let runs = 0; !report; runs++) {
     ({ report } = await stoppedAfter(place, 12 + runs, { resume }));
     if (runs > 200) throw new Error('it never comes to an end');

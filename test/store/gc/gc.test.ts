@@ -1,4 +1,4 @@
-/** Rotation, sweep and purge on a directory: what moves, what stays, what stops them, and what a kill leaves. */
+/** Rotation, sweep and purge on a directory: what moves, what stays, what stops them, and what a kill leaves behind. */
 import { existsSync, readFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
@@ -100,7 +100,7 @@ t.test('of several manifests for one key the whole one moves, and none replaces 
     bytes[at]! ^= 1;
     return bytes;
   };
-  // Of an earlier image that was swept: its sealed part is bad, which nobody sees without the key.
+  // A copy from an earlier image that was swept: its sealed part is corrupt, which cannot be detected without the key.
   await objects.put(stateKey('trash/1-x', 'opened'), Buffer.alloc(0));
   await objects.put(manifestKey('trash/1-x', digest, key.id), flippedAt(good.length - 40));
   await rotate(store.parts);
@@ -258,7 +258,7 @@ for (const [what, work] of Object.entries({ rotate, sweep, purge }) as [
       pass(RETENTION_MS);
     }
     let killed = 0;
-    // Most requests of a sweep are listings of folders, all alike.
+    // Most requests of a sweep are listings of folders, which are all alike.
     const step = what === 'sweep' ? 17 : 3;
     for (let askedMax = 2; ; askedMax += step) {
       const dying = await open(askedMax).catch(() => undefined);
@@ -281,7 +281,7 @@ for (const [what, work] of Object.entries({ rotate, sweep, purge }) as [
     t.equal(filesIn(dir, left).length, 4);
     const last = await open();
     t.equal(await isWhole(last, gone), what !== 'purge', 'what is put aside can be read');
-    // It still writes down that it has read.
+    // Closing it writes down that it has read.
     await last.close();
   });
 }

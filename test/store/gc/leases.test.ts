@@ -1,4 +1,7 @@
-/** What hosts have attached is kept, wherever it lies and whatever becomes of its name; and nobody stops a store by it. */
+/**
+ * Images that hosts have attached are kept, wherever they lie and whatever becomes of their names; and nobody can block
+ * a store with leases.
+ */
 import { rmSync } from 'node:fs';
 import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
@@ -25,7 +28,7 @@ import { putDisk } from '../../support/stored-disk.ts';
 import { skipWithout } from '../../support/tools.ts';
 
 const key = TenantKey.generate();
-/** For what a loaded machine takes to do what a test asks. */
+/** Allows for the time that a loaded machine takes for a test's operations. */
 const SLACK_MS = 20 * 60 * 1000;
 
 /** A store with an image that has lost its name, and the lease of a host. */
@@ -35,7 +38,7 @@ async function newStore(t: Test) {
   const image = await putDisk(store, key, 'app', diskOf());
   await (await store.writer()).removeReference('app');
   const renew = () => store.parts.objects.put(leaseKey(image.digest, 'host-1'), Buffer.alloc(0));
-  /** By a store of its own, that does not know yet where things are; reads do not count as such for it. */
+  /** Uses a new store object, which does not know yet where things are; its reads are not recorded. */
   const isWhole = async (of: Pick<Image, 'digest' | 'manifest'> = image) => {
     const reader = await place.open();
     const { put } = reader.parts.objects;
@@ -146,7 +149,7 @@ t.test('a root that an attached image cannot leave stays, and says for whom', as
   t.match(await purge(store.parts), { purged: ['roots/1'] }, 'until the lease is over');
 });
 
-/** A store in memory that was made a hundred days ago, with a named image and an attached one, both of chunks. */
+/** A store in memory, created a hundred days ago, with a named image and an attached one, each with chunks. */
 async function bigStore() {
   const objects = new MapObjects();
   const policy = { graceMs: 23_000, retentionMs: 40_000_000, buildMs: 20_000, viewMs: 300, settleMs: 5 };
@@ -222,7 +225,7 @@ t.test(
     await objects.put(honest, Buffer.alloc(0));
     for (const at of hostile)
       objects.objects.set(at, { bytes: Buffer.from('anything'), modifiedMs: Date.now() });
-    // As where objects belong to whoever put them, or came with a key of their own.
+    // As in a bucket where objects belong to the account that put them, or are encrypted with its key.
     const refusing = new HookedObjects(objects, (request, [at]) => {
       if (['get', 'head', 'copy'].includes(request) && at!.startsWith('hosts/'))
         throw new LazydiskError('UNAVAILABLE', `access denied to ${at}`, { retryable: false });
@@ -265,12 +268,12 @@ t.test('what the owner of a bucket may not read stops nothing either, on a real 
     rgw.useInThisProcess(credentials);
     const objects = openRemote(url, 's3', undefined);
     t.teardown(() => objects.close());
-    // It looks for credentials with its first request.
+    // The first request looks up the credentials.
     await objects.nowMs();
     return objects;
   };
   const owner = await opened(rgw.key);
-  // RGW tells whole seconds.
+  // RGW reports whole seconds.
   const policy = { viewMs: 100, settleMs: 100, buildMs: 1_000, graceMs: 2_000, retentionMs: 600_000 };
   const store = await RootStore.open(owner, { create: true, policy });
   const image = await putDisk(store, key, 'app', diskOf());
@@ -288,7 +291,7 @@ t.test('what the owner of a bucket may not read stops nothing either, on a real 
   await store.parts.objects.delete([lease]);
   const { trash } = await sweep(store.parts);
   t.ok(trash, 'without a lease it would have gone');
-  // A term of the past, for what was written just now.
+  // A term that is over already for what was just written.
   const over = { ...store.parts, policy: { ...policy, retentionMs: 1_000 } };
   await sleep(2_500);
   t.match(await purge(over), { purged: [trash], forgottenObjects: others.length });

@@ -1,4 +1,4 @@
-/** Garbage collection against the model: whatever interleaves, nothing that is named or attached is lost. */
+/** Garbage collection against the model: whatever the interleaving, nothing that is named or attached is lost. */
 import fc from 'fast-check';
 import t from 'tap';
 import type { ListOptions, ObjectInfo, ObjectOptions } from '../../../src/store/objects/object-store.ts';
@@ -6,7 +6,7 @@ import type { StoreParts } from '../../../src/store/roots/parts.ts';
 import { HookedObjects } from '../../support/hooked-objects.ts';
 import { Model } from './model.ts';
 
-/** Runs of the model; more of them with LAZYDISK_MODEL_RUNS, for a change to what it checks. */
+/** Runs of the model. Raise it with LAZYDISK_MODEL_RUNS after a change to what the model checks. */
 const RUNS = Number(process.env.LAZYDISK_MODEL_RUNS ?? 25);
 
 t.test('no interleaving of builds, tags, removals, drives and collectors loses anything', async (t) => {
@@ -18,7 +18,7 @@ t.test('no interleaving of builds, tags, removals, drives and collectors loses a
       if (faults.length > 0)
         throw new Error(`seed ${seed} ${compareAndSet} ${pauses}: ${faults.slice(0, 5).join('\n')}`);
     }),
-    // In the example an image comes over with more manifests than can be copied in one settle time.
+    // In the example, an image is carried over with more manifests than can be copied in one settle time.
     { numRuns: RUNS, endOnFailure: true, examples: [[100_003, false, false]] },
   );
   t.comment(JSON.stringify(totals));
@@ -30,9 +30,9 @@ t.test('no interleaving of builds, tags, removals, drives and collectors loses a
     t.ok(totals[what]! > 0, what);
 });
 
-/** Collectors that break a rule on purpose, to see that the model would notice. */
+/** Collectors that break a rule on purpose, to see whether the model notices. */
 const BROKEN: Record<string, (parts: StoreParts) => StoreParts> = {
-  // With leases, and with all that is looked at twice, waiting for neither alone loses nothing in so few runs.
+  // With leases, and because everything is checked twice, breaking only these two rules loses nothing in so few runs.
   'that know no leases and wait neither for grace nor retention': (parts) => ({
     ...parts,
     policy: { ...parts.policy, graceMs: 1, retentionMs: 1 },
@@ -42,14 +42,14 @@ const BROKEN: Record<string, (parts: StoreParts) => StoreParts> = {
   'that destroy what they should put aside': (parts) => ({ ...parts, objects: new Hasty(parts.objects) }),
 };
 
-/** Shows nothing of what hosts write. */
+/** Hides everything that hosts write. */
 class Leaseless extends HookedObjects {
   override async *list(prefix: string, options?: ListOptions): AsyncIterable<readonly ObjectInfo[]> {
     if (!prefix.startsWith('hosts/')) yield* super.list(prefix, options);
   }
 }
 
-/** Says that it has copied what is to be swept, and has not. */
+/** Claims to have copied what is to be swept, but has not. */
 class Hasty extends HookedObjects {
   override async copy(from: string, to: string, options?: ObjectOptions): Promise<boolean> {
     return to.startsWith('trash/') || super.copy(from, to, options);

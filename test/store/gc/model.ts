@@ -1,12 +1,12 @@
 /**
- * The model that garbage collection is checked by: builders, taggers, drives and collectors on many simulated machines,
- * all running the real code on one simulated store, stopped for any time or killed at any moment; and a judge who sees the
+ * The model that checks garbage collection: builders, taggers, drives and collectors on many simulated machines, all
+ * running the real code on one simulated store, stopped for any time or killed at any moment; and a judge who sees the
  * store as it is.
  *
- * Two rules are broken so seldom at just the wrong moment that dozens of runs show nothing, and each has a direct test: that a
- * writer looks at the store's time again after its name is written (pause.test.ts, "a name that a stopped writer gives to what
- * was deleted meanwhile"), and that a purge looks again at who reads and who holds a lease while it deletes (purge.test.ts, "a
- * read ends a deletion"; leases.test.ts, "what is leased while a purge deletes").
+ * Breaking one of two rules causes harm so rarely that dozens of runs show nothing, so each has a direct test: that a
+ * writer checks the store's time again after its name is written (pause.test.ts, "a name that a stopped writer gives to
+ * what was deleted meanwhile"), and that a purge checks reads and leases again while it deletes (purge.test.ts, "a read
+ * ends a deletion"; leases.test.ts, "what is leased while a purge deletes").
  */
 import { createHash } from 'node:crypto';
 import { LazydiskError } from '../../../src/errors.ts';
@@ -26,12 +26,12 @@ import { viewOf } from '../../../src/store/roots/view.ts';
 import type { StoreWriter } from '../../../src/store/store.ts';
 import { SimObjects, SimStorage, Simulation } from '../../support/sim-store.ts';
 
-/** Times in simulated milliseconds; as long to each other as the policy must have them, and no longer. */
+/** Times in simulated milliseconds, in the smallest proportions that the policy allows. */
 export const POLICY: StorePolicy = { viewMs: 60, settleMs: 30, buildMs: 400, graceMs: 580, retentionMs: 580 };
 
 const TIMES = { latencyMs: 4, lagMs: 30 };
 const NAMES = ['a', 'b', 'c', 'd'];
-/** Chunks of content that images are made of; few, so that images share them and garbage comes back to life. */
+/** Distinct chunk contents of images; few, so that images share them and garbage comes back to life. */
 const CONTENTS = 7;
 
 const key = TenantKey.generate();
@@ -39,9 +39,9 @@ const key = TenantKey.generate();
 export interface ModelOptions {
   readonly seed: number;
   readonly compareAndSet?: boolean;
-  /** Some processes are stopped, for longer than any period of the policy, and some of their changes hang as long. */
+  /** Stops some processes for longer than any period of the policy, and makes some of their changes hang as long. */
   readonly pauses?: boolean;
-  /** What collectors are given instead of the store's own parts: to see that the judge finds what is wrong. */
+  /** Replaces the store's own parts for collectors, to see whether the judge finds the fault. */
   readonly bend?: (parts: StoreParts) => StoreParts;
 }
 
@@ -61,7 +61,7 @@ export class Model {
   readonly #faults: string[] = [];
   #hosts = 0;
   readonly #done: Record<string, number> = {};
-  /** By when everybody who was stopped goes on, and what hung is done. */
+  /** When all stopped processes have resumed and all hanging changes are done. */
   #untilMs = 0;
 
   constructor(options: ModelOptions) {
@@ -80,7 +80,7 @@ export class Model {
     this.#actor('tag', endMs, 2, (store) => this.#tag(store));
     this.#actor('remove', endMs, 1, (store) => this.#remove(store));
     this.#actor('attach', endMs, 3, (store, user) => this.#attach(store, user));
-    // Where roots turn all the time, sweeps never come to anything; so in half of the runs they do it once.
+    // While roots rotate all the time, sweeps never finish; so in half of the runs they rotate rarely.
     const turnMs = this.#options.seed % 2 ? 500 : 2.5 * POLICY.retentionMs;
     this.#actor('rotate', endMs, 1, (store) => rotate(this.#collector(store)), turnMs);
     this.#actor('sweep', endMs, 2, (store) => sweep(this.#collector(store)), 200);
@@ -109,7 +109,7 @@ export class Model {
     return this.#options.bend ? this.#options.bend(store.parts) : store.parts;
   }
 
-  /** `count` machines that do the same again and again, each time as a new process, some of them killed meanwhile. */
+  /** `count` machines that repeat their work, each time as a new process; some processes are killed meanwhile. */
   #actor(
     what: string,
     endMs: number,
@@ -127,7 +127,7 @@ export class Model {
           (report) => this.#ended(what, report),
           (error) => this.#failed(what, error),
         );
-        // One in five dies in the middle of it.
+        // One in five dies in the middle of its work.
         let lifeMs = random.next() < 0.2 ? random.next() * POLICY.buildMs : Number.POSITIVE_INFINITY;
         if (this.#options.pauses && random.next() < 0.2) lifeMs = await this.#stop(what, user, ended);
         if (Number.isFinite(lifeMs)) {
@@ -140,7 +140,7 @@ export class Model {
     for (let n = 0; n < count; n++) void machine();
   }
 
-  /** Somebody with a daemon's credentials, who puts what nobody else may read wherever they let him. */
+  /** An attacker with a daemon's credentials, who puts objects that nobody else may read wherever possible. */
   async #hostile(endMs: number): Promise<void> {
     const { random } = this.#sim;
     while (this.#sim.nowMs < endMs) {
@@ -158,19 +158,19 @@ export class Model {
     }
   }
 
-  /** Stops a process in the middle of its work, and gives how long it lives when it has gone on. */
+  /** Stops a process in the middle of its work. Resolves to how long it lives after it has resumed. */
   #stop(what: string, user: SimObjects, ended: Promise<void>): Promise<number> {
     const { random } = this.#sim;
     const { promise, resolve } = Promise.withResolvers<number>();
     const stop = () => {
       const untilMs = Math.min(this.#sim.nowMs + random.next() * 4 * POLICY.retentionMs, this.#untilMs);
-      // A drive that takes an old view for a new one may read of what is gone.
+      // A drive that takes an old view for a new one may read what is gone, so it must know how long it was stopped.
       user.stop(untilMs, what === 'attach' || random.next() < 0.5);
       this.#count('stopped');
       const afterMs = random.next() < 0.3 ? random.next() * POLICY.settleMs : Number.POSITIVE_INFINITY;
       resolve(untilMs - this.#sim.nowMs + afterMs);
     };
-    // Just before something is written or taken away, where it matters most, or anywhere.
+    // Just before something is written or deleted, where it matters most, or anywhere.
     if (random.next() < 0.7) user.beforeChange(random.below(12), stop);
     else void this.#sim.delay(random.next() * POLICY.buildMs).then(stop);
     return Promise.race([ended.then(() => Number.POSITIVE_INFINITY), promise]);
@@ -183,7 +183,7 @@ export class Model {
       if (typeof value === 'number' && value > 0) this.#count(`${what} with ${field}`);
   }
 
-  /** Refusals are fine; that anything is missing, broken or against the code's own expectations is not. */
+  /** Refusals are fine; missing or broken objects and violated expectations of the code are not. */
   #failed(what: string, error: unknown): void {
     const code = error instanceof LazydiskError ? error.code : 'none';
     this.#count(`${what} ${code}`);
@@ -229,7 +229,7 @@ export class Model {
     await this.#set(writer, random.pick(NAMES), digest);
   }
 
-  /** Sets or removes a name, and remembers when: of two, one after the other, the later one must stay. */
+  /** Sets or removes a name and remembers when: of two consecutive changes, the later one must stay. */
   async #set(writer: StoreWriter, name: string, digest: ImageDigest | null): Promise<void> {
     const op = { name, digest, startMs: this.#sim.nowMs, endMs: Number.POSITIVE_INFINITY };
     this.#ops.push(op);
@@ -237,7 +237,7 @@ export class Model {
       await (digest === null ? writer.removeReference(name) : writer.putReference(name, digest));
       op.endMs = this.#sim.nowMs;
     } catch (error) {
-      // Refused before anything was written, or taken back; after any other failure it may have been.
+      // Refused before anything was written, or undone; after any other failure it may have been written.
       if (
         error instanceof LazydiskError &&
         error.code === 'NOT_FOUND' &&
@@ -251,7 +251,7 @@ export class Model {
   async #tag(store: RootStore): Promise<void> {
     const { random } = this.#sim;
     const writer = await store.writer();
-    // By name, or any image that there ever was, which may be garbage.
+    // A named image, or any image that ever existed, which may be garbage.
     const digests = [...this.#chunksOf.keys()];
     const found = await store.getReference(random.pick(NAMES));
     const digest = found && random.next() < 0.5 ? found.digest : digests[random.below(digests.length)];
@@ -263,8 +263,8 @@ export class Model {
   }
 
   /**
-   * A drive: what its name means when it is attached, or a digest, it can read for as long as it is attached; for the
-   * retention where daemons are stopped, which renew no lease then.
+   * A drive: it can read what its name means when it is attached, or its digest, for as long as it is attached; if
+   * daemons are stopped, and so renew no lease, only for the retention.
    */
   async #attach(store: RootStore, user: SimObjects): Promise<void> {
     const { random } = this.#sim;
@@ -273,7 +273,7 @@ export class Model {
     const name = random.pick(NAMES);
     let digest: ImageDigest | undefined;
     if (!pauses && random.next() < 0.3) {
-      // Any image that there ever was, which may be garbage: then it is refused.
+      // Any image that ever existed; if it is garbage, it is refused.
       const digests = [...this.#chunksOf.keys()];
       digest = digests[random.below(digests.length)];
       if (digest) await keeper.hold(digest);
@@ -283,7 +283,7 @@ export class Model {
       if (digest) keeper.add(digest);
     }
     if (!digest) return;
-    // What is attached for long reads seldom at the store: the rest comes from memory, disk or fleet.
+    // A drive attached for long rarely reads from the store: the rest comes from memory, disk or fleet.
     const isLong = !pauses && random.next() < 0.5;
     const lifeMs = random.next() * POLICY.retentionMs * (isLong ? 5 : 1);
     if (lifeMs > 2 * POLICY.retentionMs + POLICY.graceMs) this.#count('drives longer than any period');
@@ -313,7 +313,7 @@ export class Model {
         this.#faults.push(
           `drive: chunk ${id.slice(0, 8)}, asked at ${askedMs}, is ${bytes ? 'wrong' : 'gone'}`,
         );
-      // Once more just before its end.
+      // Read once more just before the end.
       await this.#pause(store, Math.max(1, Math.min(random.next() * pauseMs, endMs - this.#sim.nowMs - 20)));
     }
   }
@@ -322,7 +322,7 @@ export class Model {
     return store.parts.clock.sleep(ms);
   }
 
-  /** Whatever a name means right now is somewhere, all of it. */
+  /** Whatever a name means now must exist, completely. */
   #judge(): void {
     const { objects } = this.#storage;
     const markers = [...objects].map(([at, { modifiedMs }]) => ({ key: at, sizeBytes: 0, modifiedMs }));
@@ -351,7 +351,7 @@ export class Model {
         if (meaning.area === view.active.path) active.manifests.add(meaning.digest);
       }
     }
-    // Unless a writer was stopped before it put it, a manifest in the root finds its chunks there.
+    // Unless a writer was stopped before it put the manifest, a manifest in the active root finds its chunks there.
     for (const digest of this.#options.pauses ? [] : active.manifests)
       for (const id of this.#chunksOf.get(digest)!)
         if (!active.chunks.has(id))
@@ -367,8 +367,7 @@ export class Model {
   }
 
   /**
-   * Whether a name was set by a writer that was stopped for too long, and has not come to its end: what it means may be
-   * gone.
+   * Whether a name was set by a writer that was stopped for too long and has not finished: what it means may be gone.
    */
   #isLate(name: string, digest: ImageDigest): boolean {
     const isOpen = this.#ops.some(
@@ -384,7 +383,7 @@ export class Model {
     return false;
   }
 
-  /** What each name means in the end is what the last to set it said, or one of the last who set it at the same time. */
+  /** Each name must mean what its last change said, or one of the last changes if they were concurrent. */
   async #judgeNames(store: RootStore): Promise<void> {
     for (const name of NAMES) {
       const ops = this.#ops.filter((op) => op.name === name);
@@ -392,7 +391,7 @@ export class Model {
         ({ endMs }) => !ops.some(({ startMs, endMs: end }) => Number.isFinite(end) && startMs > endMs),
       );
       const found = (await this.#finish(store.getReference(name)))?.digest ?? null;
-      // A rotation removes a name of nothing that a stopped writer left.
+      // A rotation removes a name without an image, left by a stopped writer.
       if (found === null && this.#options.pauses && last.some(({ endMs }) => !Number.isFinite(endMs)))
         continue;
       if (ops.length > 0 && !last.some(({ digest }) => digest === found))
@@ -402,7 +401,7 @@ export class Model {
     }
   }
 
-  /** With nobody else about, everything that is no image's goes in the end. */
+  /** With nobody else active, everything that belongs to no image must go in the end. */
   async #collectAll(): Promise<void> {
     const user = this.#user();
     const store = await this.#finish(RootStore.open(user, { clock: user.clock }));

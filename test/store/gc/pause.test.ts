@@ -1,4 +1,6 @@
-/** Processes that are stopped at a bad moment, for longer than any period, and then go on as if nothing had happened. */
+/**
+ * Processes that are stopped at a bad moment, for longer than any period, and then go on as if nothing had happened.
+ */
 import { readdirSync, readFileSync, unlinkSync } from 'node:fs';
 import { basename, join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
@@ -82,7 +84,7 @@ t.test('a name that a stopped writer gives to what was deleted meanwhile is take
   ];
   await Promise.all([naming.stopped, renaming.stopped]);
   await collect(store, pass);
-  // A machine that goes on from a snapshot does not know how long it stood still.
+  // A machine that resumes from a snapshot does not know how long it stood still.
   const failed = Promise.all(
     builds.map((build) =>
       t.rejects(build, { code: 'NOT_FOUND', message: /; (?:new|app):latest means .* again/ }),
@@ -114,7 +116,7 @@ t.test('a name that was set since is not taken back', async (t) => {
 t.test('a writer that dies after it named what was deleted stops no collector', async (t) => {
   const { disk, open, openOn, pass, store } = await agingStore(t);
   await putDisk(store, key, 'kept', diskOf());
-  // What it asks after its name is written is never answered.
+  // Requests after its name is written are never answered.
   let isNamed = false;
   const objects = new PausedObjects(disk(), (_, at) => at.includes('history/lost'));
   const dying = withCalls(objects, {
@@ -144,7 +146,7 @@ t.test('a name that a dying writer left in a root that was given up goes with it
   await putDisk(store, key, 'kept', diskOf());
   await rotate(store.parts);
   await leaveName();
-  // Whenever roots turn after that.
+  // The next rotation, at any later time.
   await rotate((await open()).parts);
   pass(RETENTION_MS);
   const report = { purged: ['roots/1', 'roots/2'], held: [], lostNames: ['late:latest'] };
@@ -161,7 +163,7 @@ t.test('a name of which nobody can tell that it was late holds its root, until i
   await rotate(store.parts);
   const digest = await leaveName();
   await rotate(store.parts);
-  // A copy of the store by a program that keeps no times.
+  // As after a copy of the store by a program that does not preserve times.
   for (const marker of ['roots/1/retired', 'roots/2/opened'])
     await disk().put(`state/${marker}`, Buffer.alloc(0));
   await putDisk(await open(), key, 'gone', diskOf());
@@ -271,7 +273,9 @@ t.test('an index that is written late does not hide a root that was opened meanw
   }
 });
 
-/** A store with a writer that is stopped in root 1 when it has put an image, sets the name when a test says so, and dies. */
+/**
+ * A store with a writer that stops in root 1 after it has put an image, sets the name when a test says so, and dies.
+ */
 async function lateStore(t: Test) {
   const aging = await agingStore(t);
   const isName = (at: string) => at.includes('/references/');
@@ -298,7 +302,7 @@ async function lateStore(t: Test) {
   return { ...aging, leaveName };
 }
 
-/** All that no name means by now goes. */
+/** Deletes everything that no name means. */
 async function collect(store: RootStore, pass: (ms: number) => void): Promise<void> {
   pass(AGING_POLICY.graceMs + 1_000);
   await sweep(store.parts);

@@ -1,4 +1,4 @@
-/** What a purge does with which area and when, and what `gc status` says of it. */
+/** What a purge does with which area and when, and what `gc status` reports of it. */
 import { hash } from 'node:crypto';
 import { existsSync, mkdirSync, readFileSync, writeFileSync } from 'node:fs';
 import { dirname, join } from 'node:path';
@@ -36,10 +36,10 @@ import { HookedObjects, type RequestHook } from '../../support/hooked-objects.ts
 const DAY_MS = 24 * 60 * 60 * 1000;
 const NOW_MS = 1000 * DAY_MS;
 
-/** A marker of an area, or `read-HOST` for a read from it, of so many days ago. */
+/** A marker of an area, or `read-HOST` for a read from it, and its age in days. */
 type Past = readonly [AreaPath, AreaMarker | `read-${string}`, number];
 
-/** Area → why it is held, or 'goes'. */
+/** Returns area → why it is held, or 'goes'. */
 function plan(...past: readonly Past[]): Record<string, string> {
   const reads = new Map<AreaPath, LastRead>();
   const markers: ObjectInfo[] = [];
@@ -123,7 +123,7 @@ t.test('while images move, the trash of both roots stays; that of a root long go
   t.same(plan(['roots/2', 'opened', 100], ['trash/1-a', 'opened', 90]), { 'trash/1-a': 'goes' });
 });
 
-/** A store that is not waited for long, with an image named `app`, and what makes everything in it a day old. */
+/** A store with short periods and an image named `app`; `pass` makes everything in a folder a day old. */
 async function newStore(t: Test) {
   const dir = join(t.testdir(), 'store');
   const policy = { graceMs: 23_000, retentionMs: 3_600_000, buildMs: 20_000, viewMs: 300, settleMs: 500 };
@@ -135,12 +135,12 @@ async function newStore(t: Test) {
   await writer.putManifest(digest, key.id, bytes);
   await writer.putReference('app', digest);
   const pass = (folder: string) => age(dir, folder, DAY_MS);
-  /** The store as a process has it for which something happens at its requests. */
+  /** The store as seen by a process whose requests call `before`. */
   const hooked = (before: RequestHook): StoreParts => {
     const objects = new HookedObjects(store.parts.objects, before);
     return { ...store.parts, objects, references: new References(objects) };
   };
-  /** An image that no name means, and that a sweep has put aside, alone. */
+  /** An image without a name that a sweep has put aside, on its own. */
   const putAside = async (writerVersion: string) => {
     const { digest: aside, bytes: manifest } = sealManifest(sampleParts(key, { writerVersion, entries: [] }));
     await writer.putManifest(aside, key.id, manifest);
@@ -162,7 +162,7 @@ t.test('a read during a purge keeps what it has not come to', async (t) => {
     deleted = at!.startsWith(`${first.trash}/`) ? first.trash : second.trash;
     const other = deleted === first.trash ? second : first;
     t.ok(await reader.getManifest(other.digest, key.id));
-    // What it writes down is there when it is closed.
+    // Closing it writes the record of the read.
     await reader.close();
   });
   const report = await purge(purging);
@@ -195,8 +195,8 @@ t.test('a read ends a deletion, and the next purge goes on when its time has com
 });
 
 /**
- * An image without a name in the root, whose chunks a sweep has put aside: a build took them for its own while the sweep did
- * not know of it yet.
+ * An image without a name in the root, whose chunks a sweep has put aside: a build adopted them before the sweep knew
+ * of the image.
  */
 async function withSweptChunks(t: Test) {
   const parts = await newStore(t);
@@ -209,7 +209,7 @@ async function withSweptChunks(t: Test) {
   await writer.putManifest(digest, key.id, bytes);
   pass('state/trash');
   const manifestFile = join(dir, manifestKey('roots/1', digest, key.id));
-  /** How many of them there are. Not read, which would keep them. */
+  /** How many chunks exist. Uses head because a read would keep them. */
   const chunks = async () => {
     const { objects } = store.parts;
     const found = entries.map(async ({ ref }) =>
@@ -248,7 +248,7 @@ t.test('as long as an image with a corrupt manifest counts, any chunk may be its
     held: [{ area: trash, why: new RegExp(`${image} is corrupt`) }],
   });
   t.equal(await chunks(), 4);
-  // Nobody gave it a name within the grace period: it goes, and stops nothing any more.
+  // It got no name within the grace period, so it goes and no longer blocks anything.
   pass('roots');
   t.match(await sweep(store.parts), { sweptChunks: 1, sweptManifests: 1, unknownImages: 0 });
   t.match(await purge(store.parts), { purged: [trash], restoredObjects: 0 });
@@ -295,7 +295,7 @@ t.test('the status tells who reads what was put aside, what stays, and what was 
     await new Promise((resolve) => setTimeout(resolve, 5));
   const [, area] = (await gcStatus(store.parts)).areas;
   t.match(area, { area: trash, isRead: true, heldBecause: /^read by /, lastReadHost: String });
-  // What is no entry hides no other.
+  // A file that is not an entry does not hide the others.
   await new DirObjects(dir).put(`${JOURNAL_PREFIX}9.json`, Buffer.from('null'));
   t.match(await lastEntries(store.parts.objects, 5), [{ command: 'sweep' }]);
 });

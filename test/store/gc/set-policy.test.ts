@@ -1,4 +1,4 @@
-/** The store's times, changed: who opens it next has them, and the journal says so. */
+/** Changing the store's times: whoever opens the store next uses them, and the journal records the change. */
 import { join } from 'node:path';
 import t from 'tap';
 import { lastEntries } from '../../../src/store/gc/journal.ts';

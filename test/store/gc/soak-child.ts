@@ -1,6 +1,6 @@
 /**
- * `ROLE URL KEYFILE`: one machine of the soak, doing its role again and again until it is killed. A fault is a line on
- * standard output that starts with FAULT; so is `done` for each time that it came through.
+ * `ROLE URL KEYFILE`: one machine of the soak, which repeats its role until it is killed. It prints a line that starts
+ * with FAULT for each fault, and a line that starts with `done` for each completed run.
  */
 import { hash, randomBytes } from 'node:crypto';
 import { setTimeout as sleep } from 'node:timers/promises';
@@ -46,12 +46,12 @@ async function build(store: RootStore): Promise<void> {
 async function retag(store: RootStore): Promise<void> {
   const writer = await store.writer();
   if (Math.random() < 0.4) return writer.removeReference(pick(NAMES));
-  // Any image that there ever was, which may be garbage by now.
+  // Any image that ever existed, which may be garbage by now.
   const digests = (await store.history()).flatMap(({ digest }) => digest ?? []);
   if (digests.length > 0) await writer.putReference(pick(NAMES), pick(digests));
 }
 
-/** A drive: what its name means when it is attached, it can read for the retention. */
+/** A drive: it can read what its name means when it is attached, for the retention. */
 async function drive(store: RootStore): Promise<void> {
   const attachedMs = Date.now();
   const reference = await store.getReference(pick(NAMES));
@@ -84,7 +84,7 @@ for (;;) {
     await ROLES[role]!(store);
     process.stdout.write(`done ${role}\n`);
   } catch (error) {
-    // Refusals are fine; that something is missing or broken is not.
+    // Refusals are fine; missing or broken objects are not.
     const code = error instanceof LazydiskError ? error.code : 'none';
     const isRefusal =
       ['BUSY', 'TIMEOUT', 'NOT_FOUND'].includes(code) && !errorText(error).includes('no manifest,');

@@ -1,6 +1,6 @@
 /**
- * Garbage collection on a real RGW, by processes that build, tag, read, rotate, sweep and purge at once and are killed at
- * random: no drive misses a chunk, every name is whole in the end, and what nobody names is gone.
+ * Garbage collection on a real RGW, with processes that build, tag, read, rotate, sweep and purge concurrently and are
+ * killed at random: no drive misses a chunk, every name is intact in the end, and everything unnamed is gone.
  */
 import { type ChildProcess, spawn } from 'node:child_process';
 import { hash } from 'node:crypto';
@@ -21,11 +21,11 @@ import { RGW_TOOLS, Rgw } from '../../support/rgw.ts';
 import { skipWithout } from '../../support/tools.ts';
 
 const CHILD = new URL('./soak-child.ts', import.meta.url).pathname;
-/** At least; and until each of them came through, but no longer than five times that. */
+/** The minimum; it goes on until each role has completed once, but for at most five times as long. */
 const SOAK_MS = Number(process.env.LAZYDISK_SOAK_SECONDS ?? 40) * 1000;
 const ROLES = ['build', 'build', 'retag', 'drive', 'drive', 'rotate', 'sweep', 'purge'];
 
-/** As short as RGW's times, which are whole seconds, let them be. */
+/** As short as RGW's times, which are whole seconds, permit. */
 const POLICY = { viewMs: 1_000, settleMs: 1_500, buildMs: 5_000, graceMs: 12_000, retentionMs: 12_000 };
 
 t.test('collectors, builders and drives on one bucket, killed at random', async (t) => {
@@ -61,7 +61,7 @@ t.test('collectors, builders and drives on one bucket, killed at random', async 
         const what = line.split(':')[0]!;
         said.set(what, (said.get(what) ?? 0) + 1);
       });
-      // Long enough to come through now and then.
+      // Long enough to complete now and then.
       const endMs = Date.now() + 5_000 + Math.random() * 20_000;
       while (child.exitCode === null && Date.now() < endMs && !isOver()) await sleep(200);
       child.kill('SIGKILL');
@@ -78,7 +78,7 @@ t.test('collectors, builders and drives on one bucket, killed at random', async 
   t.same(faults, []);
   for (const role of new Set(ROLES)) t.ok(said.get(`done ${role}`)! > 0, `${role} came through`);
 
-  // With nobody else about: the first rotation ends one that was killed, the second leaves all garbage behind.
+  // With nobody else active: the first rotation finishes one that was killed, the second leaves all garbage behind.
   const { parts } = await openStore(url);
   t.teardown(() => parts.objects.close());
   for (let turn = 0; turn < 2; turn++) await rotate(parts);

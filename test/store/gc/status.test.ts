@@ -1,4 +1,4 @@
-/** What `gc status` says of ages. */
+/** What `gc status` reports about ages. */
 import t from 'tap';
 import { TenantKey } from '../../../src/format/keys.ts';
 import { purge } from '../../../src/store/gc/purge.ts';
@@ -22,7 +22,7 @@ t.test('ages are told by the clock of the store, as purge tells them', async (t)
     leases: { current: 1, over: 0 },
     areas: [{}, { area: trash, heldBecause: 'kept for its retention' }],
   });
-  // This machine's clock stands where it was.
+  // This machine's clock does not move.
   pass(RETENTION_MS);
   const over = { leases: { current: 0, over: 1 }, areas: [{}, { area: trash, heldBecause: null }] };
   t.match(await gcStatus((await open()).parts), over);

@@ -10,7 +10,7 @@ import { age, openDirStore } from '../../support/dir-store.ts';
 
 const DAY_MS = 24 * 60 * 60 * 1000;
 
-/** A new store, and images that differ in nothing but their number. */
+/** A new store, and images that differ only in their number. */
 async function newStore(t: Test) {
   const dir = join(t.testdir(), 'store');
   const store = await openDirStore(dir);

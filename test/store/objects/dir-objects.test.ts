@@ -1,4 +1,4 @@
-/** Objects in a directory: the contract of all object stores, and what is special about files. */
+/** Objects in a directory: the contract of all object stores, and what is specific to files. */
 import { execFileSync, spawn } from 'node:child_process';
 import { once } from 'node:events';
 import {
@@ -262,7 +262,7 @@ t.test('processes that write one object together lose nothing', async (t) => {
   t.same(readdirSync(join(dir, 'tmp')), [], 'no lock stays');
 });
 
-/** How the names of locks for the key `v` end: as a lock that is held says. */
+/** How the names of locks for the key `v` end, taken from a lock that is held. */
 async function lockSuffix(store: DirObjects): Promise<string> {
   const dir = join(store.path, '..', 'locks');
   return new WriteLock(dir).hold('v', undefined, async () => /\.lock-.*/.exec(readdirSync(dir)[0]!)![0]);

@@ -1,4 +1,4 @@
-/** Objects on a web server: what a reading store must do, on a real nginx, and what servers do wrong. */
+/** Objects on a web server: the contract of read-only stores, on a real nginx, and misbehaving servers. */
 
 import { once } from 'node:events';
 import { mkdirSync, writeFileSync } from 'node:fs';
@@ -18,7 +18,7 @@ function open(t: Test, url: string, options?: ConstructorParameters<typeof HttpO
   return store;
 }
 
-/** A server of our own; gives its URL. */
+/** Starts a server and returns its URL. */
 async function serve(t: Test, listener: RequestListener): Promise<string> {
   const server = createServer(listener);
   server.listen(0, '127.0.0.1');
@@ -50,7 +50,7 @@ t.test('on nginx', async (t) => {
   );
   t.teardown(() => nginx.close());
   const origin = `http://127.0.0.1:${nginx.port}`;
-  // nginx takes a password as it is when it says so.
+  // With the {PLAIN} prefix, nginx accepts an unhashed password.
   writeFileSync(join(root, 'users'), 'me:{PLAIN}pass%word\n');
 
   t.test('contract of reading', (t) => {
@@ -125,7 +125,7 @@ t.test('on nginx', async (t) => {
       await t.rejects(read(), { code: 'TIMEOUT' });
     }
     t.equal((await read())?.bytes.length, 300_000, 'and the next one is fine');
-    // On a connection that was kept and has just been closed, a request is sent again.
+    // If a kept connection has just been closed, the request is sent again.
     proxy.next(1, reset);
     t.equal((await read())?.bytes.length, 300_000);
   });

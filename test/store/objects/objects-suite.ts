@@ -1,7 +1,7 @@
 /**
  * The contract of src/store/objects/object-store.ts as tests; every implementation and every wrapper runs it. `open`
- * must give views of one empty store, as two processes would have. What a read-only store
- * has of it is readingSuite, which gets a store that holds `readingObjects` already.
+ * must return views of one empty store, as two processes would have. The part that applies to read-only stores is
+ * readingSuite, which takes a store that holds `readingObjects` already.
  */
 import { randomBytes } from 'node:crypto';
 import type { Test } from 'tap';
@@ -144,7 +144,7 @@ export function objectsSuite(t: Test, open: (t: Test) => Promise<View>): void {
     const keys = ['top', 'a/1', 'a/b/2', 'a/b/3', 'c/4'];
     await Promise.all(keys.map((key) => store.put(key, Buffer.from(key))));
     t.same((await listed(store, '')).map(({ key }) => key).sort(), keys.toSorted());
-    // Who pays no heed to the hint shows what lies in the folders.
+    // A store that ignores the hint lists the contents of the folders too.
     const seen = async (prefix: string) => {
       const infos = await listed(store, prefix, { shallow: true });
       return new Set(infos.map(({ key }) => key.slice(prefix.length).replace(/\/.*/, '/')));
@@ -238,8 +238,8 @@ export function objectsSuite(t: Test, open: (t: Test) => Promise<View>): void {
 }
 
 /**
- * Adds `count` words of its own to the list at `key`, whoever else does the same. A word that is there was written,
- * whatever the store said: that is how to write over versions where a write may fail and be done all the same.
+ * Adds `count` words of its own to the list at `key`, while others do the same. If a word is present, it was written,
+ * whatever the store reported: this is how to use versions where a write may report failure and be done all the same.
  */
 export async function addWords(store: ObjectStore, key: string, count: number): Promise<void> {
   for (let n = 0; n < count; n++) {
@@ -269,7 +269,7 @@ export const readingObjects: readonly (readonly [string, Buffer])[] = [
   ['empty', Buffer.alloc(0)],
 ];
 
-/** Of stores that hold `readingObjects`. */
+/** For stores that hold `readingObjects`. */
 export function readingSuite(t: Test, open: (t: Test) => Promise<View>): void {
   const withStore = (name: string, body: (t: Test, store: ObjectStore) => Promise<void>) =>
     t.test(name, async (t) => {
@@ -336,8 +336,8 @@ export async function listed(
 }
 
 /**
- * What only a person can change. Every call of the store that `open` gives must fail that way, and the retry wrapper
- * must ask for nothing twice. `folder`: where the refused keys are.
+ * Errors that only a person can fix. Every call on the store that `open` returns must fail with one, and the retry
+ * wrapper must not repeat any request. `folder`: where the refused keys are.
  */
 export function refusalSuite(t: Test, open: (t: Test) => Promise<ObjectStore>, folder = ''): void {
   const key = `${folder}x`;
@@ -362,7 +362,7 @@ export function refusalSuite(t: Test, open: (t: Test) => Promise<ObjectStore>, f
   }
 }
 
-/** `store`, noting what is asked of it; a list is asked for when its pages are. */
+/** Wraps `store` to record its requests; a list counts when its pages are requested. */
 function counting(store: ObjectStore, asked: string[]): ObjectStore {
   return new Proxy(store, {
     get(target, name: keyof ObjectStore) {

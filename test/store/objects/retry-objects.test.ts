@@ -1,4 +1,4 @@
-/** The retry wrapper: the contract over a good store and over one that fails, and what it must not try again. */
+/** The retry wrapper: the contract over a good store and over a failing one, and what it must not retry. */
 import { join } from 'node:path';
 import t, { type Test } from 'tap';
 import type { Outage } from '../../../src/async/patience.ts';
@@ -17,7 +17,7 @@ import { addWords, listed, objectsSuite, refusalSuite, wordsOf } from './objects
 /** Whether and how a call fails, before or after it is done. */
 type Plan = (call: string) => { error: Error; isDone?: boolean } | undefined;
 
-/** A store whose calls fail by plan. */
+/** A store whose calls fail according to a plan. */
 class FailingObjects implements ObjectStore {
   readonly url: string;
   readonly isWritable = true;
@@ -44,7 +44,7 @@ class FailingObjects implements ObjectStore {
     return this.#call('put', () => this.inner.put(key, bytes, options));
   }
 
-  /** Pages of a folder that nobody changes meanwhile. */
+  /** Pages of a folder that does not change meanwhile. */
   list(prefix: string, options?: ListOptions): AsyncIterable<readonly ObjectInfo[]> {
     if (!this.isPaged) return this.#generate(prefix, options);
     return new PagedList((at) =>
@@ -75,10 +75,10 @@ class FailingObjects implements ObjectStore {
 
 const unavailable = () => new LazydiskError('UNAVAILABLE', 'the store is away');
 
-/** Of many calls at once, every second one that fails may always be the same. */
+/** With many concurrent calls, every second failure may always hit the same call. */
 const OFTEN = { tries: 100, pauses: { firstMs: 0, longestMs: 0 } };
 
-/** Every second call fails, in turn before and after it is done. */
+/** Every second call fails, alternately before and after it is done. */
 function everySecond(): Plan {
   let calls = 0;
   return () => (++calls % 2 ? undefined : { error: unavailable(), isDone: calls % 4 === 0 });
@@ -151,7 +151,7 @@ t.test('answers and refusals are not asked for again', async (t) => {
   }
 });
 
-/** A patient store that is away for the first `failures` calls, and what was said of that. */
+/** A store with patience that is unreachable for the first `failures` calls, and the outages it reported. */
 function patient(t: Test, failures: number, forMs: number, signal?: AbortSignal) {
   const inner = new FailingObjects(new DirObjects(join(t.testdir(), 'store')), () =>
     failures-- > 0 ? { error: unavailable() } : undefined,

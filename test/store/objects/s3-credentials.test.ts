@@ -1,6 +1,6 @@
 /**
- * Where credentials for S3 come from, on a real RGW that takes only the right ones: stand-ins on loopback for what a
- * cloud has. The machine's own metadata service is never asked.
+ * Where credentials for S3 come from, on a real RGW that accepts only valid ones: stand-ins on loopback take the place
+ * of a cloud's services. The machine's own metadata service is never contacted.
  */
 import { execFile } from 'node:child_process';
 import { once } from 'node:events';
@@ -135,7 +135,7 @@ async function all(): Promise<void> {
     await t.rejects(store.put('x', Buffer.alloc(1)), { code: 'UNAVAILABLE', message: /credentials/ });
   });
 
-  /** A write and a read by a process with no other credentials than `env` says; gives whether they expire. */
+  /** Writes and reads in a process that has only the credentials in `env`; returns whether they expire. */
   async function readAsChild(env: Record<string, string>): Promise<string> {
     const script = `
       const { S3Objects } = await import(${JSON.stringify(import.meta.resolve('../../../src/store/objects/s3-objects.ts'))});
@@ -153,7 +153,7 @@ async function all(): Promise<void> {
   }
 }
 
-/** What EC2 has at 169.254.169.254, for one role with one key at a time. */
+/** A stand-in for EC2's service at 169.254.169.254, for one role with one key at a time. */
 async function startMetadata(t: Test, key: Key) {
   const metadata = { key, lifeMs: HOUR_MS, given: 0, endpoint: '' };
   const roles = '/latest/meta-data/iam/security-credentials/';
@@ -173,7 +173,7 @@ async function startMetadata(t: Test, key: Key) {
   return metadata;
 }
 
-/** No credentials in this process's environment but what `env` says, until the test ends. */
+/** Replaces the credentials in this process's environment with `env` until the test ends. */
 function setEnvironment(t: Test, env: Record<string, string>): void {
   const before = { ...process.env };
   for (const name of Object.keys(process.env)) if (name.startsWith('AWS_')) delete process.env[name];

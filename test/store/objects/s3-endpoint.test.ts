@@ -1,4 +1,4 @@
-/** Where buckets are, against what the AWS SDK makes of the same. */
+/** The URLs of buckets, compared with those of the AWS SDK. */
 import { S3Client } from '@aws-sdk/client-s3';
 import t from 'tap';
 import { bucketUrl } from '../../../src/store/objects/s3-endpoint.ts';
@@ -26,7 +26,7 @@ t.test('a bucket is where the AWS SDK finds it', async (t) => {
     for (const region of regions)
       for (const bucket of ['bucket', 'dotted.bucket'])
         for (const pathStyle of [true, false]) {
-          // Of this the SDK makes a URL that is not valid.
+          // For this combination the SDK produces an invalid URL.
           if (bucket.includes('.') && /http:.*(?:127|::1)/.test(endpoint ?? '') && !pathStyle) continue;
           const { url } = sdk.config.endpointProvider({
             Bucket: bucket,

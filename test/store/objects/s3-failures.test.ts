@@ -1,4 +1,4 @@
-/** S3 that misbehaves: a real RGW behind a stand-in that spoils answers, with and without the retry wrapper. */
+/** S3 that misbehaves: a real RGW behind a stand-in that spoils responses, with and without the retry wrapper. */
 import { execFile } from 'node:child_process';
 import { randomBytes } from 'node:crypto';
 import { inspect, promisify } from 'node:util';
@@ -36,7 +36,7 @@ async function all(): Promise<void> {
   await rgw.createBucket('bucket');
   const bytes = randomBytes(200_000);
 
-  /** A store behind a stand-in, and the same with retries; `x` and `f/0` to `f/9` are in it. */
+  /** A store behind a stand-in, and the same with retries; it contains `x` and `f/0` to `f/9`. */
   async function open(t: Test): Promise<{ proxy: HttpProxy; store: S3Objects; retrying: RetryObjects }> {
     const proxy = await HttpProxy.start(rgw.port);
     const url = `s3://bucket/${randomBytes(4).toString('hex')}?endpoint=${proxy.endpoint}`;
@@ -50,7 +50,7 @@ async function all(): Promise<void> {
     return { proxy, store, retrying: new RetryObjects(store, { pauses: { firstMs: 5, longestMs: 5 } }) };
   }
 
-  /** Every call there is, each with what it must come to. */
+  /** Makes every kind of call and checks its result. */
   async function callAll(t: Test, store: ObjectStore, before: () => void = () => undefined): Promise<void> {
     const calls: [string, () => Promise<unknown>][] = [
       ['get', async () => (await store.get('x', 200_000))?.bytes.equals(bytes)],
@@ -80,7 +80,7 @@ async function all(): Promise<void> {
       [trickling, 'TIMEOUT', /no more bytes, \d+ received/],
     ];
     for (const [fault, code, message] of faults) {
-      // Twice: a connection that was kept and breaks at once is tried again at once.
+      // Twice, because a kept connection that breaks at once is retried immediately.
       proxy.next(2, fault);
       await t.rejects(store.get('x', 200_000), { code, message });
       proxy.next(2, fault);
@@ -229,7 +229,7 @@ async function all(): Promise<void> {
     };
     for (const fault of [ignoring, s3Error(501, 'NotImplemented'), s3Error(400, 'InvalidArgument')]) {
       const { proxy, store } = await open(t);
-      // Whoever refuses conditions knows everything else.
+      // A store that refuses conditions accepts everything else.
       proxy.fault = ({ headers }) =>
         fault === ignoring || headers['if-match'] || headers['if-none-match'] ? fault : undefined;
       t.equal(await store.canCompareAndSet(), false);
@@ -360,7 +360,7 @@ async function all(): Promise<void> {
   });
 }
 
-/** What the keys of a store begin with in the bucket. */
+/** The prefix of a store's keys in the bucket. */
 function prefixOf(store: S3Objects): string {
   return `${new URL(store.url).pathname.slice(1)}/`;
 }

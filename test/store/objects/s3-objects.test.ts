@@ -1,4 +1,4 @@
-/** Objects in S3: the contract of all object stores on a real RGW, and what is special about S3 where it goes right. */
+/** Objects in S3: the contract of all object stores on a real RGW, and what is specific to S3, without failures. */
 import t, { type Test } from 'tap';
 import { RetryObjects } from '../../../src/store/objects/retry-objects.ts';
 import { S3Objects } from '../../../src/store/objects/s3-objects.ts';

@@ -1,4 +1,4 @@
-/** Stores of images in a bucket: the contract of all stores, on a real RGW and through retries. */
+/** Image stores in a bucket: the contract of all stores, on a real RGW and through retries. */
 import { randomBytes } from 'node:crypto';
 import { join } from 'node:path';
 import t from 'tap';
@@ -66,7 +66,7 @@ async function all(): Promise<void> {
     t.end();
   });
 
-  /** As of a store that knows no conditions: then the last writer stays. */
+  /** A store that does not support conditions: the last writer wins. */
   class Unconditional extends S3Objects {
     override async canCompareAndSet(): Promise<boolean> {
       return false;

@@ -1,4 +1,4 @@
-/** URLs of stores in S3. */
+/** URLs of S3 stores. */
 import t from 'tap';
 import { parseS3Url } from '../../../src/store/objects/s3-url.ts';
 

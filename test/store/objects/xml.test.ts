@@ -1,4 +1,4 @@
-/** The XML of S3's answers. */
+/** The XML of S3's responses. */
 import fc from 'fast-check';
 import t from 'tap';
 import { childrenOf, parseXml, textOf, type XmlElement, XmlError } from '../../../src/store/objects/xml.ts';

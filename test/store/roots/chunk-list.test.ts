@@ -1,4 +1,4 @@
-/** How many requests it takes a writer to find out which chunks a root has, and that the answers are the same either way. */
+/** How many requests a writer needs to find out which chunks a root has; the answers are the same either way. */
 import { createHash } from 'node:crypto';
 import t from 'tap';
 import { LazydiskError } from '../../../src/errors.ts';
@@ -10,14 +10,17 @@ import { MapObjects } from '../../support/map-objects.ts';
 
 const idOf = (n: number) => createHash('sha256').update(`${n}`).digest('hex') as ChunkId;
 
-/** A store with the chunks 0 to `chunks` - 1, of 10 bytes each, in the order in which S3 lists keys, or as `compare` has it. */
+/**
+ * A store with the chunks 0 to `chunks` - 1, of 10 bytes each, in the order in which S3 lists keys or in that of
+ * `compare`.
+ */
 async function storeWith(chunks: number, compare: (a: ChunkId, b: ChunkId) => number = byKey) {
   const objects = new MapObjects();
   const store = await RootStore.open(objects, { create: true });
   const ids = Array.from({ length: chunks }, (_, n) => idOf(n)).sort(compare);
   const bytes = Buffer.alloc(10);
   for (const id of ids) objects.objects.set(chunkKey(rootPath(1), id), { bytes, modifiedMs: Date.now() });
-  /** What it takes a writer to look for `wanted` chunks, every other of which is there. */
+  /** Counts a writer's requests for `wanted` chunks, every other one of which exists. */
   const look = async (wanted: number) => {
     const writer = await store.writer(wanted);
     const before = { ...objects.asked };

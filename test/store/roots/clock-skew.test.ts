@@ -1,4 +1,4 @@
-/** How far the store's clock and this host's are apart, and when that is said. */
+/** How far the store's clock and this host's differ, and when that is reported. */
 import t from 'tap';
 import { clockSkewMs, skewProblem } from '../../../src/store/roots/clock-skew.ts';
 import type { StoreParts } from '../../../src/store/roots/parts.ts';
@@ -8,7 +8,7 @@ import { MapObjects } from '../../support/map-objects.ts';
 
 const HOUR_MS = 60 * 60 * 1000;
 
-/** A store whose clock gives what `toldMs` makes of the right time. */
+/** A store whose clock returns `toldMs` of the correct time. */
 function storeAt(toldMs: (nowMs: number) => number) {
   return withCalls(new MapObjects(), { nowMs: async () => toldMs(Date.now()) });
 }

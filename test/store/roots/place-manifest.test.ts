@@ -1,4 +1,4 @@
-/** Writes that are bounded in time, and tried again while the store is waited for. */
+/** Writes with a time limit, which are retried while there is patience for the store. */
 import { setTimeout as delay } from 'node:timers/promises';
 import t from 'tap';
 import { LazydiskError } from '../../../src/errors.ts';
@@ -14,12 +14,12 @@ async function boundedIn(dir: string, retryForMs: number, checkTime = () => {}) 
   return boundedWrites({ objects, policy, clock: systemClock }, 'a write', checkTime);
 }
 
-/** Never done, for the first `times`; then at once. */
+/** A write that hangs the first `times` times, then finishes at once. */
 function hanging(times: number) {
   const write = async ({ signal }: { signal?: AbortSignal }) => {
     write.calls++;
     if (write.calls > times) return;
-    // The timer stands for the request that is in flight: the signal's own keeps no process alive.
+    // The timer stands for the request in flight, because a signal's own timer does not keep the process alive.
     await delay(60_000, undefined, { signal: signal! }).catch((cause) => {
       throw new LazydiskError('ABORTED', 'given up', { cause });
     });

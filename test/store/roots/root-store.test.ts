@@ -1,4 +1,4 @@
-/** Stores of images: the contract over each kind of object store, and what is special about a directory. */
+/** Image stores: the contract over each kind of object store, and what is specific to a directory. */
 import { spawn } from 'node:child_process';
 import { randomBytes } from 'node:crypto';
 import { once } from 'node:events';
