@@ -7,7 +7,7 @@ import { decodeChunk } from '../format/chunk-codec.ts';
 import { CHUNK_BYTES, type ChunkId } from '../format/chunk-id.ts';
 import type { Manifest } from '../format/manifest.ts';
 import type { DiskPaths } from '../store/fsck/hit-images.ts';
-import { type DiskRead, pathsOfChunks } from './ext4/damage/paths.ts';
+import { type DiskRead, pathsOfChunks } from './ext4/reader/paths.ts';
 
 /** 32 MiB of decoded chunks. */
 const CHUNKS_MAX = 64;

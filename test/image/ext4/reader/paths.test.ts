@@ -10,7 +10,7 @@ import fc from 'fast-check';
 import t, { type Test } from 'tap';
 import { LazydiskError } from '../../../../src/errors.ts';
 import { CHUNK_BYTES } from '../../../../src/format/chunk-id.ts';
-import { type DiskRead, pathsOfChunks } from '../../../../src/image/ext4/damage/paths.ts';
+import { type DiskRead, pathsOfChunks } from '../../../../src/image/ext4/reader/paths.ts';
 import { printable } from '../../../../src/image/quote.ts';
 import { seenByDebugfs } from '../../../support/debugfs.ts';
 import { inode, TreeBuilder } from '../../../support/disk-image.ts';

@@ -1,6 +1,6 @@
 /**
- * A disk with some damaged chunks. It is read in pieces that never cross a chunk boundary, so that a damaged chunk
- * affects nothing but itself; a binary search tells whether blocks are in a damaged chunk.
+ * An ext4 disk that is read in pieces that never cross a chunk's border, so that a chunk that cannot be read takes nothing
+ * with it but itself; and whether blocks lie in one of the chunks that are asked about, by binary search.
  */
 import { LazydiskError } from '../../../errors.ts';
 import { CHUNK_BYTES } from '../../../format/chunk-id.ts';
@@ -19,13 +19,13 @@ export interface BlockPiece {
   readonly blocks: number;
 }
 
-export class DamagedDisk {
+export class Ext4Disk {
   readonly shape: DiskShape;
-  /** Metadata is in a damaged chunk, or could not be read. */
+  /** Metadata is in a chunk that is asked about, or could not be read. */
   metadataHit = false;
   readonly #read: DiskRead;
-  /** The damaged chunks, ascending. */
-  readonly #damaged: Float64Array;
+  /** The chunks that are asked about, ascending. */
+  readonly #asked: Float64Array;
   readonly #signal: AbortSignal | undefined;
   readonly #blocksPerChunk: number;
 
@@ -37,7 +37,7 @@ export class DamagedDisk {
   ) {
     this.#read = read;
     this.shape = shape;
-    this.#damaged = Float64Array.from(chunks).sort();
+    this.#asked = Float64Array.from(chunks).sort();
     this.#signal = signal;
     this.#blocksPerChunk = CHUNK_BYTES / shape.blockBytes;
   }
@@ -48,13 +48,13 @@ export class DamagedDisk {
     diskBytes: number,
     chunks: ReadonlySet<number>,
     signal: AbortSignal | undefined,
-  ): Promise<DamagedDisk | undefined> {
+  ): Promise<Ext4Disk | undefined> {
     if (diskBytes < SUPERBLOCK_OFFSET + SUPERBLOCK_BYTES) {
       throw new LazydiskError('UNSUPPORTED', `a disk of ${diskBytes} bytes`);
     }
     const superblock = await read(SUPERBLOCK_OFFSET, SUPERBLOCK_BYTES);
     if (!superblock) return undefined;
-    const disk = new DamagedDisk(read, parseShape(superblock, diskBytes), chunks, signal);
+    const disk = new Ext4Disk(read, parseShape(superblock, diskBytes), chunks, signal);
     disk.noteMetadata(disk.shape.firstBlock, 1);
     return disk;
   }
@@ -68,16 +68,16 @@ export class DamagedDisk {
     const first = Math.floor(block / this.#blocksPerChunk);
     const last = Math.floor((block + blocks - 1) / this.#blocksPerChunk);
     let low = 0;
-    let high = this.#damaged.length;
+    let high = this.#asked.length;
     while (low < high) {
       const middle = (low + high) >> 1;
-      if (this.#damaged[middle]! < first) low = middle + 1;
+      if (this.#asked[middle]! < first) low = middle + 1;
       else high = middle;
     }
-    return low < this.#damaged.length && this.#damaged[low]! <= last;
+    return low < this.#asked.length && this.#asked[low]! <= last;
   }
 
-  /** Sets `metadataHit` if these blocks, which hold metadata, are in a damaged chunk. */
+  /** Sets `metadataHit` if these blocks, which hold metadata, are in a chunk that is asked about. */
   noteMetadata(block: number, blocks: number): void {
     this.metadataHit ||= this.isHit(block, blocks);
   }

@@ -1,28 +1,52 @@
 /**
- * The inodes of a damaged disk, read in one pass over their tables in the order of the disk. For each, one byte says
- * what it is and whether it is hit, and nothing else is kept, so a million inodes take a megabyte.
+ * The inodes of a disk, read in one pass over their tables in the order of the disk. For each, one byte says what it is
+ * and whether it is hit, and nothing else is kept, so a million inodes take a megabyte.
  */
 
-import { ROOT_INODE } from '../geometry.ts';
+import { JOURNAL_INODE, ROOT_INODE } from '../geometry.ts';
 import { FLAG_EXTENTS, TYPE_BITS } from '../inode.ts';
 import { CONTENT_BYTES, GROUP, INODE } from '../layout.ts';
 import { FAST_SYMLINK_BYTES } from '../plan.ts';
 import { GROUP_BLOCK_UNINIT, GROUP_INODE_UNINIT } from '../superblock.ts';
-import type { DamagedDisk } from './disk.ts';
+import type { Ext4Disk } from './disk.ts';
 import { ExtentTrees } from './extents.ts';
 import { PagedMarks } from './marks.ts';
 
 /** In use. */
 export const USED = 1;
 export const DIRECTORY = 2;
-/** It, or any of its blocks, is in a damaged chunk. */
+/** It, or any of its blocks, is in a chunk that is asked about. */
 export const HIT = 4;
 /** It, or any part of its extent tree, cannot be read. */
 export const UNREADABLE = 8;
+/** Marks of those who walk the directories: this one was walked; it is in the count of unreadable ones. */
+export const WALKED = 16;
+export const COUNTED = 32;
 
 const TYPE_MASK = 0o170000;
 /** Kinds whose 60 bytes of content point to blocks. */
 const KINDS_WITH_BLOCKS = [TYPE_BITS.file, TYPE_BITS.directory, TYPE_BITS.symlink];
+
+/** What blocks can be there for. Those of reserved inodes are neither a path's nor listed apart, but for the journal's. */
+export type BlockUse =
+  | 'superblock'
+  | 'descriptors'
+  | 'bitmaps'
+  | 'inodes'
+  | 'journal'
+  | 'reserved'
+  | 'directory'
+  | 'extents'
+  | 'xattrs'
+  | 'data';
+
+/** Is told what each block is used for, in one pass; blocks lie inside of the disk. */
+export interface BlockWatcher {
+  /** Blocks of the file system itself. */
+  system(use: BlockUse, block: number, blocks: number): void;
+  /** Blocks of what inode `number` holds: data, or whatever else is its alone. */
+  inode(number: number, use: BlockUse, block: number, blocks: number): void;
+}
 
 /** Where a group's inodes are. */
 interface InodeTable {
@@ -32,19 +56,22 @@ interface InodeTable {
   readonly inodes: number;
 }
 
-export class DamagedInodes {
-  readonly #disk: DamagedDisk;
+export class Ext4Inodes {
+  readonly #disk: Ext4Disk;
+  readonly #watcher: BlockWatcher | undefined;
   readonly #marks = new PagedMarks();
   /** By group; groups whose descriptor cannot be read or is invalid have none. */
   readonly #tables = new Map<number, InodeTable>();
 
-  private constructor(disk: DamagedDisk) {
+  private constructor(disk: Ext4Disk, watcher: BlockWatcher | undefined) {
     this.#disk = disk;
+    this.#watcher = watcher;
   }
 
   /** Reads all descriptors and all inodes. */
-  static async read(disk: DamagedDisk): Promise<DamagedInodes> {
-    const inodes = new DamagedInodes(disk);
+  static async read(disk: Ext4Disk, watcher?: BlockWatcher): Promise<Ext4Inodes> {
+    const inodes = new Ext4Inodes(disk, watcher);
+    watcher?.system('superblock', disk.shape.firstBlock, 1);
     await inodes.#readDescriptors();
     await inodes.#readTables();
     return inodes;
@@ -82,6 +109,7 @@ export class DamagedInodes {
     const from = firstBlock + 1;
     for (const piece of this.#disk.pieces(from, Math.ceil(groups / perBlock))) {
       if (piece.block + piece.blocks > this.#disk.shape.blocks) return;
+      this.#watcher?.system('descriptors', piece.block, piece.blocks);
       const bytes = await this.#disk.readMetadata(piece);
       if (!bytes) continue;
       const first = (piece.block - from) * perBlock;
@@ -102,14 +130,18 @@ export class DamagedInodes {
       descriptor.readUInt16LE(GROUP.unusedInodes) +
       (wide ? descriptor.readUInt16LE(GROUP.unusedInodesHigh) * 2 ** 16 : 0);
     const hasNone = (flags & GROUP_INODE_UNINIT) !== 0;
-    if (!(flags & GROUP_BLOCK_UNINIT))
-      this.#disk.noteMetadata(blockAt(GROUP.blockBitmap, GROUP.blockBitmapHigh), 1);
-    if (!hasNone) this.#disk.noteMetadata(blockAt(GROUP.inodeBitmap, GROUP.inodeBitmapHigh), 1);
+    if (!(flags & GROUP_BLOCK_UNINIT)) this.#noteBitmap(blockAt(GROUP.blockBitmap, GROUP.blockBitmapHigh));
+    if (!hasNone) this.#noteBitmap(blockAt(GROUP.inodeBitmap, GROUP.inodeBitmapHigh));
     const block = blockAt(GROUP.inodeTable, GROUP.inodeTableHigh);
     if (!this.#disk.holds(block, tableBlocks)) return;
     const isSaid = hasGroupFlags && unused <= inodesPerGroup;
     const inodes = hasNone ? 0 : inodesPerGroup - (isSaid ? unused : 0);
     this.#tables.set(group, { group, block, inodes });
+  }
+
+  #noteBitmap(block: number): void {
+    this.#disk.noteMetadata(block, 1);
+    if (this.#disk.holds(block, 1)) this.#watcher?.system('bitmaps', block, 1);
   }
 
   async #readTables(): Promise<void> {
@@ -129,6 +161,7 @@ export class DamagedInodes {
   async #readTable({ group, block, inodes }: InodeTable, trees: ExtentTrees): Promise<void> {
     const { inodesPerBlock, inodesPerGroup, inodeBytes } = this.#disk.shape;
     for (const piece of this.#disk.pieces(block, Math.ceil(inodes / inodesPerBlock))) {
+      this.#watcher?.system('inodes', piece.block, piece.blocks);
       const bytes = await this.#disk.readMetadata(piece);
       const isHit = this.#disk.isHit(piece.block, piece.blocks);
       const skipped = (piece.block - block) * inodesPerBlock;
@@ -146,29 +179,33 @@ export class DamagedInodes {
 
   async #readInode(number: number, inode: Buffer, isHit: boolean, trees: ExtentTrees): Promise<void> {
     let marks = USED | (isHit ? HIT : 0);
-    const hit = (block: number, blocks: number) => {
-      if (this.#disk.isHit(block, blocks)) marks |= HIT;
-    };
+    const isNamed = number >= this.#disk.shape.firstInode || number === ROOT_INODE;
     const kind = inode.readUInt16LE(INODE.mode) & TYPE_MASK;
+    const hit = (use: BlockUse, block: number, blocks: number) => {
+      if (this.#disk.isHit(block, blocks)) marks |= HIT;
+      if (isNamed) this.#watcher?.inode(number, use, block, blocks);
+      else this.#watcher?.system(number === JOURNAL_INODE ? 'journal' : 'reserved', block, blocks);
+    };
     if (kind === TYPE_BITS.directory) marks |= DIRECTORY;
     const xattrBlock =
       inode.readUInt32LE(INODE.xattrBlock) + inode.readUInt16LE(INODE.xattrBlockHigh) * 2 ** 32;
     if (xattrBlock !== 0) {
-      if (this.#disk.holds(xattrBlock, 1)) hit(xattrBlock, 1);
+      if (this.#disk.holds(xattrBlock, 1)) hit('xattrs', xattrBlock, 1);
       else marks |= UNREADABLE;
     }
     if (KINDS_WITH_BLOCKS.includes(kind) && !isFastSymlink(inode, kind)) {
       const content = contentOf(inode);
+      const use = kind === TYPE_BITS.directory ? 'directory' : 'data';
       const isWhole =
         inode.readUInt32LE(INODE.flags) & FLAG_EXTENTS
           ? await trees.walk(content, {
-              node: (block) => hit(block, 1),
-              run: ({ physical, blocks }) => hit(physical, blocks),
+              node: (block) => hit('extents', block, 1),
+              run: ({ physical, blocks }) => hit(use, physical, blocks),
             })
           : content.every((byte) => byte === 0);
       if (!isWhole) marks |= UNREADABLE;
     }
-    if (number >= this.#disk.shape.firstInode || number === ROOT_INODE) this.#marks.add(number, marks);
+    if (isNamed) this.#marks.add(number, marks);
     // The journal and other reserved inodes have no name, and are metadata as a whole.
     else if (marks & HIT) this.#disk.metadataHit = true;
   }

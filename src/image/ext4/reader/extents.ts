@@ -12,7 +12,7 @@ import {
   EXTENT_INDEX,
   EXTENT_MAGIC,
 } from '../layout.ts';
-import type { DamagedDisk } from './disk.ts';
+import type { Ext4Disk } from './disk.ts';
 import { PagedMarks } from './marks.ts';
 
 const DEPTH_MAX = 5;
@@ -26,11 +26,11 @@ export interface ExtentVisitor {
 }
 
 export class ExtentTrees {
-  readonly #disk: DamagedDisk;
+  readonly #disk: Ext4Disk;
   readonly #visited = new PagedMarks();
 
   /** Each inode's tree can be walked only once. */
-  constructor(disk: DamagedDisk) {
+  constructor(disk: Ext4Disk) {
     this.#disk = disk;
   }
 

@@ -1,75 +1,29 @@
 /**
- * Finds the paths of an ext4 disk that damaged chunks hit, without mounting it. There are two passes: one over all
- * inodes, which marks those that are hit, and one over all directories from the root down, which finds the names. Index
- * blocks of a hash tree look empty to a linear read of a directory, so no index is followed. The disk may be corrupt in
- * any way: every inode, directory and block is read once, whatever refers to it. Source: the kernel's
- * Documentation/filesystems/ext4.
+ * All names of a disk, from the root down. Index blocks of a hash tree look empty to a linear read of a directory, so
+ * no index is followed. The disk may be corrupt in any way: every directory and block is read once, whatever refers to it.
+ * Source: the kernel's Documentation/filesystems/ext4.
  */
-import { printable } from '../../quote.ts';
 import { ROOT_INODE } from '../geometry.ts';
 import { DIRENT } from '../layout.ts';
-import { type BlockPiece, DamagedDisk, type DiskRead } from './disk.ts';
+import type { BlockPiece, Ext4Disk } from './disk.ts';
 import { ExtentTrees } from './extents.ts';
-import { DamagedInodes, DIRECTORY, HIT, UNREADABLE, USED } from './inodes.ts';
+import { DIRECTORY, type Ext4Inodes, WALKED } from './inodes.ts';
 import { PagedMarks } from './marks.ts';
 
-export type { DiskRead };
-
-const PATHS_MAX = 1000;
 /** Four times PATH_MAX; deeper directories are not walked. */
 const PATH_BYTES_MAX = 16384;
-/** Marks of the second pass: the directory was walked; the inode was counted as unreadable. */
-const WALKED = 16;
-const COUNTED = 32;
 
-export interface HitPaths {
-  /**
-   * Absolute, with every name of a hard link, in byte order; text for a person (see printable). A path is hit if its
-   * inode, data, extent tree, directory blocks or xattr block are in one of the chunks, or if it cannot be read.
-   */
-  readonly paths: string[];
-  /** Paths beyond `pathsMax`. */
-  readonly more: number;
-  /**
-   * Whether the file system's own blocks are in one of the chunks: superblock and descriptors, inodes, journal,
-   * directories, extents.
-   */
-  readonly metadata: boolean;
-  /**
-   * Directories that cannot be read, or only in part, and other unreadable inodes that a directory names. If it is 0,
-   * no path is missing.
-   */
-  readonly unreadable: number;
+/** Paths are absolute byte strings (latin1); the root's is '/'. */
+export interface NameVisitor {
+  /** A name of an inode, which may be one of several. */
+  name(number: number, path: string): void;
+  /** A directory of which not all could be read; it has been visited by its name. */
+  unread(number: number, path: string): void;
 }
 
-export interface HitPathsOptions {
-  /** The most paths that are returned; which ones is unspecified. Default: 1000. */
-  readonly pathsMax?: number;
-  readonly signal?: AbortSignal;
-}
-
-/**
- * Returns the paths hit by `chunks` (indices of chunks of CHUNK_BYTES each) on a disk of `diskBytes`. Rejects with
- * UNSUPPORTED for a disk that is not ext4 or has unsupported features, CORRUPT for an impossible superblock, ABORTED,
- * and with what `read` rejects with.
- */
-export async function pathsOfChunks(
-  read: DiskRead,
-  diskBytes: number,
-  chunks: ReadonlySet<number>,
-  options: HitPathsOptions = {},
-): Promise<HitPaths> {
-  const disk = await DamagedDisk.open(read, diskBytes, chunks, options.signal);
-  if (!disk) return { paths: ['/'], more: 0, metadata: true, unreadable: 1 };
-  const inodes = await DamagedInodes.read(disk);
-  const walk = new PathWalk(disk, inodes, options.pathsMax ?? PATHS_MAX);
-  await walk.run();
-  return {
-    paths: walk.paths.sort().map(printable),
-    more: walk.more,
-    metadata: disk.metadataHit,
-    unreadable: walk.unreadable,
-  };
+/** Visits all names below the root. Rejects with ABORTED, and with what the disk's reads reject with. */
+export function walkNames(disk: Ext4Disk, inodes: Ext4Inodes, visitor: NameVisitor): Promise<void> {
+  return new NameWalk(disk, inodes, visitor).run();
 }
 
 interface Folder {
@@ -78,64 +32,43 @@ interface Folder {
   readonly path: string;
 }
 
-class PathWalk {
-  readonly paths: string[] = [];
-  more = 0;
-  unreadable = 0;
-  readonly #disk: DamagedDisk;
-  readonly #inodes: DamagedInodes;
-  readonly #pathsMax: number;
+class NameWalk {
+  readonly #disk: Ext4Disk;
+  readonly #inodes: Ext4Inodes;
+  readonly #visitor: NameVisitor;
   readonly #trees: ExtentTrees;
   /** Directory blocks read so far. */
   readonly #blocks = new PagedMarks();
   /** Directories still to be walked. A stack instead of recursion, because paths may be thousands of levels deep. */
   readonly #folders: Folder[] = [];
 
-  constructor(disk: DamagedDisk, inodes: DamagedInodes, pathsMax: number) {
+  constructor(disk: Ext4Disk, inodes: Ext4Inodes, visitor: NameVisitor) {
     this.#disk = disk;
     this.#inodes = inodes;
-    this.#pathsMax = pathsMax;
+    this.#visitor = visitor;
     this.#trees = new ExtentTrees(disk);
   }
 
   async run(): Promise<void> {
-    const found: Folder[] = [];
-    this.#visit(ROOT_INODE, '', found);
-    if (!(this.#inodes.marks(ROOT_INODE) & DIRECTORY)) this.#count(ROOT_INODE);
-    this.#folders.push(...found);
+    this.#visit(ROOT_INODE, '', this.#folders);
+    if (!(this.#inodes.marks(ROOT_INODE) & DIRECTORY)) this.#visitor.unread(ROOT_INODE, '/');
     for (let next = this.#folders.pop(); next; next = this.#folders.pop()) await this.#walk(next);
   }
 
   /** Records a name; a directory that was not found before is added to `found`. */
   #visit(number: number, path: string, found: Folder[]): void {
+    this.#visitor.name(number, path || '/');
     const marks = this.#inodes.marks(number);
-    const isLost = (marks & UNREADABLE) !== 0 || !(marks & USED);
-    if (isLost || marks & HIT) this.#add(path);
-    if (isLost) this.#count(number);
     if (!(marks & DIRECTORY) || marks & WALKED) return;
     this.#inodes.add(number, WALKED);
     if (path.length <= PATH_BYTES_MAX) found.push({ number, path });
-    else this.#count(number);
-  }
-
-  #add(path: string): void {
-    if (this.paths.length < this.#pathsMax) this.paths.push(path === '' ? '/' : path);
-    else this.more++;
-  }
-
-  #count(number: number): void {
-    if (this.#inodes.marks(number) & COUNTED) return;
-    this.#inodes.add(number, COUNTED);
-    this.unreadable++;
+    else this.#visitor.unread(number, path);
   }
 
   async #walk(folder: Folder): Promise<void> {
     const found: Folder[] = [];
-    if (!(await this.#readFolder(folder, found))) {
-      const { number, path } = folder;
-      if (!(this.#inodes.marks(number) & (HIT | UNREADABLE))) this.#add(path);
-      this.#count(number);
-    }
+    const isWhole = await this.#readFolder(folder, found);
+    if (!isWhole) this.#visitor.unread(folder.number, folder.path || '/');
     // The lowest number comes next: the order in which the writer laid out inodes and directories.
     found.sort((a, b) => b.number - a.number);
     for (const one of found) this.#folders.push(one);
