@@ -16,29 +16,42 @@ import {
   withRunDir,
   withStore,
 } from './context.ts';
+import { describeTree } from './image-tree.ts';
 import { table } from './table.ts';
 
 interface ImagesOptions extends JsonOptions, RunDirOptions, StoreOptions {
   /** True for the history of all names. */
   readonly history?: string | true;
+  readonly tree?: boolean;
 }
 
 export function imagesCommand(): Command {
   return withJson(withRunDir(withStore(new Command('images'))))
     .description('list the images of a store')
     .option('--history [name[:tag]]', 'what the name, or every name, was set to in the last 90 days and more')
+    .option('--tree', 'which images share how much with which')
     .addHelpText(
       'after',
       `
 Reads the store that --store names, and needs no key; with one, it says of each image whether that opens it. Without
 --store it asks the daemon. "Unique" is what no other image of the list has.
 JSON: an array of name, digest, updated, sizeBytes, storedChunks, storedBytes, uniqueBytes, keys [id], problem;
-with --history (of --store alone) an array of name, digest (null: the name was removed), updated, oldest first.`,
+with --history (of --store alone) an array of name, digest (null: the name was removed), updated, oldest first.
+--tree (of --store alone, without a key) puts each image below the older one that it shares the most with; "adds" is what
+no older image has. JSON: an array of names, digest, updated, depth, parent (a name or null), stored, added, shared (with
+the parent) { chunks, sealedBytes } each, problem.`,
     )
     .action(images);
 }
 
 async function images(options: ImagesOptions): Promise<void> {
+  if (options.tree) {
+    if (options.history !== undefined) throw new LazydiskError('USAGE', 'give either --tree or --history');
+    if (!options.store) throw new LazydiskError('USAGE', '--tree is of a store: give --store');
+    const { shareTree } = await import('../store/share-tree.ts');
+    answer(options, await usingStore(options, shareTree), describeTree);
+    return;
+  }
   if (options.history !== undefined) {
     answer(options, await findHistory(options, options.history), describeHistory);
     return;

@@ -1,39 +1,77 @@
 /** `lazydisk inspect IMAGE` */
 import { Command } from 'commander';
+import { LazydiskError } from '../errors.ts';
 import type { ImageDetail } from '../store/image-info.ts';
 import { formatSize } from '../units.ts';
 import {
   answer,
   clientOf,
+  interruptible,
   type JsonOptions,
   type RunDirOptions,
+  requireKeys,
   type StoreOptions,
   usingKeys,
   withJson,
   withRunDir,
   withStore,
 } from './context.ts';
+import { describePaths } from './path-chunks.ts';
 import { list } from './table.ts';
 
-type InspectOptions = JsonOptions & RunDirOptions & StoreOptions;
+/** Paths without --all. */
+const PATHS_MAX = 200;
+
+interface InspectOptions extends JsonOptions, RunDirOptions, StoreOptions {
+  /** True for all paths. */
+  readonly paths?: string | true;
+  readonly all?: boolean;
+}
 
 export function inspectCommand(): Command {
   return withJson(withRunDir(withStore(new Command('inspect'))))
     .description('show what an image is: its disk, its layers, its entrypoint and environment')
     .argument('<image>', 'NAME[:TAG] or sha256:…')
+    .option('--paths [glob]', 'which path, of those that match, lies in which chunks')
+    .option('--all', `with --paths: all of them, not only the first ${PATHS_MAX}`)
     .addHelpText(
       'after',
       `
 Reads the store that --store names; without --store it asks the daemon. Everything but the digest is sealed, so
 without a key "content" is null. JSON: name, digest, updated, content { sizeBytes, storedChunks, storedBytes, writer,
 encoder, domain, saltEpoch, source, architecture, os, layers [digest, sizeBytes, chunks],
-config { entrypoint, cmd, env, user, workingDir, labels } }.`,
+config { entrypoint, cmd, env, user, workingDir, labels } }.
+--paths needs --store and --key, and reads only the chunks that hold the file system's own data. In a pattern, * and ? are
+anything but a slash, and ** also slashes; one that does not begin with a slash matches at any depth. Files without data in
+chunks have none. JSON: name, digest, paths [path, chunks [index, id, sealedBytes, use]], morePaths, unreadable (directories),
+metadata [index, id, sealedBytes, uses]: chunks that hold anything but data of files.`,
     )
     .action(inspect);
 }
 
 async function inspect(image: string, options: InspectOptions): Promise<void> {
-  answer(options, await findImage(image, options), describe);
+  if (options.paths === undefined) {
+    if (options.all) throw new LazydiskError('USAGE', 'inspect: --all is of use with --paths');
+    answer(options, await findImage(image, options), describe);
+  } else {
+    const isAll = options.paths === true;
+    answer(options, await findPaths(image, options.paths, options), (found) => describePaths(found, isAll));
+  }
+}
+
+async function findPaths(image: string, glob: string | true, options: InspectOptions) {
+  const [{ loadImage }, { chunkPaths }] = await Promise.all([
+    import('../store/image.ts'),
+    import('../image/chunk-paths.ts'),
+  ]);
+  return interruptible((signal) =>
+    usingKeys(options, async (store, keys) => {
+      const found = await loadImage(store, image, requireKeys(keys));
+      const pathsMax = options.all ? Number.POSITIVE_INFINITY : PATHS_MAX;
+      const wanted = { pathsMax, signal, ...(glob !== true && { glob }) };
+      return { name: found.name, digest: found.digest, ...(await chunkPaths(store, found, wanted)) };
+    }),
+  );
 }
 
 async function findImage(image: string, options: InspectOptions): Promise<ImageDetail> {

@@ -11,6 +11,7 @@ const COMMANDS: Readonly<Record<string, () => Promise<Command>>> = {
   build: async () => (await import('./build.ts')).buildCommand(),
   images: async () => (await import('./images.ts')).imagesCommand(),
   inspect: async () => (await import('./inspect.ts')).inspectCommand(),
+  diff: async () => (await import('./diff.ts')).diffCommand(),
   export: async () => (await import('./export.ts')).exportCommand(),
   copy: async () => (await import('./copy.ts')).copyCommand(),
   tag: async () => (await import('./tag.ts')).tagCommand(),

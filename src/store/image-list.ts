@@ -4,12 +4,12 @@
  * thousands of images takes the memory of a few.
  */
 import { pooled } from '../async/pooled.ts';
-import { errorText, LazydiskError } from '../errors.ts';
+import { errorText } from '../errors.ts';
 import type { ImageDigest } from '../format/image-digest.ts';
 import type { ClearManifest } from '../format/manifest-clear.ts';
 import type { KeyRing } from '../keys/key-ring.ts';
 import { ChunkOwners } from './chunk-owners.ts';
-import { proveClear } from './manifest-check.ts';
+import { anyClear } from './clear-image.ts';
 import { openManifest } from './open-manifest.ts';
 import type { Reference, Store } from './store.ts';
 
@@ -102,23 +102,4 @@ async function openClear(
     manifestKeys: async () => [...keyIds],
   };
   return (await openManifest(source, name, digest, keys)).clear;
-}
-
-/** That of the first manifest that proves itself. Throws NOT_FOUND, CORRUPT. */
-async function anyClear(
-  store: Store,
-  digest: ImageDigest,
-  keyIds: readonly string[],
-): Promise<ClearManifest> {
-  let failure: unknown;
-  for (const keyId of keyIds) {
-    const bytes = await store.getManifest(digest, keyId);
-    if (!bytes) continue;
-    try {
-      return proveClear(bytes, digest, `${store.url}: manifest of ${digest} for key ${keyId}`);
-    } catch (error) {
-      failure ??= error;
-    }
-  }
-  throw failure ?? new LazydiskError('NOT_FOUND', `${store.url}: no manifest of ${digest}`);
 }

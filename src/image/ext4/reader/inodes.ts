@@ -19,7 +19,7 @@ export const DIRECTORY = 2;
 export const HIT = 4;
 /** It, or any part of its extent tree, cannot be read. */
 export const UNREADABLE = 8;
-/** Marks of those who walk the directories: this one was walked; it is in the count of unreadable ones. */
+/** Marks of those who walk the directories: this one was walked; it was counted. */
 export const WALKED = 16;
 export const COUNTED = 32;
 

@@ -1,0 +1,44 @@
+/** The clear part of an image's manifest: what can be known of an image without a key. */
+import { LazydiskError } from '../errors.ts';
+import { type ImageDigest, isDigest } from '../format/image-digest.ts';
+import type { ClearManifest } from '../format/manifest-clear.ts';
+import { proveClear } from './manifest-check.ts';
+import { referenceName } from './reference-name.ts';
+import type { Store } from './store.ts';
+
+export interface ClearImage {
+  /** `name:tag`, or the digest when it was asked for by that. */
+  readonly name: string;
+  readonly digest: ImageDigest;
+  readonly clear: ClearManifest;
+}
+
+/**
+ * The image that `nameOrDigest` (`NAME[:TAG]` or `sha256:…`) means in `store`, as far as it needs no key. Throws USAGE for
+ * what is neither, NOT_FOUND, CORRUPT, UNSUPPORTED where the store cannot be listed.
+ */
+export async function loadClearImage(store: Store, nameOrDigest: string): Promise<ClearImage> {
+  const name = isDigest(nameOrDigest) ? nameOrDigest : referenceName(nameOrDigest);
+  const digest = isDigest(nameOrDigest) ? nameOrDigest : (await store.getReference(name))?.digest;
+  if (!digest) throw new LazydiskError('NOT_FOUND', `no image ${name} in ${store.url}`);
+  return { name, digest, clear: await anyClear(store, digest, await store.manifestKeys(digest)) };
+}
+
+/** The clear part of the first manifest, of those for `keyIds`, that proves itself. Throws NOT_FOUND, CORRUPT. */
+export async function anyClear(
+  store: Store,
+  digest: ImageDigest,
+  keyIds: readonly string[],
+): Promise<ClearManifest> {
+  let failure: unknown;
+  for (const keyId of keyIds) {
+    const bytes = await store.getManifest(digest, keyId);
+    if (!bytes) continue;
+    try {
+      return proveClear(bytes, digest, `${store.url}: manifest of ${digest} for key ${keyId}`);
+    } catch (error) {
+      failure ??= error;
+    }
+  }
+  throw failure ?? new LazydiskError('NOT_FOUND', `${store.url}: no manifest of ${digest}`);
+}
