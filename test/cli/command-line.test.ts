@@ -1,4 +1,4 @@
-/** The command line as a process: help, exit codes, one-line errors, JSON; what needs no daemon. */
+/** The command line as a process: help, exit codes, one-line errors, JSON; everything that needs no daemon. */
 import { spawn } from 'node:child_process';
 import { once } from 'node:events';
 import { chmodSync, existsSync, readdirSync, readFileSync, statSync, writeFileSync } from 'node:fs';
@@ -245,7 +245,7 @@ t.test('an interrupted build says so, and leaves no name', async (t) => {
   const child = spawn(process.execPath, [MAIN, ...words], { stdio: ['ignore', 'pipe', 'pipe'] });
   let stderr = '';
   child.stderr.on('data', (text) => (stderr += text));
-  // A few chunks are stored: the build is in the middle.
+  // Once a few chunks are stored, the build is in progress.
   const chunks = join(rootDir(join(dir, 'store2')), 'chunks');
   const poll = setInterval(() => {
     if (existsSync(chunks) && readdirSync(chunks, { recursive: true }).length > 8) {

@@ -1,4 +1,7 @@
-/** The launcher's cache of compiled sources: made at the first start, no harm when it is damaged, none in others' directories. */
+/**
+ * The launcher's cache of compiled sources: created at the first start, harmless when damaged, never in others'
+ * directories.
+ */
 import { spawnSync } from 'node:child_process';
 import {
   chownSync,
@@ -16,7 +19,7 @@ import { tempDir } from '../support/daemon.ts';
 
 const ROOT = join(import.meta.dirname, '..', '..');
 
-/** A checkout of its own, with the packages of this one. */
+/** A separate checkout that uses the packages of this one. */
 function checkout(t: Test): { modules: string; start(): string; entries(): string[] } {
   const dir = tempDir(t);
   const modules = join(dir, 'node_modules');

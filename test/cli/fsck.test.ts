@@ -1,4 +1,4 @@
-/** `lazydisk fsck` as a process: what it says, how it ends, and the files of an image that a damaged chunk hits. */
+/** `lazydisk fsck` as a process: its output, its exit codes, and the files of an image that a damaged chunk affects. */
 import { spawn } from 'node:child_process';
 import { createCipheriv, createHash } from 'node:crypto';
 import { once } from 'node:events';
@@ -16,7 +16,7 @@ import { makeOciLayout } from '../support/oci.ts';
 
 const MAIN = new URL('../../src/main.ts', import.meta.url).pathname;
 
-/** Its answer, however it ends. */
+/** Runs fsck and returns its report, whatever the exit code. */
 async function checked(
   place: Workplace,
   ...words: string[]
@@ -94,7 +94,7 @@ t.test('what it says of a store that is well, and of one that is not', async (t)
   t.ok(await lazydiskJson(exported));
 });
 
-/** Bytes that do not compress, and are the same in every run: they decide which files share a chunk. */
+/** Incompressible bytes, the same in every run: they determine which files share a chunk. */
 function noise(seed: string, sizeBytes: number): Buffer {
   const key = createHash('sha256').update(seed).digest();
   return createCipheriv('aes-256-ctr', key, Buffer.alloc(16)).update(Buffer.alloc(sizeBytes));
@@ -120,7 +120,7 @@ t.test('the files that each chunk of an image holds, exactly', async (t) => {
   const { image, refs, files } = await loaded(place);
   bodies.set('/small/link', bodies.get('/small/5')!);
 
-  // Which blocks of which files are in a chunk is told by their bytes alone.
+  // The bytes alone show which blocks of which files are in a chunk.
   const holds = (plain: Buffer, body: Buffer) => {
     for (let at = 0; at < body.length; at += 4096)
       if (plain.includes(body.subarray(at, at + 4096))) return true;
@@ -189,7 +189,7 @@ t.test('stopped by SIGINT or killed, it goes on with its state', async (t) => {
   for (const signal of ['SIGINT', 'SIGKILL'] as const) {
     let code: number | null = 0;
     const state = `${place.dir}/state-${signal}`;
-    // It may be done before the signal comes.
+    // The process may finish before the signal arrives.
     for (let tries = 0; tries < 10 && !existsSync(state); tries++) {
       const child = spawn(process.execPath, [MAIN, ...words, '--seed', '0', '--resume', state], {
         stdio: 'ignore',

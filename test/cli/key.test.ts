@@ -1,4 +1,4 @@
-/** A key's life on the command line: made, wrapped by KMS, built with, served with, changed for another, refused. */
+/** A key's life on the command line: created, wrapped by KMS, used by build and serve, replaced, refused. */
 import { randomBytes } from 'node:crypto';
 import { readdirSync, readFileSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
@@ -14,7 +14,7 @@ interface MadeKey {
   readonly domain: string;
 }
 
-/** KMS, and places for a store and a small container image. */
+/** A KMS, and places for a store and a small container image. */
 async function withKms(t: Test) {
   const kms = await KmsStandIn.start(t);
   const place = await workplace(t);
@@ -35,7 +35,7 @@ async function withKms(t: Test) {
     ]);
   const newKey = (spec: string, ...words: string[]) =>
     lazydiskJson<MadeKey>(['key', 'new', spec, '--store', store, ...words]);
-  /** The exit code and the one line of `inspect` with that key. */
+  /** The exit code and stderr of `inspect` with that key. */
   const opens = async (name: string, key: string) => {
     const { code, stderr } = await lazydisk(['inspect', name, '--store', store, '--key', key]);
     return { code, stderr };
@@ -59,7 +59,7 @@ t.test('a key that KMS wraps makes the store, builds images and serves drives', 
     new RegExp(`^${made.id} +team-a `, 'm'),
   );
 
-  // The host has a file's key first, which opens nothing here.
+  // The host's first key is a file's, which does not open the image.
   const daemon = await TestDaemon.start(t, place, ['--key', spec]);
   const drive = await daemon.ask<DriveInfo>('attach', 'app:1');
   t.equal(drive.digest, image!.digest);
@@ -125,7 +125,7 @@ t.test('a key is changed for another of its domain, and the old one opens nothin
   t.match(resealed, { rewrapped: 1, sharingKeys: [], failures: [] });
   t.equal((await opens('app:1', next)).code, 0);
 
-  // And back, into a file: the domain is the same all along.
+  // And back to a file: the domain stays the same.
   const back = join(place.dir, 'back#1');
   t.match(await newKey(back, '--sharing', next), { file: back });
   t.match(await rewrap('app:2', '--from', next, '--to', back), { rewrapped: 1 });

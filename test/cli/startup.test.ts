@@ -1,4 +1,4 @@
-/** What the command line loads: what a command does not use is not loaded, which is what makes it start at once. */
+/** What the command line loads: a command must not load what it does not use, so that it starts at once. */
 import { spawnSync } from 'node:child_process';
 import { join } from 'node:path';
 import t from 'tap';
@@ -7,7 +7,7 @@ import { diskWorkplace } from '../support/daemon.ts';
 const ROOT = join(import.meta.dirname, '../..');
 const MAIN = join(ROOT, 'src/main.ts');
 
-/** Loaded first; says in the end what was loaded after it, on a line of its own. */
+/** Loaded first; prints on exit, on a separate line, what was loaded after it. */
 const WATCH = `
 import { registerHooks } from 'node:module';
 import { writeSync } from 'node:fs';
@@ -19,7 +19,7 @@ process.on('exit', () => {
 });
 `;
 
-/** The modules that the command loads: paths in the project, and node's own as \`node:…\`. */
+/** The modules that the command loads: paths in the project, and Node's own as `builtin NAME`. */
 function modulesOf(...words: string[]): string[] {
   const watch = `data:text/javascript,${encodeURIComponent(WATCH)}`;
   const { stderr } = spawnSync(process.execPath, ['--import', watch, MAIN, ...words], {
@@ -33,7 +33,7 @@ function modulesOf(...words: string[]): string[] {
 }
 
 const isPackage = (name: string) => (path: string) => path.includes(`node_modules/${name}/`);
-/** A part of Node, loaded by anything. */
+/** A part of Node, whoever loads it. */
 const isBuiltin = (name: string) => (path: string) =>
   path.startsWith('builtin ') && path.split(/[ /]/).includes(name);
 const isCommand = (path: string) =>
@@ -95,7 +95,7 @@ t.test('build, fsck and the daemon load no parser of schemas, fetch, TLS or Open
   const commands = {
     build: ['oci:none', '--name', 'a', '--store', none, '--key', key],
     fsck: ['--store', store],
-    // With a file where the run directory should be it ends when all is loaded.
+    // With a file in place of the run directory, it exits once everything is loaded.
     serve: ['--store', store, '--key', key, '--cache', none, '--run-dir', key],
   };
   for (const [command, words] of Object.entries(commands)) {

@@ -1,4 +1,4 @@
-/** The commands that work on a store as a whole, end to end: copy, tag, rm, images, gc. */
+/** The commands that work on a whole store, end to end: copy, tag, rm, images, gc. */
 import { spawn } from 'node:child_process';
 import { once } from 'node:events';
 import { existsSync, readdirSync, readFileSync, rmSync, statSync, writeFileSync } from 'node:fs';
@@ -17,14 +17,14 @@ import { age, chunkFileIn, rootDir } from '../support/dir-store.ts';
 
 const MAIN = new URL('../../src/main.ts', import.meta.url).pathname;
 const DAY_MS = 24 * 60 * 60 * 1000;
-/** Nothing waits for long, and what is a day old is old. */
+/** Short periods, so that everything a day old counts as old. */
 const POLICY = ['--grace', '1m', '--retention', '1h', '--build', '50s', '--view', '500ms', '--settle', '1s'];
 
 function manifestsIn(storeDir: string, digest: string): string {
   return join(rootDir(storeDir), 'manifests/sha256', digest.slice('sha256:'.length));
 }
 
-/** A store with `app:1`, of 18 chunks; its commands, and what they answer as JSON. */
+/** A store with `app:1`, of 18 chunks; functions that run commands on it, and their results as JSON. */
 async function withStore(t: Test) {
   const place = await diskWorkplace(t);
   const env = { LAZYDISK_STORE: place.store };
@@ -103,7 +103,7 @@ t.test('from a web server an image is copied for the keys that are named', async
 t.test('a copy and an export wait for a store that is away, if they are to', async (t) => {
   const { place, run } = await withStore(t);
   const { id } = place.image.manifest.ref(3);
-  // All is refused until that chunk has been refused more often than anything is tried without patience.
+  // Everything is refused until that chunk has been refused more often than is retried without patience.
   let refusals = 0;
   const server = createServer((request, response) => {
     if (request.url!.endsWith(id) && refusals < 8) refusals++;
@@ -214,7 +214,7 @@ t.test('garbage is put aside, read from there with an alarm, and deleted when no
   const swept = await json<SweepReport>('gc', 'sweep');
   t.match(swept, { sweptChunks: 18, sweptBytes: planned.sweptBytes, trash: /^trash\/1-/ });
 
-  // Somebody reads it still.
+  // A client still reads it.
   t.equal((await run('inspect', digest, '--key', place.key)).code, 0);
   const status = await json<GcStatus>('gc', 'status');
   t.match(status, { alarm: true, policy: { graceMs: 60_000 } });

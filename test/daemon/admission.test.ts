@@ -1,8 +1,8 @@
-/** Admission of starts: against a clock of the test's own, and against an origin that many starts would drown. */
+/** Admission of starts: with a clock controlled by the test, and with an origin that many starts would overwhelm. */
 import t from 'tap';
 import { Admission, type Admitted, type StartingDrive } from '../../src/daemon/admission.ts';
 
-/** A drive that the test moves on. */
+/** A drive whose progress the test controls. */
 function fakeDrive(name: string): StartingDrive & { reads: number; chunks: number; waits: number } {
   const drive = {
     name,
@@ -37,7 +37,7 @@ t.test('without strain a crowd starts, in waves that grow while the ones before 
   const attach = async () => {
     const admitted = await admission.admit();
     const drive = fakeDrive(`d${drives.length}`);
-    // It has asked for something, and nobody knows yet whether it comes.
+    // It has a read in flight, and nobody knows yet whether it will be answered.
     drive.waits = 1;
     admitted.started(drive);
     drives.push(drive);
@@ -173,9 +173,10 @@ t.test('a daemon that stops refuses who waits', async (t) => {
 });
 
 /**
- * A cold fleet and an origin of fixed capacity, in steps of 100 ms. Each of `drives` starts needs 40 chunks, of which
- * it asks for 8 at once; an ask that is not served in 2 s fails the start, which begins anew from nothing, while what
- * it had asked for is still in the origin's queue (nobody takes work back from a server). Finished starts in `endMs`.
+ * Simulates a cold fleet and an origin of fixed capacity, in steps of 100 ms. Each of `drives` starts needs 40 chunks
+ * and requests 8 at once. A request not served within 2 s fails the start, which begins again from nothing, while its
+ * earlier requests stay in the origin's queue (nobody takes work back from a server). Returns the starts finished in a
+ * minute.
  */
 async function simulate(
   drives: number,
@@ -221,7 +222,7 @@ async function simulate(
   let finished = 0;
   let next = 0;
   for (; nowMs < 60_000; nowMs += 100) {
-    // What comes in is more than the origin can feed. Whoever still waits at the end is refused.
+    // More arrives than the origin can feed. Attaches still waiting at the end are refused.
     for (let n = 0; n < attachesPerStep && next < drives; n++) begin(runs[next]!, next++).catch(() => {});
     await new Promise((resolve) => setImmediate(resolve));
     for (const start of runs) {
@@ -233,7 +234,7 @@ async function simulate(
     }
     for (const { start, askedMs, attempt } of queue) {
       if (attempt !== start.attempt || nowMs - askedMs < DEADLINE_MS) continue;
-      // The guest's root drive failed: it is started again.
+      // The guest's root drive failed, so the guest is started again.
       Object.assign(start, { attempt: start.attempt + 1, got: 0, asked: 0 });
     }
     for (const { start, attempt } of queue.splice(0, SERVED_PER_STEP)) {

@@ -1,4 +1,4 @@
-/** What a guest, an object or a disk does reaches no other guest: sixteen drives beside neighbours that are not well. */
+/** Trouble with one guest, object or disk reaches no other guest: sixteen drives beside neighbors in trouble. */
 import { readdirSync, readFileSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import t from 'tap';

@@ -1,4 +1,4 @@
-/** kill -9 while drives are read: readers end, nothing hangs, and the next start is clean. */
+/** kill -9 while drives are being read: readers end, nothing hangs, and the next start is clean. */
 import { type ChildProcess, execFile, spawn } from 'node:child_process';
 import { once } from 'node:events';
 import { lstatSync, readFileSync } from 'node:fs';
@@ -15,7 +15,9 @@ import { skipWithout } from '../support/tools.ts';
 const run = promisify(execFile);
 const ROUNDS = 3;
 
-/** Reads that go to the daemon each time (O_DIRECT, NBD) and through the page cache, until one fails. */
+/**
+ * Starts processes that read from the daemon each time (O_DIRECT, NBD) or through the page cache, until a read fails.
+ */
 function readForever(drive: DriveInfo): ChildProcess[] {
   const loop = (command: string, at: string) =>
     spawn('sh', ['-c', `while ${command} 2>/dev/null; do :; done`, 'sh', at], { stdio: 'ignore' });
@@ -47,12 +49,12 @@ t.test('killed while serving, it starts again as if nothing had been', async (t)
     t.equal(mountsAt(paths.drives), drive.fuse === null ? 0 : 1);
     const readers = readForever(drive);
     const ends = readers.map((reader) => once(reader, 'exit'));
-    // At another moment each time: while the cache fills, and when it is warm.
+    // At a different moment in each round: while the cache fills, and when it is warm.
     while ((await daemon.ask<DriveStat>('stat', drive.name)).readBytes < (round * 4 + 1) * 8 * 1024 ** 2)
       await sleep(20);
     daemon.child.kill('SIGKILL');
     t.match(await daemon.exited, { signal: 'SIGKILL' });
-    // A reader that hung would hold the test until its timeout.
+    // A hanging reader would block the test until its timeout.
     await Promise.all(ends);
     t.ok(lstatSync(paths.control).isSocket(), 'what it left is there');
   }

@@ -1,4 +1,4 @@
-/** The drives of a daemon, without a daemon: how many there may be, and what listing them is like. */
+/** The drives of a daemon, tested without one: how many there may be, and how they are listed. */
 import t, { type Test } from 'tap';
 import { ChunkMemory } from '../../src/chunk/memory.ts';
 import { ChunkReader } from '../../src/chunk/reader.ts';
@@ -50,7 +50,7 @@ t.test(
     const { drives, digest } = await setUp(t);
     const signal = new AbortController().signal;
     const attach = (name: string) => drives.attach({ image: digest, name }, signal);
-    // The last comes first: lists are sorted.
+    // Attached in reverse order, because lists must be sorted.
     for (let n = DRIVES_MAX - 1; n >= 0; n--) await attach(`vm${String(n).padStart(5, '0')}`);
     await t.rejects(attach('more'), { code: 'OVERLOAD', message: /16384 drives are attached/ });
     t.equal(drives.size, DRIVES_MAX);

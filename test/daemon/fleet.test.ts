@@ -35,7 +35,7 @@ t.test(
     await until(async () => (await first.ask<FleetInfo>('fleet', 'status')).fills === 18);
     await until(async () => (await first.ask<FleetPlaces>('fleet', 'where', 'app:1')).readable === 18);
 
-    // Another host: its own run directory and cache. The store is out of its reach.
+    // Another host, with its own run directory and cache. It cannot reach the store.
     const other = { ...place, runDir: join(place.dir, 'run2'), cache: join(place.dir, 'cache2') };
     const second = await TestDaemon.start(t, other, ['--fleet', urlOf(nodes)]);
     const away = await second.ask<DriveInfo>('attach', 'app:1');
@@ -112,7 +112,7 @@ t.test('with the whole fleet down it serves from the origin, and says so once', 
   });
 
   for (const node of nodes) await node.start();
-  // Only a read asks a node, and probes one that is out.
+  // Only a read contacts nodes, and probes one that is out.
   await until(async () => {
     await daemon.ask('fleet', 'where', 'app:1');
     return (await daemon.ask<DaemonStatus>('status')).fleet!.nodesUp === 2;

@@ -1,4 +1,4 @@
-/** An HTTP server that idle connections cannot shut anybody out of. */
+/** An HTTP server that idle connections cannot block. */
 import { once } from 'node:events';
 import { Agent, get, type Server } from 'node:http';
 import { type AddressInfo, connect, type Socket } from 'node:net';

@@ -1,4 +1,4 @@
-/** The disk cache's file system hangs already when the daemon starts: it serves without, and stops. */
+/** The disk cache's file system hangs before the daemon starts: the daemon serves without it, and stops. */
 import { mkdirSync } from 'node:fs';
 import { join } from 'node:path';
 import t, { type Test } from 'tap';
@@ -9,8 +9,8 @@ import { diskWorkplace, TestDaemon } from '../support/daemon.ts';
 import { NbdClient } from '../support/nbd-client.ts';
 
 /**
- * Mounts a file system at `dir` whose server never answers; undefined where that is not allowed. What comes back makes
- * every call to it fail.
+ * Mounts a file system at `dir` whose server never answers; undefined if that is not permitted. The function returned
+ * makes every call to the file system fail.
  */
 function mountHung(t: Test, dir: string): (() => Promise<void>) | undefined {
   mkdirSync(dir);

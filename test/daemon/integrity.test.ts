@@ -1,7 +1,7 @@
 /**
- * A minute of everything at once, and every byte compared: a tiny memory, a tiny disk cache whose file is damaged while it
- * runs, a fleet with a node that stops and goes on, images that share chunks, drives that come and go, and guests over
- * NBD and FUSE, some of whom are slow or leave in the middle. SOAK_SECONDS makes it longer.
+ * A minute of everything at once, with every byte compared: a tiny memory, a tiny disk cache whose file is damaged
+ * meanwhile, a fleet with a node that stops and resumes, images that share chunks, drives that come and go, and guests
+ * over NBD and FUSE, some of which are slow or disconnect midway. SOAK_SECONDS makes it longer.
  */
 import { randomBytes, randomInt } from 'node:crypto';
 import { closeSync, fstatSync, openSync, readSync, writeSync } from 'node:fs';
@@ -30,7 +30,7 @@ interface Soak {
   readonly disks: ReadonlyMap<string, Buffer>;
   readonly nodes: readonly Memcached[];
   readonly endAt: number;
-  /** What was not what it should have been. */
+  /** Wrong bytes and failed reads. */
   readonly wrong: string[];
   nbdReads: number;
   fuseReads: number;
@@ -55,7 +55,7 @@ async function makeDisks(place: Workplace): Promise<Map<string, Buffer>> {
   return disks;
 }
 
-/** Reads of a drive that stays: none may fail. */
+/** Reads a drive that stays attached: no read may fail. */
 async function steadyGuest(soak: Soak, drive: string): Promise<void> {
   const disk = diskOf(soak, drive);
   while (performance.now() < soak.endAt) {
@@ -68,7 +68,7 @@ async function steadyGuest(soak: Soak, drive: string): Promise<void> {
         const offset = randomInt(disk.length - lengthBytes);
         asked.set(client.send({ type: 0, offset, lengthBytes }), { offset, lengthBytes });
       }
-      // Some leave with answers on their way, some are slow to take them.
+      // Some disconnect with answers pending; others are slow to take them.
       if (randomInt(8) === 0) break;
       if (randomInt(4) === 0) await sleep(randomInt(50, 500));
       while (asked.size > 0) {
@@ -101,7 +101,7 @@ async function fuseGuest(soak: Soak, drive: string): Promise<void> {
   }
 }
 
-/** Drives that come and go while somebody reads them: what is read is right, or not read at all. */
+/** Attaches and detaches drives while they are read: each read returns the right bytes or fails. */
 async function visitor(soak: Soak, number: number): Promise<void> {
   while (performance.now() < soak.endAt) {
     const drive = `${pick(IMAGES)}-visitor-${number}`;
@@ -124,7 +124,7 @@ async function visitor(soak: Soak, number: number): Promise<void> {
   }
 }
 
-/** One bit of the cache's file after the other. */
+/** Flips bits of the cache's file, one after another. */
 async function vandal({ place, endAt }: Soak): Promise<void> {
   const fd = openSync(join(place.cache, 'chunks'), 'r+');
   const { size } = fstatSync(fd);
@@ -158,7 +158,7 @@ async function setUp(t: Test): Promise<Soak & { daemon: TestDaemon }> {
     await Promise.all(nodes.map((node) => node.kill()));
   });
   const url = `memcached://${nodes.map(({ port }) => `127.0.0.1:${port}`).join(',')}?k=2&m=1`;
-  // The daemon's own time for a read is far above what a loaded machine takes for one.
+  // The daemon's read timeout is far above what a loaded machine takes for a read.
   const times = ['--read-timeout', '100s', '--guest-timeout', '200s', '--origin-timeout', '20s'];
   const sizes = ['--memory', '8M', '--cache-size', '10M'];
   const flags = [...sizes, ...times, '--fleet', url, '--starts-max', '1000'];

@@ -1,6 +1,6 @@
 /**
- * What a daemon has attached outlives its name, on a real RGW with the credentials that systemd/README.md asks for and no others: put
- * under `hosts/`, and reads.
+ * What a daemon has attached outlives its name, on a real RGW with exactly the permissions that systemd/README.md asks
+ * for: reads, and writes below `hosts/`.
  */
 import { execFile } from 'node:child_process';
 import { randomBytes } from 'node:crypto';
@@ -23,7 +23,7 @@ import { skipWithout } from '../support/tools.ts';
 const run = promisify(execFile);
 
 const CHUNKS = 12;
-/** A lease is over after the retention, so a loaded machine must not stop the daemon for as long as that. */
+/** A lease expires after the retention, so a loaded machine must not stall the daemon for that long. */
 const POLICY = [
   '--view',
   '500ms',
@@ -36,10 +36,10 @@ const POLICY = [
   '--retention',
   '12s',
 ];
-/** Between looks, each of which costs a process. */
+/** The pause between checks, because each one costs a process. */
 const PAUSE_MS = 1_000;
 
-/** A bucket with the images `app:1` and `other:1`, and credentials of a daemon. */
+/** A bucket with the images `app:1` and `other:1`, and a daemon's credentials. */
 async function newBucket(t: Test) {
   const rgw = await Rgw.start();
   t.teardown(() => rgw.close());
@@ -64,7 +64,7 @@ async function keysOf({ parts }: RootStore, prefix = ''): Promise<string[]> {
   return keys.sort();
 }
 
-/** What is left in the store of a disk that shares nothing: its manifest and chunks, wherever they lie. */
+/** What the store still has of an image that shares nothing: its manifest and chunks, in any area. */
 async function leftOf(store: RootStore, { digest, manifest }: Awaited<ReturnType<typeof putDisk>>) {
   const parts = [digest.slice('sha256:'.length)];
   for (let entry = 0; entry < manifest.storedChunks; entry++) parts.push(manifest.ref(entry).id);

@@ -1,4 +1,4 @@
-/** A store that lies, seen from where a guest reads: an I/O error with a name, never a wrong byte. */
+/** A store with corrupt data, as a guest sees it: an I/O error that names the cause, never a wrong byte. */
 import { execFile } from 'node:child_process';
 import { readdirSync, readFileSync, rmSync, statSync, writeFileSync } from 'node:fs';
 import { open, readFile } from 'node:fs/promises';
@@ -105,7 +105,7 @@ t.test('a disk cache that was flipped in every record gives no wrong byte and he
   await run('nbdcopy', [(await first.ask<DriveInfo>('attach', 'app:1')).nbd, copy]);
   await first.stop();
 
-  // Every 64 KiB a bit: each record of half a MiB has some, headers may too.
+  // One bit every 64 KiB: each record of half a MiB has some, and headers may too.
   const chunks = join(place.cache, 'chunks');
   const bytes = readFileSync(chunks);
   for (let at = 70_000; at < bytes.length; at += 65_536) bytes[at]! ^= 1;

@@ -1,4 +1,4 @@
-/** The log where it cannot be written: lines are lost and counted, and nothing else happens. */
+/** A log that cannot be written: lines are lost and counted, and nothing else happens. */
 import { spawn } from 'node:child_process';
 import { once } from 'node:events';
 import { closeSync, existsSync, mkdtempSync, openSync, readFileSync, readSync, rmSync } from 'node:fs';
@@ -23,7 +23,7 @@ function errorWith(code: string): Error {
   return Object.assign(new Error(code), { code });
 }
 
-/** A sink that does what `step` says and keeps what it took. */
+/** A sink that writes as `step` says and keeps what it wrote. */
 function scripted(step: (bytes: Buffer) => number): { sink: Sink; text: () => string } {
   const taken: Buffer[] = [];
   const sink = (bytes: Buffer) => {
@@ -157,7 +157,7 @@ function serveWords(place: Workplace): string[] {
   ];
 }
 
-/** Starts `command` and waits until the daemon in it answers. All of it is killed with the test. */
+/** Starts `command` and waits until its daemon answers. All its processes are killed with the test. */
 async function serve(t: Test, place: Workplace, command: readonly string[], stderr: number | 'pipe') {
   const child = spawn(command[0]!, command.slice(1), { stdio: ['ignore', 'ignore', stderr] });
   const exited = once(child, 'exit') as Promise<[number | null, NodeJS.Signals | null]>;
@@ -168,7 +168,7 @@ async function serve(t: Test, place: Workplace, command: readonly string[], stde
       try {
         process.kill(each, 'SIGKILL');
       } catch {
-        // It has ended.
+        // It has exited.
       }
     }
     await exited;
@@ -184,7 +184,7 @@ async function serve(t: Test, place: Workplace, command: readonly string[], stde
   }
 }
 
-/** A request that is refused, with a long path, is a long line of the log. */
+/** Makes a request that is refused; its long path makes a long log line. */
 function refusedRequest(place: Workplace): Promise<void> {
   return new Promise((resolve, reject) => {
     const socketPath = join(place.runDir, 'control.sock');
@@ -195,7 +195,7 @@ function refusedRequest(place: Workplace): Promise<void> {
   });
 }
 
-/** Loses lines of the log, and reads on. */
+/** Loses log lines and checks that reads still work. */
 async function readsOn(t: Test, place: Workplace & { disk: Buffer }, client: ControlClient): Promise<void> {
   while ((await client.status()).logLinesDropped === 0) await refusedRequest(place);
   await client.attach({ image: 'app:1', name: 'web' });
@@ -227,7 +227,7 @@ t.test('a daemon whose log nobody reads serves on, says so, and stops', async (t
 t.test('a daemon whose terminal has gone serves on, says so, and stops', async (t) => {
   if (skipWithout(t, 'script', 'setsid')) return;
   const place = await diskWorkplace(t, 4);
-  // In a session of its own, as a daemon that was started by hand and outlives the login.
+  // In a session of its own, like a daemon that was started by hand and outlives the login.
   const words = [
     'exec',
     'setsid',
@@ -242,7 +242,7 @@ t.test('a daemon whose terminal has gone serves on, says so, and stops', async (
   await exited;
   await readsOn(t, place, client);
   process.kill(pid, 'SIGTERM');
-  // Its run directory is given back last.
+  // The run directory is released last.
   while (existsSync(join(place.runDir, 'run.lock'))) await setTimeout(10);
   t.notOk(existsSync(join(place.runDir, 'control.sock')));
 });

@@ -1,4 +1,4 @@
-/** The origin as the daemon asks it: the wrappers together, and a daemon whose store fails and comes back. */
+/** The daemon's access to the origin: the wrappers together, and a daemon whose store fails and recovers. */
 import { execFile } from 'node:child_process';
 import { readFile, rename, rm, symlink } from 'node:fs/promises';
 import { join } from 'node:path';
@@ -26,7 +26,7 @@ const CONFIG = {
 
 const idOf = (n: number) => n.toString(16).padStart(64, '0') as ChunkId;
 
-/** A store of which only chunks are read, as the test says. */
+/** A store that only reads chunks, with `getChunkOnce`. */
 function storeOf(getChunkOnce: Store['getChunkOnce']): ChunkSource {
   return { url: 'test://store', getChunkOnce };
 }
@@ -113,7 +113,7 @@ t.test('a daemon whose store fails says so, holds starts back, and goes on when 
   const status = () => daemon.ask<DaemonStatus>('status');
   t.match(await status(), { origin: { breaker: 'closed' }, admission: { strained: false } });
 
-  // A link to itself: every look into it fails, and not because nothing is there.
+  // A link to itself: every lookup below it fails with an error other than "not found".
   const chunks = join(rootDir(place.storeDir), 'chunks');
   await rename(chunks, `${chunks}.away`);
   await symlink('chunks', chunks);

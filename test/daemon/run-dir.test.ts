@@ -26,7 +26,7 @@ import type { LazydiskError } from '../../src/errors.ts';
 
 const noMount = async () => {};
 
-/** Short, for sun_path. */
+/** A short path, for sun_path. */
 function tempDir(t: Test): string {
   const dir = mkdtempSync(join(tmpdir(), 'lzd-'));
   t.teardown(() => rmSync(dir, { recursive: true, force: true }));

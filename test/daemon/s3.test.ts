@@ -1,4 +1,4 @@
-/** From build to a drive over a real RGW, with a rotation under it; the same image read through a web server. */
+/** From a build to a drive over a real RGW, with a rotation meanwhile; the same image read through a web server. */
 import { execFile } from 'node:child_process';
 import { readFile } from 'node:fs/promises';
 import { join } from 'node:path';

@@ -1,4 +1,4 @@
-/** The daemon from end to end, as a process, through the command line: what a user does, and what goes wrong. */
+/** The daemon end to end, as a process, through the command line: what a user does, and what goes wrong. */
 import { execFile } from 'node:child_process';
 import { existsSync, lstatSync, readdirSync } from 'node:fs';
 import { open, readFile, writeFile } from 'node:fs/promises';
@@ -182,7 +182,7 @@ t.test('the run directory is private, and empty after a stop', async (t) => {
 });
 
 t.test('a stop lets reads in flight end, and a warm cache serves after it', async (t) => {
-  // Few enough that the cache takes them all, however slow its disk is: it may drop what is over 16 MiB.
+  // Few enough that the cache takes them all, however slow its disk is: it may drop writes beyond 16 MiB.
   const place = await diskWorkplace(t, 24);
   const daemon = await TestDaemon.start(t, place);
   const drive = await daemon.ask<DriveInfo>('attach', 'app:1');
@@ -216,7 +216,7 @@ t.test('a read in flight when a stop comes gets its bytes', async (t) => {
   const offset = place.image.manifest.indexOf(1) * CHUNK_BYTES;
   const handle = await open(drive.fuse);
   const reading = handle.read(Buffer.alloc(4096), 0, 4096, offset);
-  // Not by the command line, which takes its time to start: the read has a deadline.
+  // Not through the command line, which takes its time to start: the read has a deadline.
   const client = new ControlClient(place.runDir);
   while ((await client.stat(drive.name)).inFlight === 0);
   daemon.child.kill('SIGTERM');
@@ -224,7 +224,7 @@ t.test('a read in flight when a stop comes gets its bytes', async (t) => {
   await t.rejects(client.attach({ image: 'app:1', name: 'late' }), { code: 'UNAVAILABLE' });
   web.mend();
   t.ok((await reading).buffer.equals(place.disk.subarray(offset, offset + 4096)));
-  // The file system is gone, and that is what a close may say.
+  // The file system is gone, so close may fail.
   await handle.close().catch(() => undefined);
   t.same(await daemon.exited, { code: 0, signal: null });
 });

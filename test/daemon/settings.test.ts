@@ -1,4 +1,4 @@
-/** The table of settings, and what is made of it. */
+/** The table of settings, and what is generated from it. */
 import t from 'tap';
 import { serveCommand } from '../../src/cli/serve.ts';
 import { resolveConfig } from '../../src/daemon/config.ts';

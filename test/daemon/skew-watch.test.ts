@@ -1,4 +1,4 @@
-/** What a daemon says when the store's clock and its host's differ. */
+/** What a daemon reports when the store's clock and its host's differ. */
 import t from 'tap';
 import { createLog } from '../../src/daemon/log.ts';
 import { SkewWatch } from '../../src/daemon/skew-watch.ts';

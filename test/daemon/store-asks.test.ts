@@ -1,4 +1,4 @@
-/** Attaches and lists while the store hangs: bounded, given up in time, and in nobody else's way. */
+/** Attaches and lists while the store hangs: bounded, given up in time, and not blocking anything else. */
 import { type ClientRequest, request } from 'node:http';
 import { join } from 'node:path';
 import t from 'tap';
@@ -58,10 +58,10 @@ t.test('a question that fails gives its place back', async (t) => {
   }
 });
 
-/** What an attach asks of the store. */
+/** The store's paths that an attach reads. */
 const NAMES = /\/(references|inherited|manifests)\//;
 
-/** An attach whose client can be made to go. */
+/** An attach whose client can disconnect. */
 function attachCall(place: Workplace, name: string): { call: ClientRequest; status: Promise<number> } {
   const socketPath = join(place.runDir, 'control.sock');
   const call = request({ socketPath, method: 'POST', path: '/v1/drives', agent: false });
@@ -72,7 +72,7 @@ function attachCall(place: Workplace, name: string): { call: ClientRequest; stat
   return { call, status };
 }
 
-/** Resolves when somebody is attaching `name`. */
+/** Resolves when `name` is being attached. */
 async function taken(client: ControlClient, name: string): Promise<void> {
   for (;;) {
     const error = await client.attach({ image: 'none:1', name }).catch((error: LazydiskError) => error);
@@ -92,7 +92,7 @@ t.test('a store that hangs: attaches fail in time and hold up nothing that does 
   const client = new ControlClient(place.runDir);
   await client.attach({ image: 'app:1', name: 'before' });
   web.hang(NAMES);
-  // More than may start at once, and more than are asked at once.
+  // More than may start at once, and more than the store is asked for at once.
   const calls = Array.from({ length: 40 }, (_, n) => attachCall(place, `hung${n}`));
   const statuses = Promise.all(calls.map(({ status }) => status));
   t.match(

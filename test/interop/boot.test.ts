@@ -1,7 +1,7 @@
 /**
- * The whole way with a real system: Debian's packages as a container image, built, served, and booted in a microVM
- * over each export. The guest's own checksums of its files are the host's of an unpack by somebody else's tool, and
- * a start moves little of the image.
+ * End to end with a real system: Debian packages as a container image, built, served, and booted in a microVM over each
+ * export. The checksums that the guest computes of its files must equal the host's of an unpack by an independent tool,
+ * and a start must fetch little of the image.
  */
 import { execFileSync } from 'node:child_process';
 import { createHash } from 'node:crypto';
@@ -14,7 +14,7 @@ import type { BuildReport } from '../../src/image/build.ts';
 import { lazydiskJson, TestDaemon, type Workplace, workplace } from '../support/daemon.ts';
 import { skipWithout } from '../support/tools.ts';
 
-/** Kept: the demo's own. */
+/** The demo's layout, which is kept. */
 const LAYOUT = join(import.meta.dirname, '../../.demo/oci');
 const FETCHED_SHARE_MAX = 0.4;
 

@@ -1,7 +1,7 @@
 /**
- * The whole way of an image, judged by others: layers with all that is hard to flatten, built and exported by the
- * command line, give a disk in which e2fsck finds nothing, in which the kernel sees what umoci unpacks, field by field,
- * and into which it writes.
+ * Images checked by independent tools: layers with everything that is hard to flatten, built and exported by the
+ * command line, yield a disk in which e2fsck finds no errors, in which the kernel sees what umoci unpacks, field by
+ * field, and to which it can write.
  */
 import { execFileSync } from 'node:child_process';
 import { copyFileSync } from 'node:fs';
@@ -24,7 +24,7 @@ import { UGLY_LAYERS, UNPACK_TIMED } from '../support/ugly-layers.ts';
 const ACL = '0200000001000600ffffffff020007000100010004000400ffffffff10000700ffffffff20000400ffffffff';
 const CAPABILITY = '0100000200200000000000000000000000000000';
 
-/** What only a disk can get wrong: long targets, large directories and xattrs, names that are no text. */
+/** What only a disk can get wrong: long targets, large directories and xattrs, names that are not valid text. */
 const MORE_LAYERS: TarEntrySpec[][] = [
   [
     {
@@ -56,11 +56,11 @@ const MORE_LAYERS: TarEntrySpec[][] = [
   ],
 ];
 
-/** What umoci unpacked, as a disk of it should look. */
+/** The tree that umoci unpacked, adjusted to how a disk of it should look. */
 function unpackedTree(rootfs: string): SeenTree {
   const tree = seenTree(rootfs, true);
   const folders = [...tree].filter(([, { kind }]) => kind === 'directory').map(([path]) => path);
-  // Not every file system that an unpack may lie in counts directories.
+  // Some file systems do not count subdirectories in nlink.
   for (const path of folders) tree.get(path)!.nlink = 2;
   for (const path of folders) {
     const parent = tree.get(path.slice(0, path.lastIndexOf('/')));

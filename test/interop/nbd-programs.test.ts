@@ -1,6 +1,6 @@
 /**
- * The programs that people have for NBD, on our server over a Unix socket and over TCP: each must see the same disk,
- * byte for byte, and refuse what cannot be done.
+ * Common NBD programs with our server, over a Unix socket and over TCP: each must see the same disk, byte for byte, and
+ * must be refused unsupported operations.
  */
 import { execFile } from 'node:child_process';
 import { randomFillSync } from 'node:crypto';
@@ -18,14 +18,14 @@ import { skipWithout } from '../support/tools.ts';
 
 const CHUNKS = 48;
 const ZERO_CHUNKS = [1, 4, 5, 6, 20, 47];
-/** Chunk 2 is this byte alone, for qemu-io's patterns. */
+/** Chunk 2 consists of this byte only, for qemu-io's patterns. */
 const PATTERN = 0xab;
 
 const bytes = randomFillSync(Buffer.alloc(CHUNKS * CHUNK_BYTES));
 for (const n of ZERO_CHUNKS) bytes.fill(0, n * CHUNK_BYTES, (n + 1) * CHUNK_BYTES);
 bytes.fill(PATTERN, 2 * CHUNK_BYTES, 3 * CHUNK_BYTES);
 
-/** Runs of equal kind over the whole disk, as [offset, length, is zero]. */
+/** Runs of the same kind over the whole disk, as [offset, length, is zero]. */
 const RUNS: [number, number, boolean][] = [];
 for (let n = 0; n < CHUNKS; n++) {
   const zero = ZERO_CHUNKS.includes(n);
@@ -40,7 +40,7 @@ writeFileSync(golden, bytes);
 writeFileSync(join(dir, 'reversed'), Buffer.from(bytes).reverse());
 
 const registry = new DriveRegistry();
-// Cold, so that the first program to come waits for its reads and later ones do not.
+// Cold, so that the first program waits for its reads and later ones do not.
 const device = new BufferDevice(bytes, { name: 'disk', cold: true });
 registry.add(device);
 registry.add(new BufferDevice(Buffer.alloc(CHUNK_BYTES), { name: 'empty' }));
@@ -99,7 +99,7 @@ for (const [transport, uri, base] of TRANSPORTS) {
     t.same(exports.map((one: Record<string, unknown>) => one['export-name']).sort(), ['disk', 'empty']);
   });
 
-  // Its questions over TCP come with a pause of 200 ms each: more than the time for one negotiation that goes nowhere.
+  // Over TCP, nbdinfo pauses 200 ms between options, so more of them would exceed the time limit of one negotiation.
   const manyCount = transport === 'TCP' ? 60 : 520;
   t.test(`nbdinfo --list names ${manyCount} exports: ${transport}`, async (t) => {
     if (skipWithout(t, 'nbdinfo')) return;

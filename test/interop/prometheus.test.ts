@@ -1,4 +1,4 @@
-/** The real Prometheus scrapes the real daemon, and its API is asked until the series are there. */
+/** The real Prometheus scrapes the real daemon, and its API is queried until the series appear. */
 import { type ChildProcess, execFile, spawn } from 'node:child_process';
 import { once } from 'node:events';
 import { writeFileSync } from 'node:fs';
@@ -13,7 +13,7 @@ import { skipWithout } from '../support/tools.ts';
 
 const run = promisify(execFile);
 
-/** Dashboards name them, so they must not go away. */
+/** Dashboards use these names, so they must not disappear. */
 const NAMES = [
   'lazydisk_answer_memory_bytes',
   'lazydisk_answer_memory_waits',
@@ -60,7 +60,7 @@ async function startPrometheus(t: Test, dir: string, target: string): Promise<st
     scrape_timeout: '200ms',
     static_configs: [{ targets: [target] }],
   };
-  // JSON is YAML.
+  // JSON is valid YAML.
   writeFileSync(config, JSON.stringify({ scrape_configs: [scrape] }));
   await run('promtool', ['check', 'config', config]);
   const address = `127.0.0.1:${await freePort()}`;
@@ -77,11 +77,11 @@ async function startPrometheus(t: Test, dir: string, target: string): Promise<st
   return `http://${address}`;
 }
 
-/** The value of an instant query with one result, as soon as there is one and `wanted` takes it. */
+/** The value of an instant query with one result, as soon as there is one that `wanted` accepts. */
 async function query(base: string, expression: string, wanted: (value: number) => boolean): Promise<number> {
   for (;;) {
     const url = `${base}/api/v1/query?query=${encodeURIComponent(expression)}`;
-    // It listens before it serves, and says then in plain text that it does not yet.
+    // It listens before it is ready, and until then answers in plain text that it is not.
     const answer = await fetch(url).then(
       (response) => (response.ok ? response.json() : undefined),
       () => undefined,

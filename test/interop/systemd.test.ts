@@ -1,4 +1,4 @@
-/** systemd's own tools on the unit, and on what the daemon says to systemd. */
+/** systemd's own tools check the unit, and what the daemon tells systemd. */
 import { execFile, spawn } from 'node:child_process';
 import { once } from 'node:events';
 import { existsSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
@@ -21,7 +21,7 @@ function tempDir(t: Test): string {
   return dir;
 }
 
-/** Receives datagrams on a Unix socket, which Node cannot; perl is in every Debian. */
+/** Receives datagrams on a Unix socket, which Node does not support; perl is in every Debian. */
 async function notifySocket(t: Test, address?: string): Promise<{ path: string; next(): Promise<string> }> {
   const path = address ?? join(tempDir(t), 'notify');
   const code = `use Socket; $| = 1; socket(my $s, AF_UNIX, SOCK_DGRAM, 0) or die $!; $ARGV[0] =~ s/^@/\\0/; bind($s, sockaddr_un($ARGV[0])) or die $!;
@@ -40,7 +40,7 @@ async function notifySocket(t: Test, address?: string): Promise<{ path: string; 
 t.test('systemd finds nothing wrong with the unit', async (t) => {
   if (skipWithout(t, 'systemd-analyze')) return;
   const unit = join(tempDir(t), 'lazydisk.service');
-  // Where the program lies differs; that it can be executed is checked of the launcher here.
+  // The program's path may differ; the launcher of this checkout takes its place, so that it can be found.
   const text = readFileSync(UNIT, 'utf8');
   writeFileSync(
     unit,
@@ -75,7 +75,7 @@ t.test('systemd hears ready, watchdog and stopping', async (t) => {
   const notifier = new Notifier(createLog('silent'), env);
   notifier.ready('serving\n2 drives');
   t.match(await socket.next(), /^READY=1\|STATUS=serving 2 drives/);
-  // Unreferenced, the watchdog's timer does not keep the test alive: something must.
+  // The watchdog's timer is unreferenced, so another one must keep the test alive.
   const alive = setInterval(() => {}, 1000);
   t.match(await socket.next(), /^WATCHDOG=1/);
   clearInterval(alive);
