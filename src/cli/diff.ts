@@ -13,7 +13,7 @@ import {
 } from './context.ts';
 import { list, table } from './table.ts';
 
-/** Paths of each image without --all. */
+/** Paths shown for each image without --all. */
 const PATHS_MAX = 40;
 
 interface DiffCommandOptions extends JsonOptions, StoreOptions {

@@ -26,9 +26,9 @@ export function describeTree(images: readonly SharingImage[]): string {
   return `${table(COLUMNS, rows)}${images.length} images, ${formatSize(total)} stored\n`;
 }
 
-/** The lines in front of the names of a tree, from the depths of its nodes in their order. */
+/** Returns the lines drawn in front of the names of a tree, given the depths of its nodes in order. */
 function branchesOf(depths: readonly number[]): string[] {
-  /** By depth: whether a node of that depth follows below, before one that is less deep. */
+  /** By depth: whether another node of that depth follows before a shallower one. */
   const goesOn: boolean[] = [];
   return depths
     .toReversed()

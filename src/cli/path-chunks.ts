@@ -1,4 +1,4 @@
-/** `lazydisk inspect --paths`, for people: which path lies in which chunks, a line for each. */
+/** `lazydisk inspect --paths`, for people: which chunks hold which path, one line per path. */
 import type { ChunkPaths } from '../image/chunk-paths.ts';
 import { formatSize } from '../units.ts';
 import { table } from './table.ts';

@@ -1,4 +1,4 @@
-/** The commands that tell why images share what they share: diff, inspect --paths, images --tree. */
+/** The commands that show what images share and why: diff, inspect --paths, images --tree. */
 import { randomBytes } from 'node:crypto';
 import { rmSync } from 'node:fs';
 import { join } from 'node:path';

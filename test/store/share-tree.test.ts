@@ -1,4 +1,4 @@
-/** The sharing of a store: what each image adds, and which older one it stands below. */
+/** Sharing in a store: what each image adds, and which older image is its parent in the tree. */
 import { join } from 'node:path';
 import fc from 'fast-check';
 import t, { type Test } from 'tap';
@@ -19,7 +19,7 @@ async function newStore(t: Test) {
   return { store, writer, put: putter(writer, key) };
 }
 
-/** Names an image of these chunks; that of chunk _n_ has 1000 + _n_ sealed bytes. */
+/** Puts and names an image with these chunks; chunk _n_ has 1000 + _n_ sealed bytes. */
 function putter(writer: StoreWriter, key: TenantKey) {
   return async (name: string, chunks: readonly number[]) => {
     const entries: ManifestEntry[] = sampleEntries(chunks);
@@ -27,7 +27,7 @@ function putter(writer: StoreWriter, key: TenantKey) {
   };
 }
 
-/** Names have times of milliseconds, which are the order of the tree. */
+/** The tree is ordered by the times of names, which are in milliseconds. */
 async function nextTime(): Promise<void> {
   for (const from = Date.now(); Date.now() <= from; ) await new Promise((resolve) => setTimeout(resolve, 1));
 }
