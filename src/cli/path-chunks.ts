@@ -1,4 +1,4 @@
-/** `lazydisk inspect --paths`, for people: which chunks hold which path, one line per path. */
+/** `lazydisk inspect --paths`, for people: which chunks hold which path, one line per chunk. */
 import type { ChunkPaths } from '../image/chunk-paths.ts';
 import { formatSize } from '../units.ts';
 import { table } from './table.ts';
