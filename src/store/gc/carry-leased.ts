@@ -1,6 +1,6 @@
 /**
- * Brings along what drives need of a root that is left behind: images that no name means any more, so that no rotation
- * moves them for their name, and that hosts have leased.
+ * Copies what drives need from a root that is left behind: leased images that no name points to any more, and that no
+ * rotation therefore moves by name.
  */
 import { codeOf, errorText, LazydiskError } from '../../errors.ts';
 import type { ImageDigest } from '../../format/image-digest.ts';
@@ -11,7 +11,7 @@ import type { StoreParts } from '../roots/parts.ts';
 import type { Area } from '../roots/view.ts';
 import { areasOfRoot, imagesIn } from './mark.ts';
 
-/** A leased image that cannot be brought along: the root must stay for it. */
+/** A leased image that cannot be copied; it holds the root. */
 export interface StuckImage {
   readonly image: ImageDigest;
   readonly host: string;
@@ -19,7 +19,7 @@ export interface StuckImage {
 }
 
 export interface CarryLeasedOptions {
-  /** Leases written since count, by the store's clock. */
+  /** Leases written since this store time count. */
   readonly sinceMs: number;
   readonly dryRun?: boolean | undefined;
   onCopied?(bytes: number): void;
@@ -27,9 +27,9 @@ export interface CarryLeasedOptions {
 }
 
 /**
- * Copies what hosts have leased of `root` and its trash into the active root, as far as it is not there. Gives those
- * that were copied, or with `dryRun` would be, and those that could not be, being damaged. Throws TIMEOUT for an image that
- * takes longer than the store allows, UNAVAILABLE, ABORTED.
+ * Copies the leased images of `root` and its trash into the active root, unless they are there. Returns those that it
+ * copied, or with `dryRun` would copy, and those that it could not copy because they are damaged. Throws TIMEOUT for an
+ * image that takes longer than the store allows, UNAVAILABLE, ABORTED.
  */
 export async function carryLeased(
   parts: StoreParts,

@@ -1,7 +1,7 @@
 /**
- * One object in the store for each run of a command that changes it as a whole: what, where, since when, how far. People
- * read it (`lazydisk gc status`); no command depends on it, since each finds out from the store itself what is left to do.
- * Writing it also tells the store's own time, which ages are compared with.
+ * A journal object in the store for each run of a command that changes the whole store: what, where, since when, how
+ * far. It is for people (`lazydisk gc status`); no command depends on it, because each works out what is left to do
+ * from the store itself. Writing the journal also yields the store's own time, which object ages are compared with.
  */
 import { randomBytes } from 'node:crypto';
 import { hostname } from 'node:os';
@@ -19,12 +19,12 @@ export interface JournalEntry {
   readonly started: string;
   readonly updated: string;
   readonly state: 'running' | 'done' | 'failed';
-  /** What the command counts; numbers, and short texts. */
+  /** The command's counts: numbers and short texts. */
   readonly details: Readonly<Record<string, unknown>>;
 }
 
 export class Journal {
-  /** Fit for a part of a key, and in the order of time. */
+  /** Valid as part of a key; sorts by time. */
   readonly id: string;
   readonly #objects: ObjectStore;
   readonly #command: string;
@@ -42,7 +42,7 @@ export class Journal {
     return journal;
   }
 
-  /** The store's time now, in milliseconds since 1970. */
+  /** The store's current time, in milliseconds since 1970. */
   async storeNowMs(): Promise<number> {
     await this.write('running', {});
     const found = await this.#objects.head(this.#key);
@@ -70,7 +70,7 @@ export class Journal {
   }
 }
 
-/** The last `max` entries, newest first. One that cannot be read is left out. */
+/** The last `max` entries, newest first. Unreadable entries are left out. */
 export async function lastEntries(objects: ObjectStore, max: number): Promise<JournalEntry[]> {
   const keys: string[] = [];
   for await (const page of objects.list(JOURNAL_PREFIX)) keys.push(...page.map(({ key }) => key));
@@ -99,7 +99,7 @@ function parseEntry(text: string): JournalEntry | undefined {
   return hasTexts && isState && hasDetails && typeof entry.pid === 'number' ? entry : undefined;
 }
 
-/** `work` with a journal that says how it ended. */
+/** Runs `work` with a journal that records its outcome. */
 export async function journaled<T extends object>(
   objects: ObjectStore,
   command: string,

@@ -1,6 +1,6 @@
 /**
- * What lies in areas that are gone: a process that was stopped, or whose write hung, writes into the root or the trash that
- * it knew, which may have been purged since. Nobody reads it there, so it is only a waste.
+ * Finds objects in areas that no longer exist. A process that stalled, or whose write hung, may write into a root or
+ * trash that has been purged meanwhile. Nobody reads those objects, so they only waste space.
  */
 
 import type { ObjectInfo } from '../objects/object-store.ts';
@@ -10,7 +10,7 @@ import type { View } from '../roots/view.ts';
 
 const BATCH_MAX = 1000;
 
-/** Pages of all of it. `view` must be one of now. */
+/** Pages of all such objects. `view` must be current. */
 export async function* litterPages(
   { objects }: StoreParts,
   view: View,
@@ -22,7 +22,7 @@ export async function* litterPages(
     }
 }
 
-/** Areas with objects that the store does not know: roots older than all that it has, and trash without a marker. */
+/** Unknown areas with objects: roots older than all known ones, and trash without a marker. */
 async function strayAreas(objects: StoreParts['objects'], view: View): Promise<AreaPath[]> {
   const known = new Set(view.areas.map(({ path }) => path));
   const oldest = Math.min(
@@ -40,7 +40,7 @@ async function strayAreas(objects: StoreParts['objects'], view: View): Promise<A
       }
   const stray: AreaPath[] = [];
   for (const area of unknown) {
-    // It may be so new that no listing shows its marker.
+    // The area may be so new that no listing shows its marker yet.
     const markers = [stateKey(area, 'opened'), stateKey(area, 'deleting')];
     const found = await Promise.all(markers.map((key) => objects.head(key)));
     if (found.every((info) => info === undefined)) stray.push(area);

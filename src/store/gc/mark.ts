@@ -1,8 +1,9 @@
 /**
- * What is alive in the active root: the images that names mean; those that a name meant until lately, since drives of
- * them may just be attached; those that hosts have leased, because drives of them are; and those that have a manifest there and no name yet, or again, for somebody may be about to
- * give them one. Their manifests say which chunks. Needs no key. It fails rather than guess: an image whose manifest cannot be
- * read could have any chunk, and then none is garbage.
+ * Finds what is live in the active root. Live images are those that a name points to; those that a name pointed to
+ * recently, since a drive may be attaching one; those that hosts have leased, because drives use them; and those whose
+ * manifest is there without a name, which a writer may be about to set. Their manifests list the live chunks. No key is
+ * needed. Marking fails rather than guesses: an image whose manifest cannot be read could have any chunk, so then no
+ * chunk is garbage.
  */
 import { pooled } from '../../async/pooled.ts';
 import { codeOf, LazydiskError, withContext } from '../../errors.ts';
@@ -21,29 +22,32 @@ import type { Reference } from '../store.ts';
 
 const MANIFESTS_MAX = 8;
 
-/** Times that a manifest which must be there is looked for once more. */
+/** How often to look again for a manifest that must exist. */
 const LOOKS_MAX = 3;
 
-/** What is alive, as far as it is known. */
+/** What is known to be live. */
 export class LiveSet {
   readonly chunks = new IdTable();
   readonly images = new Set<ImageDigest>();
-  /** Images that no name means, of which there are corrupt manifests alone: any chunk may be theirs. */
+  /** Unnamed images with only corrupt manifests: any chunk may be theirs. */
   readonly unknown = new Set<ImageDigest>();
-  /** Names of images that are gone, given by writers that were stopped for too long: they stop nothing. */
+  /** Names that stalled writers set to images that are gone; they do not make the mark fail. */
   readonly lostNames: string[] = [];
 }
 
 export interface MarkOptions {
-  /** The store's time now, in milliseconds since 1970. */
+  /** The store's current time, in milliseconds since 1970. */
   readonly nowMs: number;
-  /** Manifests in the root that were written since count, whatever names say. */
+  /** Manifests written to the root since this store time count even without a name. */
   readonly unnamedSinceMs: number;
   onProgress?(images: number, imagesTotal: number): void;
   readonly signal?: AbortSignal;
 }
 
-/** Throws CORRUPT or NOT_FOUND naming the name whose image cannot be known, UNAVAILABLE, ABORTED. */
+/**
+ * Throws CORRUPT or NOT_FOUND with the name whose image cannot be determined, BUSY if another root was opened
+ * meanwhile, UNAVAILABLE, ABORTED.
+ */
 export async function mark(parts: StoreParts, view: View, options: MarkOptions): Promise<LiveSet> {
   const { references, policy } = parts;
   const current = await references.list(view);
@@ -61,8 +65,8 @@ export async function mark(parts: StoreParts, view: View, options: MarkOptions):
 }
 
 /**
- * Takes into `live` what was leased since `sinceMs` of the store's clock, for whoever goes by a mark of a while ago. Throws
- * what `mark` does.
+ * Adds to `live` the images leased since `sinceMs` of the store's clock, for callers with an older mark. Throws what
+ * `mark` throws.
  */
 export async function addLeased(
   parts: StoreParts,
@@ -75,7 +79,7 @@ export async function addLeased(
   await marking.addLeased(await imagesIn(parts.objects, areasOfRoot(view, view.active)), sinceMs);
 }
 
-/** Fills a set of what is alive with the chunks of image after image. */
+/** Adds the chunks of one image after another to a live set. */
 class Marking {
   readonly live: LiveSet;
   readonly #parts: StoreParts;
@@ -100,9 +104,9 @@ class Marking {
   }
 
   /**
-   * Takes in the chunks of `images`. A manifest that is not found is looked for again: just written, or just put aside, it
-   * is there when listings have caught up. One that a name means is looked for several times, because it may be moving
-   * just then; but what is named later than a mark is safe without it, so only as long as the name means it.
+   * Adds the chunks of `images`. A missing manifest is looked for again: one that was just written or just moved
+   * appears once listings have caught up. A named one is looked for several times, because it may be moving at that
+   * moment. This lasts only while the name points to it: whatever is named after a mark is safe without the mark.
    */
   async addAll(images: Iterable<ImageDigest>): Promise<void> {
     let missing = await this.#add(this.#view, images);
@@ -114,7 +118,7 @@ class Marking {
       for (const name of this.#names.get(digest)!) await this.#giveUp(name, digest);
   }
 
-  /** Throws, unless the name was written so late that the image may have been gone by then. */
+  /** Records the name as lost if it was written so late that the image may have been gone by then; otherwise throws. */
   async #giveUp(name: string, digest: ImageDigest): Promise<void> {
     const { objects, references, policy } = this.#parts;
     if (!(await references.isLate(this.#view.active.path, name, policy.buildMs)))
@@ -126,9 +130,9 @@ class Marking {
   }
 
   /**
-   * Takes in those images of `there`, what there is in the root and its trash, that hosts have leased since `sinceMs`. A lease
-   * may be of anything, so nothing is looked for by it; but while a manifest moves it may be in no listing at all, so where
-   * other images than these are leased, as of retired roots, there is a second look.
+   * Adds the images that hosts have leased since `sinceMs`, out of `there`, the images in the root and its trash. A
+   * lease may name any image, so a lease alone starts no search. But a manifest that is moving may be missing from all
+   * listings. So if images outside `there` are leased, such as those of retired roots, it looks a second time.
    */
   async addLeased(there: ReadonlyMap<ImageDigest, unknown>, sinceMs: number): Promise<void> {
     const { objects } = this.#parts;
@@ -144,7 +148,7 @@ class Marking {
     await this.addAll([...leased.keys()]);
   }
 
-  /** Gives those that have no manifest. */
+  /** Returns the images that have no manifest. */
   async #add(view: View, images: Iterable<ImageDigest>): Promise<ImageDigest[]> {
     const { live } = this;
     const { objects } = this.#parts;
@@ -159,7 +163,8 @@ class Marking {
         if (clear) addChunks(live.chunks, clear);
         else missing.push(digest);
       } catch (error) {
-        // Without a name it stops nothing for long. But a store that does not answer says nothing of what lies there.
+        // An unnamed corrupt manifest does not block for long. But if the store does not answer, nothing is known about
+        // it.
         const isCorrupt = codeOf(error) === 'CORRUPT';
         if (name !== undefined || !isCorrupt) throw error;
         live.unknown.add(digest);
@@ -194,12 +199,14 @@ class Marking {
   }
 }
 
-/** A root and the trash of its sweeps: where what is in it lies. */
+/** A root and the trash of its sweeps: everywhere its objects may be. */
 export function areasOfRoot({ trash }: View, { path, root }: Area): AreaPath[] {
   return [path, ...trash.filter((area) => area.root === root).map((area) => area.path)];
 }
 
-/** The images that have a manifest in `areas`, and when the last of those in a root was written; -1 for trash alone. */
+/**
+ * The images that have a manifest in `areas`, and when the newest manifest in a root was written; -1 if only in trash.
+ */
 export async function imagesIn(
   objects: ObjectStore,
   areas: readonly AreaPath[],
@@ -220,9 +227,9 @@ export async function imagesIn(
 }
 
 /**
- * Images that a name meant at some time since `sinceMs`, as the records of what names were set to tell: one meant its
- * image until the next was written. A last record that is not what the name means now is of a writer that stopped
- * before it set the name, or that another overtook.
+ * Images that a name pointed to at some time since `sinceMs`, according to the name history: a name pointed to an image
+ * until its next record was written. If a name's last record differs from its current image, its writer stopped before
+ * it set the name, or another writer overtook it.
  */
 export function latelyNamed(
   records: readonly DatedRecord[],
@@ -247,7 +254,7 @@ export function latelyNamed(
   return found;
 }
 
-/** The first manifest of `digest` in `areas` that proves itself; undefined if there is none at all. */
+/** The first valid manifest of `digest` in `areas`; undefined if there is none. Throws CORRUPT if none is valid. */
 export async function findClear(
   objects: ObjectStore,
   areas: readonly AreaPath[],

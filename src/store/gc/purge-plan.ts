@@ -1,6 +1,6 @@
 /**
- * What a purge does with which area and when: by the areas' markers, by who read from them last, and by the store's time.
- * Only `purge` deletes, and it asks again before each area.
+ * Decides what a purge does with each area and when, from the areas' markers, the last reads from them, and the store's
+ * time. Only `purge` deletes, and it checks again before each area.
  */
 import type { ObjectStore } from '../objects/object-store.ts';
 import { type LastRead, lastRead } from '../roots/host-reads.ts';
@@ -8,36 +8,36 @@ import { type AreaPath, rootPath } from '../roots/layout.ts';
 import type { StorePolicy } from '../roots/policy.ts';
 import type { Area, View } from '../roots/view.ts';
 
-/** Who read last from which area. */
+/** The last read from each area. */
 export type Reads = ReadonlyMap<AreaPath, LastRead>;
 
 /** An area that stays for now. */
 export interface HeldArea {
   readonly area: string;
   readonly why: string;
-  /** When it may go if nobody reads it until then, ISO 8601; null: not by time alone. */
+  /** When it may go if nobody reads it until then, ISO 8601; null if time alone does not free it. */
   readonly until: string | null;
-  /** Somebody has read it since it was put aside: an image is used that nothing means any more. */
+  /** It was read within the retention: an image that no name points to is in use. */
   readonly isRead: boolean;
 }
 
-/** What a purge does with an area: it goes, or is held. */
+/** What a purge does with an area: deletes it, or holds it. */
 export interface PurgeStep {
   readonly area: Area;
   readonly held: HeldArea | undefined;
 }
 
-/** What a purge at `nowMs` of the store's clock does with all areas but the active root, in its order. */
+/** What a purge at store time `nowMs` does with each area except the active root, in the purge's order. */
 export function purgePlan(view: View, reads: Reads, policy: StorePolicy, nowMs: number): PurgeStep[] {
   const steps: PurgeStep[] = [];
-  // Roots go in the order of their age: the next one proves that all is moved.
+  // Roots go oldest first, because the next root proves that everything has moved.
   let older: HeldArea | undefined;
   for (const area of [...view.retired.toReversed(), ...(view.draining ? [view.draining] : [])]) {
     const held = heldBecause(area, view, reads, policy, nowMs) ?? heldWith(area, older, 'after');
     older ??= held;
     steps.push({ area, held });
   }
-  // A root takes the trash of its sweeps along; trash that has no root any more goes by its own time.
+  // The trash of a root's sweeps goes with the root; trash whose root is gone goes by its own time.
   const roots = new Map(steps.map((step) => [step.area.root, step]));
   for (const area of view.trash) {
     const root = area.isDeleting ? undefined : roots.get(area.root);
@@ -51,7 +51,7 @@ function heldWith(area: Area, other: HeldArea | undefined, how: 'after' | 'with'
   return other && { area: area.path, why: `goes ${how} ${other.area}`, until: other.until, isRead: false };
 }
 
-/** A root that turns out to stay keeps the trash of its sweeps, and all roots after it. */
+/** A root that is held also holds its trash, and all later roots. */
 export function heldByOthers(area: Area, held: readonly HeldArea[]): HeldArea | undefined {
   if (area.path.startsWith('roots/'))
     return heldWith(
@@ -67,7 +67,7 @@ export function heldByOthers(area: Area, held: readonly HeldArea[]): HeldArea | 
   );
 }
 
-/** Why `area` by itself must stay, or undefined if it may go. */
+/** Why `area` must stay for its own sake, or undefined if it may go. */
 function heldBecause(
   area: Area,
   view: View,
@@ -82,14 +82,14 @@ function heldBecause(
     isRead: false,
   });
   const isRoot = area.path.startsWith('roots/');
-  // What is alive is not known then, not even to finish a deletion that has begun.
+  // During a rotation it is unknown what is live, so not even a deletion that has begun may continue.
   if (!isRoot && view.draining) return held('a rotation is under way', null);
-  // Even of one whose deletion has begun the rest is kept for whoever reads it.
+  // Even if its deletion has begun, what is left of it is kept for its readers.
   const read = heldByRead(area, view, reads, policy, nowMs);
   if (read || area.isDeleting) return read;
   if (isRoot && area.retiredMs === undefined) return held('images still move out of it', null);
-  // Nobody can tell a sweep that was killed from one that is stopped, and will go on to take away from the root what has
-  // come to be needed by then, with no other copy of it than here.
+  // A killed sweep looks the same as a stalled one. A stalled one may yet delete objects from the root that are needed
+  // by then, and whose only copy is here.
   if (!isRoot && area.closedMs === undefined && area.root === view.active.root)
     return held(`its sweep has not ended: goes with ${view.active.path}, after \`gc rotate\``, null);
   const quietMs = isRoot ? area.retiredMs! : (area.closedMs ?? area.openedMs);
@@ -97,7 +97,7 @@ function heldBecause(
   return nowMs >= untilMs ? undefined : held('kept for its retention', untilMs);
 }
 
-/** Somebody has read from it, or from what goes with it, within the retention. */
+/** Why a read within the retention, from `area` or what goes with it, holds the area; undefined if there was none. */
 export function heldByRead(
   area: Area,
   view: View,
@@ -120,13 +120,13 @@ export function heldByRead(
   };
 }
 
-/** What goes when `area` goes. */
+/** `area` and the trash that goes with it. */
 export function withTrash(area: Area, { trash }: View): Area[] {
   if (!area.path.startsWith('roots/')) return [area];
   return [area, ...trash.filter(({ root }) => root === area.root)];
 }
 
-/** Who read last from each area of `view` but the active root. */
+/** The last read from each area of `view` except the active root. */
 export async function readsOf(objects: ObjectStore, view: View): Promise<Map<AreaPath, LastRead>> {
   const reads = new Map<AreaPath, LastRead>();
   for (const { path } of view.areas) {

@@ -1,7 +1,7 @@
 /**
- * Deletes what nobody has needed for the store's retention: the trash of sweeps, and retired roots. The only thing here
- * that destroys, and so the only one that looks twice: at the time, which starts anew with each read from the area; and at
- * what is alive by now, of which whatever is found nowhere else goes back to where it belongs, before anything is deleted.
+ * Deletes what nobody has needed for the store's retention: the trash of sweeps, and retired roots. Only this command
+ * destroys data, so it checks twice: the time, which starts anew with each read from the area; and what is live by now.
+ * Live objects found nowhere else are restored before anything is deleted.
  */
 
 import type { ImageDigest } from '../../format/image-digest.ts';
@@ -39,15 +39,15 @@ export interface PurgeReport {
   readonly purged: readonly string[];
   readonly held: readonly HeldArea[];
   readonly deletedObjects: number;
-  /** Freed: without what went back. */
+  /** Bytes freed, not counting restored objects. */
   readonly deletedBytes: number;
-  /** Objects that were alive after all, and went back. */
+  /** Objects that turned out to be live, and were restored. */
   readonly restoredObjects: number;
-  /** Images that hosts have attached and no name means, brought along from a retired root. */
+  /** Attached images without a name, copied from a retired root to the active one. */
   readonly carriedImages: number;
-  /** Names that writers set in a root when that was given up, and died before they could set them in the next. */
+  /** Names that writers set in a root as it was retired, and did not live to set in the next. */
   readonly lostNames: readonly string[];
-  /** What hosts wrote and what means nothing any more: leases that are over, reads from areas that are gone. */
+  /** Expired host records: leases that have ended, and reads from areas that no longer exist. */
   readonly forgottenObjects: number;
 }
 
@@ -58,7 +58,7 @@ export async function purge(parts: StoreParts, options: GcOptions<PurgeProgress>
   );
 }
 
-/** As long as it is not known which chunks an image has that counts, no trash may go. */
+/** While the chunks of any live image are unknown, no trash may go. */
 function heldByUnknown({ path }: Area, live: LiveSet): HeldArea | undefined {
   const [unknown] = live.unknown;
   if (unknown === undefined) return undefined;
@@ -70,7 +70,7 @@ function heldByUnknown({ path }: Area, live: LiveSet): HeldArea | undefined {
   };
 }
 
-/** An area as it was looked at before its deletion, with what goes along. */
+/** An area as found before its deletion, and the areas that go with it. */
 interface Look {
   readonly area: Area;
   readonly areas: readonly Area[];
@@ -86,7 +86,7 @@ class Purge {
   readonly #carried = new Set<ImageDigest>();
   readonly #lostNames = new Set<string>();
   #live: LiveSet | undefined;
-  /** When leases were looked at last, and the time of the store before which none is unknown. */
+  /** When leases were last read, and the store time before which all leases are known. */
   #leasesReadAt: Moment | undefined;
   #leasesSinceMs = 0;
 
@@ -120,8 +120,8 @@ class Purge {
   }
 
   /**
-   * Looks again, since the deletion of others may have taken days; then deletes. Gives the areas that are gone, none if
-   * another purge was faster, or why this one stays.
+   * Checks again, because deleting the areas before this one may have taken days; then deletes. Returns the deleted
+   * areas (none if another purge was faster), or why this one stays.
    */
   async #purgeArea(path: AreaPath, reads: Map<AreaPath, LastRead>): Promise<AreaPath[] | HeldArea> {
     const { objects, views, policy } = this.#parts;
@@ -142,8 +142,9 @@ class Purge {
   }
 
   /**
-   * What is attached of it goes to the active root first. Who attaches an image of it by digest writes the lease, and then
-   * looks whether the root is going: so of a lease that is not listed yet when the marker is, the second look knows.
+   * Copies attached images to the active root first. A host that attaches an image of this root by digest writes the
+   * lease, and then checks for the `deleting` marker. So the second check sees any lease that is not yet listed when
+   * the marker is.
    */
   async #purgeRoot(look: Look): Promise<HeldArea | undefined> {
     const { area: root, areas } = look;
@@ -155,7 +156,7 @@ class Purge {
     await this.#mark(root, 'deleting');
     await this.#settle(2);
     this.#leasesReadAt = undefined;
-    // Its trash first: a root that is gone takes nothing along any more.
+    // Its trash first: once a root is gone, nothing else is deleted with it.
     for (const area of areas.toReversed()) {
       const held = await this.#deleteAll(area, () => this.#heldByNow(look));
       if (held) return held;
@@ -170,11 +171,11 @@ class Purge {
       this.#leasesSinceMs = this.#relianceMs(nowMs);
       this.#live = await mark(this.#parts, view, {
         nowMs,
-        // A manifest that is still in the root must find its chunks there, or a name given to it would mean nothing.
+        // A manifest that is still in the root must find its chunks there, or a name set to it would point to nothing.
         unnamedSinceMs: 0,
         ...(this.#options.signal && { signal: this.#options.signal }),
       });
-      // A lease on what a sweep has just moved may not have been listed yet; by then it is.
+      // A lease on an image that a sweep has just moved may not have been listed yet; by then it is.
       await this.#settle(2);
       this.#leasesReadAt = undefined;
     }
@@ -188,7 +189,7 @@ class Purge {
       const { objects } = this.#parts;
       const restored = await restore(objects, page, view.active.path, live, this.#options.dryRun);
       this.#counts.restoredObjects += restored.length;
-      // Deleted here and written there, they free nothing.
+      // Restored objects free no space.
       for (const { sizeBytes } of restored) this.#counts.deletedBytes -= sizeBytes;
       return undefined;
     });
@@ -197,8 +198,8 @@ class Purge {
   }
 
   /**
-   * Whether somebody has read from it since: whatever is left of it then stays, and the next purge goes on by its time. And
-   * who has leased what it has; looked at as often as a listing can be relied on to tell anything new.
+   * Checks whether the area has been read since: if so, the rest of it stays, and the next purge starts from the new
+   * time. Also reads new leases, but no more often than listings can be relied on to show anything new.
    */
   async #heldByNow(look: Look): Promise<HeldArea | undefined> {
     const { objects, policy, clock } = this.#parts;
@@ -215,8 +216,8 @@ class Purge {
   }
 
   /**
-   * Takes note of what hosts have leased since the last look: of a trash it is alive; of a retired root it is brought along,
-   * and what cannot be holds the root.
+   * Reads the leases written since the last look. Leased images in a trash become live; those in a retired root are
+   * copied to the active root, and one that cannot be copied holds the root.
    */
   async #readLeases({ area, view }: Look): Promise<HeldArea | undefined> {
     const { signal, dryRun } = this.#options;
@@ -239,7 +240,7 @@ class Purge {
     };
   }
 
-  /** What was written before is in a listing at `nowMs`, by times that may be whole seconds. */
+  /** Whatever was written before the returned time is in a listing made at `nowMs`, even if times are whole seconds. */
   #relianceMs(nowMs: number): number {
     return nowMs - this.#parts.policy.settleMs - 1000;
   }
@@ -260,14 +261,15 @@ class Purge {
   }
 
   /**
-   * Every name that the root has must be known to a later one: moved, set anew or removed. But not one that a writer set
-   * when the next was open, and did not live to set there: that one is lost.
+   * Returns why the names in `root` hold it. A later root must know every name of this one: moved, set anew or removed.
+   * The exception is a name that a writer set after the next root was opened and did not live to set there; that name
+   * is lost.
    */
   async #heldByNames(root: Area, view: View): Promise<HeldArea | undefined> {
     const { references, objects } = this.#parts;
     const next = rootPath(root.root + 1);
     const openedMs = view.areas.find(({ path }) => path === next)?.openedMs ?? 0;
-    // Where nothing can be compared and set, the next root may have been opened once more since.
+    // Without compare-and-set, the next root's marker may have been rewritten since.
     const lastMs = Math.min(openedMs, root.retiredMs!);
     const there = new Set<string>();
     for (let number = root.root + 1; number <= view.active.root; number++)
@@ -279,7 +281,7 @@ class Purge {
         lost.push(name);
         continue;
       }
-      // Another purge may be at it already, and its half-deleted names say nothing.
+      // Another purge may already be deleting the root, and half-deleted names prove nothing.
       if (await objects.head(stateKey(root.path, 'deleting'))) return undefined;
       const why = `has ${name}, image ${digest}, which no later root knows: \`lazydisk tag ${digest} ${name}\`, then \`rm\` it if nobody needs it`;
       return { area: root.path, why, until: null, isRead: false };
@@ -289,8 +291,8 @@ class Purge {
   }
 
   /**
-   * A listing may lag: it is asked again until it shows nothing. `before` is called with each page, and ends the deletion
-   * if it gives a reason to.
+   * Deletes all objects in `area`. Listings may lag, so it lists again until one is empty. `before` is called with each
+   * page, and stops the deletion by returning a reason.
    */
   async #deleteAll(
     area: Area,
@@ -306,7 +308,7 @@ class Purge {
         found = !this.#options.dryRun;
         const held = await before(page);
         if (held) return held;
-        // Later passes meet what the listing has not yet forgotten.
+        // Later passes see objects that the listing has not dropped yet.
         if (pass === 0) this.#counts.deletedObjects += page.length;
         for (const { sizeBytes } of pass === 0 ? page : []) this.#counts.deletedBytes += sizeBytes;
         if (!this.#options.dryRun) await objects.delete(page.map(({ key }) => key));
@@ -322,8 +324,9 @@ class Purge {
   }
 
   /**
-   * What makes it an area goes first, and out of all listings, or it would look like one in another state for a moment;
-   * the marker that says that it is going goes last, so that who is killed before is followed by somebody.
+   * Deletes the area's markers. The `opened` marker goes first, and must leave all listings; otherwise the area would
+   * briefly seem to be in another state. The `deleting` marker goes last, so that another purge finishes the work if
+   * this one is killed.
    */
   async #unmark(area: Area): Promise<void> {
     if (this.#options.dryRun) return;

@@ -1,4 +1,4 @@
-/** Puts back what was swept and is alive by now: a writer relied on it while the sweep did not know of that yet. */
+/** Restores swept objects that are live by now: a writer relied on them before the sweep could know. */
 import { pooled } from '../../async/pooled.ts';
 import { LazydiskError } from '../../errors.ts';
 import type { ObjectInfo, ObjectStore } from '../objects/object-store.ts';
@@ -8,7 +8,10 @@ import type { LiveSet } from './mark.ts';
 
 const COPIES_MAX = 16;
 
-/** Copies what of `page` is alive, and not in `root`, there. Gives what that was, or with `dryRun` would be. */
+/**
+ * Copies the live objects of `page` that are missing from `root` into it. Returns those that it copied, or with
+ * `dryRun` would copy.
+ */
 export async function restore(
   objects: ObjectStore,
   page: readonly ObjectInfo[],
@@ -31,7 +34,7 @@ export async function restore(
   return restored;
 }
 
-/** The key of the same object in another area. */
+/** The key of the same object in another area. Throws INTERNAL for an object that belongs to no area. */
 export function inArea(key: string, area: AreaPath): string {
   const meaning = meaningOf(key);
   if (meaning?.kind === 'chunk') return chunkKey(area, meaning.id);

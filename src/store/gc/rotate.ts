@@ -1,7 +1,7 @@
 /**
- * Opens the next root and moves into it what names mean, then retires the one before. Each step looks at the store and
- * does what is left, so a rotation that was killed goes on where it was, from any machine, and two at once do the same
- * work twice. Images keep their bytes, ids and digests; new builds use the new root's salt.
+ * Opens the next root, moves into it every image that a name points to, then retires the previous root. Each step looks
+ * at the store and does what is left, so a rotation that was killed can be resumed from any machine, and two at once
+ * merely do the same work twice. Images keep their bytes, ids and digests; new builds use the new root's salt.
  */
 import { codeOf, LazydiskError } from '../../errors.ts';
 import { ID_BYTES } from '../../format/chunk-id.ts';
@@ -30,18 +30,18 @@ export interface RotateProgress {
 export interface RotateReport {
   readonly from: string;
   readonly to: string;
-  /** Names and images that moved, or would. */
+  /** Names that moved with their images, or would move. */
   readonly names: number;
-  /** Images that moved because hosts have them attached, and no name means them. */
+  /** Images that moved because hosts have them attached, although no name points to them. */
   readonly leasedImages: number;
   readonly movedChunks: number;
   readonly movedBytes: number;
-  /** Names that a stopped writer gave to what was deleted by then: they are removed. */
+  /** Names that a stalled writer set to an image that had been deleted by then; they are removed. */
   readonly lostNames: readonly string[];
   readonly retired: boolean;
 }
 
-/** Throws NOT_FOUND or CORRUPT for a name whose image is not whole, after which the root before stays; UNAVAILABLE. */
+/** Throws NOT_FOUND or CORRUPT for a name whose image is incomplete (the previous root then stays), and UNAVAILABLE. */
 export async function rotate(
   parts: StoreParts,
   options: GcOptions<RotateProgress> = {},
@@ -53,8 +53,8 @@ export async function rotate(
     if (!view.draining) view = await open(parts, view, options.signal);
     const from = view.draining!;
     const to = view.active;
-    // By then listings show all that was written into the root before while that was active; who writes a name there
-    // later looks whether the next root is open by then, and writes it once more.
+    // By then, listings show everything that was written into the previous root while it was active. A writer that sets
+    // a name there later checks whether the next root is open, and if so sets the name there too.
     const quietMs = to.openedMs + 2 * policy.settleMs;
     for (let nowMs = await journal.storeNowMs(); nowMs < quietMs; nowMs = await journal.storeNowMs()) {
       options.onProgress?.({ phase: 'wait', done: 0, total: 0, movedBytes: 0 });
@@ -66,7 +66,7 @@ export async function rotate(
       moved.movedChunks++;
       moved.movedBytes += bytes;
     };
-    // What is damaged stays where it is, and the root for it.
+    // Damaged images stay where they are, and keep the old root.
     const { carried } = await carryLeased(parts, from, { sinceMs, onCopied, signal: options.signal });
     await objects.put(stateKey(from.path, 'retired'), Buffer.alloc(0));
     await writeIndex(objects);
@@ -74,11 +74,11 @@ export async function rotate(
   });
 }
 
-/** The view with the next root opened. */
+/** Returns the view with the next root opened. */
 async function open(parts: StoreParts, view: View, signal: AbortSignal | undefined): Promise<View> {
   const { objects, clock, policy, views } = parts;
   const next = rootPath(view.active.root + 1);
-  // A root that no listing shows any more once the next one is there would be forgotten with all that is in it.
+  // A root that disappears from listings once its successor exists would be forgotten with everything in it.
   await markOpened(objects, view.active.path);
   await clock.sleep(policy.settleMs, signal);
   await markOpened(objects, next);
@@ -91,8 +91,8 @@ async function open(parts: StoreParts, view: View, signal: AbortSignal | undefin
 }
 
 /**
- * Unless that is done. A marker stays as old as it is: it tells which names of the root before are moved, and which a writer
- * set there too late.
+ * Writes the marker unless it exists. An existing marker keeps its age, which tells names that have moved from names
+ * that a writer set too late in the previous root.
  */
 async function markOpened(objects: ObjectStore, root: AreaPath): Promise<void> {
   const key = stateKey(root, 'opened');
@@ -130,7 +130,7 @@ async function move(
     }
     whole.add(digest);
     const view = await views.newerThan(policy.viewMs / 2);
-    // The image may have come over before a key was added to it.
+    // The image may have moved before a key was added to it.
     for (const keyId of await manifestKeysIn(objects, from.path, digest))
       await carryManifest(objects, { digest, keyId }, areasOfRoot(view, from), to.path);
     await references.inherit(to.path, reference);
@@ -141,8 +141,8 @@ async function move(
 }
 
 /**
- * The image of a name into the next root. False if it is not whole, and its writer was stopped for so long that it never
- * may have been; else that is an error.
+ * Copies the image of a name into the next root. Returns false if the image is incomplete and its writer stalled for so
+ * long that the image may never have been complete; otherwise an incomplete image is an error.
  */
 async function bring(
   parts: StoreParts,
@@ -177,7 +177,7 @@ function live(names: ReadonlyMap<string, NamedDigest>): LiveName[] {
   return [...names.values()].filter((name): name is LiveName => name.digest !== null);
 }
 
-/** What a rotation would move, if it began now; the bytes are those of what names mean. */
+/** Reports what a rotation would move if it began now; the bytes are those of named images. */
 async function preview(parts: StoreParts, view: View, nowMs: number): Promise<RotateReport> {
   const { objects, references, policy } = parts;
   const from = view.draining ?? view.active;

@@ -1,12 +1,12 @@
-/** Gives a store other times to keep to, with a line in the journal that says when. */
+/** Changes a store's policy, and records the change in the journal. */
 import { writeMarker } from '../roots/marker.ts';
 import type { StoreParts } from '../roots/parts.ts';
 import { checkPolicy, type StorePolicy } from '../roots/policy.ts';
 import { journaled } from './journal.ts';
 
 /**
- * The store's policy with `changes`, which it has from now on; a process that is open keeps the one it began with.
- * Throws USAGE for times that do not make deletion safe, before anything is written.
+ * Writes and returns the store's policy with `changes`. Open processes keep the policy that they started with. Throws
+ * USAGE, before anything is written, for times that do not make deletion safe.
  */
 export async function setPolicy(
   { objects, policy }: Pick<StoreParts, 'objects' | 'policy'>,

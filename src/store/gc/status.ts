@@ -1,6 +1,6 @@
 /**
- * What a store's garbage collection looks like from outside: each area's state, why it stays and until when, who still
- * reads what was put aside, and what the commands did last. Only reads.
+ * Reports the state of a store's garbage collection: each area's state, why it stays and until when, who still reads
+ * from trash and retired roots, and what the last commands did. Read-only.
  */
 
 import { countLeases } from '../leases.ts';
@@ -16,21 +16,21 @@ const JOURNAL_ENTRIES = 10;
 
 export type AreaState = 'active' | 'draining' | 'retired' | 'trash' | 'deleting';
 
-/** Times are ISO 8601; null: never, or not known. */
+/** Times are ISO 8601; null means never or unknown. */
 export interface AreaStatus {
   readonly area: string;
   readonly state: AreaState;
   readonly openedAt: string | null;
-  /** Since when a root is retired, or the sweep of a trash is over. */
+  /** When the root was retired, or the trash closed. */
   readonly putAsideAt: string | null;
-  /** Who last read from it after it was put aside. */
+  /** When it was last read after it was retired or swept. */
   readonly lastReadAt: string | null;
   readonly lastReadHost: string | null;
-  /** Why a purge now would leave it; null if it would delete it. */
+  /** Why a purge would keep it now; null if a purge would delete it. */
   readonly heldBecause: string | null;
-  /** When it may go if nobody reads it until then; null: not by time alone. */
+  /** When it may go if nobody reads it until then; null if time alone does not free it. */
   readonly heldUntil: string | null;
-  /** The last read was within the store's retention: an image is in use that no name means any more. */
+  /** The last read was within the store's retention: an image that no name points to is in use. */
   readonly isRead: boolean;
 }
 
@@ -38,9 +38,9 @@ export interface GcStatus {
   readonly store: string;
   readonly policy: StorePolicy;
   readonly areas: readonly AreaStatus[];
-  /** Whether anything that was put aside is being read. */
+  /** Whether any trash or retired root is being read. */
   readonly alarm: boolean;
-  /** Leases that count, each of one image on one host; those that were not renewed in time; and what is no lease. */
+  /** Current leases, one for each image on a host; expired leases; and objects that are not valid leases. */
   readonly leases: { readonly current: number; readonly over: number; readonly strange: number };
   /** Newest first. */
   readonly journal: readonly JournalEntry[];

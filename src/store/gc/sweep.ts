@@ -1,10 +1,10 @@
 /**
- * Puts aside what is garbage in the active root. Nothing is destroyed: what nobody's name means, and is older than the
- * grace period, moves to a trash of its own, where every reader still finds it, and where `purge` deletes it only after the
- * retention and another look at what is alive. So a sweep may go by a mark that is out of date, and be stopped anywhere
- * for any time, or killed: an object is copied before it is taken away, and the next sweep moves the rest. It closes its
- * trash when nothing of it is under way any more. Until then the trash stays, because what a sweep takes away late, when
- * somebody has come to need it, is in that trash and perhaps nowhere else.
+ * Moves the garbage of the active root to trash. Nothing is destroyed: whatever no name reaches, and is older than the
+ * grace period, moves to this sweep's own trash. Every reader still finds it there, and `purge` deletes it only after
+ * the retention and another check of what is live. So a sweep may work from an outdated mark, stall anywhere for any
+ * time, or be killed: each object is copied before it is deleted, and the next sweep moves the rest. A sweep closes its
+ * trash once it has no operation in progress. Until then the trash stays, because an object that a sweep deletes late,
+ * when it is needed again, may exist only in that trash.
  */
 import { pooled } from '../../async/pooled.ts';
 import { LazydiskError } from '../../errors.ts';
@@ -24,13 +24,13 @@ import { type Journal, journaled } from './journal.ts';
 import { type LiveSet, mark } from './mark.ts';
 import { inArea, restore } from './restore.ts';
 
-/** Objects moved together: copied all, then taken away all. */
+/** Objects moved together: all are copied, then all are deleted. */
 const BATCH_MAX = 500;
 const COPIES_MAX = 4;
-/** Folders of chunks listed at once; each of them copies COPIES_MAX at once. */
+/** Chunk folders listed at once; each copies up to COPIES_MAX objects at once. */
 const SHARDS_MAX = 16;
 
-/** Records of what a name was set to are kept this long after the name was set to something else. */
+/** Name history records are kept this long after the name was set to something else. */
 const HISTORY_MS = 90 * 24 * 60 * 60 * 1000;
 
 export interface SweepProgress {
@@ -40,28 +40,28 @@ export interface SweepProgress {
 }
 
 export interface GcOptions<Progress> {
-  /** Change nothing, and say what would be. */
+  /** Change nothing, and report what would change. */
   readonly dryRun?: boolean;
   onProgress?(progress: Progress): void;
   readonly signal?: AbortSignal;
 }
 
 export interface SweepReport {
-  /** Objects looked at in the active root, and what of them is alive or too young. */
+  /** Chunks found in the active root, and how many of them are live or too young. */
   readonly chunks: number;
   readonly keptChunks: number;
   readonly liveImages: number;
-  /** Images that no name means and whose manifests are corrupt: as long as they count, no chunk is called garbage. */
+  /** Unnamed images with corrupt manifests; while there are any, no chunk counts as garbage. */
   readonly unknownImages: number;
-  /** Names that a stopped writer gave to what was deleted by then: to be set again, or removed. */
+  /** Names that a stalled writer set to an image that had been deleted by then; set them again, or remove them. */
   readonly lostNames: readonly string[];
-  /** What was put aside, or would be. */
+  /** What was moved to trash, or would be. */
   readonly sweptChunks: number;
   readonly sweptManifests: number;
   readonly sweptBytes: number;
-  /** Objects in the trash of earlier sweeps that are alive after all, and went back. */
+  /** Objects in the trash of earlier sweeps that turned out to be live, and were restored. */
   readonly restoredObjects: number;
-  /** Where to, or null if there was nothing, or nothing was to be done. */
+  /** The trash they went to; null if there was nothing to move, or on a dry run. */
   readonly trash: string | null;
 }
 
@@ -116,7 +116,7 @@ class Sweep {
     try {
       await this.#sweepAll(live, youngMs);
     } catch (error) {
-      // Nothing is under way then but what was given up. A trash that cannot be closed stays until its root goes.
+      // Only abandoned operations can be in progress now. A trash that cannot be closed stays until its root goes.
       if (this.#opening) await this.#close().catch(() => undefined);
       throw error;
     }
@@ -132,7 +132,7 @@ class Sweep {
   }
 
   async #sweepAll(live: LiveSet, youngMs: number): Promise<void> {
-    // Manifests first: an image that is half put aside is found by nobody new.
+    // Manifests first, so that no new reader finds an image that is partly in the trash.
     await this.#sweepManifests(live, youngMs);
     let done = 0;
     await pooled(SHARDS_MAX, SHARDS, async (shard) => {
@@ -147,7 +147,9 @@ class Sweep {
     await writeIndex(objects);
   }
 
-  /** What earlier sweeps put aside and a name means by now goes back, or it would be read from the trash for ever. */
+  /**
+   * Restores what earlier sweeps moved and a name reaches by now; otherwise it would be read from the trash forever.
+   */
   async #restore(live: LiveSet): Promise<void> {
     const { active, trash } = this.#view;
     for (const area of trash) {
@@ -208,7 +210,7 @@ class Sweep {
     await objects.delete(moved);
   }
 
-  /** What is left of a root that is active no more goes with it. */
+  /** Throws BUSY if the root is no longer active: its garbage is then deleted with it. */
   async #checkActive(): Promise<void> {
     const { objects, views, policy } = this.#parts;
     const { active } = await views.newerThan(policy.viewMs);
@@ -216,7 +218,7 @@ class Sweep {
     throw new LazydiskError('BUSY', `${objects.url}: ${active.path} was opened meanwhile; run it again`);
   }
 
-  /** Made when there is something for it; after the wait every new listing shows it. */
+  /** Opens the trash once there is something to move; after the wait, every new listing shows it. */
   async #openTrash(): Promise<void> {
     const { objects, clock, policy } = this.#parts;
     await objects.put(stateKey(this.#trash, 'opened'), Buffer.alloc(0));
@@ -224,7 +226,9 @@ class Sweep {
     await writeIndex(objects);
   }
 
-  /** As long as an image's last name counts by a record, the record stays: what it ended with says how long ago that was. */
+  /**
+   * A record stays as long as it keeps the image of its name alive: the record after it tells when the name changed.
+   */
   async #forgetHistory(nowMs: number): Promise<void> {
     const { objects, policy, references } = this.#parts;
     const sinceMs = nowMs - Math.max(HISTORY_MS, policy.graceMs);
