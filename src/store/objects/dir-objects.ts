@@ -1,6 +1,6 @@
 /**
- * Objects as files: a key is a path below a directory. Any number of processes may read and write it at once: files
- * appear whole, by rename. Only `ifVersion` needs a lock, and only against others with `ifVersion` for the same key.
+ * Objects as files: a key is a path below a directory. Any number of processes may read and write it at once, because
+ * files appear whole, by rename. Only `ifVersion` needs a lock, and only between `ifVersion` writers of the same key.
  */
 import { createHash, hash } from 'node:crypto';
 import { constants } from 'node:fs';
@@ -23,19 +23,19 @@ import {
 } from './object-store.ts';
 import { WriteLock } from './write-lock.ts';
 
-/** The writer's folder: no keys in there. */
+/** The writers' folder; it contains no keys. */
 const TMP = 'tmp/';
 
 const PAGE_OBJECTS = 1000;
 
-/** A FIFO in the place of an object would otherwise be waited for, by a thread of the pool, for ever. */
+/** Without O_NONBLOCK, opening a FIFO in place of an object would block a pool thread forever. */
 const READ_ONLY = constants.O_RDONLY | constants.O_NONBLOCK;
 
-/** Calls of the file system in flight for one `delete` or one page of `list`. */
+/** File system calls in flight for one `delete` or one page of `list`. */
 const LANES = 8;
 
 const FULL: ReadonlySet<string> = new Set(['ENOSPC', 'EDQUOT']);
-/** The same until a person changes something. */
+/** Errors that persist until a person fixes the cause. */
 const REFUSED: ReadonlySet<string> = new Set(['EACCES', 'EPERM', 'EROFS', 'ELOOP', 'ENAMETOOLONG']);
 
 export class DirObjects implements ObjectStore {
@@ -45,10 +45,10 @@ export class DirObjects implements ObjectStore {
   readonly isLocal = true;
   readonly #writer: DurableWriter;
   readonly #lock: WriteLock;
-  /** Something of the store has been seen. */
+  /** Whether any file or folder of the store has been seen. */
   #wasThere = false;
 
-  /** Of the directory `path`, which is made with the first object. */
+  /** `path` is the directory, which is created with the first object. */
   constructor(path: string) {
     this.path = resolve(path);
     this.url = `file://${this.path}`;
@@ -87,14 +87,14 @@ export class DirObjects implements ObjectStore {
           await this.#writer.writeOver(lockFile, key, bytes);
         } catch (error) {
           if (!isMissing(error)) throw error;
-          // A network file system may have done it, and be asked again because its answer was lost.
+          // A network file system may have renamed the file, and then repeated the call because the reply was lost.
           if ((await versionOfFile(path)) !== hash('sha256', bytes, 'hex')) throw changed();
         }
       });
     });
   }
 
-  /** Through this process, as every durable write. Throws NO_SPACE, UNAVAILABLE, ABORTED. */
+  /** Copies through this process, like every durable write. Throws NO_SPACE, UNAVAILABLE, ABORTED. */
   async copy(from: string, to: string, options: ObjectOptions = {}): Promise<boolean> {
     this.#pathOf(to);
     const object = await this.get(from, Number.MAX_SAFE_INTEGER - 1, options);
@@ -102,7 +102,7 @@ export class DirObjects implements ObjectStore {
     return object !== undefined;
   }
 
-  /** Folders that become empty stay: a writer may be about to use them. Throws UNAVAILABLE, ABORTED. */
+  /** Empty folders stay, because a writer may be about to use them. Throws UNAVAILABLE, ABORTED. */
   async delete(keys: readonly string[], { signal }: ObjectOptions = {}): Promise<void> {
     const files = keys.map((key) => ({ key, path: this.#pathOf(key) }));
     await pooled(LANES, files, async ({ key, path }) => {
@@ -116,8 +116,8 @@ export class DirObjects implements ObjectStore {
   }
 
   /**
-   * Files whose names are no keys are none of ours and left out. What others write or delete meanwhile is there or
-   * not. Throws UNAVAILABLE, ABORTED.
+   * Files whose names are not keys are left out. Objects written or deleted meanwhile may or may not appear. Throws
+   * UNAVAILABLE, ABORTED.
    */
   async *list(prefix: string, options: ListOptions = {}): AsyncGenerator<readonly ObjectInfo[]> {
     checkKey(prefix, 'prefix');
@@ -132,7 +132,7 @@ export class DirObjects implements ObjectStore {
     if (keys.length > 0) yield await this.#infosOf(keys, options);
   }
 
-  /** As the file system stamps a file now. Throws NO_SPACE, UNAVAILABLE, ABORTED. */
+  /** The time that the file system stamps on a new file. Throws NO_SPACE, UNAVAILABLE, ABORTED. */
   async nowMs({ signal }: ObjectOptions = {}): Promise<number> {
     let nowMs = 0;
     await this.#writing(TMP, signal, async () => {
@@ -159,7 +159,7 @@ export class DirObjects implements ObjectStore {
     if (key.startsWith(TMP)) throw new LazydiskError('INTERNAL', `key ${JSON.stringify(key)} is a writer's`);
   }
 
-  /** Depth first; folder by folder, so that memory does not grow with the store. Folders only if `shallow`. */
+  /** Depth first, folder by folder, so that memory does not grow with the store. Only folders if `shallow`. */
   async *#keysBelow(prefix: string, options: ListOptions): AsyncGenerator<string> {
     const { shallow, signal } = options;
     const folder = await this.#reading(prefix, signal, () => opendir(join(this.path, prefix)));
@@ -195,7 +195,7 @@ export class DirObjects implements ObjectStore {
     return infos;
   }
 
-  /** What `read` gives; undefined if what it reads is not there, or is a folder. */
+  /** Returns what `read` returns; undefined if the file is missing, or is a folder. */
   async #reading<T>(
     key: string,
     signal: AbortSignal | undefined,
@@ -213,8 +213,8 @@ export class DirObjects implements ObjectStore {
   }
 
   /**
-   * Called when something is missing. A store of which something was seen, and whose directory is gone or empty now, is
-   * one that was moved or is not mounted any more; what it holds is not known then. Throws UNAVAILABLE, ABORTED.
+   * Called when something is missing. If the store was seen before and its directory is now gone or empty, it was moved
+   * or unmounted, and its contents are unknown. Throws UNAVAILABLE, ABORTED.
    */
   async #checkThere(signal: AbortSignal | undefined): Promise<void> {
     if (!this.#wasThere) return;
@@ -244,7 +244,7 @@ export class DirObjects implements ObjectStore {
   }
 }
 
-/** Null if there is no file, or a folder. */
+/** Null if the file is missing, or is a folder. */
 async function versionOfFile(path: string): Promise<string | null> {
   const digest = createHash('sha256');
   try {
@@ -258,7 +258,10 @@ async function versionOfFile(path: string): Promise<string | null> {
   return digest.digest('hex');
 }
 
-/** The whole file, undefined for what is none. Of one over `bytesMax` only that much and one byte more: too long for whoever checks it next. */
+/**
+ * The whole file; undefined if it is not a regular file. Of a file larger than `bytesMax`, the first `bytesMax` + 1
+ * bytes, so that the caller sees that it is too long.
+ */
 async function readBounded(
   path: string,
   bytesMax: number,
@@ -282,7 +285,7 @@ async function readBounded(
   }
 }
 
-/** Not there, or a folder, which is no object either. */
+/** Missing, or a folder, which is not an object. */
 function isMissing(error: unknown): boolean {
   const code = (error as NodeJS.ErrnoException | undefined)?.code;
   return code === 'ENOENT' || code === 'ENOTDIR' || code === 'EISDIR';

@@ -1,8 +1,8 @@
 /**
- * Writes whole files that are there completely and durably, or not at all: temporary file, fsync, rename, fsync
- * of the directory. The trick is the group commit: files that arrive while one group is being made durable form
- * the next group, so a build with many files in flight pays for one directory round a group, not one a file, and
- * never takes more than two threads of the pool, which it needs for compression.
+ * Writes files atomically and durably: temporary file, fsync, rename, fsync of the directory. Commits are grouped:
+ * files that arrive while one group is being made durable form the next. So a build with many files in flight pays for
+ * one directory sync per group rather than per file, and uses at most two pool threads, because it needs the rest for
+ * compression.
  */
 import { type FileHandle, mkdir, open, rename, rm, unlink } from 'node:fs/promises';
 import { dirname, join } from 'node:path';
@@ -10,10 +10,10 @@ import { pooled } from '../../async/pooled.ts';
 import { LazydiskError } from '../../errors.ts';
 import { newWriterName, removeDeadWriters } from './writer-dir.ts';
 
-/** Files made durable together; also how many can be open for it. */
+/** Files made durable together; also the maximum number open for it. */
 const GROUP_FILES_MAX = 32;
 
-/** Threads of the pool that writing may take at once. */
+/** Pool threads that writing may use at once. */
 const LANES = 2;
 
 interface Pending {
@@ -32,14 +32,14 @@ export class DurableWriter {
   #committing: Promise<void> | undefined;
   #closed = false;
 
-  /** Files are written below `root`; temporary ones in `root`/tmp, which must be on the same file system. */
+  /** Files are written below `root`; temporary files in `root`/tmp, which must be on the same file system. */
   constructor(root: string) {
     this.#root = root;
     this.#tmpDir = join(root, 'tmp');
   }
 
   /**
-   * Makes or replaces the file `path` (relative to the root; directories are made). Resolves when it is durable;
+   * Creates or replaces the file `path`, relative to the root, with its directories. Resolves when it is durable;
    * `bytes` must stay untouched until then. Rejects with the file system's own error.
    */
   write(path: string, bytes: Uint8Array): Promise<void> {
@@ -51,8 +51,8 @@ export class DurableWriter {
   }
 
   /**
-   * Makes or replaces `path` as `write` does, by way of the empty file `own`, which is renamed. Rejects with ENOENT, and
-   * changes nothing, if somebody has taken that away.
+   * Creates or replaces `path` as `write` does, by filling the empty file `own` and renaming it. Rejects with ENOENT,
+   * and changes nothing, if another process has removed `own`.
    */
   async writeOver(own: string, path: string, bytes: Uint8Array): Promise<void> {
     const file = await open(own, 'r+');
@@ -65,7 +65,7 @@ export class DurableWriter {
     for (const directory of await this.#place(own, path)) await syncDirectory(directory);
   }
 
-  /** The time that the file system gives to a file that is written now, in milliseconds since 1970. */
+  /** The time that the file system stamps on a file written now, in milliseconds since 1970. */
   async nowMs(): Promise<number> {
     const path = await this.#newTemporary();
     const file = await open(path, 'wx', 0o644);
@@ -77,7 +77,7 @@ export class DurableWriter {
     }
   }
 
-  /** Waits for what was given, and takes the temporary directory away. */
+  /** Waits for pending writes, and removes the temporary directory. */
   async close(): Promise<void> {
     this.#closed = true;
     await this.#committing;
@@ -90,7 +90,7 @@ export class DurableWriter {
     this.#committing = undefined;
   }
 
-  /** One group. Each file fails for itself; only a directory that cannot be synced fails all files in it. */
+  /** Commits one group. Each file fails on its own; a directory that cannot be synced fails all files in it. */
   async #commit(group: Pending[]): Promise<void> {
     const directories = new Map<string, Pending[]>();
     await pooled(LANES, group, async (pending) => {
@@ -111,7 +111,7 @@ export class DurableWriter {
         for (const pending of waiting) pending.reject(error);
       });
     });
-    // A promise that was rejected above stays so.
+    // No effect on promises that were rejected above.
     for (const pending of group) pending.resolve();
   }
 
@@ -135,7 +135,7 @@ export class DurableWriter {
     return join(await this.#ownDir, String(this.#serial++));
   }
 
-  /** Renames into place; gives the directories that must be synced for the name to last. */
+  /** Renames into place. Returns the directories that must be synced to make the name durable. */
   async #place(temporary: string, path: string): Promise<string[]> {
     const target = join(this.#root, path);
     const directory = dirname(target);

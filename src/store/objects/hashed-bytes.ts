@@ -1,4 +1,7 @@
-/** An object's bytes where the store gives no version of them: a hash, computed when asked for, which readers of chunks never do. */
+/**
+ * Bytes of an object whose store has no versions: the version is a hash, computed on demand, which chunk readers never
+ * do.
+ */
 import { hash } from 'node:crypto';
 import type { ObjectBytes } from './object-store.ts';
 

@@ -1,6 +1,6 @@
 /**
- * Objects on a web server: a store that somebody copied there, read with plain GETs. Nothing can be written or listed,
- * and nothing that the server says is trusted more than the length of what it sends.
+ * Objects on a web server: a store that was copied there, read with plain GETs. It cannot be written or listed. Nothing
+ * that the server sends is trusted, except the length.
  */
 import { LazydiskError, withContext } from '../../errors.ts';
 import {
@@ -26,12 +26,14 @@ const REDIRECT_STATUSES: ReadonlySet<number> = new Set([301, 302, 303, 307, 308]
 export class HttpObjects implements ObjectStore {
   readonly url: string;
   readonly isWritable = false;
-  /** With a slash at the end of its path, and without who we are. */
+  /** With a trailing slash in its path, and without credentials. */
   readonly #base: URL;
   readonly #authorization: string | undefined;
   readonly #http: HttpClient;
 
-  /** `url` is `https://HOST/PATH`, `http` as well; with `USER:PASSWORD@`, for basic authentication. Throws USAGE. */
+  /**
+   * `url` is `https://HOST/PATH` or `http://HOST/PATH`, with `USER:PASSWORD@` for basic authentication. Throws USAGE.
+   */
   constructor(url: string, options: HttpClientOptions = {}) {
     const base = URL.canParse(url) ? new URL(url) : undefined;
     if (!base || !/^https?:$/.test(base.protocol)) throw usage('want https://HOST/PATH');
@@ -51,7 +53,7 @@ export class HttpObjects implements ObjectStore {
     return answer && new HashedBytes(answer.body);
   }
 
-  /** As `get`. Where the server knows no time, the object is of 1970. */
+  /** Throws as `get` does. Without a Last-Modified header, the object's time is 1970. */
   async head(key: string, options: ObjectOptions = {}): Promise<ObjectInfo | undefined> {
     const answer = await this.#read('HEAD', key, 0, options);
     if (!answer) return undefined;
@@ -113,7 +115,7 @@ export class HttpObjects implements ObjectStore {
       }
       if (!REDIRECT_STATUSES.has(status)) throw this.#failureOfStatus(key, status);
       const next = this.#redirection(key, url, headers.location, hops);
-      // How web servers say that it is a folder, which no key is.
+      // Web servers redirect this way for a folder, which is never a key.
       if (next.href === `${url.href}/`) return undefined;
       url = next;
     }
@@ -121,7 +123,7 @@ export class HttpObjects implements ObjectStore {
 
   async #send(key: string, url: URL, request: Omit<HttpRequest, 'url' | 'headers'>): Promise<HttpAnswer> {
     const headers: Record<string, string> = { 'accept-encoding': 'identity' };
-    // Other hosts are no business of the password's.
+    // Other hosts must not see the password.
     if (this.#authorization && url.origin === this.#base.origin) headers.authorization = this.#authorization;
     try {
       return await this.#http.request({ ...request, url: targetOf(url), headers });

@@ -1,16 +1,16 @@
 /**
- * The one small interface under every image store: bytes by key, as S3, a directory or a web server have them. What
- * the keys mean is layout.ts's; retries and faults are wrappers. The conformance suite (test/store/objects/objects-suite.ts)
- * runs against each implementation and each wrapper.
+ * The small interface under every image store: bytes by key, as S3, a directory or a web server store them. layout.ts
+ * defines what the keys mean; retries and injected faults are wrappers. The conformance suite
+ * (test/store/objects/objects-suite.ts) runs against each implementation and each wrapper.
  *
  * Contract:
- * - `put` is atomic (readers see nothing, or all of it, or all of what was there before), durable when it resolves, and
- *   visible to every `get` and `head` that starts after that. A `list` may lag behind writes by the store's settle time.
- * - what is not there is undefined, or nothing to delete; a call rejects only when the store could not tell:
- *   UNAVAILABLE, TIMEOUT, ABORTED (by `signal`), NO_SPACE for writes, and OVERLOAD when the store asks for less. What
- *   only a person can change (access denied, no such bucket) is UNAVAILABLE and not retryable.
- * - keys are 1 to 512 characters of `A-Z a-z 0-9 . _ % - /`, in parts between slashes that are not empty, `.` or `..`;
- *   anything else is INTERNAL, since no key comes from outside as it is.
+ * - `put` is atomic (readers see the previous state or the whole new object), durable when it resolves, and visible to
+ *   every `get` and `head` that starts after that. A `list` may lag behind writes by the store's settle time.
+ * - A missing object reads as undefined, and deleting it is no error. A call rejects only when the store's state is
+ *   unknown: UNAVAILABLE, TIMEOUT, ABORTED (by `signal`), NO_SPACE for writes, and OVERLOAD when the store throttles.
+ *   What only a person can fix (access denied, no such bucket) is UNAVAILABLE and not retryable.
+ * - Keys are 1 to 512 characters of `A-Z a-z 0-9 . _ % - /`, in parts between slashes that are not empty, `.` or `..`;
+ *   anything else is INTERNAL, because no key comes from outside unchecked.
  * - `close` may be called twice; a wrapper closes what it wraps.
  */
 
@@ -19,14 +19,16 @@ import { LazydiskError } from '../../errors.ts';
 export interface ObjectInfo {
   readonly key: string;
   readonly sizeBytes: number;
-  /** When the object was written, by the store's own clock, in milliseconds since 1970. Seconds may be all it knows. */
+  /** When the object was written, by the store's own clock, in milliseconds since 1970; may be whole seconds. */
   readonly modifiedMs: number;
 }
 
 export interface ObjectBytes {
-  /** Of an object over `bytesMax`, that much and one byte more: too long for whoever checks it next. */
+  /**
+   * Of an object larger than `bytesMax`, the first `bytesMax` + 1 bytes, so that the caller sees that it is too long.
+   */
   readonly bytes: Buffer;
-  /** Opaque; another content has another version. For `ifVersion`. */
+  /** Opaque; different content has a different version. For `ifVersion`. */
   readonly version: string;
 }
 
@@ -36,28 +38,28 @@ export interface ObjectOptions {
 
 export interface GetOptions extends ObjectOptions {
   /**
-   * Memory that `bytes` may lie in if they fit, up to the whole of it; else they have their own. It must not be used for
-   * anything else until the call has settled, after which the store does not touch it.
+   * A buffer for `bytes`, used if they fit; otherwise they get their own. The caller must not use it for anything else
+   * until the call has settled, after which the store does not touch it.
    */
   readonly into?: Buffer | undefined;
 }
 
 export interface PutOptions extends ObjectOptions {
   /**
-   * Write only over this version (null: only where nothing is), else reject with BUSY. A store that cannot compare and
-   * set ignores it. After a retried write BUSY may also mean that the first try came through after all.
+   * Write only over this version (null: only if there is no object), otherwise reject with BUSY. Ignored by a store
+   * without compare-and-set. After a retried write, BUSY may also mean that the first try succeeded after all.
    */
   readonly ifVersion?: string | null;
-  /** SHA-256 of the bytes, 64 hex digits, where the caller knows it; S3 signs it, and need not compute it then. */
+  /** SHA-256 of the bytes, 64 hex digits, if the caller knows it; saves S3 computing it for the signature. */
   readonly sha256?: string;
 }
 
 export interface ListOptions extends ObjectOptions {
-  /** Objects a page at most; pages may be shorter, and empty. */
+  /** Maximum number of objects in a page; pages may be shorter, and empty. */
   readonly pageMax?: number;
   /**
-   * Folders in the folder are of interest, and not what lies in them: each may come as one key that ends in a slash, 0
-   * bytes long. A hint, to which a store need pay no heed.
+   * Only the folder's direct subfolders are of interest, not what they contain: each may be listed as one key that ends
+   * in a slash, 0 bytes long. A hint, which a store may ignore.
    */
   readonly shallow?: boolean;
 }
@@ -65,36 +67,39 @@ export interface ListOptions extends ObjectOptions {
 export interface ObjectStore {
   /** As the user wrote it, without secrets; for messages. */
   readonly url: string;
-  /** False for a store that is only read: then it cannot be listed either. */
+  /** False for a read-only store, which cannot be listed either. */
   readonly isWritable: boolean;
-  /** True where `head` is a call of this machine's kernel, and no round trip that a listing could save. */
+  /** True if `head` is a local system call, rather than a round trip that a listing could save. */
   readonly isLocal?: boolean;
-  /** How long a call is tried again while the store does not answer, in milliseconds, for who gives calls up sooner. */
+  /** How long calls are retried while the store does not answer, in milliseconds; for callers that give up sooner. */
   readonly retryForMs?: number | undefined;
-  /** The same store, where calls are tried again here: for whoever decides themselves when to ask again. */
+  /** The same store without the retries of this wrapper, for callers that do their own. */
   readonly withoutRetries?: ObjectStore;
-  /** When the credentials in use expire, in milliseconds since 1970; undefined if they do not, or before the first read. */
+  /** When the current credentials expire, in milliseconds since 1970; undefined if they do not, or before first use. */
   readonly credentialExpiry?: number | undefined;
 
   get(key: string, bytesMax: number, options?: GetOptions): Promise<ObjectBytes | undefined>;
   head(key: string, options?: ObjectOptions): Promise<ObjectInfo | undefined>;
   /** `bytes` must stay untouched until this resolves. */
   put(key: string, bytes: Uint8Array, options?: PutOptions): Promise<void>;
-  /** Within the store, the bytes not passing through here where that can be. False if there is nothing at `from`. */
+  /**
+   * Copies within the store, without passing the bytes through this process if possible. False if `from` does not
+   * exist.
+   */
   copy(from: string, to: string, options?: ObjectOptions): Promise<boolean>;
-  /** All of `keys`, any number; those that are not there are no error. */
+  /** Deletes all of `keys`, any number; missing ones are no error. */
   delete(keys: readonly string[], options?: ObjectOptions): Promise<void>;
   /**
-   * Pages of everything whose key starts with `prefix` (a whole folder, ending in a slash; '' for the whole store), in no
-   * certain order.
+   * Pages of all objects whose keys start with `prefix` (a whole folder, ending in a slash; '' for the whole store), in
+   * no particular order.
    */
   list(prefix: string, options?: ListOptions): AsyncIterable<readonly ObjectInfo[]>;
   /**
-   * The time now by the clock that gives objects their times, in milliseconds since 1970. Whole seconds, rounded down, may
-   * be all that the store tells.
+   * The current time by the clock that stamps objects, in milliseconds since 1970; may be rounded down to whole
+   * seconds.
    */
   nowMs(options?: ObjectOptions): Promise<number>;
-  /** Whether `ifVersion` is kept to. May ask the store, once. */
+  /** Whether the store honours `ifVersion`. May ask the store, once. */
   canCompareAndSet(): Promise<boolean>;
 
   close(): Promise<void>;
@@ -107,7 +112,7 @@ export function isKey(text: string): boolean {
   return text.length <= 512 && parts.every((part) => KEY_PART.test(part) && part !== '.' && part !== '..');
 }
 
-/** Throws INTERNAL for what is no key, or (`prefix`) no folder of keys. */
+/** Throws INTERNAL for an invalid key, or (`prefix`) an invalid folder. */
 export function checkKey(key: string, kind: 'key' | 'prefix' = 'key'): void {
   if (kind === 'prefix' && key === '') return;
   const isRight = kind === 'key' ? isKey(key) : key.endsWith('/') && isKey(key.slice(0, -1));

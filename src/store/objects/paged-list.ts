@@ -1,6 +1,6 @@
 /**
- * A list that is asked for page by page, as S3 gives it. Other than what a generator gives, it survives a page that
- * failed: who wants to try again asks for that page alone, so nothing is lost and nothing comes twice.
+ * A list that is fetched page by page, as from S3. Unlike a generator, it survives a failed page: a caller can retry
+ * that page alone, so nothing is lost or repeated.
  */
 import type { ObjectInfo } from './object-store.ts';
 
@@ -11,7 +11,7 @@ export interface ListPage {
 }
 
 export class PagedList implements AsyncIterable<readonly ObjectInfo[]> {
-  /** The page at `next` of the one before, or the first one. May be called again after it rejected. */
+  /** Fetches the page at the previous page's `next`, or the first page. May be called again after it rejected. */
   readonly page: (at: string | undefined) => Promise<ListPage>;
 
   constructor(page: (at: string | undefined) => Promise<ListPage>) {

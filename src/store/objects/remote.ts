@@ -1,4 +1,4 @@
-/** Object stores on the network, with retries around them. Loaded only when one is named. */
+/** Object stores on the network, with retries. Loaded only when one is opened. */
 
 import type { Patience } from '../../async/patience.ts';
 import { HttpObjects } from './http-objects.ts';
@@ -7,7 +7,7 @@ import { RetryObjects } from './retry-objects.ts';
 import { S3Objects } from './s3-objects.ts';
 import { parseS3Url } from './s3-url.ts';
 
-/** Throws USAGE for a URL that is none. */
+/** Throws USAGE for an invalid URL. */
 export function openRemote(
   url: string,
   scheme: 's3' | 'http' | 'https',

@@ -1,11 +1,11 @@
 /**
- * Asks a store again when it could not tell (async/patience.ts). An answer is not asked again, nor is a refusal that would
- * only be repeated.
+ * Retries calls that failed with the store's state unknown (async/patience.ts). Results are not retried, nor are
+ * refusals that would only be repeated.
  *
- * A list is retried page by page where the store's pages can be asked for alone; else it starts over, so nothing is
- * lost and entries may come twice.
+ * A list is retried page by page if the store can fetch single pages; otherwise it starts over, so nothing is lost but
+ * entries may repeat.
  *
- * Whoever asks again themselves reads `withoutRetries`.
+ * Callers that do their own retries use `withoutRetries`.
  */
 import type { Backoff } from '../../async/backoff.ts';
 import { PatientRetries, type RetryOptions } from '../../async/patience.ts';
@@ -46,7 +46,7 @@ export class RetryObjects implements ObjectStore {
     return this.#inner.credentialExpiry;
   }
 
-  /** Rejects as the last try did, as all calls do; the message says how many there were. */
+  /** Rejects as the last try did, like all calls; the message says how many tries there were. */
   get(key: string, bytesMax: number, options: GetOptions = {}): Promise<ObjectBytes | undefined> {
     return this.#retries.run(options.signal, () => this.#inner.get(key, bytesMax, options));
   }
@@ -56,8 +56,9 @@ export class RetryObjects implements ObjectStore {
   }
 
   /**
-   * A try that failed may have been done all the same, and the next one then finds what it wrote itself: if that lies
-   * there, the write is done. Who writes over versions makes each content unlike any other, or cannot tell either.
+   * A failed try may have succeeded in the store, and the next try then conflicts with the object that the first one
+   * wrote. If the object has these bytes, the write is done. A caller of `ifVersion` must make each content unique, or
+   * it cannot tell its own write from another's.
    */
   async put(key: string, bytes: Uint8Array, options: PutOptions = {}): Promise<void> {
     let tries = 0;

@@ -1,4 +1,4 @@
-/** What is asked of S3, and which answers are good ones. */
+/** The requests to S3, and which responses are successful. */
 import type { HttpAnswer, HttpClientOptions, HttpRequest } from '../../http-client/client.ts';
 import { sha256Of } from '../sha256.ts';
 import { S3Clock } from './s3-clock.ts';
@@ -9,20 +9,20 @@ import { pathOf, S3Place } from './s3-place.ts';
 import { type S3Identity, S3Transport } from './s3-transport.ts';
 import type { S3Location } from './s3-url.ts';
 
-/** Without an answer, for what may be more work for the store than a read. */
+/** Maximum time without a response for calls that may take the store longer than a read. */
 const CALL_STALL_MS = 60_000;
-/** An answer that is no object: a page of a list is the largest. */
+/** Maximum response that is not an object; a list page is the largest. */
 const ANSWER_BYTES_MAX = 8 * 1024 * 1024;
 
-/** What S3 and its likenesses begin an answer with that has 200 for its status and is an error. */
+/** The start of an error response that S3 and compatible stores send with status 200. */
 const ERROR_ROOT = /^\s*(?:<\?xml[^>]*>\s*)?<Error[\s>]/;
 
 export interface S3Call extends Partial<Pick<HttpRequest, 'headers' | 'body' | 'isOnce'>> {
   readonly method: 'GET' | 'PUT' | 'POST' | 'DELETE';
-  /** In the bucket; empty for the bucket itself. */
+  /** The key in the bucket; empty for the bucket itself. */
   readonly key: string;
   readonly query?: Readonly<Record<string, string>>;
-  /** Of the body, 64 hex digits, where the caller knows it. */
+  /** Of the body, 64 hex digits, if the caller knows it. */
   readonly sha256?: string | undefined;
   readonly signal?: AbortSignal | undefined;
 }
@@ -43,14 +43,16 @@ export class S3Requests {
     this.#transport = new S3Transport(this.#identity, options);
   }
 
-  /** When the credentials that are used expire, in milliseconds since 1970, as far as they say and were used yet. */
+  /**
+   * When the credentials in use expire, in milliseconds since 1970; undefined before first use, or if they do not say.
+   */
   get credentialExpiry(): number | undefined {
     return this.#identity.credentials.expiryMs;
   }
 
   /**
-   * An object's bytes, or with HEAD only what is said of it. Throws S3FailureError
-   * for an answer that is an error, else UNAVAILABLE, TIMEOUT, ABORTED.
+   * An object's bytes, or with HEAD only its headers. Throws S3FailureError for an error response, otherwise
+   * UNAVAILABLE, TIMEOUT, ABORTED.
    */
   read({ key, method, ...rest }: S3Read): Promise<HttpAnswer> {
     return following(this.#identity, pathOf(key), async (url) => {
@@ -58,14 +60,14 @@ export class S3Requests {
       if (answer.status === 200) return answer;
       if (method === 'GET' || answer.status === 404)
         throw new S3FailureError(failureOfAnswer(answer, method));
-      // Only the body of an error says what it is, and to HEAD there is none.
+      // Only the body of an error response has the code, and HEAD has no body.
       const withBody = await this.#transport.send(url, { method: 'GET', ...rest, bytesMax: 0 });
       if (withBody.status === 200) return withBody;
       throw new S3FailureError(failureOfAnswer(withBody, 'GET'));
     });
   }
 
-  /** Everything that is no read of an object; its answer is good, and not over 8 MiB. Throws as `read` does. */
+  /** Every call that does not read an object. Returns a successful response of at most 8 MiB. Throws as `read` does. */
   async call({ key, query, body, sha256, signal, ...rest }: S3Call): Promise<HttpAnswer> {
     const known = sha256 ?? (body && (await sha256Of(body)));
     const limits = { bytesMax: ANSWER_BYTES_MAX, stallMs: CALL_STALL_MS };

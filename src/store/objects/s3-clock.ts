@@ -1,11 +1,11 @@
-/** The store's time of day, with which requests are signed: ours, corrected where the store refuses it. */
+/** The store's time, used to sign requests: the local time, corrected when the store rejects it. */
 import type { S3Failure } from './s3-errors.ts';
 
-/** Beyond it S3 refuses; well below it is noise of the line. */
+/** A larger skew is corrected; a smaller one may be network delay, and S3 tolerates it. */
 const SKEW_MS_MAX = 240_000;
 
 export class S3Clock {
-  /** What the store's time is ahead of ours. */
+  /** How far the store's time is ahead of ours. */
   #offsetMs = 0;
 
   /** Milliseconds since 1970. */
@@ -13,13 +13,13 @@ export class S3Clock {
     return Date.now() + this.#offsetMs;
   }
 
-  /** Whether our time, as far as it was corrected, was far from the store's when the request was signed. */
+  /** Whether our corrected time was far from the store's when the request was signed. */
   learn({ status, code, dateMs }: S3Failure): boolean {
     if (dateMs === undefined || (status !== 403 && status !== 400)) return false;
     const offsetMs = dateMs - Date.now();
     const isOff = Math.abs(offsetMs - this.#offsetMs) > SKEW_MS_MAX;
     if (isOff) this.#offsetMs = offsetMs;
-    // Another request may have corrected it meanwhile.
+    // Another request may have corrected the offset meanwhile.
     return isOff || code === 'RequestTimeTooSkewed';
   }
 }

@@ -1,11 +1,10 @@
 /**
- * Who we are to S3. Credentials come from where every AWS tool looks for them, by the AWS SDK's own chain of providers,
- * which is loaded only if they are not simply in the environment. They are renewed before they expire, and when the store
- * refuses them.
+ * Credentials for S3, from the AWS SDK's own provider chain, where every AWS tool looks for them. The SDK is loaded
+ * only if they are not in the environment. They are renewed before they expire, and when the store rejects them.
  */
 import { errorText, LazydiskError } from '../../errors.ts';
 
-/** Nobody is asked for other credentials more often than this. */
+/** Minimum time between forced refreshes. */
 const REFRESH_MS_MIN = 500;
 
 export interface S3Credentials {
@@ -18,16 +17,16 @@ export interface S3Credentials {
 type Provider = (options?: { forceRefresh?: boolean }) => Promise<S3Credentials>;
 
 export class S3CredentialSource {
-  /** Counts credentials: who was refused with older ones than there are now tries again at once. */
+  /** Counts changes of credentials: a request that was rejected with older ones is retried at once. */
   generation = 0;
-  /** When those that were used last expire, in milliseconds since 1970, as far as they say. */
+  /** When the credentials last used expire, in milliseconds since 1970, if they say so. */
   expiryMs: number | undefined;
   readonly #region: () => string;
   #provider: Provider | undefined;
   #refreshing: Promise<boolean> | undefined;
   #refreshedAt = Number.NEGATIVE_INFINITY;
 
-  /** `region` is where a token service is asked, if one is needed. */
+  /** `region` is the region of the token service, if one is needed. */
   constructor(region: () => string) {
     this.#region = region;
   }
@@ -44,7 +43,7 @@ export class S3CredentialSource {
     }
   }
 
-  /** Whether there are other credentials than those of `generation`. One asks for all who were refused. */
+  /** Returns whether there are newer credentials than those of `generation`. One refresh serves all callers. */
   async refresh(generation: number): Promise<boolean> {
     if (generation !== this.generation) return true;
     if (!this.#refreshing && performance.now() - this.#refreshedAt < REFRESH_MS_MIN) return false;
@@ -63,7 +62,7 @@ export class S3CredentialSource {
       if (isOther) this.generation++;
       return isOther;
     } catch {
-      // Then the answer stands that made us ask.
+      // The original rejection then stands.
       return false;
     }
   }

@@ -1,4 +1,4 @@
-/** The XML documents of S3's API that a store needs: a page of a list, a deletion of many, what came of a copy. */
+/** The XML documents of S3's API that a store needs: a list page, a multi-object delete, the result of a copy. */
 import { childOf, childrenOf, parseXml, textOf, type XmlElement, XmlError } from './xml.ts';
 
 export interface S3ListPage {
@@ -7,20 +7,20 @@ export interface S3ListPage {
     readonly sizeBytes: number;
     readonly modifiedMs: number;
   }[];
-  /** What keys of folders begin with, if folders were asked for. */
+  /** The common prefixes of folders, if folders were asked for. */
   readonly prefixes: readonly string[];
   readonly isTruncated: boolean;
   /** Where the next page begins. */
   readonly token: string | undefined;
 }
 
-/** An object that was to be deleted and stays. */
+/** An object that could not be deleted. */
 export interface S3Undeleted {
   readonly key: string;
   readonly code: string;
 }
 
-/** Of ListObjectsV2. Throws XmlError. */
+/** Parses the response to ListObjectsV2. Throws XmlError. */
 export function parseListPage(body: Buffer): S3ListPage {
   const root = rootOf(body, 'ListBucketResult');
   return {
@@ -31,7 +31,7 @@ export function parseListPage(body: Buffer): S3ListPage {
   };
 }
 
-/** The body of a DeleteObjects; no character of a key means something in XML. */
+/** The body of a DeleteObjects request; no character of a key needs escaping in XML. */
 export function deletionOf(keys: readonly string[]): Buffer {
   const objects = keys.map((key) => `<Object><Key>${key}</Key></Object>`).join('');
   return Buffer.from(
@@ -39,7 +39,7 @@ export function deletionOf(keys: readonly string[]): Buffer {
   );
 }
 
-/** Of DeleteObjects. Throws XmlError. */
+/** Parses the response to DeleteObjects. Throws XmlError. */
 export function parseUndeleted(body: Buffer): S3Undeleted[] {
   return childrenOf(rootOf(body, 'DeleteResult'), 'Error').map((element) => ({
     key: needed(element, 'Key'),
@@ -47,7 +47,7 @@ export function parseUndeleted(body: Buffer): S3Undeleted[] {
   }));
 }
 
-/** Whether the answer to a CopyObject says that it was done. Throws XmlError. */
+/** Whether the response to a CopyObject confirms the copy. Throws XmlError. */
 export function isCopied(body: Buffer): boolean {
   const root = parseXml(body.toString());
   return root.name === 'CopyObjectResult' && childOf(root, 'ETag') !== undefined;

@@ -1,8 +1,11 @@
-/** Where a bucket is: AWS's hosts by region, or an endpoint that was given, with the bucket in the host name or the path. */
+/** The URL of a bucket: AWS's hosts by region, or a given endpoint, with the bucket in the host name or the path. */
 import { isIP } from 'node:net';
 import type { S3Location } from './s3-url.ts';
 
-/** Of the regions whose names begin so ("AWS service endpoints" in the AWS General Reference); others are in amazonaws.com. */
+/**
+ * Domains of regions by the start of their names ("AWS service endpoints" in the AWS General Reference); all others are
+ * in amazonaws.com.
+ */
 const SUFFIXES: readonly (readonly [string, string])[] = [
   ['cn-', 'amazonaws.com.cn'],
   ['eusc-', 'amazonaws.eu'],
@@ -12,7 +15,10 @@ const SUFFIXES: readonly (readonly [string, string])[] = [
   ['us-isof-', 'csp.hci.ic.gov'],
 ];
 
-/** Without a slash at its end. A certificate covers one name before the endpoint's, so a bucket with dots goes in the path. */
+/**
+ * Without a trailing slash. A wildcard certificate covers only one label, so over https a bucket with dots goes in the
+ * path.
+ */
 export function bucketUrl({ bucket, endpoint, pathStyle }: S3Location, region: string): string {
   const suffix = SUFFIXES.find(([start]) => region.startsWith(start))?.[1] ?? 'amazonaws.com';
   const base = new URL(endpoint ?? `https://s3.${region}.${suffix}`);

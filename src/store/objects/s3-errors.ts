@@ -1,24 +1,23 @@
 /**
- * What S3 and its many likenesses answer when they do not do what they were asked: one shape for it, whoever made the
- * request, and what follows from it. Nothing of the answer but its code and status goes into a text: messages of S3
- * quote requests, which hold access keys and signatures.
+ * Error responses of S3 and compatible stores: one shape for all requests, and the errors that they become. Messages
+ * quote only a response's code and status, because S3's messages quote requests, which hold access keys and signatures.
  */
 import { LazydiskError } from '../../errors.ts';
 import type { HttpAnswer } from '../../http-client/client.ts';
 
-/** An answer that is an error. */
+/** An error response. */
 export interface S3Failure {
   readonly status: number;
-  /** S3's own, as `NoSuchKey`; empty if there is none. */
+  /** S3's own code, such as `NoSuchKey`; empty if there is none. */
   readonly code: string;
-  /** Where the store says that the bucket is. */
+  /** The bucket's location according to the store. */
   readonly location: string | undefined;
   readonly region: string | undefined;
-  /** The time of day in the answer, in milliseconds since 1970. */
+  /** The response's date, in milliseconds since 1970. */
   readonly dateMs: number | undefined;
 }
 
-/** Carries an answer that is an error to whoever knows what it was the answer to. */
+/** Carries an error response to the code that knows the request. */
 export class S3FailureError extends Error {
   readonly failure: S3Failure;
 
@@ -28,7 +27,7 @@ export class S3FailureError extends Error {
   }
 }
 
-/** Other credentials, or the same renewed, may do. */
+/** Newer credentials may succeed. */
 const STALE_CREDENTIALS: ReadonlySet<string> = new Set([
   'ExpiredToken',
   'ExpiredTokenException',
@@ -54,7 +53,7 @@ const ASKS_FOR_LESS: ReadonlySet<string> = new Set([
 
 const FULL: ReadonlySet<string> = new Set(['QuotaExceeded', 'XMinioStorageFull', 'InsufficientStorage']);
 
-/** Of the 4xx, those that say that something went wrong on the way. */
+/** 4xx codes for errors in transit. */
 const MAY_PASS: ReadonlySet<string> = new Set([
   'RequestTimeout',
   'IncompleteBody',
@@ -72,7 +71,7 @@ const UNKNOWN_CALL: ReadonlySet<string> = new Set([
   'MissingContentMD5',
 ]);
 
-/** Stands in for the code that an answer without a body has not. */
+/** Stands in for the missing code of a response without a body. */
 const HEAD_404 = 'NotFound';
 
 const CODE = /^[A-Za-z0-9]{1,64}$/;
@@ -88,27 +87,27 @@ export function failureOfAnswer({ status, headers, body }: HttpAnswer, method: s
   };
 }
 
-/** There is no such object, and that is certain. Of a HEAD nobody can say whether it is the bucket that is missing. */
+/** The object certainly does not exist. For a HEAD, the bucket may be missing instead. */
 export function isAbsent({ status, code }: S3Failure): boolean {
   return status === 404 && (code === 'NoSuchKey' || code === HEAD_404);
 }
 
-/** Whether other credentials may do. To RGW a key that was just taken away is one that may nothing. */
+/** Whether newer credentials may succeed. RGW denies access to a key that was just removed. */
 export function isStaleCredentials({ code }: S3Failure): boolean {
   return STALE_CREDENTIALS.has(code) || code === 'AccessDenied';
 }
 
-/** The object is not in the state that a condition named. */
+/** The object does not meet the request's condition. */
 export function isConflict({ status, code }: S3Failure): boolean {
   return status === 412 || code === 'ConditionalRequestConflict' || code === 'ConcurrentModification';
 }
 
-/** The store knows no such call, or not this form of it. */
+/** The store does not support the call, or not this form of it. */
 export function isUnknownCall({ status, code }: S3Failure): boolean {
   return status === 501 || status === 405 || UNKNOWN_CALL.has(code);
 }
 
-/** The error for `what` was tried, a text that names the store and the key. `operation` is S3's name for it. */
+/** The error for a failed attempt. `what` is its text, with the store and the key; `operation` is S3's name for it. */
 export function errorOfFailure(what: string, operation: string, failure: S3Failure): LazydiskError {
   const { status, code } = failure;
   const answer = `${status}${code && ` ${code}`}`;

@@ -1,6 +1,6 @@
 /**
- * Makes a request again where its answer only asks for other credentials, another host, another region or the right time of
- * day, each once or twice, for that must not be anybody's error.
+ * Repeats a request if the response only calls for other credentials, another host, another region or a corrected
+ * clock, once or twice each, because these must not surface as errors.
  */
 import type { HttpTarget } from '../../http-client/client.ts';
 import { isStaleCredentials, S3FailureError } from './s3-errors.ts';
@@ -10,8 +10,8 @@ import type { S3Identity } from './s3-transport.ts';
 const HOPS_MAX = 2;
 
 /**
- * What `request` gives, which throws an S3FailureError for an answer that is an error. `path` is that in the bucket, with
- * the query. Throws what the last request did.
+ * Returns what `request` returns; `request` throws S3FailureError for an error response. `path` is the path in the
+ * bucket, with the query. Throws what the last request threw.
  */
 export async function following<T>(
   { credentials, clock, place }: S3Identity,

@@ -1,7 +1,7 @@
 /**
- * Objects in a bucket of S3 or of one of its many likenesses. It relies on nothing but what they all have: whole puts,
- * reads after them, lists, copies. Checksums of theirs are not needed, for whoever reads knows the hash of what it
- * wants; conditional writes are tried once before anybody may count on them.
+ * Objects in a bucket of S3 or a compatible store. It relies only on what they all have: whole puts, read-after-write,
+ * lists, copies. It needs none of their checksums, because readers know the hash of what they want; conditional writes
+ * are probed once before anyone relies on them.
  */
 import { hash, randomBytes } from 'node:crypto';
 import { pooled } from '../../async/pooled.ts';
@@ -33,20 +33,20 @@ import {
 import type { S3Location } from './s3-url.ts';
 import { XmlError } from './xml.ts';
 
-/** What S3 takes and gives at once. */
+/** S3's limits for one call. */
 const DELETE_KEYS_MAX = 1000;
 const PAGE_OBJECTS_MAX = 1000;
-/** Where a store knows no delete of many. */
+/** If a store does not support DeleteObjects. */
 const DELETE_LANES = 8;
 
-/** How a store wants the version of a conditional write: as it gives it, without its quotes (RGW), or not at all. */
+/** How a store wants the version of a conditional write: as it returned it, without the quotes (RGW), or not at all. */
 type Conditions = 'quoted' | 'bare' | 'none';
 
-/** Objects that must say that a store does not compare. */
+/** This many probes must find that a store does not compare. */
 const PROBES_MAX = 4;
 const PROBE = Buffer.from('whether this store compares before it sets');
 const NOTHING = Buffer.alloc(0);
-/** A key of no object. */
+/** A key that no object has. */
 const NO_KEY = 'nothing';
 const NO_VERSION = '"00000000000000000000000000000000"';
 
@@ -74,7 +74,7 @@ export class S3Objects implements ObjectStore {
     return answer && { bytes: answer.body, version: answer.headers.etag ?? '' };
   }
 
-  /** Cannot tell a bucket that is not there from an object that is not: S3 answers both with the same four digits. */
+  /** Cannot tell a missing bucket from a missing object: S3 answers both with a bare 404. */
   async head(key: string, options: ObjectOptions = {}): Promise<ObjectInfo | undefined> {
     const answer = await this.#read('HEAD', key, 0, options);
     if (!answer) return undefined;
@@ -84,7 +84,7 @@ export class S3Objects implements ObjectStore {
     throw new LazydiskError('UNAVAILABLE', `${this.#what('read', key)}: an answer without length or date`);
   }
 
-  /** Throws BUSY for `ifVersion`, and NO_SPACE where a store has a limit, as `copy` does. */
+  /** Throws BUSY for `ifVersion`, and NO_SPACE if the store has a limit, as `copy` does. */
   async put(key: string, bytes: Uint8Array, options: PutOptions = {}): Promise<void> {
     const { ifVersion, sha256, signal } = options;
     const what = this.#what('write', key);
@@ -95,10 +95,10 @@ export class S3Objects implements ObjectStore {
       what,
       'PutObject',
       () => this.#requests.call(call),
-      // Where nothing is, there is nothing of that version.
+      // A missing object does not have that version.
       async (failure) =>
         (typeof ifVersion === 'string' && isAbsent(failure)) ||
-        // To who loses a race against another write, RGW says that something went wrong.
+        // RGW answers 500 to a write that loses a race against another.
         (conditions !== 'none' &&
           failure.status === 500 &&
           (await this.#isOther(key, bytes, ifVersion, signal))),
@@ -112,7 +112,7 @@ export class S3Objects implements ObjectStore {
     const headers = { 'x-amz-copy-source': source };
     const call: S3Call = { method: 'PUT', key: this.#pathOf(to), headers, body: NOTHING, signal };
     const answer = await this.#failing(what, 'CopyObject', () => this.#requests.call(call), isAbsent);
-    // The status of a copy comes before the copy is made; only what the answer then says counts.
+    // S3 sends the status before it makes the copy; only the body counts.
     if (answer && !this.#parsed(what, () => isCopied(answer.body)))
       throw new LazydiskError('UNAVAILABLE', `${what}: the answer does not say that it was`);
     return answer !== undefined;
@@ -126,7 +126,7 @@ export class S3Objects implements ObjectStore {
     }
   }
 
-  /** What lies there and is no key of ours is left out. Throws for pages that are not of what was asked. */
+  /** Leaves out objects whose names are not valid keys. Throws for pages with entries outside `prefix`. */
   list(prefix: string, options: ListOptions = {}): PagedList {
     return new PagedList(async (at) => {
       checkKey(prefix, 'prefix');
@@ -134,7 +134,7 @@ export class S3Objects implements ObjectStore {
     });
   }
 
-  /** As the answer to a question is dated, whatever else it says. */
+  /** The date of a response, whatever else it says. */
   async nowMs({ signal }: ObjectOptions = {}): Promise<number> {
     const what = `${this.url}: cannot ask for the time`;
     const read = { method: 'HEAD', key: this.#pathOf(NO_KEY), bytesMax: 0, signal } as const;
@@ -152,7 +152,7 @@ export class S3Objects implements ObjectStore {
     throw new LazydiskError('UNAVAILABLE', `${what}: an answer without a date`);
   }
 
-  /** Tries it: there are stores that refuse conditions, and some that ignore them. */
+  /** Probes the store: some stores reject conditions, and some ignore them. */
   async canCompareAndSet(): Promise<boolean> {
     return (await this.#conditions()) !== 'none';
   }
@@ -184,18 +184,18 @@ export class S3Objects implements ObjectStore {
   ): S3Call {
     const call = { method: 'PUT', key: this.#pathOf(key), body } as const;
     if (conditions === 'none' || ifVersion === undefined) return call;
-    // Sent again, it would be refused for what it wrote itself.
+    // If resent, it would conflict with its own write.
     if (ifVersion === null) return { ...call, headers: { 'if-none-match': '*' }, isOnce: true };
     const version = conditions === 'bare' ? ifVersion.replaceAll('"', '') : ifVersion;
     return { ...call, headers: { 'if-match': version }, isOnce: true };
   }
 
-  /** False if the store knows no such call. */
+  /** False if the store does not support the call. */
   async #deleteMany(keys: readonly string[], signal: AbortSignal | undefined): Promise<boolean> {
     if (!this.#deletesMany || keys.length === 1) return false;
     const what = `${this.url}: cannot delete ${keys.length} objects`;
     const body = deletionOf(keys.map((key) => this.#pathOf(key)));
-    // Some stores insist on it, as S3 once did, and do not know what came after.
+    // Some stores require Content-MD5, as S3 once did, and do not know its successors.
     const headers = { 'content-md5': hash('md5', body, 'base64'), 'content-type': 'application/xml' };
     const call: S3Call = { method: 'POST', key: '', query: { delete: '' }, headers, body, signal };
     const answer = await this.#failing(what, 'DeleteObjects', () => this.#requests.call(call), isUnknownCall);
@@ -221,7 +221,7 @@ export class S3Objects implements ObjectStore {
   }
 
   async #deleteEach(keys: readonly string[], signal: AbortSignal | undefined): Promise<void> {
-    // When it fails nothing is under way any more: a sweep then says that it has ended.
+    // On failure no call may still be in progress, because a sweep then closes its trash.
     await pooled(DELETE_LANES, keys, async (key) => {
       const call: S3Call = { method: 'DELETE', key: this.#pathOf(key), signal };
       await this.#failing(
@@ -268,7 +268,9 @@ export class S3Objects implements ObjectStore {
     return { infos, next };
   }
 
-  /** Whether there is by now neither what a write was to replace nor what it was to put there. */
+  /**
+   * Whether the object is by now neither the one that the write was to replace nor the one that it was to put there.
+   */
   async #isOther(
     key: string,
     bytes: Uint8Array,
@@ -289,8 +291,9 @@ export class S3Objects implements ObjectStore {
   }
 
   /**
-   * On one of 256 objects that stay: whoever may not delete would else leave one each time. Others may be at the same one
-   * just then, which looks as if conditions were not understood, so only several that say so are believed.
+   * Probes one of 256 objects that are never deleted; otherwise a writer without delete permission would leave one each
+   * time. Another writer may be probing the same object, which looks like missing support, so only several such results
+   * count.
    */
   async #probe(): Promise<Conditions> {
     for (let tried = 0; tried < PROBES_MAX; tried++) {
@@ -306,7 +309,7 @@ export class S3Objects implements ObjectStore {
     const made = await accepts(null, 'quoted');
     const version = made?.headers.etag ?? (await this.get(key, PROBE.length))?.version;
     if (!version) return 'none';
-    // A store that compares refuses all three.
+    // A store that compares rejects all three.
     const [isMadeAgain, ...areSet] = await Promise.all([
       accepts(null, 'quoted'),
       accepts(NO_VERSION, 'quoted'),
@@ -318,7 +321,7 @@ export class S3Objects implements ObjectStore {
     return 'none';
   }
 
-  /** The answer to a write on this condition; undefined if the store finds it unmet or does not know it. */
+  /** The response to a write on this condition; undefined if the store finds it unmet or does not support it. */
   #accepts(key: string, ifVersion: string | null, conditions: Conditions): Promise<HttpAnswer | undefined> {
     const call = this.#putting(key, PROBE, ifVersion, conditions);
     return this.#failing(
@@ -329,7 +332,7 @@ export class S3Objects implements ObjectStore {
     );
   }
 
-  /** What `request` gives; undefined if it fails in a way that means that. */
+  /** Returns what `request` returns; undefined for a failure that `isNothing` accepts. */
   async #failing<T>(
     what: string,
     operation: string,
@@ -347,7 +350,7 @@ export class S3Objects implements ObjectStore {
     }
   }
 
-  /** What `parse` makes of an answer, which may be of anything but S3. */
+  /** Returns what `parse` returns for a response, which may not come from S3 at all. */
   #parsed<T>(what: string, parse: () => T): T {
     try {
       return parse();
@@ -363,7 +366,7 @@ export class S3Objects implements ObjectStore {
     return `${this.#location.prefix}${key}`;
   }
 
-  /** The key of ours, of one in the bucket; undefined if it is outside of the store. */
+  /** Our key for a key in the bucket; undefined if it is outside the store. */
   #keyOf(key: string): string | undefined {
     const { prefix } = this.#location;
     return key.startsWith(prefix) ? key.slice(prefix.length) : undefined;

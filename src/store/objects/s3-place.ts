@@ -1,4 +1,4 @@
-/** Where a bucket is: its region, which the store corrects where the URL is wrong, and the host that this makes. */
+/** Locates a bucket: its region, which the store corrects if the URL is wrong, and the resulting host. */
 import { type HttpTarget, hostOf, targetOf } from '../../http-client/client.ts';
 import { bucketUrl } from './s3-endpoint.ts';
 import type { S3Failure } from './s3-errors.ts';
@@ -8,7 +8,7 @@ import type { S3Location } from './s3-url.ts';
 export class S3Place {
   readonly #location: S3Location;
   #region: string;
-  /** Where the bucket is in the region. */
+  /** The bucket's target in its region. */
   #bucket: { readonly region: string; readonly target: HttpTarget } | undefined;
 
   constructor(location: S3Location) {
@@ -20,7 +20,7 @@ export class S3Place {
     return this.#region;
   }
 
-  /** `path` is that in the bucket, with the query. */
+  /** `path` is the path in the bucket, with the query. */
   targetOf(path: string): HttpTarget {
     const region = this.#region;
     if (this.#bucket?.region !== region)
@@ -29,7 +29,7 @@ export class S3Place {
     return { ...target, path: `${target.path.replace(/\/$/, '')}${path}` };
   }
 
-  /** Whether the bucket is in another region than `used`, which the request was for. */
+  /** Returns whether the bucket is in another region than `used`, the request's region, and switches to it. */
   learn({ status, region }: S3Failure, used: string): boolean {
     if (region === undefined || (status !== 301 && status !== 307 && status !== 400) || region === used)
       return false;
@@ -38,16 +38,16 @@ export class S3Place {
   }
 }
 
-/** The path of `key` in a bucket; the bucket itself if that is empty. */
+/** The path of `key` in a bucket; an empty key is the bucket itself. */
 export function pathOf(key: string, query?: Readonly<Record<string, string>>): string {
-  // Of what keys are made of, nothing else means something in a URL.
+  // No other character of a key is special in a URL.
   const path = `/${key.replaceAll('%', '%25')}`;
   if (!query) return path;
   const pairs = Object.entries(query).map(([name, value]) => `${name}=${encodePart(value)}`);
   return `${path}?${pairs.join('&')}`;
 }
 
-/** Where an answer says to go instead; never from encrypted to plain. */
+/** The target that a response redirects to; never from https to http. */
 export function redirection({ status, location }: S3Failure, from: HttpTarget): HttpTarget | undefined {
   if (![301, 302, 307, 308].includes(status) || location === undefined) return undefined;
   const base = `${from.protocol}//${hostOf(from)}${from.path}`;

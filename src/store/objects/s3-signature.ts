@@ -1,16 +1,16 @@
 /**
- * AWS Signature Version 4 for S3, in headers ("Authenticating Requests (AWS Signature Version 4)" of the S3 API reference).
- * The signing key is that of a day and a region and is kept for it: then a signature is two hashes.
+ * AWS Signature Version 4 for S3, in headers ("Authenticating Requests (AWS Signature Version 4)" of the S3 API
+ * reference). The signing key depends on day and region, and is cached; with it, a signature takes two hashes.
  */
 import { createHmac, hash } from 'node:crypto';
 import { type HttpTarget, hostOf } from '../../http-client/client.ts';
 import type { S3Credentials } from './s3-credentials.ts';
 
-/** What is signed besides the method and where it goes. */
+/** A request to sign. */
 export interface SignedRequest {
   readonly method: string;
   readonly url: HttpTarget;
-  /** Names in lower case; all of them are signed. */
+  /** Names in lower case; all are signed. */
   readonly headers: Readonly<Record<string, string>>;
   /** SHA-256 of the body, 64 hex digits. */
   readonly sha256: string;
@@ -20,7 +20,7 @@ export class S3Signer {
   #keyName = '';
   #key: Buffer = Buffer.alloc(0);
 
-  /** The headers of the request with its signature, the host's included. `nowMs` is the store's time of day. */
+  /** The request's headers with `host` and the signature. `nowMs` is the store's time. */
   sign(
     { method, url, headers, sha256 }: SignedRequest,
     { accessKeyId, secretAccessKey, sessionToken }: S3Credentials,
@@ -62,7 +62,7 @@ export class S3Signer {
   }
 }
 
-/** As S3 sorts and encodes it. */
+/** The query as S3 sorts and encodes it. */
 function canonicalQuery(query: string): string {
   if (query === '') return '';
   const pairs = query.split('&').map((pair) => {
@@ -73,7 +73,7 @@ function canonicalQuery(query: string): string {
   return pairs.sort().join('&');
 }
 
-/** As S3 wants names and values in a query: all but `A-Z a-z 0-9 - . _ ~`. */
+/** Encodes a query name or value for S3: all but `A-Z a-z 0-9 - . _ ~`. */
 export function encodePart(text: string): string {
   return encodeURIComponent(text).replace(
     /[!'()*]/g,
@@ -85,7 +85,7 @@ function decodePart(text: string): string {
   try {
     return decodeURIComponent(text);
   } catch {
-    // Not what we sent: of a redirect, which whoever gave it then refuses.
+    // Not encoded by us: it comes from a redirect, whose target then rejects it.
     return text;
   }
 }

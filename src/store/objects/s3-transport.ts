@@ -1,4 +1,4 @@
-/** Sends one signed request to S3 over a kept connection, and gives what comes back, whatever it says. */
+/** Sends one signed request to S3 over a persistent connection, and returns the response, whatever its status. */
 import {
   type HttpAnswer,
   HttpClient,
@@ -16,11 +16,11 @@ const SHA256_OF_NOTHING = 'e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca4959
 /** A request without its URL. */
 export interface S3Message extends Omit<HttpRequest, 'url' | 'headers'> {
   readonly headers?: HttpRequest['headers'];
-  /** Of the body, 64 hex digits; left out if there is none. */
+  /** Of the body, 64 hex digits; omitted if there is none. */
   readonly sha256?: string | undefined;
 }
 
-/** What a signature is made of. */
+/** What a signature depends on. */
 export interface S3Identity {
   readonly credentials: S3CredentialSource;
   readonly clock: S3Clock;

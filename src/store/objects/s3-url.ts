@@ -1,6 +1,6 @@
 /**
- * `s3://BUCKET/PREFIX?endpoint=URL&region=NAME&pathStyle=BOOL`: where a store lies. How to get in is never part of it:
- * credentials come from where every AWS tool looks for them.
+ * `s3://BUCKET/PREFIX?endpoint=URL&region=NAME&pathStyle=BOOL`: the location of a store. Credentials are never part of
+ * it; they come from where every AWS tool looks for them.
  */
 import { LazydiskError } from '../../errors.ts';
 import { checkKey } from './object-store.ts';
@@ -9,7 +9,7 @@ export interface S3Location {
   /** As it was given. */
   readonly url: string;
   readonly bucket: string;
-  /** Before every key: empty, or with a slash at the end. */
+  /** Precedes every key: empty, or ends in a slash. */
   readonly prefix: string;
   /** Undefined for AWS. */
   readonly endpoint: string | undefined;
@@ -23,10 +23,10 @@ type Environment = Readonly<Record<string, string | undefined>>;
 const QUERY_NAMES: ReadonlySet<string> = new Set(['endpoint', 'region', 'pathStyle']);
 const BUCKET = /^[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]$/;
 const REGION = /^[A-Za-z0-9-]{1,64}$/;
-/** Keys come behind it, and S3 takes 1024 characters of both. */
+/** Keys follow the prefix, and S3 allows 1024 characters for both. */
 const PREFIX_CHARACTERS_MAX = 500;
 
-/** Throws USAGE. `env` is where a region is looked for that the URL does not name. */
+/** Throws USAGE. The region comes from `env` if the URL does not name it. */
 export function parseS3Url(url: string, env: Environment = process.env): S3Location {
   if (!URL.canParse(url) || !url.startsWith('s3://')) throw usage('want s3://BUCKET/PREFIX?endpoint=URL');
   const { username, password, port, hostname: bucket, pathname, searchParams, hash } = new URL(url);
@@ -37,10 +37,10 @@ export function parseS3Url(url: string, env: Environment = process.env): S3Locat
   if (port !== '' || hash !== '') throw usage('want s3://BUCKET/PREFIX?endpoint=URL');
   if (!BUCKET.test(bucket) || bucket.includes('..'))
     throw usage(`${JSON.stringify(bucket)} is no bucket's name: 3 to 63 of a-z, 0-9, "-" and "."`);
-  // Directory buckets speak another dialect, and keep objects on one site.
+  // Directory buckets use another dialect, and keep objects in a single zone.
   if (bucket.endsWith('--x-s3')) throw usage('a directory bucket is not supported');
   for (const name of searchParams.keys()) {
-    // What is no name of ours may hold a secret, and so may its value.
+    // An unknown name may hold a secret, and so may its value, so neither is quoted.
     if (!QUERY_NAMES.has(name)) throw usage(`unknown parameter; there are ${[...QUERY_NAMES].join(', ')}`);
     if (searchParams.getAll(name).length > 1) throw usage(`${name} is there twice`);
   }
@@ -75,7 +75,7 @@ function parsePrefix(path: string): string {
   } catch (cause) {
     throw usage('the prefix is parts of A-Z, a-z, 0-9, ".", "_" and "-", between single slashes', cause);
   }
-  // The URL would mean something else by it than the key that it becomes.
+  // A "%" in the URL is an escape, and would not match the key.
   if (prefix.includes('%')) throw usage('the prefix must do without "%"');
   if (prefix.length > PREFIX_CHARACTERS_MAX)
     throw usage(`the prefix is longer than ${PREFIX_CHARACTERS_MAX}`);

@@ -1,13 +1,13 @@
 /**
- * A lock by name between processes that share a directory, for as long as one small write takes. The trick: nobody
- * takes a lock file away from anybody. Each contender makes a file of its own, whose name says whose it is, and then
- * looks whether there are others; who sees one takes its own away and comes again later. Of two contenders the one
- * that looks later sees the other, so never do both stay; and the file of a dead process can be removed by anyone at
- * any time, for no other process ever makes a file of that name.
+ * A named lock between processes that share a directory, held for one small write. No process ever takes over another's
+ * lock file. Each contender creates a file of its own, whose name identifies it, and then checks for others; if it sees
+ * one, it removes its own file and tries again later. Of two contenders, the one that checks later sees the other, so
+ * they never both hold the lock. Any process can remove a dead process's file at any time, because no other process
+ * ever creates a file of that name.
  *
- * A process may be stopped while it holds a lock, so after a minute its file goes, too, whoever it belongs to. What keeps
- * it from writing when it goes on is that what it writes is the lock file itself, renamed to its place: without that
- * there is nothing to rename.
+ * A process may stall while it holds a lock, so after a minute its file is removed too, whoever owns it. The stalled
+ * process then cannot write when it continues: its write is the lock file itself, renamed into place, and that file is
+ * gone.
  */
 import { createHash } from 'node:crypto';
 import { mkdir, readdir, stat, unlink, writeFile } from 'node:fs/promises';
@@ -16,7 +16,7 @@ import { setTimeout as sleep } from 'node:timers/promises';
 import { LazydiskError } from '../../errors.ts';
 import { newWriterName, writerState } from './writer-dir.ts';
 
-/** A lock counts for this long, unless its owner is known to be dead. */
+/** A lock is valid for this long, unless its owner is known to be dead. */
 const LOCK_MS_MAX = 60_000;
 
 const WAIT_MS_MAX = 10_000;
@@ -24,20 +24,20 @@ const PAUSE_MS_MAX = 50;
 
 export class WriteLock {
   readonly #dir: string;
-  /** Within this process contenders queue up, so that only one of them looks at files. */
+  /** Contenders within this process queue up, so that only one of them checks files. */
   readonly #queues = new Map<string, Promise<void>>();
   #serial = 0;
   #ownName: Promise<string> | undefined;
 
-  /** Lock files are `dir`/WRITER.SERIAL.lock-NAME; src/store/objects/writer-dir.ts knows whose leftovers they are. */
+  /** Lock files are `dir`/WRITER.SERIAL.lock-NAME; writer-dir.ts tells whether their owners live. */
   constructor(dir: string) {
     this.#dir = dir;
   }
 
   /**
-   * What `work` gives, which it does while nobody else works under `name`, or until its lock file, an empty one that it is
-   * given, is gone. It may fill that and rename it. Rejects with BUSY if others keep it for 10 s, or with the file system's
-   * own error.
+   * Runs `work` while it holds the lock `name`, and returns its result. `work` gets the path of the lock file, which is
+   * empty; it may fill and rename it. If the file is gone, the lock is lost. Rejects with BUSY if others hold the lock
+   * for 10 s, or with the file system's own error.
    */
   async hold<T>(
     name: string,
@@ -67,7 +67,7 @@ export class WriteLock {
     const deadline = performance.now() + WAIT_MS_MAX;
     await mkdir(this.#dir, { recursive: true });
     for (let pauseMs = 1; ; pauseMs = Math.min(pauseMs * 2, PAUSE_MS_MAX)) {
-      // Another name each time: who takes an old file for abandoned must not take a new one.
+      // A new name each time: a process that removes an old file as abandoned must not remove a new one.
       const path = join(this.#dir, `${await this.#ownName}.${this.#serial++}${suffix}`);
       await writeFile(path, '', { flag: 'wx', mode: 0o644 });
       if (!(await this.#hasOthers(suffix, path))) return path;
@@ -77,22 +77,22 @@ export class WriteLock {
     }
   }
 
-  /** Whether anyone but `own` contends; takes away the files of the dead, and old ones. */
+  /** Whether anyone but `own` contends; removes the files of dead owners, and old ones. */
   async #hasOthers(suffix: string, own: string): Promise<boolean> {
     for (const name of await readdir(this.#dir)) {
       const path = join(this.#dir, name);
       if (!name.endsWith(suffix) || path === own) continue;
       if ((await writerState(name)) !== 'dead' && (await isYoung(path, own))) return true;
-      // Where it stays its owner may still write.
+      // If the file cannot be removed, its owner may still write, so this throws.
       await unlinkIfThere(path);
     }
     return false;
   }
 }
 
-/** By the clock of the file system, which gave both files their times. */
+/** By the clock of the file system, which stamped both files. */
 async function isYoung(path: string, own: string): Promise<boolean> {
-  // One that is gone by now does not count; if our own is, others were faster.
+  // A file that is gone does not count; if our own is gone, another process was faster.
   const gone = { mtimeMs: 0 };
   const { mtimeMs: now } = await stat(own).catch(() => gone);
   const { mtimeMs } = await stat(path).catch(() => gone);

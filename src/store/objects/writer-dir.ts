@@ -1,13 +1,16 @@
 /**
- * Each process that writes to a store has a directory of its own under the store's `tmp`, whose name says who it
- * is: boot, PID namespace, process id and the process's start time. So a later writer can tell the leftovers of a dead
- * process from the work of a live one, and take away only the former.
+ * Each process that writes to a store has its own directory under the store's `tmp`. Its name identifies the process:
+ * boot, PID namespace, process id and start time. So a later writer can tell the leftovers of a dead process from the
+ * work of a live one, and remove only the leftovers.
  */
 import { randomBytes } from 'node:crypto';
 import { readdir, readFile, readlink, rm, stat } from 'node:fs/promises';
 import { join } from 'node:path';
 
-/** What another machine or an earlier boot left is not provably dead; it goes after this long without a change. */
+/**
+ * Directories from another machine or an earlier boot are not provably dead; they are removed after this long
+ * unchanged.
+ */
 const FOREIGN_AGE_MS_MAX = 24 * 60 * 60 * 1000;
 
 /** A new name: `HOST.PID.START.RANDOM`. */
@@ -16,7 +19,9 @@ export async function newWriterName(): Promise<string> {
   return `${await hostId()}.${process.pid}.${start}.${randomBytes(6).toString('hex')}`;
 }
 
-/** Removes the directories in `tmpDir` whose writers are dead. Never fails: what cannot go now goes another time. */
+/**
+ * Removes the directories in `tmpDir` whose writers are dead. Never fails: a later call removes what this one cannot.
+ */
 export async function removeDeadWriters(tmpDir: string): Promise<void> {
   const host = await hostId();
   for (const name of await readdir(tmpDir).catch(() => [])) {
@@ -27,7 +32,7 @@ export async function removeDeadWriters(tmpDir: string): Promise<void> {
   }
 }
 
-/** Of the writer that made `name`, a writer's name with or without something behind it; foreign: cannot be known. */
+/** State of the writer that made `name`, a writer's name with or without a suffix; foreign if it cannot be known. */
 export async function writerState(name: string): Promise<'alive' | 'dead' | 'foreign'> {
   return stateOf(name, await hostId());
 }
@@ -44,7 +49,7 @@ async function isAlive(pid: number, start: string | undefined): Promise<boolean>
   } catch (error) {
     if ((error as NodeJS.ErrnoException).code !== 'EPERM') return false;
   }
-  // The id may have gone to another process since. Where /proc hides the processes of others, there is no telling.
+  // The id may have been reused since. Where /proc hides other users' processes, this cannot be checked.
   const startNow = await startTimeOf(pid);
   return startNow === undefined || startNow === start;
 }
@@ -54,7 +59,7 @@ async function changedLately(path: string): Promise<boolean> {
   return mtimeMs > Date.now() - FOREIGN_AGE_MS_MAX;
 }
 
-/** One boot of one machine, seen from one PID namespace: where process ids mean the same. */
+/** Identifies one boot of one machine and one PID namespace, within which process ids are comparable. */
 async function hostId(): Promise<string> {
   const boot = await readFile('/proc/sys/kernel/random/boot_id', 'latin1').catch(() => 'unknown');
   const namespace = await readlink('/proc/self/ns/pid').catch(() => '');

@@ -1,20 +1,20 @@
 /**
- * Reads the small XML of S3's answers: elements and text. Attributes and comments mean nothing to us; document types, which
- * are what makes XML dangerous, are refused.
+ * Parses the small XML documents of S3's responses: elements and text. Attributes and comments are ignored; document
+ * types, which make XML dangerous, are rejected.
  */
 
-/** Elements in elements. S3's answers are four deep. */
+/** Maximum nesting of elements. S3's responses are four deep. */
 const DEPTH_MAX = 16;
 
 export interface XmlElement {
-  /** Without the prefix of a name space. */
+  /** Without the namespace prefix. */
   readonly name: string;
-  /** Of an element without others in it. */
+  /** Only of an element without children. */
   readonly text: string;
   readonly children: readonly XmlElement[];
 }
 
-/** It is no XML, or not such as S3 sends. */
+/** The document is not XML, or not XML that S3 sends. */
 export class XmlError extends Error {}
 
 const TOKEN =
@@ -28,7 +28,7 @@ const ENTITIES: ReadonlyMap<string, string> = new Map([
   ['apos;', "'"],
 ]);
 
-/** The root of a document. Throws XmlError. */
+/** Returns the root of a document. Throws XmlError. */
 export function parseXml(document: string): XmlElement {
   const top = { name: '', text: '', children: [] as XmlElement[] };
   const open: (typeof top)[] = [top];
