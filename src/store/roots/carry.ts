@@ -1,7 +1,7 @@
 /**
- * Brings a whole image into a root, from wherever in the store it lies: chunks first, then its manifests, so that a
- * manifest in a root means that all of its chunks are there (or in the trash of a sweep of it). Nothing is decoded and
- * no key is needed, and where the store can, the bytes do not pass through here.
+ * Copies a whole image into a root from anywhere in the store: chunks first, then manifests, so that a manifest in a
+ * root means that all of its chunks are there (or in that root's trash). Nothing is decoded, no key is needed, and if
+ * the store can copy, the bytes do not pass through this process.
  */
 import { pooled } from '../../async/pooled.ts';
 import { LazydiskError } from '../../errors.ts';
@@ -19,21 +19,21 @@ const COPIES_MAX = 16;
 
 export interface CarryOptions {
   /**
-   * Take a manifest in the root for the proof that all chunks of it are there. Its writer may have been stopped, and have
-   * put it when they were gone, so nothing is done by this that is not looked at again.
+   * Accept a manifest in the root as proof that all its chunks are there. Its writer may have stalled, and put it when
+   * the chunks were gone, so anything done on this basis is checked again later.
    */
   readonly isTrusting?: boolean;
-  /** Keys of manifests that a listing may not show yet. */
+  /** Ids of keys whose manifests a listing may not show yet. */
   readonly knownKeys?: readonly string[];
   /**
-   * Called before manifests are written; throws when that is too late, because chunks that were there when it began may
+   * Called before manifests are written; throws if that is too late, because chunks that were there at the start may
    * have been swept and purged by then.
    */
   checkTime(): void;
   onCopied?(bytes: number): void;
 }
 
-/** The ids of the keys that there are manifests of `digest` for in `area`, sorted. */
+/** The ids of the keys for which `area` has manifests of `digest`, sorted. */
 export async function manifestKeysIn(
   objects: ObjectStore,
   area: AreaPath,
@@ -50,8 +50,8 @@ export async function manifestKeysIn(
 }
 
 /**
- * Whether image `digest` is in root `to`, after what was not there of it was copied. False if no area of `view` has it.
- * Throws NOT_FOUND if a chunk of it is nowhere, CORRUPT, UNAVAILABLE, what `checkTime` throws.
+ * Copies whatever is missing of image `digest` into root `to`. False if no area of `view` has a manifest of it. Throws
+ * NOT_FOUND if one of its chunks is nowhere, CORRUPT, UNAVAILABLE, and what `checkTime` throws.
  */
 export async function ensureIn(
   parts: Pick<StoreParts, 'objects' | 'policy' | 'clock'>,
@@ -65,7 +65,7 @@ export async function ensureIn(
   const here: { area: AreaPath; keyId: string }[] = [];
   const places: { area: AreaPath; keyId: string }[] = [];
   const isIn = (keyId: string) => objects.head(manifestKey(to, digest, keyId));
-  // Whoever trusts a manifest needs no listing to find one that it knows.
+  // A trusting caller needs no listing to find a manifest that it knows.
   if (options.isTrusting) for (const keyId of knownKeys) if (await isIn(keyId)) return true;
   for (const path of new Set([to, ...view.areas.map((area) => area.path)])) {
     const keyIds = new Set([...(await manifestKeysIn(objects, path, digest)), ...knownKeys]);
@@ -80,7 +80,7 @@ export async function ensureIn(
   const from = view.areas.map(({ path }) => path).filter((path) => path !== to);
   await copyChunks(objects, clear, from, to, digest, options);
   if (here.length > 0) return true;
-  // Where it was may be purged under our hands; then it is not here.
+  // The source may be purged meanwhile; then the manifest is not here.
   let isHere = false;
   for (const keyId of new Set(places.map((place) => place.keyId))) {
     const what = `${objects.url}: writing ${manifestKey(to, digest, keyId)}`;
@@ -90,7 +90,9 @@ export async function ensureIn(
   return isHere;
 }
 
-/** The clear part of the first manifest of `digest` that proves itself; undefined if there is none at all. Throws CORRUPT. */
+/**
+ * The clear part of the first valid manifest of `digest`; undefined if there is none. Throws CORRUPT if none is valid.
+ */
 export async function firstClear(
   objects: ObjectStore,
   places: readonly { readonly area: AreaPath; readonly keyId: string }[],

@@ -1,19 +1,19 @@
 /**
- * How far the store's clock is from this host's. Nothing in the store depends on the clocks of hosts where the store gives
- * objects their times, and all of it does where a file system leaves that to them (systemd/README.md, "The store"); what differs by more
- * than the settle time is wrong somewhere, and people should hear of it.
+ * How far the store's clock is from this host's. If the store stamps objects itself, nothing depends on the hosts'
+ * clocks; if a file system leaves that to the hosts, everything does (systemd/README.md, "The store"). A difference of
+ * more than the settle time is a fault that people should hear of.
  */
 import { isRefusal } from '../../errors.ts';
 import { formatDuration } from '../../units.ts';
 import type { ObjectStore } from '../objects/object-store.ts';
 import type { StoreParts } from './parts.ts';
 
-/** The store may tell whole seconds alone, rounded down. */
+/** The store's time may be rounded down to whole seconds. */
 const ROUNDING_MS = 999;
 
 /**
- * The store's time, in milliseconds since 1970, for what tells people of ages and deletes nothing. Of a directory that is only
- * read nobody knows the time; then it is this machine's. Throws UNAVAILABLE.
+ * The store's time, in milliseconds since 1970, for code that reports ages and deletes nothing. For a read-only
+ * directory it is unknown; then this is the local time. Throws UNAVAILABLE.
  */
 export function storeTimeMs(objects: ObjectStore): Promise<number> {
   return objects.nowMs().catch((error) => {
@@ -22,7 +22,10 @@ export function storeTimeMs(objects: ObjectStore): Promise<number> {
   });
 }
 
-/** Milliseconds by which the store's clock is ahead of this host's, at least; negative: behind. Throws what `nowMs` throws. */
+/**
+ * How far the store's clock is at least ahead of this host's, in milliseconds; negative if it is behind. Throws what
+ * `nowMs` throws.
+ */
 export async function clockSkewMs(objects: ObjectStore): Promise<number> {
   const beforeMs = Date.now();
   const storeMs = await objects.nowMs();
@@ -30,7 +33,7 @@ export async function clockSkewMs(objects: ObjectStore): Promise<number> {
   return Math.max(0, storeMs - afterMs) - Math.max(0, beforeMs - storeMs - ROUNDING_MS);
 }
 
-/** What people should know of such a difference; null: nothing. */
+/** A message about a skew that people should know of, or null. */
 export function skewProblem(skewMs: number, { objects, policy }: StoreParts): string | null {
   if (Math.abs(skewMs) <= policy.settleMs) return null;
   const [ms, settle] = [Math.abs(skewMs), policy.settleMs].map(formatDuration);

@@ -1,13 +1,13 @@
 /**
- * Time as the store's rules need it: how long ago something was on this machine, and a wait. A rule such as "commit
- * within a day of the first look" must hold over a suspended laptop and a stepped clock, so an age is the larger of what
- * the monotonic clock and the wall clock say: it may be too large, which is refused needlessly, and never too small.
+ * Time as the store's rules need it: ages on this machine, and waits. A rule such as "commit within a day of the first
+ * look" must hold despite a suspended laptop and a stepped clock, so an age is the larger of what the monotonic clock
+ * and the wall clock say. It may be too large, which only rejects needlessly, and never too small.
  */
 import { setTimeout as delay } from 'node:timers/promises';
 import { LazydiskError } from '../../errors.ts';
 import { formatDuration } from '../../units.ts';
 
-/** A moment on this machine; only `Clock.ageMs` makes anything of it. */
+/** A moment on this machine; only meaningful to `Clock.ageMs`. */
 export interface Moment {
   readonly monotonicMs: number;
   readonly wallMs: number;
@@ -15,17 +15,19 @@ export interface Moment {
 
 export interface Clock {
   now(): Moment;
-  /** Milliseconds since `moment`, at least. */
+  /** Milliseconds since `moment`; may be too large, never too small. */
   ageMs(moment: Moment): number;
-  /** Aborts after `ms`: for a request that must be given up, retries and all, while it is still in time. */
+  /**
+   * A signal that aborts after `ms`: for a request that must be abandoned, retries included, while it is still in time.
+   */
   timeout(ms: number): AbortSignal;
   /** Rejects with ABORTED. */
   sleep(ms: number, signal?: AbortSignal): Promise<void>;
 }
 
 /**
- * What `work` gives, which is given up, retries and all, after `ms`: it must not take effect later. Rejects with TIMEOUT
- * naming `what` then.
+ * Returns what `work` returns, or abandons it, retries included, after `ms`, because it must not take effect later.
+ * Then rejects with TIMEOUT naming `what`.
  */
 export async function withinTime<T>(
   clock: Clock,
@@ -44,7 +46,7 @@ export async function withinTime<T>(
   }
 }
 
-/** Timers take no more. */
+/** Maximum delay of a timer. */
 const TIMER_MS_MAX = 2 ** 31 - 1;
 
 export const systemClock: Clock = {

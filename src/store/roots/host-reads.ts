@@ -1,7 +1,7 @@
 /**
- * Who reads what was put aside: one empty object for each area and host, whose time says when that was. They lie apart from
- * the areas' own markers, so that however many hosts there are, and whatever else their credentials put there, the listing
- * that every process goes by stays small.
+ * Records which hosts read trash and retired roots: one empty object for each area and host, whose time is that of the
+ * last read. They are kept apart from the areas' markers, so that the listing that every process depends on stays
+ * small, however many hosts there are, and whatever else their credentials write there.
  */
 import { hostname } from 'node:os';
 import type { ObjectStore } from '../objects/object-store.ts';
@@ -13,20 +13,20 @@ export interface LastRead {
   readonly host: string;
 }
 
-/** This machine's name as keys may have it. */
+/** This machine's name, made valid as part of a key. */
 export function hostName(): string {
   const name = hostname().replace(/[^A-Za-z0-9._-]/g, '_');
   return name.replace(/^\./, '_').slice(0, 100) || 'unknown';
 }
 
-/** Writes down that this host has read from `area`. Rejects as `put` does. */
+/** Records that this host has read from `area`. Rejects as `put` does. */
 export async function recordRead(objects: ObjectStore, area: AreaPath): Promise<void> {
   await objects.put(readKey(area, hostName()), Buffer.alloc(0));
 }
 
 /**
- * The last read from `area`, or any that is younger than `enoughMs`, for whoever needs to know no more: with a hundred
- * thousand hosts that is one page instead of a hundred. Throws UNAVAILABLE, ABORTED.
+ * The last read from `area`, or any read since `enoughMs` for a caller that needs to know no more: with a hundred
+ * thousand hosts that takes one page instead of a hundred. Throws UNAVAILABLE, ABORTED.
  */
 export async function lastRead(
   objects: ObjectStore,

@@ -1,7 +1,7 @@
 /**
- * What keys mean in a store (FORMAT.md, "A store"): the one place that makes them and takes them apart. Everything of an
- * image lies in an area: a root, which is a generation of the store, or the trash of one sweep. The state of an area is
- * which markers it has and when they were written, so that no state is ever overwritten.
+ * Defines the keys of a store (FORMAT.md, "A store"); only this file makes and parses them. Everything of an image is
+ * in an area: a root, which is a generation of the store, or the trash of one sweep. The state of an area is which
+ * markers it has and when they were written, so no state is ever overwritten.
  */
 import { LazydiskError } from '../../errors.ts';
 import type { ChunkId } from '../../format/chunk-id.ts';
@@ -10,24 +10,24 @@ import { isDigest } from '../../format/image-digest.ts';
 import { KEY_ID } from '../../format/keys.ts';
 import { nameOfReferenceFile, referenceFile } from '../reference-name.ts';
 
-/** `roots/NUMBER` or `trash/NUMBER-SWEEP`, NUMBER being that of the root that was swept. */
+/** `roots/NUMBER` or `trash/NUMBER-SWEEP`, where NUMBER is that of the swept root. */
 export type AreaPath = `roots/${number}` | `trash/${number}-${string}`;
 
 export const MARKER_KEY = 'lazydisk-store.json';
 export const STATE_PREFIX = 'state/';
-/** One of 256 objects, with two hex digits more, on which it is tried whether a store compares before it sets. */
+/** Prefix of 256 objects, named by two more hex digits, that probe whether a store has compare-and-set. */
 export const PROBE_PREFIX = 'state/probe-';
-/** The areas, for readers who cannot list. */
+/** The list of areas, for readers that cannot list. */
 export const INDEX_KEY = 'state/index.json';
 export const HISTORY_PREFIX = 'history/';
 export const JOURNAL_PREFIX = 'journal/';
 export const KEYS_PREFIX = 'keys/';
-/** Everything that daemons and other readers write: nothing else need their credentials be good for. */
+/** Everything that daemons and other readers write; their credentials need no other write access. */
 export const HOSTS_PREFIX = 'hosts/';
 export const LEASES_PREFIX = 'hosts/leases/';
 const READS_PREFIX = 'hosts/reads/';
 
-/** What a marker says of its area. */
+/** The state that a marker records for its area. */
 export type AreaMarker = 'opened' | 'retired' | 'closed' | 'deleting';
 
 const CHUNK_ID = /^[0-9a-f]{64}$/;
@@ -44,7 +44,7 @@ export function rootPath(number: number): AreaPath {
   return `roots/${number}`;
 }
 
-/** The number of the root that an area is, or is the trash of. */
+/** The number of the root that an area is, or that it is the trash of. */
 export function rootNumberOf(area: AreaPath): number {
   return Number.parseInt(area.slice(area.indexOf('/') + 1), 10);
 }
@@ -59,7 +59,7 @@ export function chunksPrefix(area: AreaPath, shard?: string): string {
   return shard === undefined ? `${area}/chunks/` : `${area}/chunks/${shard}/`;
 }
 
-/** The 256 folders that chunks lie in, by the first two digits of their ids. */
+/** The 256 folders of chunks, named by the first two digits of their ids. */
 export const SHARDS: readonly string[] = Array.from({ length: 256 }, (_, n) =>
   n.toString(16).padStart(2, '0'),
 );
@@ -80,7 +80,7 @@ function hexOf(digest: ImageDigest): string {
   return digest.slice('sha256:'.length);
 }
 
-/** `references`: written as such; `inherited`: brought over from the root before. The former wins. */
+/** `references`: written in this root; `inherited`: copied from the previous root. The former wins. */
 export type ReferenceKind = 'references' | 'inherited';
 
 export function referenceKey(area: AreaPath, kind: ReferenceKind, fullName: string): string {
@@ -95,7 +95,7 @@ export function stateKey(area: AreaPath, marker: AreaMarker): string {
   return `${STATE_PREFIX}${area}/${marker}`;
 }
 
-/** The object whose time says when `host` last had `image` attached. */
+/** The object whose time is when `host` last had `image` attached. */
 export function leaseKey(image: ImageDigest, host: string): string {
   return `${leasesPrefix(image)}${checkHost(host)}`;
 }
@@ -105,7 +105,7 @@ export function leasesPrefix(image: ImageDigest): string {
   return `${LEASES_PREFIX}${hexOf(image)}/`;
 }
 
-/** The object whose time says when `host` last read from `area`, which had been put aside. */
+/** The object whose time is when `host` last read from `area`, a trash or a retired root. */
 export function readKey(area: AreaPath, host: string): string {
   return `${readsPrefix(area)}${checkHost(host)}`;
 }
@@ -144,7 +144,7 @@ export type KeyMeaning =
   | { readonly kind: 'read'; readonly area: AreaPath; readonly host: string }
   | { readonly kind: 'store' | 'index' | 'probe' | 'history' | 'journal' | 'key' };
 
-/** What a key is for, or undefined for one that no lazydisk wrote. */
+/** What a key is for, or undefined for one that lazydisk does not write. */
 export function meaningOf(key: string): KeyMeaning | undefined {
   if (key === MARKER_KEY) return { kind: 'store' };
   if (key === INDEX_KEY) return { kind: 'index' };
@@ -202,9 +202,9 @@ function manifestMeaning(area: AreaPath, rest: readonly string[]): KeyMeaning | 
 }
 
 /**
- * A record of what a name was set to: everything is in the key, so that a listing is enough to know it.
- * `history/NAME%3ATAG/TIME-RANDOM-HEX`, TIME in milliseconds since 1970 by the writer's clock, HEX `none` for a name that
- * was removed.
+ * A record of what a name was set to: everything is in the key, so a listing suffices to read it.
+ * `history/NAME%3ATAG/TIME-RANDOM-HEX`; TIME is in milliseconds since 1970 by the writer's clock, HEX is `none` for a
+ * removed name.
  */
 export function historyKey(
   fullName: string,

@@ -1,4 +1,4 @@
-/** The object that says that a store is one, which layout it has, and which times its users keep to. */
+/** The object that marks a store, with its layout version and its policy. */
 import { LazydiskError } from '../../errors.ts';
 import type { ObjectStore } from '../objects/object-store.ts';
 import { MARKER_KEY } from './layout.ts';
@@ -8,13 +8,13 @@ const KIND = 'lazydisk store';
 const VERSION = 4;
 const MARKER_BYTES_MAX = 64 * 1024;
 
-/** The policy of the store in `objects`, or undefined if no store is there. Throws CORRUPT, UNSUPPORTED. */
+/** The policy of the store in `objects`, or undefined if there is no store. Throws CORRUPT, UNSUPPORTED. */
 export async function readMarker(objects: ObjectStore): Promise<StorePolicy | undefined> {
   const found = await objects.get(MARKER_KEY, MARKER_BYTES_MAX);
   return found && parseMarker(objects.url, found.bytes);
 }
 
-/** Makes a store, or gives an existing one another policy. Throws USAGE for a policy that is none. */
+/** Creates a store, or changes the policy of an existing one. Throws USAGE for an invalid policy. */
 export async function writeMarker(objects: ObjectStore, policy: StorePolicy = DEFAULT_POLICY): Promise<void> {
   checkPolicy(policy);
   await objects.put(MARKER_KEY, Buffer.from(`${JSON.stringify({ kind: KIND, version: VERSION, policy })}\n`));
@@ -44,7 +44,9 @@ function parseMarker(url: string, bytes: Buffer): StorePolicy {
   return policy;
 }
 
-/** These times and no others. By hand, because every command reads a marker, and a schema library takes long to load. */
+/**
+ * Exactly these times. Checked by hand, because every command reads a marker, and a schema library takes long to load.
+ */
 function isPolicy(value: unknown): value is StorePolicy {
   if (typeof value !== 'object' || value === null) return false;
   const names = Object.keys(DEFAULT_POLICY);

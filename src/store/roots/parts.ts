@@ -1,4 +1,4 @@
-/** What everything that works on a whole store is given: its objects, its rules, what is known of its areas. */
+/** The parts of a store that whole-store operations share: its objects, its policy, its areas and names. */
 
 import type { ObjectStore } from '../objects/object-store.ts';
 import type { Clock } from './clock.ts';

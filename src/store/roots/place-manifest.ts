@@ -1,7 +1,7 @@
 /**
- * How a manifest gets into an area. Two manifests of one digest and key may differ, for their sealed parts are random, and
- * without the key nobody can tell a good one from a damaged one. So what is there stays, unless the key proves that the
- * new one opens and the old one does not.
+ * Puts manifests into areas. Two manifests of one digest and key may differ, because their sealed parts are random, and
+ * without the key a good one cannot be told from a damaged one. So an existing manifest stays, unless the key proves
+ * that the new one opens and the old one does not.
  */
 import { codeOf } from '../../errors.ts';
 import type { ImageDigest } from '../../format/image-digest.ts';
@@ -15,14 +15,14 @@ import type { StoreParts } from './parts.ts';
 /** A full 1 TiB disk's manifest is 151 MiB; objects beyond these bounds are not read into memory. */
 export const MANIFEST_BYTES_MAX = 256 * 1024 * 1024;
 
-/** How a write is made: bounded in time, perhaps. By default as it is. */
+/** Performs a write, possibly with a time limit. Without one by default. */
 export type BoundedWrite = (write: (options: ObjectOptions) => Promise<void>) => Promise<void>;
 
 const unbounded: BoundedWrite = (write) => write({});
 
 /**
- * Writes that each begin when `checkTime` allows it and are given up after settle; again while the store is waited for,
- * for as long as its calls are tried. `what` is for errors.
+ * Returns a BoundedWrite that starts each write only if `checkTime` allows it, and abandons it after the settle time.
+ * It repeats the write for as long as the store retries its calls. `what` is for errors.
  */
 export function boundedWrites(
   { objects, policy, clock }: Pick<StoreParts, 'objects' | 'policy' | 'clock'>,
@@ -43,20 +43,21 @@ export function boundedWrites(
   };
 }
 
-/** Times that a manifest is tried when others write it at the same moment. */
+/** Attempts to write a manifest while others write it at the same time. */
 const TRIES_MAX = 10;
 
 export interface ManifestPut {
   readonly digest: ImageDigest;
   readonly keyId: string;
   readonly bytes: Buffer;
-  /** Without it nothing is proven, and what is there stays. */
+  /** Without it nothing can be proven, and an existing manifest stays. */
   readonly opens?: ManifestProof | undefined;
 }
 
 /**
- * Puts a manifest into `area`; if one is there that it may not replace, or in one of `others`, that one is put there
- * again. (Whoever reads `area` before the others meets only what is in `area`, as if theirs had been overwritten.) Throws BUSY when others write it all the time, and what the store does.
+ * Puts a manifest into `area`. If `area`, or one of `others`, has one that it may not replace, puts that one instead.
+ * (Readers that look into `area` before the others find only the one in `area`, as if it had overwritten theirs.)
+ * Throws BUSY if others keep writing it, and what the store throws.
  */
 export async function placeManifest(
   objects: ObjectStore,
@@ -72,10 +73,10 @@ export async function placeManifest(
     const old = here ?? (await firstIn(objects, others, put));
     const placement = await placementOver(old?.bytes, put);
     const bytes = placement === 'written' ? put.bytes : old!.bytes;
-    // Not read to its end, so it cannot be put again as it is.
+    // It was not read to its end, so it cannot be written again as it is.
     if (bytes.length > MANIFEST_BYTES_MAX) return placement;
     try {
-      // What stays is put again, too: a sweep must see that somebody is about to rely on it.
+      // A manifest that stays is written again too, because a sweep must see that a writer is about to rely on it.
       await bounded((options) => objects.put(key, bytes, { ...options, ifVersion: here?.version ?? null }));
       return placement === 'present' && !here && old!.bytes.equals(put.bytes) ? 'written' : placement;
     } catch (error) {
@@ -84,7 +85,7 @@ export async function placeManifest(
   }
 }
 
-/** What putting a manifest comes to where `old` is. */
+/** Decides what putting a manifest over `old` results in. */
 export async function placementOver(
   old: Buffer | undefined,
   { bytes, opens }: Pick<ManifestPut, 'bytes' | 'opens'>,
@@ -97,9 +98,9 @@ export async function placementOver(
 }
 
 /**
- * Brings the manifest of an image for one key into area `to`, unless one is there: from the first of `from` in which it
- * is whole as far as that shows without a key, else from the first that has any, for a key may mend that. False if none
- * has.
+ * Copies the manifest of an image for one key into area `to`, unless it has one: from the first area of `from` whose
+ * manifest is valid as far as that shows without a key, otherwise from the first that has any, because the key may
+ * repair it. False if none has one.
  */
 export async function carryManifest(
   objects: ObjectStore,
@@ -129,8 +130,8 @@ export async function carryManifest(
 }
 
 /**
- * Puts a manifest over whatever is in `area` for its digest and key: for who has proven it, and wants the other gone. If
- * `onlyOver`, not where there is none. Throws BUSY when others write it all the time.
+ * Overwrites the manifest in `area` for this digest and key, for a caller that has verified the new one and wants the
+ * old one gone. With `onlyOver`, only if there is one. Throws BUSY if others keep writing it.
  */
 export async function overwriteManifest(
   objects: ObjectStore,

@@ -1,21 +1,21 @@
 /**
- * The times that all users of one store agree on, kept in the store's marker so that no machine can have others. The
- * argument for the safety of garbage collection (FORMAT.md, "Why nothing live is deleted") is made of these five
- * numbers and the two inequalities that `checkPolicy` holds them to.
+ * The times that all users of a store agree on, kept in the store's marker so that no machine can use others. The
+ * safety of garbage collection (FORMAT.md, "Why nothing live is deleted") rests on these five numbers and the two
+ * inequalities that `checkPolicy` enforces.
  */
 import { LazydiskError } from '../../errors.ts';
 import { formatDuration } from '../../units.ts';
 
 export interface StorePolicy {
-  /** What has lost its last name is garbage after this long; what is younger than this is never swept. */
+  /** An image is garbage this long after it lost its last name; anything younger is never swept. */
   readonly graceMs: number;
-  /** What was swept, and a retired root, is kept this long after it was last read: longer than any drive is attached. */
+  /** Trash and retired roots are kept this long after they were last read: longer than any drive is attached. */
   readonly retentionMs: number;
-  /** The longest time from a writer's first look at the store to the name that it writes. */
+  /** The maximum time from a writer's first look at the store to the name that it writes. */
   readonly buildMs: number;
-  /** The longest time that a process reads, or begins to write, by what it knows of the store's roots. */
+  /** The maximum age of a view by which a process reads, or begins to write. */
   readonly viewMs: number;
-  /** How long a listing may lag behind writes, and a request take effect after its sender gave it up. */
+  /** How long a listing may lag behind writes, and how late a request may take effect after its sender abandoned it. */
   readonly settleMs: number;
 }
 
@@ -30,7 +30,7 @@ export const DEFAULT_POLICY: StorePolicy = {
   settleMs: MINUTE_MS,
 };
 
-/** Longest of any of them: ten years. */
+/** Maximum of each time: ten years. */
 const POLICY_MS_MAX = 3650 * DAY_MS;
 
 /** Throws USAGE for times that do not make deletion safe. */

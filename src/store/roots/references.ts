@@ -1,7 +1,7 @@
 /**
- * Names in a root: what was written there as such, and what was brought over from the root before. They are objects
- * apart, so that bringing over can never overwrite what somebody wrote meanwhile. A name that is removed leaves a
- * tombstone, which hides what the root before still has of it.
+ * Names in a root: those written there, and those inherited from the previous root. They are separate objects, so that
+ * a rotation can never overwrite a name that was written meanwhile. Removing a name leaves a tombstone, which hides the
+ * name in the previous root.
  */
 import { randomBytes } from 'node:crypto';
 import { isDeepStrictEqual } from 'node:util';
@@ -27,18 +27,18 @@ import type { View } from './view.ts';
 const REFERENCE_BYTES_MAX = 64 * 1024;
 const READS_MAX = 16;
 
-/** What a name's object says; digest null: it was removed. */
+/** The content of a name's object; digest null: the name was removed. */
 export interface NamedDigest {
   readonly name: string;
   readonly digest: ImageDigest | null;
   readonly updated: string;
-  /** The store's time when its writer began, ISO 8601: how late the name was written is there for everyone to see. */
+  /** The store's time when its writer began, ISO 8601, which shows how late the name was written. */
   readonly begun: string;
 }
 
-/** A name as it lies in a root. */
+/** A name as stored in a root. */
 export interface ListedName extends NamedDigest {
-  /** When it was written there, by the store's clock. */
+  /** When it was written there, by the store's clock, in milliseconds since 1970. */
   readonly modifiedMs: number;
 }
 
@@ -47,13 +47,13 @@ export interface PutNameOptions {
   readonly ifVersion?: string | null;
 }
 
-/** A name as a root has it, with the version of its own object there (null: none) for compare-and-set. */
+/** A name in a root, with the version of its own object there (null: none) for compare-and-set. */
 export interface FoundName {
   readonly current: NamedDigest | undefined;
   readonly ownVersion: string | null;
 }
 
-/** A record of the history with the time that the store gave it. */
+/** A history record, with the time that the store stamped on it. */
 export interface DatedRecord extends HistoryRecord {
   readonly key: string;
   readonly modifiedMs: number;
@@ -66,7 +66,7 @@ export class References {
     this.#objects = objects;
   }
 
-  /** What `fullName` means; `ownVersion` is that of the active root. Throws CORRUPT, UNAVAILABLE. */
+  /** Finds what `fullName` points to; `ownVersion` is that in the active root. Throws CORRUPT, UNAVAILABLE. */
   async find(view: View, fullName: string): Promise<FoundName> {
     const inActive = await this.#findIn(view.active.path, fullName);
     if (inActive.current || !view.draining) return inActive;
@@ -74,7 +74,7 @@ export class References {
     return { current: before.current, ownVersion: null };
   }
 
-  /** What all names mean, sorted; removed ones are not there. */
+  /** All names and what they point to, sorted by name, without removed ones. */
   async list(view: View): Promise<Reference[]> {
     const found = new Map(await this.#listIn(view.active.path));
     if (view.draining)
@@ -86,12 +86,14 @@ export class References {
     return named.sort((a, b) => (a.name < b.name ? -1 : 1));
   }
 
-  /** Names of one root alone, by name, tombstones too. */
+  /** The names of one root alone, tombstones included, by name. */
   async listIn(area: AreaPath): Promise<ReadonlyMap<string, ListedName>> {
     return new Map(await this.#listIn(area));
   }
 
-  /** Writes down what a name is about to mean, then the name itself, which it gives. Rejects with BUSY as `put` does. */
+  /**
+   * Writes a history record, then the name itself, which it returns. Rejects with BUSY as an object store's `put` does.
+   */
   async put(
     area: AreaPath,
     fullName: string,
@@ -108,8 +110,8 @@ export class References {
   }
 
   /**
-   * Makes a name mean again what it meant before `put` gave `written`, for a store that can compare and set. False if others
-   * have set it since, and it stays.
+   * Restores what a name pointed to before `put` returned `written`. Needs compare-and-set. False if others have set
+   * the name since; then it stays.
    */
   async takeBack(area: AreaPath, written: NamedDigest, before: ImageDigest | null): Promise<boolean> {
     const { name, begun } = written;
@@ -125,8 +127,8 @@ export class References {
   }
 
   /**
-   * Whether what `fullName` means in `area` was written there over `buildMs` after its writer began: a writer that was
-   * stopped for so long may have named what was deleted meanwhile, and have died before it could see that.
+   * Whether `fullName` was written to `area` more than `buildMs` after its writer began. A writer that stalled for so
+   * long may have named an image that was deleted meanwhile, and died before it noticed.
    */
   async isLate(area: AreaPath, fullName: string, buildMs: number): Promise<boolean> {
     const found = await this.#get(area, 'references', fullName);
@@ -134,7 +136,7 @@ export class References {
     return info !== undefined && info.modifiedMs - Date.parse(found!.reference.begun) > buildMs;
   }
 
-  /** Brings a name over into `area` as it was, unless somebody else has done so. */
+  /** Copies a name into `area` as inherited, unless another process has done so. */
   async inherit(area: AreaPath, reference: NamedDigest): Promise<void> {
     const { name, digest, updated, begun } = reference;
     try {
@@ -176,7 +178,7 @@ export class References {
         }
       }
       await pooled(READS_MAX, names, async ([name, modifiedMs]) => {
-        // One that was there a moment ago and is gone now went with its root.
+        // A name that was listed and is gone now went with its root.
         const got = await this.#get(area, kind, name);
         if (got) found.set(name, { ...got.reference, modifiedMs });
       });

@@ -1,8 +1,7 @@
 /**
- * An image store in any store of objects. Reading goes through the areas in an order that meets a moving object wherever
- * it is: the active root, the one it takes over from, retired ones, what sweeps put aside. So a rotation or a sweep is
- * never seen by a drive; what is found in an area that is about to be deleted is counted, and written down there, which
- * stops the deletion.
+ * An image store in any object store. Reads try the areas in an order that finds a moving object wherever it is: the
+ * active root, the draining one, retired ones, trash. So a drive never notices a rotation or a sweep. A read from an
+ * area that is due for deletion is counted, and recorded in the store, which stops the deletion.
  */
 import { LazydiskError } from '../../errors.ts';
 import { type ChunkId, SEALED_BYTES_MAX } from '../../format/chunk-id.ts';
@@ -31,12 +30,15 @@ import { References } from './references.ts';
 import { RootWriter } from './root-writer.ts';
 import { type Area, Views, writeIndex } from './view.ts';
 
-/** Others may be making the same store now, and all write the same. Gives the policy that the store then has. */
+/**
+ * Creates a store. Others may be creating the same one now, and all write the same. Returns the policy that the store
+ * then has.
+ */
 async function makeStore(
   objects: ObjectStore,
   wanted: StorePolicy | undefined,
 ): Promise<StorePolicy | undefined> {
-  // The index needs to know it; far away it takes as long to find out as all that comes before.
+  // Writing the index needs this; in a distant store, finding out takes as long as all steps before.
   const finding = objects.canCompareAndSet();
   finding.catch(() => undefined); // Whoever needs it asks again.
   await objects.put(stateKey(rootPath(1), 'opened'), Buffer.alloc(0));
@@ -45,11 +47,11 @@ async function makeStore(
   return policy;
 }
 
-/** A miss is believed without another look at the areas if the last look is not older than this. */
+/** A miss is final without another look at the areas if the last look is at most this old. */
 const MISS_VIEW_MS = 1_000;
 
 export interface OpenRootStoreOptions {
-  /** Make the store if nothing is there; with this policy, if it is given. */
+  /** Create the store if there is none, with `policy` if given. */
   readonly create?: boolean;
   readonly policy?: StorePolicy;
   readonly clock?: Clock;
@@ -57,7 +59,7 @@ export interface OpenRootStoreOptions {
 
 export class RootStore implements Store {
   readonly url: string;
-  /** For what works on the store as a whole: garbage collection, fsck. */
+  /** For operations on the whole store: garbage collection, fsck. */
   readonly parts: StoreParts;
   readonly #recordedAt = new Map<string, Moment>();
   #retiredReads = 0;
@@ -68,7 +70,9 @@ export class RootStore implements Store {
     this.parts = parts;
   }
 
-  /** `objects` is ours from now on. Throws NOT_FOUND if no store is there, CORRUPT, UNSUPPORTED, UNAVAILABLE. */
+  /**
+   * The store takes ownership of `objects`. Throws NOT_FOUND if there is no store, CORRUPT, UNSUPPORTED, UNAVAILABLE.
+   */
   static async open(objects: ObjectStore, options: OpenRootStoreOptions = {}): Promise<RootStore> {
     let policy = await readMarker(objects);
     if (!policy && options.create) {
@@ -163,7 +167,10 @@ export class RootStore implements Store {
     return this.parts.objects.close();
   }
 
-  /** From the first area that has it; once more through all of them if they are others by now, or more than one. */
+  /**
+   * Reads from the first area that has the object. On a miss, tries all areas again if they have changed, or if there
+   * are several.
+   */
   async #find(
     objects: ObjectStore,
     keyIn: (area: Area) => string,
@@ -175,7 +182,7 @@ export class RootStore implements Store {
     const found = await this.#findIn(objects, view.areas, keyIn, bytesMax, options);
     if (found) return found.bytes;
     const fresh = await views.newerThan(MISS_VIEW_MS);
-    // While we went from area to area the object may have moved from one ahead to one behind us.
+    // While we went from area to area, the object may have moved from an area ahead to one behind us.
     if (fresh === view && view.areas.length === 1) return undefined;
     return (await this.#findIn(objects, fresh.areas, keyIn, bytesMax, options))?.bytes;
   }
@@ -197,7 +204,7 @@ export class RootStore implements Store {
     return undefined;
   }
 
-  /** Once in half the time that a view may be old, which is often against the days that a retention takes. */
+  /** Records a read at most once in half of `viewMs`, which is often enough for a retention of days. */
   #recordRead({ path }: Area): void {
     this.#retiredReads++;
     const { clock, policy, objects } = this.parts;

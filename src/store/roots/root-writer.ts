@@ -1,12 +1,12 @@
 /**
- * Writes images into a store whose roots may turn at any moment, without a lock. Chunks and manifests go to the root that
- * was active at the start. A name goes to the active root, once the whole image is there; and then the writer looks
- * whether the next root has been opened: if not, whoever opens it later will find the name and move it; if so, it
- * may have come too late for that, and is written there, too.
+ * Writes images, without a lock, into a store that may be rotated at any moment. Chunks and manifests go to the root
+ * that was active at the start. A name goes to the active root, once the whole image is there. Then the writer checks
+ * whether the next root has been opened. If not, whoever opens it later will find the name and move it; if so, the name
+ * may have been too late for that, and is written to the next root too.
  *
- * Any process may be stopped anywhere and go on much later, and then no check before a write is worth anything. So what
- * counts comes after it: the store's time, and if that is too late, or the chunks are not our own, whether all of the image
- * is there now that everybody sees its name. If it is not, the name is taken back. FORMAT.md has the argument.
+ * Any process may stall anywhere and continue much later, so a check before a write proves nothing. What counts is
+ * checked afterwards: the store's time, and, if that is too late or the chunks are not this writer's own, whether the
+ * whole image is there now that everyone sees its name. If not, the name is taken back. FORMAT.md has the argument.
  */
 import { codeOf, LazydiskError, withMessage } from '../../errors.ts';
 import type { ChunkId } from '../../format/chunk-id.ts';
@@ -23,16 +23,16 @@ import { boundedWrites, overwriteManifest, placeManifest } from './place-manifes
 import type { NamedDigest } from './references.ts';
 import type { View } from './view.ts';
 
-/** Times that a name is tried when others write it, or roots turn, at the same moment. */
+/** Attempts to write a name while others write it, or roots change, at the same time. */
 const TRIES_MAX = 20;
 
-/** A name as it was written, and what it meant before. */
+/** A name as it was written, and what it pointed to before. */
 interface Written {
   readonly reference: NamedDigest;
   readonly before: ImageDigest | null;
 }
 
-/** Writes what a commit is for into the active root; `earlier`: as it did already, in a root before. */
+/** Performs a commit's write in the active root; `earlier` is its result in a previous root, if any. */
 type Write = (view: View, earlier: Written | undefined) => Promise<Written | undefined>;
 
 export class RootWriter implements StoreWriter {
@@ -40,12 +40,12 @@ export class RootWriter implements StoreWriter {
   readonly #parts: StoreParts;
   readonly #root: AreaPath;
   readonly #startedAt: Moment;
-  /** The store's time when it began. */
+  /** The store's time when the writer began. */
   readonly #begunMs: number;
-  /** Chunks that it was said to be about to look for, and what came of that with the first of them. */
+  /** The number of chunks that the caller expects to look for, and the listing that is made for the first of them. */
   readonly #wantedChunks: number;
   #listed: Promise<Map<ChunkId, number> | undefined> | undefined;
-  /** Manifests that we put and a listing may not show yet. */
+  /** Manifests that this writer put and that a listing may not show yet. */
   readonly #put = new Map<ImageDigest, string[]>();
 
   private constructor(
@@ -148,8 +148,8 @@ export class RootWriter implements StoreWriter {
   }
 
   /**
-   * `write` into the active root, when all of `digest` is there; again for as long as that was no longer the active root
-   * when it was written.
+   * Calls `write` for the active root once all of `digest` is there, and repeats while the root turns out not to have
+   * been active when it was written.
    */
   async #commit(digest: ImageDigest | undefined, what: string, write: Write): Promise<void> {
     const { views, objects, clock, policy } = this.#parts;
@@ -173,17 +173,17 @@ export class RootWriter implements StoreWriter {
       }
       if (tries === TRIES_MAX)
         throw new LazydiskError('BUSY', `${what} was written by others at each of ${tries} tries`);
-      // A listing may take as long as that to show a root that is open.
+      // A listing may take that long to show an opened root.
       if (isWritten) await clock.sleep(policy.settleMs / 4);
       view = await views.newerThan(0);
     }
   }
 
   /**
-   * Whether what was written by `view`, before the store's time `storeMs`, holds: in time, and of chunks that this writer has seen itself since it began, it
-   * does. Else all of it is looked at once more, now that whoever collects garbage can see it: what is in the root now is
-   * alive to everyone who could delete it. False if the root has been given up meanwhile. Throws NOT_FOUND or CORRUPT, and
-   * takes a name back, if the image is not whole.
+   * Whether the write made under `view`, before store time `storeMs`, holds. It does if it was in time and all chunks
+   * are ones that this writer has seen itself. Otherwise the whole image is checked once more, now that garbage
+   * collectors see it: what is in the root now is live to everyone who could delete it. False if the root has been
+   * replaced meanwhile. If the image is incomplete, takes the name back and throws NOT_FOUND or CORRUPT.
    */
   async #stands(
     { active }: View,
@@ -208,18 +208,21 @@ export class RootWriter implements StoreWriter {
     }
   }
 
-  /** All of the image into the active root. Throws NOT_FOUND if it is not in the store. */
+  /** Copies all of the image into the active root. Throws NOT_FOUND if it is not in the store. */
   async #ensure(view: View, digest: ImageDigest, isTrusting: boolean): Promise<void> {
     const isThere = await ensureIn(this.#parts, view, view.active.path, digest, {
       isTrusting,
       knownKeys: this.#put.get(digest) ?? [],
-      // What is looked at after the name was written has all the time that there is.
+      // A check after the name was written has no deadline.
       checkTime: () => isTrusting && this.#checkTime(),
     });
     if (!isThere) throw new LazydiskError('NOT_FOUND', `${this.#parts.objects.url}: no image ${digest}`);
   }
 
-  /** Without a way to compare and set, a name that others have set since could be lost: then it stays, and fails. */
+  /**
+   * Restores the previous image of the name, and throws `cause` with the outcome. Without compare-and-set this could
+   * overwrite a name that others have set since, so the name then stays.
+   */
   async #takeBack(area: AreaPath, { reference, before }: Written, cause: LazydiskError): Promise<never> {
     const { objects, references } = this.#parts;
     const canTake = await objects.canCompareAndSet();
@@ -242,7 +245,7 @@ export class RootWriter implements StoreWriter {
     const { objects, references } = this.#parts;
     const { current, ownVersion } = await references.find(view, fullName);
     const was = current?.digest ?? null;
-    // The second time it may mean what we made it mean.
+    // On a second try it may point to what we set it to.
     const isOurs = earlier !== undefined && was === digest;
     if (digest === null && was === null && !isOurs)
       throw new LazydiskError('NOT_FOUND', `no image ${fullName} in ${objects.url}`);
@@ -273,10 +276,10 @@ export class RootWriter implements StoreWriter {
   }
 }
 
-/** All areas but `root`, in the order in which they are read. */
+/** All areas except `root`, in lookup order. */
 function othersIn({ areas }: View, root: AreaPath): AreaPath[] {
   return areas.map(({ path }) => path).filter((path) => path !== root);
 }
 
-/** Somebody else wrote the name between our look and our write. */
+/** Another process wrote the name between our read and our write. */
 class ChangedError extends Error {}

@@ -1,7 +1,8 @@
 /**
- * What a process knows of a store's areas, made of one listing of `state/`: which root is active, which one its images
- * are still moving out of, what is retired, what was swept. It has an age, and who must not go by an old one asks for a
- * newer: that, and not a lock, is what keeps writers, sweeps and rotations of many machines out of each other's way.
+ * A process's view of a store's areas, from one listing of `state/`: which root is active, which root its images are
+ * still moving out of, which roots are retired, and the trash. A view has an age, and callers that must not use an old
+ * one ask for a newer. Instead of a lock, this keeps the writers, sweeps and rotations of many machines out of each
+ * other's way.
  */
 import { codeOf, errorText, LazydiskError } from '../../errors.ts';
 import type { ObjectInfo, ObjectStore } from '../objects/object-store.ts';
@@ -17,29 +18,29 @@ import {
 } from './layout.ts';
 import type { StorePolicy } from './policy.ts';
 
-/** An area by its markers; times are the store's own, in milliseconds since 1970. */
+/** An area, as its markers describe it; times are the store's own, in milliseconds since 1970. */
 export interface Area {
   readonly path: AreaPath;
-  /** Its number; of a trash, that of the root that was swept. */
+  /** The root's number; for a trash, the number of the swept root. */
   readonly root: number;
   /** 0 for the first root, which needs no marker. */
   readonly openedMs: number;
-  /** Of a root: since when all its images are in the next one. */
+  /** For a root: when all its images were in the next one. */
   readonly retiredMs?: number;
-  /** Of a trash: since when its sweep is over. */
+  /** For a trash: when its sweep was over. */
   readonly closedMs?: number;
-  /** Its deletion has begun. */
+  /** Whether its deletion has begun. */
   readonly isDeleting: boolean;
 }
 
 export interface View {
   readonly active: Area;
-  /** The root before the active one, while images are still moving out of it. */
+  /** The previous root, while images are still moving out of it. */
   readonly draining?: Area;
-  /** Roots that are not read any more, but by drives attached long ago; newest first. */
+  /** Roots that only drives attached long ago still read; newest first. */
   readonly retired: readonly Area[];
   readonly trash: readonly Area[];
-  /** All of them in the order in which something is looked for. */
+  /** All areas, in lookup order. */
   readonly areas: readonly Area[];
 }
 
@@ -52,7 +53,7 @@ const INDEX_BYTES_MAX = 1024 * 1024;
 const AREAS_MAX = 10_000;
 const MARKERS_MAX = 4 * AREAS_MAX;
 
-/** The view that the markers of a store make. */
+/** Derives the view from the markers of a store. */
 export function viewOf(markers: Iterable<ObjectInfo>): View {
   const opened = new Set<AreaPath>();
   const found = new Map<AreaPath, { -readonly [Field in keyof Area]: Area[Field] }>();
@@ -77,7 +78,7 @@ export function viewOf(markers: Iterable<ObjectInfo>): View {
     else if (marker === 'closed') area.closedMs = modifiedMs;
     else if (marker === 'deleting') area.isDeleting = true;
   }
-  // A marker that was written late, of an area that was deleted meanwhile, makes none.
+  // A marker that was written late, after its area was deleted, does not make an area.
   const areas = [...found.values()].filter(({ path, isDeleting }) => isDeleting || opened.has(path));
   const roots = areas.filter(({ path }) => path.startsWith('roots/'));
   // The marker of a new store's root may not be listed yet.
@@ -90,8 +91,8 @@ export function viewOf(markers: Iterable<ObjectInfo>): View {
 /** `roots`: newest first, at least one. */
 function arrange(roots: readonly Area[], trash: readonly Area[]): View {
   const [active, ...before] = roots as [Area, ...Area[]];
-  // Roots follow one another when the one before is retired. One that is older and is not was opened once more, when it was
-  // gone, by a rotation that had been stopped.
+  // A root is opened only when the one before its predecessor is retired. So an older root that is not retired was
+  // reopened, after it was gone, by a rotation that had stalled.
   const older = before.map((area) =>
     area.root < active.root - 1 && area.retiredMs === undefined
       ? { ...area, retiredMs: Math.max(area.openedMs, active.openedMs) }
@@ -118,14 +119,14 @@ export class Views {
     this.#clock = clock;
   }
 
-  /** The last view, however old, without asking. */
+  /** The last view, however old, without asking the store. */
   get known(): View | undefined {
     return this.#known?.view;
   }
 
   /**
-   * For readers: a view of at most `viewMs`, renewed in the background in time. While the store does not answer an older
-   * one serves: what it names is there still, for much longer than a view may be old.
+   * For readers: a view at most `viewMs` old, refreshed in the background in time. While the store does not answer, an
+   * older one serves: the areas that it names outlast it by far.
    */
   async forReading(): Promise<View> {
     const known = this.#known;
@@ -136,10 +137,10 @@ export class Views {
     return ageMs <= this.#policy.viewMs ? known.view : (await refreshed).view;
   }
 
-  /** One that was listed after this call, or `ageMsMax` before it. Rejects when the store does not answer. */
+  /** A view that was listed after this call, or at most `ageMsMax` before it. Rejects if the store does not answer. */
   async newerThan(ageMsMax: number): Promise<View> {
     if (this.#known && this.#clock.ageMs(this.#known.at) <= ageMsMax) return this.#known.view;
-    // A listing that is under way began before this call.
+    // A listing in progress began before this call.
     if (this.#refreshing && ageMsMax === 0) await this.#refreshing.catch(() => undefined);
     return (await this.#refresh()).view;
   }
@@ -162,7 +163,7 @@ export class Views {
 async function listView(objects: ObjectStore): Promise<View> {
   const markers: ObjectInfo[] = [];
   for await (const page of objects.list(STATE_PREFIX)) {
-    // What is no marker counts for nothing, however much of it there is.
+    // Other objects are ignored, however many there are.
     for (const info of page) if (meaningOf(info.key)?.kind === 'marker') markers.push(info);
     if (markers.length > MARKERS_MAX)
       throw new LazydiskError('CORRUPT', `${objects.url}: over ${MARKERS_MAX} markers in ${STATE_PREFIX}`);
@@ -170,12 +171,13 @@ async function listView(objects: ObjectStore): Promise<View> {
   return viewOf(markers);
 }
 
-/** Times that the index is looked at and written when others write it, or areas change, at the same moment. */
+/** Attempts to read and write the index while others write it, or areas change, at the same time. */
 const INDEX_TRIES_MAX = 10;
 
 /**
- * Writes the areas down for readers who cannot list, until the index is found to say what a listing after that says: so who
- * has listed areas before another has changed them does not have the last word, however late it writes.
+ * Writes the index of the areas, for readers that cannot list, until the index agrees with a listing made after it was
+ * read. So a process that listed the areas before another changed them does not have the last word, however late it
+ * writes.
  */
 export async function writeIndex(objects: ObjectStore): Promise<void> {
   for (let tries = 1; tries <= INDEX_TRIES_MAX; tries++) {
