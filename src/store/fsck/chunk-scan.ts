@@ -1,7 +1,7 @@
 /**
- * The second part of fsck: every folder of chunks is listed in every area, which tells what is there and how long it is
- * without reading any of it; and a sample is read and proven. A sample is a range of ids, since ids are spread evenly:
- * it begins where that of the seed before ends, so that a hundred runs of 1 % have read all.
+ * The second part of fsck: lists every chunk folder in every area, which tells what exists and how long it is without
+ * reading it; and reads and verifies a sample. A sample is a range of ids, because ids are spread evenly. It begins
+ * where the sample of the previous seed ends, so that a hundred runs of 1 % have read everything.
  */
 import { pooled } from '../../async/pooled.ts';
 import { type ChunkId, SEALED_BYTES_MAX } from '../../format/chunk-id.ts';
@@ -25,7 +25,7 @@ import { EXAMPLES_MAX } from './report.ts';
 import { isChunk, readObject } from './source.ts';
 import { type ShardResult, type StateFile, SUSPECTS_MAX } from './state.ts';
 
-/** Folders at once, and reads in each. */
+/** Folders scanned at once, and reads in each. */
 const SHARDS_MAX = 8;
 const READS_MAX = 2;
 
@@ -35,7 +35,9 @@ export interface ScanOptions {
   readonly signal: AbortSignal | undefined;
 }
 
-/** For whom an area's chunks are: its readers need it, a sweep put them aside, or only a purge will look. */
+/**
+ * What an area is to the chunks in it: where readers look, trash that a sweep restores from, or only due for a purge.
+ */
 type Role = 'active' | 'draining' | 'trash' | 'other';
 
 export class ChunkScan {
@@ -44,9 +46,9 @@ export class ChunkScan {
   readonly #live: LiveChunks;
   readonly #file: StateFile;
   readonly #options: ScanOptions;
-  /** Folders that were not looked at, because an earlier run has seen all of these chunks there. */
+  /** Folders that were skipped, because an earlier run has seen all of these chunks there. */
   readonly skipped = new Uint8Array(SHARDS.length);
-  /** Of folders with more findings than a state holds. */
+  /** Results of folders with more findings than a state holds. */
   readonly #overfull: ShardResult[] = [];
   #done = 0;
 
@@ -58,7 +60,7 @@ export class ChunkScan {
     this.#options = options;
   }
 
-  /** Results are in the state, suspects and what is absent in the live chunks. Throws UNAVAILABLE, ABORTED. */
+  /** Puts results into the state, and suspect and absent chunks into the live chunks. Throws UNAVAILABLE, ABORTED. */
   async run(): Promise<void> {
     await pooled(SHARDS_MAX, SHARDS.entries(), async ([at, shard]) => {
       const { shards } = this.#file.state;
@@ -77,7 +79,7 @@ export class ChunkScan {
     });
   }
 
-  /** What was found in all folders. */
+  /** The findings in all folders. */
   results(): ShardResult[] {
     const { shards } = this.#file.state;
     return [...SHARDS.flatMap((shard) => shards[shard] ?? []), ...this.#overfull];
@@ -88,7 +90,7 @@ export class ChunkScan {
     this.#options.onProgress?.(this.#done, this.#live.needed());
   }
 
-  /** What was read `before` is not read again, only listed: something was absent then, or names mean others by now. */
+  /** What an earlier run read is only listed again, because chunks were absent then, or names have changed since. */
   async #scan(at: number, shard: string, before: ShardResult | undefined): Promise<ShardResult> {
     const result: ShardResult = {
       mix: this.#live.mix(at),
@@ -103,7 +105,7 @@ export class ChunkScan {
       garbage: { chunks: 0, bytes: 0 },
       foreign: { objects: 0, bytes: 0, examples: [] },
     };
-    // In the order of readers: what is seen in an earlier one is not needed in a later one.
+    // In lookup order: a chunk seen in an earlier area is not needed in a later one.
     for (const area of this.#view.areas) {
       const role = this.#roleOf(area);
       for await (const page of this.#parts.objects.list(chunksPrefix(area.path, shard))) {
@@ -147,7 +149,7 @@ export class ChunkScan {
     this.#progress(found);
   }
 
-  /** Takes note of a chunk. True if it is one that its image's readers would get. */
+  /** Records a chunk. True if it is the one that readers of its image would get. */
   #isFound(id: ChunkId, info: ObjectInfo, role: Role, result: ShardResult): boolean {
     const flags = this.#live.flags(id);
     if (!isNeeded(flags)) {
@@ -168,7 +170,7 @@ export class ChunkScan {
 
   #isSampled(id: ChunkId): boolean {
     const { sample, seed } = this.#file.state;
-    // Not the digits that folders are made of: a sample is spread over all of them.
+    // Not the digits that name folders, so that a sample is spread over all folders.
     const word = Number.parseInt(id.slice(8, 16), 16);
     const [from, to] = [sampleStart(sample, seed), sampleStart(sample, seed + 1)];
     const isInside = from <= to ? word >= from && word < to : word >= from || word < to;
@@ -190,7 +192,7 @@ export class ChunkScan {
   }
 }
 
-/** Where the sample of `seed` begins among 32-bit numbers; it ends where the next one begins. */
+/** Where the sample of `seed` begins among 32-bit numbers; it ends where the next begins. */
 function sampleStart(sample: number, seed: number): number {
   return Math.round(((seed * sample) % 1) * 2 ** 32) % 2 ** 32;
 }

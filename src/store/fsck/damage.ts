@@ -1,7 +1,7 @@
 /**
- * The third part of fsck: chunks that the scan could not find well are looked at again one by one, where their readers
- * would look, and repaired if that is wanted. The scan knows them by fingerprints only, so their ids come from one more
- * pass over the manifests, in rounds of a bounded number of chunks; without damage there is none.
+ * The third part of fsck: checks the chunks that the scan did not find intact, one by one, where their readers would
+ * look, and repairs them if asked to. The scan knows them only by fingerprint, so their ids come from another pass over
+ * the manifests, in rounds of a limited number of chunks; without damage there is no such pass.
  */
 import { pooled } from '../../async/pooled.ts';
 import { type ChunkId, chunkIdOf, ID_BYTES, SEALED_BYTES_MAX } from '../../format/chunk-id.ts';
@@ -25,12 +25,12 @@ import { isChunk, readObject, type Sources } from './source.ts';
 const ROUND_MAX = 50_000;
 const MANIFESTS_MAX = 4;
 const CHUNKS_MAX = 8;
-/** A state is written after so many repairs. */
+/** The state is saved after this many repairs. */
 const SAVE_EVERY = 100;
 
 export interface DamageOptions {
   readonly sources: Sources;
-  /** Looks for good copies outside the store, too; and puts them into it. */
+  /** Also look for good copies outside the store; and write them into it. */
   readonly repair: boolean;
   readonly write: boolean;
   report(damage: Damage): void;
@@ -42,24 +42,24 @@ export interface DamageOptions {
 interface Candidate {
   readonly id: ChunkId;
   readonly flags: number;
-  /** Lengths that the manifests give. */
+  /** Lengths according to the manifests. */
   readonly lengths: Set<number>;
   readonly hits: { readonly image: KnownImage; readonly indices: number[] }[];
   moreImages: number;
 }
 
-/** What is in one area under a chunk's key. */
+/** The object in one area under a chunk's key. */
 interface Copy {
   readonly area: AreaPath;
   readonly state: 'good' | 'content' | 'unreadable';
-  /** Null where it cannot be read. */
+  /** Null if it cannot be read. */
   readonly bytes: Buffer | null;
 }
 
 export class DamageCheck {
   inTrash = 0;
   readonly #parts: StoreParts;
-  /** The active root of the scan. */
+  /** The root that was active during the scan. */
   readonly #active: AreaPath;
   readonly #images: readonly KnownImage[];
   readonly #live: LiveChunks;
@@ -68,7 +68,7 @@ export class DamageCheck {
   #looked = 0;
   #repaired = 0;
 
-  /** `skipped`: folders in which no chunk is absent, though none was seen. */
+  /** `skipped`: folders with no absent chunk, although this run has not seen their chunks. */
   constructor(
     parts: StoreParts,
     active: AreaPath,
@@ -95,7 +95,7 @@ export class DamageCheck {
     for (let size = total > 0 ? ROUND_MAX : 0; size === ROUND_MAX; ) {
       const candidates = await this.#collect();
       size = candidates.size;
-      // What moved while the scan was under way is where the newest view says.
+      // What moved during the scan is where the newest view says.
       const view = await this.#parts.views.newerThan(0);
       await pooled(CHUNKS_MAX, candidates.values(), async (candidate) => {
         this.#options.signal?.throwIfAborted();
@@ -142,7 +142,7 @@ export class DamageCheck {
     const { state: what, copy } = found;
     const sealedBytes = [...lengths][0]!;
     const mended = what === 'manifest' ? undefined : await this.#mend(id, sealedBytes, view);
-    // Known as handled only now: who is stopped before will look again.
+    // Marked only now, so that a run that stops earlier checks it again.
     this.#live.note(id, HANDLED | DAMAGED);
     const size = copy && (await this.#sizeOf(copy, id));
     this.#options.report({
@@ -159,14 +159,14 @@ export class DamageCheck {
     if (mended?.isWritten && ++this.#repaired % SAVE_EVERY === 0) await this.#options.save();
   }
 
-  /** What a reader of the chunk gets, and whether it will go on to. */
+  /** Finds what a reader of the chunk gets, and whether it will stay available. */
   async #find(
     candidate: Candidate,
     view: View,
   ): Promise<{ state: 'well' } | { state: DamageKind; copy: Copy | undefined }> {
     const { id, flags, lengths } = candidate;
     const { active, draining } = view;
-    // When a root was opened meanwhile, what was at home in the one before is so until it is retired.
+    // If a root was opened meanwhile, the previous root remains a valid place until it is retired.
     const isOld = active.path !== this.#active || !(flags & NEEDED);
     const roots = [active, ...(draining && isOld ? [draining] : [])];
     const { area, copy } = await this.#firstCopy(view, id);
@@ -174,7 +174,7 @@ export class DamageCheck {
     if (copy.state !== 'good') return { state: copy.state, copy };
     if (lengths.size > 1 || !lengths.has(copy.bytes!.length)) return { state: 'manifest', copy };
     if (roots.includes(area)) return { state: 'well' };
-    // A sweep puts back what it finds alive in there.
+    // A sweep restores live chunks from there.
     for (const trash of view.trash) {
       if (!roots.some(({ root }) => root === trash.root)) continue;
       if (trash !== area && (await this.#copyIn(trash.path, id))?.state !== 'good') continue;
@@ -199,13 +199,13 @@ export class DamageCheck {
     return { area, state: isChunk(bytes, id) ? 'good' : 'content', bytes };
   }
 
-  /** Its length: of an object that is longer than any chunk only the store knows it. */
+  /** The copy's length; if it is longer than any chunk, only the store knows it. */
   async #sizeOf({ area, bytes }: Copy, id: ChunkId): Promise<number | undefined> {
     if (!bytes || bytes.length <= SEALED_BYTES_MAX) return bytes?.length;
     return (await this.#parts.objects.head(chunkKey(area, id)))?.sizeBytes;
   }
 
-  /** A good copy, written into the active root if that is wanted, and read back. */
+  /** Finds a good copy; if writing, puts it into the active root and verifies it. */
   async #mend(
     id: ChunkId,
     sealedBytes: number,
@@ -230,7 +230,7 @@ export class DamageCheck {
       if (copy?.state === 'good') return { bytes: copy.bytes!, from: path };
     }
     const found = this.#options.repair ? await this.#options.sources.chunk(id, sealedBytes) : undefined;
-    // What has the right hash and another length is what the manifest got wrong.
+    // If a copy has the right hash and another length, the manifest is wrong.
     return found?.bytes.length === sealedBytes ? found : undefined;
   }
 }

@@ -1,7 +1,7 @@
 /**
- * Checks a whole store: names, their manifests, the chunks of these, and what else lies there; and mends what is damaged
- * where a good copy can be had. It takes nothing away and writes nothing but good copies, so it may run beside builds,
- * sweeps and rotations: whatever looks wrong is looked at again before it is called so.
+ * Checks a whole store: names, their manifests, the chunks of these, and stray objects; and repairs damage if it finds
+ * a good copy. It deletes nothing and writes only good copies, so it may run beside builds, sweeps and rotations:
+ * anything that looks wrong is checked again before it is reported.
  */
 import { pooled } from '../../async/pooled.ts';
 import { LazydiskError } from '../../errors.ts';
@@ -43,25 +43,25 @@ export interface FsckProgress {
 }
 
 export interface FsckOptions {
-  /** Share of the chunks that are read and proven, 0 to 1; the others are looked for only. */
+  /** The fraction of the chunks that is read and verified, 0 to 1; the others are only looked for. */
   readonly sample: number;
-  /** Which of them: seeds that follow one another read others. Default: the number of the day. */
+  /** Selects these chunks: consecutive seeds select different ones. Default: the number of the day. */
   readonly seed?: number;
-  /** Opens manifests, which proves their sealed part, and tells paths. */
+  /** Opens manifests, which verifies their sealed parts and allows paths to be found. */
   readonly keys?: KeyRing;
-  /** How paths are found, for who has keys. */
+  /** Finds paths; needs keys. */
   readonly paths?: DiskPaths;
-  /** Mend what is damaged, from the store itself and from these in turn. */
+  /** Repair damage, from the store itself and from these sources in turn. */
   readonly repair?: { readonly sources: readonly RepairSource[]; readonly dryRun?: boolean };
-  /** A file to keep the state in, and to go on from if it is there; gone when all is done. */
+  /** A file for the run's state, to resume from if it exists; deleted when the run is complete. */
   readonly resume?: string;
   onProgress?(progress: FsckProgress): void;
   readonly signal?: AbortSignal;
 }
 
 /**
- * Throws UNSUPPORTED for a store that cannot be listed, USAGE for a state of another run, NO_SPACE, UNAVAILABLE, ABORTED;
- * with a state file, the same call goes on later.
+ * Throws UNSUPPORTED for a store that cannot be listed, USAGE for the state file of another run, NO_SPACE, UNAVAILABLE,
+ * ABORTED. With a state file, the same call resumes later.
  */
 export async function fsck(parts: StoreParts, options: FsckOptions): Promise<FsckReport> {
   const { objects } = parts;
@@ -93,9 +93,9 @@ class Run {
   readonly #live = new LiveChunks();
   readonly #problems = new Capped<Problem>(PROBLEMS_MAX);
   readonly #damaged = new Capped<Damage>(DAMAGED_MAX);
-  /** By the store's clock, when it began. */
+  /** When the run began, by the store's clock, in milliseconds since 1970. */
   #nowMs = 0;
-  /** That of the state, or in a dry run one that nobody keeps. */
+  /** That of the state, or in a dry run a copy that is discarded. */
   readonly #mended: FsckState['mended'];
   #remaining = 0;
 
@@ -119,7 +119,7 @@ class Run {
       await this.#file.remove();
       return report;
     } catch (error) {
-      // What was mended since is not found any more by who goes on.
+      // A resumed run does not find what was repaired since the last save.
       await this.#file.save().catch(() => undefined);
       throw error;
     }
@@ -217,7 +217,7 @@ class Run {
     return known;
   }
 
-  /** What is no garbage though no name means it: drives of it are attached, or may be. */
+  /** Finds images without a name that are not garbage: drives use them, or may be about to. */
   async #readUnnamed(check: ImageCheck, named: ReadonlyMap<ImageDigest, NamedImage>): Promise<UnnamedImages> {
     const { references, policy, objects } = this.#parts;
     const current = [...named.values()].flatMap(({ digest, names }) =>
@@ -254,7 +254,7 @@ class Run {
     if (this.#mended.damaged.length < DAMAGED_MAX) this.#mended.damaged.push(damage);
   }
 
-  /** Whether it was mended, or in a dry run would be; counts where from. */
+  /** Whether it was repaired, or in a dry run would be; counts the source. */
   #countMended({ copyIn, repaired }: Problem | Damage, isNotProven = false): boolean {
     const { repair } = this.#options;
     if (!repaired && (!repair?.dryRun || copyIn === null || isNotProven)) return false;

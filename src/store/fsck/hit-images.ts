@@ -1,6 +1,6 @@
 /**
- * What damaged chunks mean to whoever uses the images: how many of an image's chunks, and with its key, which paths.
- * Finding the paths of a disk reads all its inodes, so it is done a bounded number of times.
+ * Reports what damaged chunks mean for the images that use them: how many chunks of each image, and, with its key,
+ * which paths. Finding the paths of a disk reads all its inodes, so the number of lookups is limited.
  */
 import { pooled } from '../../async/pooled.ts';
 import { errorText, LazydiskError } from '../../errors.ts';
@@ -13,7 +13,7 @@ import { DAMAGED, type LiveChunks } from './live-chunks.ts';
 import type { Damage, HitImage } from './report.ts';
 import { isChunk, readObject } from './source.ts';
 
-/** Times that a disk is searched for the paths of one chunk, all images together; and for those of all. */
+/** Maximum path lookups for single chunks, over all images, and for all chunks of an image. */
 const CHUNK_LOOKUPS_MAX = 64;
 const IMAGE_LOOKUPS_MAX = 100;
 const MANIFESTS_MAX = 4;
@@ -25,8 +25,9 @@ export interface PathsFound {
 }
 
 /**
- * Finds the paths that chunks of a disk are part of; `getChunk` gives sealed bytes, proven. Made by who knows file
- * systems, which a store does not. The finder rejects with UNSUPPORTED or CORRUPT for what is no disk of its kind.
+ * Finds the paths that chunks of a disk are part of; `getChunk` returns verified sealed bytes. Supplied by the caller,
+ * because a store knows nothing of file systems. The finder rejects with UNSUPPORTED or CORRUPT for a disk that it
+ * cannot read.
  */
 export type DiskPaths = (
   manifest: Manifest,
@@ -38,7 +39,7 @@ export interface HitImageOptions {
   readonly signal: AbortSignal | undefined;
 }
 
-/** Tells of each of `known` that has damaged chunks, and puts the paths of single chunks into `damaged`. */
+/** Reports each image of `known` that has damaged chunks, and adds the paths of single chunks to `damaged`. */
 export async function describeHits(
   parts: StoreParts,
   known: readonly KnownImage[],
@@ -98,7 +99,7 @@ async function describeHit(
   }
 }
 
-/** From wherever in the store a good copy is. */
+/** Reads a good copy from anywhere in the store. */
 async function goodChunk(parts: StoreParts, id: ChunkId): Promise<Buffer | undefined> {
   for (const { path } of (await parts.views.forReading()).areas) {
     const bytes = await readObject(parts.objects, chunkKey(path, id), SEALED_BYTES_MAX);

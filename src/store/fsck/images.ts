@@ -1,6 +1,7 @@
 /**
- * The first part of fsck: every name's image has a manifest that proves itself, for each key that it is sealed for. What
- * is broken or gone is looked for elsewhere at once, since only a manifest tells which chunks to look for.
+ * The first part of fsck: checks that every named image has a valid manifest for each key that it is sealed for.
+ * Replacements for broken and missing manifests are looked for at once, because only a manifest tells which chunks to
+ * look for.
  */
 import { codeOf, errorText, LazydiskError } from '../../errors.ts';
 import type { ImageDigest } from '../../format/image-digest.ts';
@@ -23,37 +24,37 @@ export interface KnownImage {
   readonly digest: ImageDigest;
   readonly names: readonly string[];
   readonly isDraining: boolean;
-  /** Reads the manifest anew: all of them at once would not fit into memory. */
+  /** Reads the manifest again, because all of them would not fit into memory. */
   clear(): Promise<ClearManifest>;
-  /** Null where no key of ours opens it. */
+  /** Null if none of our keys opens it. */
   open(): Promise<Manifest | null>;
 }
 
 export interface ImageCheckOptions {
   readonly keys: KeyRing | undefined;
   readonly sources: Sources;
-  /** Puts what was found into the store. */
+  /** Write good copies into the store. */
   readonly write: boolean;
   report(problem: Problem): void;
   readonly signal: AbortSignal | undefined;
 }
 
 interface Copies {
-  /** In the image's root and the trash of its sweeps, by area. */
+  /** By area: in the image's root and that root's trash. */
   readonly whole: Map<AreaPath, WholeManifest>;
   readonly broken: Map<AreaPath, { readonly bytes: Buffer; readonly why: string }>;
 }
 
 interface FoundManifest {
   readonly whole: WholeManifest;
-  /** Where it was found, for people. */
+  /** Where it was found, for messages. */
   readonly from: string;
 }
 
 export class ImageCheck {
   manifests = 0;
   opened = 0;
-  /** Manifests that a sweep put aside and that are alive. */
+  /** Live manifests in trash. */
   inTrash = 0;
   readonly #parts: StoreParts;
   readonly #view: View;
@@ -65,7 +66,7 @@ export class ImageCheck {
     this.#options = options;
   }
 
-  /** The image with what its manifest says; undefined if no good one was found. Throws UNAVAILABLE, ABORTED. */
+  /** The image and its chunks; undefined if no good manifest was found. Throws UNAVAILABLE, ABORTED. */
   async check(image: NamedImage): Promise<{ known: KnownImage; clear: ClearManifest } | undefined> {
     this.#options.signal?.throwIfAborted();
     const areas = areasOfRoot(this.#view, image.home);
@@ -74,7 +75,7 @@ export class ImageCheck {
     const root = image.home.path;
     let best: WholeManifest | undefined;
     for (const [keyId, { whole, broken }] of copies) {
-      // One that is broken in the trash matters only if there is no other.
+      // A broken manifest in trash matters only if there is no other.
       const own = broken.get(root) ?? (whole.size === 0 ? [...broken.values()][0] : undefined);
       if (!own && !whole.has(root)) this.inTrash++;
       const mended = own && (await this.#mend(image, keyId, own, copies));
@@ -83,7 +84,10 @@ export class ImageCheck {
     return best && this.#known(image, best);
   }
 
-  /** The chunks of an image that no name means, and `why` it is alive. As long as its manifest is corrupt, nothing is garbage. */
+  /**
+   * The chunks of an image without a name that is live; `why` tells the reason. While its manifest is corrupt, no chunk
+   * is garbage.
+   */
   async unnamedClear(digest: ImageDigest, why: string): Promise<ClearManifest | undefined> {
     const { objects } = this.#parts;
     try {
@@ -129,7 +133,7 @@ export class ImageCheck {
     return found;
   }
 
-  /** A broken manifest: whole from elsewhere, or undefined. */
+  /** Finds a good replacement for a broken manifest; undefined if there is none. */
   async #mend(
     image: NamedImage,
     keyId: string,
@@ -138,18 +142,18 @@ export class ImageCheck {
   ): Promise<WholeManifest | undefined> {
     const found =
       (await this.#findCopy(image.digest, keyId)) ?? (await this.#recombined(image.digest, keyId, own, all));
-    // What is left of the broken one may be the last good copy of its sealed part.
+    // Only replaced if a key opened the new one: the broken one may be the last good copy of its sealed part.
     const repaired = found?.whole.opened != null && (await this.#write(image, keyId, found.whole));
     this.#report(image, 'manifest', own.why, found, repaired);
     return found?.whole;
   }
 
-  /** An image without a manifest where it should be. Undefined if there is none at all. */
+  /** Finds a manifest for an image that has none where it should be. Undefined if there is none at all. */
   async #findLost(image: NamedImage): Promise<{ known: KnownImage; clear: ClearManifest } | undefined> {
     const { clock, policy } = this.#parts;
     const isYoung = Math.abs(Date.now() - image.updatedMs) < policy.settleMs;
     if (isYoung) {
-      // A listing may not show yet what was just written.
+      // A listing may not show a manifest that was just written.
       await clock.sleep(policy.settleMs, this.#options.signal);
       if ((await this.#copies(image, areasOfRoot(this.#view, image.home))).size > 0) return this.check(image);
     }
@@ -162,7 +166,7 @@ export class ImageCheck {
       return listed.length > 0 ? listed : undefined;
     });
     for (const keyId of there?.found ?? []) keyIds.add(keyId);
-    // A source may be one that cannot be listed.
+    // The sources may not support listing.
     for (const keyId of (await this.#options.keys?.ids()) ?? []) keyIds.add(keyId);
     const text = `it means ${image.digest}, which has no manifest`;
     let best: FoundManifest | undefined;
@@ -184,7 +188,7 @@ export class ImageCheck {
     return false;
   }
 
-  /** A whole manifest for the key in any area or source. */
+  /** A valid manifest for the key in any area or source. */
   async #findCopy(digest: ImageDigest, keyId: string): Promise<FoundManifest | undefined> {
     const { objects } = this.#parts;
     const { keys, sources } = this.#options;
@@ -216,7 +220,7 @@ export class ImageCheck {
     return undefined;
   }
 
-  /** Writes it where it belongs and reads it back. False if that is not wanted, or came to nothing. */
+  /** Writes the manifest where it belongs and reads it back. False if not writing, or if that failed. */
   async #write({ digest, home }: NamedImage, keyId: string, { bytes }: WholeManifest): Promise<boolean> {
     if (!this.#options.write) return false;
     const { objects } = this.#parts;
@@ -276,7 +280,7 @@ export class ImageCheck {
     return found?.found;
   }
 
-  /** By the keys that we have, of which the first manifest found need not be one. */
+  /** Opens it with any of our keys; the first manifest found may be for another. */
   async #open(digest: ImageDigest): Promise<Manifest | null> {
     for (const keyId of (await this.#options.keys?.ids()) ?? []) {
       const found = await this.#findCopy(digest, keyId);

@@ -1,7 +1,7 @@
 /**
- * The chunks that names mean, ten million of them in 12 bytes a slot: a fingerprint, and in one word the length that the
- * manifests give and what is known of the chunk so far. Counters for each of the 256 folders tell whether any chunk of
- * it is missing, so that nobody has to look for which one as long as none is.
+ * The chunks of named images, ten million of them in 12 bytes a slot: a fingerprint, and one word with the length
+ * according to the manifests and what is known of the chunk so far. A counter for each of the 256 folders tells whether
+ * any of its chunks is missing, so the missing ones are searched for only if there are any.
  */
 import { SEALED_BYTES_MIN } from '../../format/chunk-codec.ts';
 import { type ChunkId, ID_BYTES } from '../../format/chunk-id.ts';
@@ -9,35 +9,35 @@ import type { ClearManifest } from '../../format/manifest-clear.ts';
 import { IdTable } from '../id-table.ts';
 import { SHARDS } from '../roots/layout.ts';
 
-/** An image in the active root has it; one that still has to move there. */
+/** Needed by an image in the active root; by one that still has to move there. */
 export const NEEDED = 1;
 export const NEEDED_DRAINING = 2;
-/** An image had a name until lately. */
+/** Its image had a name until recently. */
 export const LATE = 4;
-/** It lies where its readers look first, with the right length; or a sweep put it aside. */
+/** Found where its readers look first, with the right length; found in trash. */
 export const SEEN = 8;
 export const TRASHED = 16;
-/** It must be looked at: another length, other bytes, manifests that do not agree. */
+/** Must be checked: a different length, different bytes, or manifests that disagree. */
 export const SUSPECT = 32;
-/** It was looked at; and it is damaged, or was. */
+/** Was checked; is damaged, or was before its repair. */
 export const HANDLED = 64;
 export const DAMAGED = 128;
-/** A host has an image of it attached that no name means. */
+/** A host has one of its images attached that has no name. */
 export const LEASED = 256;
 
 const ANY_NEED = NEEDED | NEEDED_DRAINING;
-/** Lengths are 18 to 524305: 19 bits over the flags. */
+/** Lengths are 18 to 524305: 19 bits above the flags. */
 const LENGTH_SHIFT = 12;
 
 export class LiveChunks {
   readonly #table = new IdTable(32);
   readonly #needed = new Uint32Array(SHARDS.length);
   readonly #found = new Uint32Array(SHARDS.length);
-  /** Of the ids needed, all in one: it tells whether they are others than at another time. */
+  /** A checksum of the needed ids, which tells whether they have changed since another run. */
   readonly #mix = new Uint32Array(SHARDS.length);
   #suspects = 0;
 
-  /** Takes in an image's chunks; `need` is NEEDED, NEEDED_DRAINING, LATE or LEASED. */
+  /** Adds an image's chunks; `need` is NEEDED, NEEDED_DRAINING, LATE or LEASED. */
   add(clear: ClearManifest, need: number): void {
     const { ids } = clear;
     for (let entry = 0; entry < clear.storedChunks; entry++) {
@@ -56,7 +56,7 @@ export class LiveChunks {
     }
   }
 
-  /** What is known of `id`: 0 if nothing means it. */
+  /** The flags of `id`; 0 if no live image has it. */
   flags(id: ChunkId): number {
     return this.#table.flags(id) ?? 0;
   }
@@ -78,12 +78,12 @@ export class LiveChunks {
     this.#table.flag(id, SUSPECT);
   }
 
-  /** Chunks of `shard`, or all, that names mean. */
+  /** Number of chunks that named images need, in `shard` or in all. */
   needed(shard?: number): number {
     return shard === undefined ? this.#needed.reduce((sum, count) => sum + count, 0) : this.#needed[shard]!;
   }
 
-  /** Those of them that were not found so far. */
+  /** How many of them have not been found so far. */
   absent(shard: number): number {
     return this.#needed[shard]! - this.#found[shard]!;
   }
@@ -106,7 +106,7 @@ export function isNeeded(flags: number): boolean {
   return (flags & ANY_NEED) !== 0;
 }
 
-/** The sealed bytes that the manifests give a chunk with these flags. */
+/** The sealed length that the manifests give a chunk with these flags. */
 export function lengthOf(flags: number): number {
   return (flags >>> LENGTH_SHIFT) + SEALED_BYTES_MIN;
 }

@@ -1,6 +1,6 @@
 /**
- * What all names mean, found as a reader of each single name would find it, so that a broken reference hides no other.
- * Tombstones mean nothing; what retired roots have of names is not looked at by anyone.
+ * Finds what all names point to, as a reader of each single name would, so that a broken reference does not hide the
+ * others. Tombstones point to nothing; names in retired roots are ignored, as by all readers.
  */
 import { pooled } from '../../async/pooled.ts';
 import { codeOf, errorText } from '../../errors.ts';
@@ -12,20 +12,20 @@ import type { Reference } from '../store.ts';
 import type { Problem } from './report.ts';
 
 const READS_MAX = 16;
-/** Bytes of a digest in an error's text. */
+/** Characters of a digest in an error's text. */
 const SHORT_DIGEST = 'sha256:'.length + 12;
 
 export interface NamedImage {
   readonly digest: ImageDigest;
-  /** Sorted; empty for an image that had a name until lately. */
+  /** Sorted; empty for an image that had a name until recently. */
   readonly names: string[];
-  /** The root that its manifests must be in: the active one if any of its names is there. */
+  /** The root that must have its manifests: the active one if any of its names is there. */
   home: Area;
-  /** When the youngest of its names was written, by the writer's clock. */
+  /** When the newest of its names was written, by the writer's clock. */
   updatedMs: number;
 }
 
-/** Images by digest. Broken references go to `report`. Throws UNAVAILABLE, ABORTED. */
+/** Returns images by digest. Broken references go to `report`. Throws UNAVAILABLE, ABORTED. */
 export async function namedImages(
   parts: StoreParts,
   view: View,
@@ -64,7 +64,7 @@ async function findName(
   const { draining: _, ...alone } = view;
   for (const home of roots) {
     const { current } = await parts.references.find({ ...alone, active: home }, name);
-    // A tombstone hides what the root before has.
+    // A tombstone hides the name in the previous root.
     if (current) {
       const { digest } = current;
       return digest === null ? undefined : { reference: { ...current, digest }, home };
@@ -86,7 +86,7 @@ function addName(images: Map<ImageDigest, NamedImage>, reference: Reference, hom
   if (home.root > known.home.root) known.home = home;
 }
 
-/** What the history has of a name that cannot be read. */
+/** What the history says of a name that cannot be read. */
 async function lastMeaning(parts: StoreParts, name: string): Promise<string> {
   const last = (await parts.references.history(name)).at(-1);
   if (!last) return '';

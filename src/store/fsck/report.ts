@@ -1,34 +1,34 @@
-/** What fsck says: counts of everything, and lists of what is wrong, which are bounded however much that is. */
+/** The report of fsck: counts of everything, and lists of problems, which are limited however many there are. */
 import type { ChunkId } from '../../format/chunk-id.ts';
 import type { ImageDigest } from '../../format/image-digest.ts';
 import { boolean, count, list, nullable, object, oneOf, text } from '../../shape.ts';
 
-/** What the lists hold at most; the rest is counted. */
+/** Maximum length of each list; the rest is only counted. */
 export const PROBLEMS_MAX = 1000;
 export const DAMAGED_MAX = 1000;
 export const IMAGES_MAX = 1000;
 export const EXAMPLES_MAX = 20;
-/** Images of one damaged chunk, and places in one image, that are named. */
+/** Images listed for one damaged chunk, and chunk positions listed for each image. */
 export const HITS_MAX = 8;
 
-/** A name or a manifest that is not what it should be. */
+/** A problem with a name or a manifest. */
 export interface Problem {
-  /** `reference`: the name itself is broken; `name`: it means nothing that is there; `manifest`: a broken one. */
+  /** `reference`: the name's object is broken; `name`: its image is missing; `manifest`: a manifest is broken. */
   readonly kind: 'reference' | 'name' | 'manifest';
-  /** Names that it hits; the digest of an image that has none any more. */
+  /** Affected names; the digest for an image without a name. */
   readonly names: readonly string[];
   readonly text: string;
-  /** The source that has a good copy, if one was found. */
+  /** The source of a good copy, if one was found. */
   readonly copyIn: string | null;
-  /** That copy's sealed part was not opened, for lack of its key: it is put where nothing was, and over nothing. */
+  /** The copy's sealed part was not opened, for lack of its key; it is written only where there is no manifest. */
   readonly unproven: boolean;
   readonly repaired: boolean;
 }
 
 /**
- * `missing`: nowhere; `misplaced`: only where it will be deleted, unless a sweep put it aside; `length`, `content`: other
- * bytes; `unreadable`: the store answers, and cannot read it; `manifest`: it is right, and its manifest gives it a
- * wrong length.
+ * `missing`: nowhere; `misplaced`: only where it will be deleted, other than in trash that a sweep restores from;
+ * `length`, `content`: wrong bytes; `unreadable`: the store answers, but cannot read it; `manifest`: the chunk is
+ * right, and its manifest has a wrong length.
  */
 export type DamageKind = 'missing' | 'misplaced' | 'length' | 'content' | 'unreadable' | 'manifest';
 
@@ -40,20 +40,20 @@ export const problemShape = object<Problem>({
 export interface ChunkHit {
   readonly name: string;
   readonly digest: ImageDigest;
-  /** Chunks of the disk, HITS_MAX of them at most. */
+  /** Chunk indices in the disk, at most HITS_MAX. */
   readonly indices: readonly number[];
-  /** Paths that it hits there; null where that is not known. */
+  /** Affected paths; null if unknown. */
   paths: readonly string[] | null;
 }
 
 export interface Damage {
   readonly id: ChunkId;
   readonly what: DamageKind;
-  /** Where the copy is that readers meet. */
+  /** The area of the copy that readers find. */
   readonly area: string | null;
-  /** As the manifests have it. */
+  /** According to the manifests. */
   readonly sealedBytes: number;
-  /** What was found; null for nothing. */
+  /** The length that was found; null if nothing was. */
   readonly foundBytes: number | null;
   readonly hits: readonly ChunkHit[];
   /** Images beyond `hits`. */
@@ -74,15 +74,15 @@ export const damageShape = object<Damage>({
   ...{ moreImages: count, copyIn: nullable(text()), repaired: boolean },
 });
 
-/** An image whose disk has damaged chunks, those that were repaired among them. */
+/** An image whose disk has damaged chunks, including repaired ones. */
 export interface HitImage {
   readonly names: readonly string[];
   readonly digest: ImageDigest;
   readonly damagedChunks: number;
-  /** Null where that cannot be known; then `why` says why. */
+  /** Null if unknown; then `why` tells why. */
   readonly paths: readonly string[] | null;
   readonly morePaths: number;
-  /** The file system's own blocks are hit: what it holds may be more than `paths` tells. */
+  /** The file system's own blocks are affected: more paths may be than `paths` lists. */
   readonly metadata: boolean;
   readonly why: string | null;
 }
@@ -95,19 +95,19 @@ export interface Counted {
 
 export interface FsckReport {
   readonly store: string;
-  /** Share of the chunks that were read, and which ones: runs with other seeds read others. */
+  /** The fraction of the chunks that was read, and the seed that selected them. */
   readonly sample: number;
   readonly seed: number;
   readonly names: number;
   readonly images: number;
-  /** Manifests looked at, and how many of them a key opened. */
+  /** Manifests checked, and how many of them a key opened. */
   readonly manifests: number;
   readonly openedManifests: number;
-  /** Chunks that names mean, and those of them that were read and proven. */
+  /** Chunks of named images, and how many of them were read and verified. */
   readonly liveChunks: number;
   readonly readChunks: number;
   readonly readBytes: number;
-  /** Objects that are alive and put aside: the next sweep puts them back. */
+  /** Live objects in trash; the next sweep restores them. */
   readonly inTrash: number;
   readonly problems: readonly Problem[];
   readonly moreProblems: number;
@@ -115,11 +115,11 @@ export interface FsckReport {
   readonly damaged: readonly Damage[];
   readonly hitImages: readonly HitImage[];
   readonly moreHitImages: number;
-  /** Images whose chunks cannot be known; theirs are among the orphans. */
+  /** Images whose chunks are unknown; those are counted as orphans. */
   readonly unknownImages: number;
   /**
-   * In the active root and meant by no name: what hosts have attached; what is too young, or was named until lately; and
-   * what the next sweep puts aside.
+   * Objects in the active root that no name reaches: those that hosts have attached; those too young, or named until
+   * recently; and those that the next sweep moves to trash.
    */
   readonly orphans: { readonly leased: Counted; readonly young: Counted; readonly garbage: Counted };
   readonly foreign: {
@@ -127,23 +127,23 @@ export interface FsckReport {
     readonly bytes: number;
     readonly examples: readonly string[];
   };
-  /** Null if nothing was to be repaired. */
+  /** Null without `repair`. */
   readonly repair: {
     readonly dryRun: boolean;
-    /** What was mended, or would be. */
+    /** What was repaired, or would be. */
     readonly chunks: number;
     readonly manifests: number;
-    /** Names and manifests among what was mended, with copies that no key has opened. */
+    /** Repaired names and manifests whose copies no key has opened. */
     readonly unproven: number;
     readonly bySource: Readonly<Record<string, number>>;
     /** The last failure of each source that failed. */
     readonly sourceErrors: Readonly<Record<string, string>>;
   } | null;
-  /** Problems and damaged chunks that are still there. */
+  /** Problems and damaged chunks that remain. */
   readonly remaining: number;
 }
 
-/** A list of at most `max`, and how many more there were. */
+/** A list of at most `max` items, and how many more there were. */
 export class Capped<T> {
   readonly list: T[] = [];
   more = 0;

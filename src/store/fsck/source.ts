@@ -1,6 +1,6 @@
 /**
- * Where a good copy may be: other areas of the same store, another store, a disk cache, a fleet. What a source gives
- * is proven by whoever asked, so a source may lie; one that fails is passed over, and what it said is kept.
+ * Sources of good copies: other areas of the same store, another store, a disk cache, a fleet. The caller verifies what
+ * a source returns, so a source may lie. A source that fails is skipped, and its error is kept.
  */
 import { hash } from 'node:crypto';
 import { type Pauses, retrying } from '../../async/backoff.ts';
@@ -11,10 +11,10 @@ import { MARKER_KEY } from '../roots/layout.ts';
 import type { Store } from '../store.ts';
 
 export interface RepairSource {
-  /** For people, as they named it. */
+  /** The name that the user gave it, for messages. */
   readonly name: string;
   get(id: ChunkId, sealedBytes: number): Promise<Buffer | undefined>;
-  /** Of one that has manifests, too. */
+  /** Only for a source that has manifests too. */
   readonly manifests?: Pick<Store, 'getManifest' | 'manifestKeys'>;
 }
 
@@ -23,11 +23,11 @@ export function storeSource(store: Store): RepairSource {
   return { name: store.url, get: (id) => store.getChunk(id), manifests: store };
 }
 
-/** Tries for an object that may be one that the store cannot read. */
+/** Tries for an object that the store may be unable to read. */
 const READ_TRIES = 5;
 const READ_PAUSES: Pauses = { firstMs: 100, longestMs: 1_000 };
 
-/** Sources asked in turn until one has what proves itself. */
+/** Asks sources in turn until one has a valid copy. */
 export class Sources {
   /** The last failure of each source. */
   readonly errors: Record<string, string> = {};
@@ -45,7 +45,7 @@ export class Sources {
     return undefined;
   }
 
-  /** What `ask` finds in the first source with manifests in which it finds something. */
+  /** Returns the first result that `ask` finds in a source with manifests. */
   async manifest<T>(
     ask: (manifests: NonNullable<RepairSource['manifests']>) => Promise<T | undefined>,
   ): Promise<{ found: T; from: string } | undefined> {
@@ -67,22 +67,22 @@ export class Sources {
   }
 }
 
-/** Whether these are the sealed bytes that `id` names. */
+/** Whether these are the sealed bytes of chunk `id`. */
 export function isChunk(bytes: Uint8Array, id: ChunkId): boolean {
   return hash('sha256', bytes, 'hex') === id;
 }
 
 /**
- * The object, or why there is none. A disk with a bad sector must not end the search for others, and a store that is
- * away must: what cannot be read, and again not, is `unreadable` only if the store answers between. For that answer it
- * waits as long as the store's calls do. Rejects with UNAVAILABLE, ABORTED.
+ * The object, or why it could not be read. A bad disk sector must not end the check of other objects, but an
+ * unavailable store must. So an object that repeatedly cannot be read is `unreadable` only if the store answers in
+ * between; it waits for that answer as long as the store's calls do. Rejects with UNAVAILABLE, ABORTED.
  */
 export async function readObject(
   objects: ObjectStore,
   key: string,
   bytesMax = SEALED_BYTES_MAX,
 ): Promise<Buffer | 'absent' | 'unreadable'> {
-  // Its own tries: an object that cannot be read is not waited for as long as a store that is away.
+  // Fewer tries of its own: an unreadable object is not worth waiting for as long as an unavailable store.
   const once = objects.withoutRetries;
   const read = once
     ? () => retrying({ tries: READ_TRIES, pauses: READ_PAUSES }, () => once.get(key, bytesMax))

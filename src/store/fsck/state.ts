@@ -1,21 +1,21 @@
 /**
- * How far a run has come, in a file, so that one that was stopped or killed goes on where it was. It is written whole
- * after each folder of chunks, by rename. What was found in a folder is in it; one with more findings than fit is simply
- * not done, and looked at again.
+ * The progress of a run, in a file, so that a run that was stopped or killed can resume. The file is written whole
+ * after each chunk folder, by rename. It includes what was found in each folder; a folder with more findings than fit
+ * is not done, and is checked again.
  */
 import { readFile, rename, rm, writeFile } from 'node:fs/promises';
 import { errorText, LazydiskError } from '../../errors.ts';
 import { checked, list, matching, number, object, oneOf, record, text } from '../../shape.ts';
 import { type Damage, damageShape, type Problem, problemShape } from './report.ts';
 
-/** Chunks of one folder that must be looked at again; of more, the folder is not done. */
+/** Maximum suspects in one folder; a folder with more is not done. */
 export const SUSPECTS_MAX = 1000;
 
 const VERSION = 3;
 
-/** What was found in one folder of chunks, in all areas. */
+/** The findings in one chunk folder, over all areas. */
 export interface ShardResult {
-  /** Which chunks names meant then (LiveChunks.mix), and how many of those were not found. */
+  /** Which chunks were needed then (LiveChunks.mix), and how many of those were not found. */
   mix: number;
   absent: number;
   found: number;
@@ -47,12 +47,12 @@ export interface FsckState {
   readonly kind: 'lazydisk fsck';
   readonly version: typeof VERSION;
   readonly store: string;
-  /** Roots that names were looked for in. */
+  /** Roots whose names were checked. */
   readonly roots: readonly string[];
   readonly sample: number;
   readonly seed: number;
   shards: Record<string, ShardResult>;
-  /** What earlier runs have repaired, which looks well by now. */
+  /** What earlier runs have repaired, and this run finds intact. */
   mended: {
     chunks: number;
     manifests: number;
@@ -74,12 +74,12 @@ const stateShape = object<FsckState>({
   }),
 });
 
-/** What a run is asked for; a file of other words than these is refused. */
+/** The parameters of a run; a file with other parameters is rejected. */
 export interface FsckRun {
   readonly store: string;
   readonly roots: readonly string[];
   readonly sample: number;
-  /** Undefined: that of the file, or today's. */
+  /** Undefined: the file's seed, or today's. */
   readonly seed: number | undefined;
 }
 
@@ -93,7 +93,7 @@ export class StateFile {
     this.state = state;
   }
 
-  /** Without a path nothing is kept. Throws USAGE for a file of another run, or none of ours; UNAVAILABLE. */
+  /** Without a path nothing is kept. Throws USAGE for the file of another run or not a state file, UNAVAILABLE. */
   static async open(path: string | undefined, run: FsckRun): Promise<StateFile> {
     const known = path === undefined ? undefined : await readState(path);
     if (known) checkSame(path!, known, run);
@@ -110,7 +110,7 @@ export class StateFile {
     );
   }
 
-  /** The state as it is now; of several calls while one is written, each is. Rejects with UNAVAILABLE. */
+  /** Writes the current state; calls made while one is being written are written in turn. Rejects with UNAVAILABLE. */
   save(): Promise<void> {
     if (this.#path === undefined) return this.#saving;
     const path = this.#path;
@@ -125,7 +125,7 @@ export class StateFile {
     return this.#saving;
   }
 
-  /** When all is done there is nothing to go on with. */
+  /** Deletes the file: a complete run has nothing to resume. */
   async remove(): Promise<void> {
     await this.#saving;
     if (this.#path !== undefined) await rm(this.#path, { force: true });
@@ -159,7 +159,7 @@ function checkSame(path: string, known: FsckState, run: FsckRun): void {
   if (run.seed !== undefined && known.seed !== run.seed) throw differs('seed', known.seed, run.seed);
 }
 
-/** Days since 1970: who looks every night looks at other chunks every night. */
+/** Days since 1970, so that a nightly run checks other chunks every night. */
 function today(): number {
   return Math.floor(Date.now() / (24 * 60 * 60 * 1000));
 }

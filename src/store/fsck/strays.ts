@@ -1,7 +1,7 @@
 /**
- * The last part of fsck: what is neither a chunk in its folder nor needed. Manifests that no name means, and objects that
- * no lazydisk wrote, or that lie in areas that the store does not know (any more). Folders of chunks are listed by the
- * scan, so here they are passed by where the store can.
+ * The last part of fsck: finds unneeded objects outside the chunk folders. They are manifests without a name, objects
+ * that lazydisk does not write, and objects in areas that the store does not know (any more). The scan lists the chunk
+ * folders, so they are skipped here if the store allows.
  */
 
 import type { ImageDigest } from '../../format/image-digest.ts';
@@ -23,7 +23,7 @@ export interface Strays {
   readonly garbage: { manifests: number; bytes: number };
 }
 
-/** Images that no name means and that are alive: hosts have them attached; or a name meant them until lately. */
+/** Live images without a name: those that hosts have attached, and those named until recently. */
 export interface UnnamedImages {
   readonly leased: ReadonlySet<ImageDigest>;
   readonly late: ReadonlySet<ImageDigest>;
@@ -34,7 +34,7 @@ export interface StraysOptions {
   readonly signal: AbortSignal | undefined;
 }
 
-/** What there is besides the images that names mean. Throws UNAVAILABLE, ABORTED. */
+/** Finds what the store has besides named images. Throws UNAVAILABLE, ABORTED. */
 export async function findStrays(
   parts: StoreParts,
   view: View,
@@ -66,7 +66,7 @@ export async function findStrays(
       }
     }
   };
-  /** Goes through what is in a folder itself, and into its folders by `enter`. */
+  /** Checks the objects directly in a folder, and calls `enter` for its subfolders. */
   const folders = async (prefix: string, enter: (folder: string) => Promise<void>) => {
     const entered = new Set<string>();
     for await (const page of objects.list(prefix, { shallow: true })) {
@@ -80,7 +80,7 @@ export async function findStrays(
     for (const folder of [...entered].sort()) await enter(folder);
   };
 
-  // A sweep or a rotation may have opened one since.
+  // A sweep or a rotation may have opened an area since.
   const areas = new Set([...view.areas, ...(await parts.views.newerThan(0)).areas].map(({ path }) => path));
   await folders('', async (top) => {
     if (top !== 'roots/' && top !== 'trash/') return each(top, PLAIN.includes(top));
