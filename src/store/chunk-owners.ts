@@ -1,7 +1,7 @@
 /**
- * How much of each image no other image has, for ten million chunks in little memory: a table of chunk ids, and whose
- * each is, an image's number or nobody's alone. One pass over the manifests in any order fills it. Two ids that the table
- * takes for one change no figure that people could see.
+ * Computes how much of each image no other image has, for ten million chunks in little memory: a table of chunk ids
+ * with the owner of each, an image's number or SHARED. One pass over the manifests in any order fills it. Two ids that
+ * the table takes for one change no figure visibly.
  */
 import { setImmediate } from 'node:timers/promises';
 import { ID_BYTES } from '../format/chunk-id.ts';
@@ -10,14 +10,14 @@ import { IdTable } from './id-table.ts';
 
 const SHARED = 2 ** 32 - 1;
 
-/** Chunks after which others have their turn, some half a millisecond. */
+/** Chunks after which it yields to the event loop, about half a millisecond. */
 const TURN_CHUNKS = 8192;
 
 export class ChunkOwners {
   readonly #owners = new IdTable(32);
   readonly #uniqueBytes: number[] = [];
 
-  /** Takes an image in, and gives the number that `uniqueBytes` knows it by. Each image once, however many its names. */
+  /** Adds an image, and returns its number for `uniqueBytes`. Each image must be added once, however many its names. */
   async add(clear: ClearManifest): Promise<number> {
     const number = this.#uniqueBytes.push(0) - 1;
     for (let entry = 0; entry < clear.storedChunks; entry++) {
@@ -27,7 +27,7 @@ export class ChunkOwners {
     return number;
   }
 
-  /** Sealed bytes of the chunks that only image `number` of those taken in has, each once. */
+  /** Sealed bytes of the distinct chunks that only image `number` of those added has. */
   uniqueBytes(number: number): number {
     return this.#uniqueBytes[number]!;
   }

@@ -1,8 +1,8 @@
 /**
- * Copies an image between stores as it lies there, sealed: no key is needed, for ids prove chunks and the digest proves
- * the clear part of manifests. The rest of a manifest only its key proves: without that, one that the target has already
- * stays, and the report says so. Only what is missing moves, chunks before manifests before the name, as in a build; so a copy that stops
- * anywhere names nothing, and one that is run again goes on.
+ * Copies an image between stores in its sealed form. No key is needed, because ids verify chunks and the digest
+ * verifies the clear part of manifests. Only its key verifies the rest of a manifest: without it, an existing manifest
+ * in the target stays, and the report says so. Only what is missing is copied, chunks before manifests before the name,
+ * as in a build; so a copy that stops anywhere leaves no name, and can be run again to continue.
  */
 import { Lanes } from '../async/lanes.ts';
 import { pooled } from '../async/pooled.ts';
@@ -19,29 +19,29 @@ import type { Store, StoreReadOptions, StoreWriter } from './store.ts';
 
 export interface CopyOptions {
   readonly from: Store;
-  /** Undefined, with `dryRun` alone: a store that is not there yet. */
+  /** The target; undefined, only with `dryRun`, for a store that does not exist yet. */
   readonly to: Store | undefined;
   /** `NAME[:TAG]` or `sha256:…` in `from`. */
   readonly image: string;
-  /** Its name in `to`; by default that in `from`. */
+  /** Its name in `to`; by default its name in `from`. */
   readonly name?: string;
-  /** They prove manifests; and if `from` cannot be listed, theirs are the manifests that are looked for. */
+  /** Verify manifests; and if `from` cannot be listed, their manifests are the ones that are copied. */
   readonly keys?: KeyRing;
-  /** Looks, counts, and writes nothing. */
+  /** Checks and counts, but writes nothing. */
   readonly dryRun?: boolean;
   onProgress?(progress: CopyProgress): void;
   readonly signal?: AbortSignal;
 }
 
 export interface CopyProgress {
-  /** Sealed bytes of chunks that are there by now, whether copied or found, and of all. */
+  /** Sealed bytes of chunks copied or found in the target so far, and of all chunks. */
   readonly doneBytes: number;
   readonly totalBytes: number;
   readonly copiedChunks: number;
   readonly presentChunks: number;
 }
 
-/** Counts of distinct chunks; of a dry run, what would have been copied. */
+/** Counts of distinct chunks; for a dry run, what would have been copied. */
 export interface CopyReport {
   /** In full, with its tag. */
   readonly name: string;
@@ -49,14 +49,14 @@ export interface CopyReport {
   readonly chunks: number;
   readonly copiedChunks: number;
   readonly copiedBytes: number;
-  /** Those that the target had. */
+  /** Chunks that the target already had. */
   readonly presentChunks: number;
   /** One for each key that opens the image. */
   readonly manifests: number;
-  /** Those of them that were proven with a key. */
+  /** How many of them were verified with a key. */
   readonly provenManifests: number;
   /**
-   * Ids of keys for which the target has another manifest. It stays, because without the key it cannot be told which of
+   * Ids of keys for which the target has a different manifest. It stays, because without the key it is unknown which of
    * the two is good.
    */
   readonly keptManifests: readonly string[];
@@ -64,9 +64,10 @@ export interface CopyReport {
 }
 
 /**
- * Rejects with NOT_FOUND or CORRUPT naming the chunk that is missing or bad in `from`, NOT_FOUND if the image is not there,
- * CORRUPT too for a bad manifest in `to` that nothing is proven against, USAGE for names, UNSUPPORTED if `from` cannot be listed and no key is known, NO_SPACE, UNAVAILABLE, ABORTED, and TIMEOUT
- * when it took longer than `to` allows. After a rejection nothing is in flight and no name has changed.
+ * Rejects with NOT_FOUND or CORRUPT naming a chunk that is missing or bad in `from`, NOT_FOUND if the image is missing,
+ * CORRUPT also for a bad manifest in `to` that no key can replace, USAGE for names, UNSUPPORTED if `from` cannot be
+ * listed and no key is known, NO_SPACE, UNAVAILABLE, ABORTED, and TIMEOUT if it took longer than `to` allows. After a
+ * rejection nothing is in flight and no name has changed.
  */
 export async function copyImage(options: CopyOptions): Promise<CopyReport> {
   const { to, dryRun = false, signal } = options;
@@ -100,7 +101,10 @@ async function resolveNames({
   return { name: target ?? source, digest: reference.digest };
 }
 
-/** All manifests of the image, each proven before anything is written; the clear part is the same in all of them. */
+/**
+ * Reads all manifests of the image, and verifies each before anything is written; the clear part is the same in all of
+ * them.
+ */
 async function findManifests(
   options: CopyOptions,
   digest: ImageDigest,
@@ -136,7 +140,10 @@ async function keyIdsOf({ from, keys }: CopyOptions, digest: ImageDigest): Promi
   }
 }
 
-/** One may be taken away while chunks are copied, and then so it is. Without a writer it only tells what would be. */
+/**
+ * Copies the manifests; one that was removed while chunks were copied is skipped. Without a writer, only reports what
+ * would be copied.
+ */
 async function copyManifests(
   { from, to, keys, signal }: CopyOptions,
   writer: StoreWriter | undefined,
@@ -162,7 +169,7 @@ async function copyManifests(
   return { manifests, keptManifests };
 }
 
-/** What shows without a key to be broken must get no name, nor be called copied. */
+/** A manifest that is visibly broken even without a key must not get a name, nor be reported as copied. */
 async function checkKept(to: Store, digest: ImageDigest, keyId: string): Promise<void> {
   const bytes = await to.getManifest(digest, keyId);
   if (!bytes) return;
@@ -188,7 +195,8 @@ async function copyChunks(
   let doneBytes = 0;
   const counts = { copiedChunks: 0, copiedBytes: 0, presentChunks: 0 };
   const lanes = new Lanes();
-  // One buffer a lane goes round: fresh memory for each chunk costs more than all else that is done to it here.
+  // One buffer for each lane is reused: allocating memory for each chunk costs more than everything else done to it
+  // here.
   const spare: Buffer[] = [];
   const copyChunk = async (id: ChunkId, entry: number, to: StoreWriter): Promise<void> => {
     const room = spare.pop() ?? Buffer.allocUnsafeSlow(SEALED_BYTES_MAX);
@@ -228,7 +236,7 @@ async function provenChunk(
   return sealed;
 }
 
-/** The entries of a manifest without those whose chunk an earlier one has; takes about the manifest's own memory. */
+/** The entries of a manifest without repeated chunks; takes about as much memory as the manifest. */
 function distinctEntries(clear: ClearManifest): Uint32Array {
   const seen = new Set<ChunkId>();
   const entries = new Uint32Array(clear.storedChunks);

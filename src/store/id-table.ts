@@ -1,14 +1,14 @@
 /**
- * A set of chunk ids for ten million of them in little memory: an open-addressed table of 64-bit fingerprints, the first
- * eight bytes of each id, and a small number for each, often used as flags. Ids are SHA-256, so their bytes are their own hash.
- * Two ids of one fingerprint count as one: among ten million, one pair in 400,000 such stores; for garbage collection
- * that keeps a chunk too long and never loses one.
+ * A set of ten million chunk ids in little memory: an open-addressed table of 64-bit fingerprints, the first eight
+ * bytes of each id, with a small number for each, often used as flags. Ids are SHA-256, so they need no further
+ * hashing. Two ids with the same fingerprint count as one: among ten million ids, that is one pair in 400,000 such
+ * stores. Garbage collection then keeps a chunk too long, but never loses one.
  */
 import { LazydiskError } from '../errors.ts';
 import type { ChunkId } from '../format/chunk-id.ts';
 
 const SLOTS_MIN = 1 << 12;
-/** A gigabyte and more of ids. */
+/** Over a gigabyte of ids. */
 const SLOTS_MAX = 2 ** 30;
 
 export class IdTable {
@@ -18,7 +18,7 @@ export class IdTable {
   #mask: number;
   #size = 0;
 
-  /** A slot takes 8 bytes and the flags; of `flagBits` 32, the topmost is not for `flag`. */
+  /** A slot takes 8 bytes plus the flags; with 32 `flagBits`, `flag` must not use the topmost. */
   constructor(flagBits: 8 | 32 = 8) {
     this.#high = new Uint32Array(SLOTS_MIN);
     this.#low = new Uint32Array(SLOTS_MIN);
@@ -26,12 +26,14 @@ export class IdTable {
     this.#mask = SLOTS_MIN - 1;
   }
 
-  /** Ids in it. */
+  /** Number of ids. */
   get size(): number {
     return this.#size;
   }
 
-  /** Adds the id at `offset` of `ids`, binary, with `flags`. False if it was there, with its flags as they were. */
+  /**
+   * Adds the id at `offset` of `ids`, binary, with `flags`. False if it was there; then its flags stay as they were.
+   */
   add(ids: Buffer, offset: number, flags = 0): boolean {
     const high = ids.readUInt32LE(offset);
     const low = used(ids.readUInt32LE(offset + 4));
@@ -41,7 +43,7 @@ export class IdTable {
     this.#low[slot] = low;
     this.#flags[slot] = flags;
     this.#size++;
-    // Over two thirds full, runs of taken slots get long.
+    // When over two thirds full, runs of used slots get long.
     if (this.#size * 3 > this.#low.length * 2) this.#grow();
     return true;
   }
@@ -63,7 +65,7 @@ export class IdTable {
     this.#flags[slot]! |= bits;
   }
 
-  /** The same two for the id at `offset` of `ids`, binary. */
+  /** As `flags`, for the id at `offset` of `ids`, binary. */
   flagsAt(ids: Buffer, offset: number): number | undefined {
     const slot = this.#slotAt(ids, offset);
     return this.#low[slot] === 0 ? undefined : this.#flags[slot];
@@ -91,7 +93,7 @@ export class IdTable {
     return this.#slotOf(ids.readUInt32LE(offset), used(ids.readUInt32LE(offset + 4)));
   }
 
-  /** Where the fingerprint is, or the free slot where it belongs. */
+  /** The slot of the fingerprint, or the free slot where it belongs. */
   #slotOf(high: number, low: number): number {
     let slot = (high ^ low) & this.#mask;
     while (this.#low[slot] !== 0 && (this.#low[slot] !== low || this.#high[slot] !== high))
@@ -117,7 +119,7 @@ export class IdTable {
   }
 }
 
-/** The eight hex digits of `id` at `at` as the little-endian number that their four bytes are. */
+/** The eight hex digits of `id` at `at`, as the little-endian number that their four bytes represent. */
 function wordOf(id: ChunkId, at: number): number {
   const big = Number.parseInt(id.slice(at, at + 8), 16);
   return ((big << 24) | ((big & 0xff00) << 8) | ((big >>> 8) & 0xff00) | (big >>> 24)) >>> 0;

@@ -1,4 +1,4 @@
-/** What people are told of images, from the store's references and manifests. */
+/** Descriptions of images for people, from the store's references and manifests. */
 import { LazydiskError } from '../errors.ts';
 import { isDigest } from '../format/image-digest.ts';
 import type { Manifest } from '../format/manifest.ts';
@@ -14,24 +14,24 @@ export interface ImageInfo {
   readonly name: string;
   readonly digest: string;
   readonly updated: string;
-  /** Size of the disk, its chunks that hold data, their sealed bytes; null where no manifest proves itself. */
+  /** Size of the disk, number of chunks with data, their sealed bytes; null if no manifest is valid. */
   readonly sizeBytes: number | null;
   readonly storedChunks: number | null;
   readonly storedBytes: number | null;
-  /** Sealed bytes of its chunks that no other image of the list has. */
+  /** Sealed bytes of its chunks that no other image in the list has. */
   readonly uniqueBytes: number | null;
   /** Ids of the keys that it is sealed for. */
   readonly keys: readonly string[];
-  /** Why it does not open with the keys at hand (without keys: why its size is not known), or null. */
+  /** Why it does not open with the given keys (without keys: why its size is unknown), or null. */
   readonly problem: string | null;
 }
 
 export interface ImageDetail {
-  /** NAME:TAG, or the digest where it was asked for by that. */
+  /** NAME:TAG, or the digest if it was asked for by digest. */
   readonly name: string;
   readonly digest: string;
   readonly updated: string | null;
-  /** All that a manifest says; null where there is no key to find and open it with. */
+  /** The content of the manifest; null without a key to find and open it. */
   readonly content: ImageContent | null;
 }
 
@@ -39,7 +39,7 @@ export interface ImageContent {
   readonly sizeBytes: number;
   readonly storedChunks: number;
   readonly storedBytes: number;
-  /** Versions of what laid out the disk and of what encoded its chunks. */
+  /** Versions of the code that laid out the disk and of the code that encoded its chunks. */
   readonly writer: string;
   readonly encoder: string;
   readonly domain: string;

@@ -1,6 +1,6 @@
 /**
- * What a store's names mean and how large that is, read from the clear parts of manifests: no key is needed, and with keys
- * each image is opened, too, to see whether it can be. Manifests are looked at a few at a time and let go, so that a list of
+ * Lists a store's names, with their images and sizes from the clear parts of manifests. No key is needed; with keys,
+ * each image is also opened, to see whether it can be. Only a few manifests are in memory at a time, so that a list of
  * thousands of images takes the memory of a few.
  */
 import { pooled } from '../async/pooled.ts';
@@ -18,9 +18,9 @@ const MANIFESTS_MAX = 8;
 
 export interface ImageListing {
   readonly reference: Reference;
-  /** Ids of the keys that there are manifests for, sorted. */
+  /** Ids of the keys that the image has manifests for, sorted. */
   readonly keyIds: readonly string[];
-  /** Undefined if no manifest proves itself. */
+  /** Undefined if no manifest is valid. */
   readonly figures?: ImageFigures;
   /** Why the image does not open with the keys at hand; without keys, why it has no figures. */
   readonly problem?: string;
@@ -28,21 +28,24 @@ export interface ImageListing {
 
 export interface ImageFigures {
   readonly diskBytes: number;
-  /** Chunks of the disk that are not all zero, and their sealed bytes; one that the disk has twice counts twice. */
+  /** Chunks of the disk that are not all zero, and their sealed bytes; repeated chunks count each time. */
   readonly storedChunks: number;
   readonly storedBytes: number;
-  /** Sealed bytes of the chunks that no other image of the list has, each once. */
+  /** Sealed bytes of the distinct chunks that no other image in the list has. */
   readonly uniqueBytes: number;
 }
 
-/** An image as it was found; `number` is that in the table of chunk owners. */
+/** An image as it was found; `number` is its number in the table of chunk owners. */
 interface Found {
   readonly keyIds: readonly string[];
   readonly figures?: Omit<ImageFigures, 'uniqueBytes'> & { readonly number: number };
   readonly problem?: string;
 }
 
-/** All names in `store`, sorted. One broken image does not hide the others. Throws UNSUPPORTED where that cannot be listed. */
+/**
+ * All names in `store`, sorted. A broken image does not hide the others. Throws UNSUPPORTED if the store cannot be
+ * listed.
+ */
 export async function listImages(store: Store, keys?: KeyRing): Promise<ImageListing[]> {
   const references = await store.listReferences();
   const owners = new ChunkOwners();

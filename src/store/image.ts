@@ -1,4 +1,4 @@
-/** From an image's name or digest to its opened manifest, with each step's failure named. */
+/** Opens an image's manifest from its name or digest; errors name the step that failed. */
 import { LazydiskError } from '../errors.ts';
 import type { ImageDigest } from '../format/image-digest.ts';
 import { isDigest } from '../format/image-digest.ts';
@@ -9,7 +9,7 @@ import { referenceName } from './reference-name.ts';
 import type { Reference, Store } from './store.ts';
 
 export interface Image {
-  /** As in `references`, `name:tag`, or the digest when it was asked for by that. */
+  /** `name:tag` as in `references`, or the digest if it was asked for by digest. */
   readonly name: string;
   readonly reference?: Reference;
   readonly digest: ImageDigest;
@@ -17,8 +17,8 @@ export interface Image {
 }
 
 /**
- * Opens the image that `nameOrDigest` (`NAME[:TAG]` or `sha256:…`) means in `store`. Throws USAGE for what is
- * neither, NOT_FOUND, KEY when none of `keys` opens it, CORRUPT when what lies there is not that image.
+ * Opens the image that `nameOrDigest` (`NAME[:TAG]` or `sha256:…`) names in `store`. Throws USAGE if it is neither,
+ * NOT_FOUND, KEY if none of `keys` opens it, CORRUPT if the stored manifest is not that of the image.
  */
 export async function loadImage(store: Store, nameOrDigest: string, keys: KeyRing): Promise<Image> {
   if (isDigest(nameOrDigest)) {

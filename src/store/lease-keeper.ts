@@ -1,8 +1,9 @@
 /**
- * Keeps this daemon's leases (leases.ts): tells the store which images are attached here, and goes on telling it. An image that
- * was attached by its name is safe for the grace period and the retention without one, so its lease is written behind; one
- * that was asked for by its digest may be garbage already, so there the lease comes first. A store that cannot be told is an
- * alarm long before it is a loss: seven eighths of the retention remain when a renewal fails, three quarters when it is late.
+ * Keeps this daemon's leases (leases.ts): records in the store which images are attached here, and renews the records.
+ * An image attached by name is safe without a lease for the grace period plus the retention, so its lease is written in
+ * the background. An image asked for by digest may be garbage already, so its lease is written first. Failing to write
+ * leases raises an alarm long before anything is lost: seven eighths of the retention remain when a renewal fails,
+ * three quarters when it is late.
  */
 import { randomBytes } from 'node:crypto';
 import { type Pauses, pauseAfterMs } from '../async/backoff.ts';
@@ -15,38 +16,38 @@ import type { Moment } from './roots/clock.ts';
 import { leaseKey } from './roots/layout.ts';
 import type { StoreParts } from './roots/parts.ts';
 
-/** Leases are renewed after this share of their term, and are late after that one. */
+/** Fractions of the term after which leases are renewed, and after which they are late. */
 const RENEW_SHARE = 1 / 8;
 const LATE_SHARE = 1 / 4;
 const WRITES_MAX = 16;
-/** Between looks at whether it is late; short enough for any timer. */
+/** Interval between checks for late leases; short enough for any timer. */
 const LOOK_MS_MAX = 60 * 60 * 1000;
-/** Between tries at a store that fails. */
+/** Pauses between tries while the store fails. */
 const PAUSES: Pauses = { firstMs: 500, longestMs: 60_000 };
 
 export interface LeaseStats {
   /**
-   * `none`: nothing is attached; `held`: the store knows of all that is, or will in a moment; `late`: it could not be told;
-   * `read-only`: nor ever will be, by these credentials.
+   * `none`: nothing is attached; `held`: all leases are written, or about to be; `late`: leases could not be written in
+   * time; `read-only`: these credentials cannot write leases.
    */
   readonly state: 'none' | 'held' | 'late' | 'read-only';
-  /** Images attached, and those of them that the store does not know of. */
+  /** Attached images, and how many of them have no current lease. */
   readonly images: number;
   readonly unleased: number;
-  /** Until what the store knows of is garbage, unless it is renewed; null if it knows of nothing. 0 if that is over. */
+  /** Time until the oldest lease expires unless renewed, 0 if it has; null without leases. */
   readonly expiresInMs: number | null;
-  /** Why the last try failed; null if it did not. */
+  /** Why the last try failed; null if it succeeded. */
   readonly problem: string | null;
 }
 
 export interface LeaseKeeperOptions {
-  /** For people: who it is that has an image attached. */
+  /** This host's name in leases, for people. */
   readonly host: string;
-  /** Called when the state is another than before. */
+  /** Called when the state changes. */
   onChange?(stats: LeaseStats): void;
 }
 
-/** The lease of one image: its key, and when it was written last. */
+/** The lease of one image: its key, and when it was last written. */
 interface Lease {
   readonly key: string;
   readonly at: Moment;
@@ -61,13 +62,13 @@ interface Waiter {
 export class LeaseKeeper {
   readonly #parts: StoreParts;
   readonly #options: LeaseKeeperOptions;
-  /** Images and how often each is held. */
+  /** Held images, with the number of holders. */
   readonly #held = new Map<ImageDigest, number>();
   readonly #waiters = new Set<Waiter>();
   readonly #closing = new AbortController();
-  /** Held, and without a lease. */
+  /** Held images without a lease. */
   readonly #untold = new Set<ImageDigest>();
-  /** Leases by image, the oldest first; of what is not held any more too, as long as they need no renewal. */
+  /** Leases by image, oldest first; includes images no longer held whose lease needs no renewal yet. */
   readonly #leases = new Map<ImageDigest, Lease>();
   #isReadOnly: boolean;
   #problem: unknown;
@@ -83,7 +84,7 @@ export class LeaseKeeper {
     this.#isReadOnly = !parts.objects.isWritable;
   }
 
-  /** Holds `image`, which a name means, until `release` is called as often. */
+  /** Holds `image`, which a name points to, until `release` is called as often as `add`. */
   add(image: ImageDigest): void {
     this.#held.set(image, (this.#held.get(image) ?? 0) + 1);
     const lease = this.#leases.get(image);
@@ -100,7 +101,7 @@ export class LeaseKeeper {
     if (count === undefined) throw new LazydiskError('INTERNAL', `image ${image} is not held`);
     if (count > 1) this.#held.set(image, count - 1);
     else {
-      // Its lease runs out by itself.
+      // Its lease expires by itself.
       this.#held.delete(image);
       this.#untold.delete(image);
     }
@@ -108,9 +109,9 @@ export class LeaseKeeper {
   }
 
   /**
-   * Holds `image`, which may have no name: the store knows of it before this resolves, and nothing that deletes it was under
-   * way then. Rejects with NOT_FOUND if it is in no root that stays, UNAVAILABLE if the store cannot be told; then it is not
-   * held. Where the store is only read it is held all the same, for nobody could do more.
+   * Holds `image`, which may have no name: when this resolves, its lease is written, and no deletion of it was in
+   * progress. Rejects with NOT_FOUND if no root that stays has it, UNAVAILABLE if the lease cannot be written; then it
+   * is not held. In a read-only store it is held anyway, because nothing more can be done.
    */
   async hold(image: ImageDigest): Promise<void> {
     this.add(image);
@@ -141,7 +142,7 @@ export class LeaseKeeper {
     };
   }
 
-  /** Tells the store nothing any more: what it knows of runs out by itself. */
+  /** Stops renewing leases; they expire by themselves. */
   async close(): Promise<void> {
     this.#closing.abort();
     for (const waiter of this.#waiters) waiter.reject(new LazydiskError('ABORTED', 'the daemon is stopping'));
@@ -159,7 +160,7 @@ export class LeaseKeeper {
       this.#wake = Promise.withResolvers<void>();
       const waitMs = this.#waitMs();
       if (waitMs > 0) {
-        // In the middle of a failure somebody new waits like all others: the store is not asked the more for it.
+        // While the store fails, new images wait like all others, so as not to add requests.
         const woken = this.#failures > 0 ? new Promise<void>(() => {}) : this.#wake.promise;
         await this.#sleep(waitMs, woken);
         this.#tell();
@@ -169,7 +170,7 @@ export class LeaseKeeper {
     }
   }
 
-  /** Until the store must be told of something. */
+  /** Milliseconds until a lease must be written. */
   #waitMs(): number {
     const { clock } = this.#parts;
     if (this.#failedAt) {
@@ -181,7 +182,7 @@ export class LeaseKeeper {
     return oldest ? this.#renewMs - clock.ageMs(oldest.at) : Number.POSITIVE_INFINITY;
   }
 
-  /** The lease that runs out first, of those that are held. */
+  /** The held lease that expires first. */
   #oldest(): Lease | undefined {
     for (const [image, lease] of this.#leases) if (this.#held.has(image)) return lease;
     return undefined;
@@ -208,7 +209,7 @@ export class LeaseKeeper {
   async #write(): Promise<void> {
     const at = this.#parts.clock.now();
     try {
-      // A store that failed is asked for one first.
+      // A store that failed gets a single request first.
       const lanes = { limit: this.#failures > 0 ? 1 : WRITES_MAX };
       await pooled(lanes, this.#due(), async (image) => {
         await this.#writeOne(image, at);
@@ -232,7 +233,9 @@ export class LeaseKeeper {
     this.#tell();
   }
 
-  /** What the store must be told of now, the new first. Forgets leases that need no renewal, being held no more. */
+  /**
+   * Images whose lease must be written now, new ones first. Forgets leases that are due for renewal and no longer held.
+   */
   #due(): ImageDigest[] {
     const due = [...this.#untold];
     for (const [image, { at }] of this.#leases) {
@@ -244,8 +247,8 @@ export class LeaseKeeper {
   }
 
   /**
-   * A purge takes away leases that are over, and may do so late. So none is written again that may have been over when that
-   * took effect: then it is another object.
+   * A purge deletes expired leases, and may do so late. So a lease that may have been expired when the write took
+   * effect is written again under a new key.
    */
   async #writeOne(image: ImageDigest, at: Moment): Promise<void> {
     const { objects, clock, policy } = this.#parts;
@@ -264,7 +267,7 @@ export class LeaseKeeper {
     for (const waiter of this.#waiters) if (waiter.image === image) waiter.resolve();
   }
 
-  /** Resolves when the store knows of it, or can never be told. */
+  /** Resolves when the lease is written, or can never be. */
   async #told(image: ImageDigest): Promise<void> {
     if (this.#isReadOnly || !this.#untold.has(image)) return;
     const { promise, resolve, reject } = Promise.withResolvers<void>();
@@ -280,8 +283,9 @@ export class LeaseKeeper {
   }
 
   /**
-   * By a look that begins after the lease was written. A purge of a retired root puts its mark and looks at leases once
-   * more after that, so one of the two sees the other. What lies in a trash alone may be without some of its chunks.
+   * Checks, with a view newer than the lease, that a root that stays has the image. A purge of a retired root writes
+   * its marker and then checks leases again, so one of the two sees the other. An image found only in trash may lack
+   * some of its chunks.
    */
   async #checkStays(image: ImageDigest): Promise<void> {
     const { objects, views } = this.#parts;

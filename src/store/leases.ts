@@ -1,9 +1,9 @@
 /**
- * Leases: each daemon tells the store which images it has attached, and goes on telling it well within the retention, by one
- * empty object for each. Garbage collection takes what is leased for alive as if a name meant it, so a drive that stays
- * attached loses nothing, whoever reads it from whatever cache; and a host that died lets go of it by itself. Anyone with
- * a daemon's credentials can write here. So everything is in the key and the time, which a listing shows to whoever owns the
- * bucket, whatever rights or keys the object itself came with; and one more object takes nothing away from the others.
+ * Leases: each daemon records in the store which images it has attached, as one empty object for each, and renews it
+ * well within the retention. Garbage collection treats leased images as if a name pointed to them. So a drive that
+ * stays attached loses nothing, whichever cache it reads from; and the leases of a dead host expire. Anyone with a
+ * daemon's credentials can write leases. So everything is in the key and the time, which a listing shows to the
+ * bucket's owner whatever the object's permissions or encryption, and an extra object cannot invalidate others.
  */
 import { pooled } from '../async/pooled.ts';
 import { type ImageDigest, isDigest } from '../format/image-digest.ts';
@@ -12,25 +12,28 @@ import { HOSTS_PREFIX, LEASES_PREFIX, leasesPrefix, meaningOf } from './roots/la
 import type { StorePolicy } from './roots/policy.ts';
 
 const LISTINGS_MAX = 32;
-/** Leased images beyond those that are asked for whose leases are looked at: enough to tell that there are any. */
+/** Maximum number of other leased images whose leases are checked: enough to tell whether there are any. */
 const OTHERS_MAX = 1000;
 
-/** A lease that is not renewed for this long is over. Its image is garbage then by the rules for what has lost its name. */
+/**
+ * A lease expires if it is not renewed for this long. Its image is then garbage by the rules for images that have lost
+ * their name.
+ */
 export function leaseTermMs({ retentionMs }: StorePolicy): number {
   return retentionMs;
 }
 
 export interface LeaseSearch {
-  /** Leases written since count, by the store's clock, in milliseconds since 1970. */
+  /** Leases written since this store time count, in milliseconds since 1970. */
   readonly sinceMs: number;
-  /** Images whose leases are of no interest. */
+  /** Images whose leases are ignored. */
   readonly except?: Pick<ReadonlySet<ImageDigest>, 'has'>;
   readonly signal?: AbortSignal | undefined;
 }
 
 /**
- * Those of `images` that are leased, each with one of the hosts that have it attached; and whether others may be. Needs to
- * list, and to read nothing. Throws UNAVAILABLE, ABORTED.
+ * Finds which of `images` are leased, each with one of the hosts that have it attached, and whether other images may
+ * be. Only lists; reads no objects. Throws UNAVAILABLE, ABORTED.
  */
 export async function leasedOf(
   objects: ObjectStore,
@@ -61,7 +64,7 @@ export async function leasedOf(
   return { leased, hasOthers };
 }
 
-/** A host with a lease of `image` that counts. */
+/** A host with a current lease of `image`. */
 async function leaseHolder(
   objects: ObjectStore,
   image: ImageDigest,
@@ -76,7 +79,7 @@ async function leaseHolder(
   return undefined;
 }
 
-/** What a listing tells of leases at `nowMs`: those that count, those that are over, and what is none. */
+/** Counts the leases at `nowMs`: current ones, expired ones, and objects that are not valid leases. */
 export async function countLeases(
   objects: ObjectStore,
   policy: StorePolicy,
@@ -94,8 +97,8 @@ export async function countLeases(
 }
 
 /**
- * Takes away what hosts wrote and what means nothing any more: leases that are over, reads from areas that are gone,
- * and what is neither. Gives how many objects that are, or with `dryRun` would be.
+ * Deletes expired host records: leases that have ended, reads from areas that no longer exist, and other objects.
+ * Returns how many it deleted, or with `dryRun` would delete.
  */
 export async function forgetHosts(
   objects: ObjectStore,
@@ -110,7 +113,7 @@ export async function forgetHosts(
   for await (const page of objects.list(HOSTS_PREFIX)) {
     const over = page.filter(({ key, modifiedMs }) => {
       const meaning = meaningOf(key);
-      // Those of an area that is there go with it: one that is made again meanwhile must not be lost.
+      // Reads from an existing area go with the area: one that is renewed meanwhile must not be lost.
       const isOfArea = meaning?.kind === 'read' && areas.has(meaning.area);
       return !isOfArea && modifiedMs < nowMs - leaseTermMs(policy);
     });

@@ -1,7 +1,7 @@
 /**
- * Whether one manifest object is whole. Its digest proves the clear part; of the sealed part its length and the key's
- * name can be checked by anyone, and with the key all of it. A broken one may be put together again from its own
- * parts and those of another key's copy, which differ in 76 bytes only: then the key must open the result.
+ * Checks whether a manifest object is complete and valid. The digest verifies the clear part. Anyone can check the
+ * length of the sealed part and the id of its key; only the key verifies all of it. A broken manifest may be recombined
+ * from its own parts and those of another key's copy, which differ in only 76 bytes: then the key must open the result.
  */
 import { codeOf, errorText, LazydiskError } from '../errors.ts';
 import type { ImageDigest } from '../format/image-digest.ts';
@@ -19,7 +19,7 @@ export interface WholeManifest {
   readonly opened: Manifest | null;
 }
 
-/** The clear part of a manifest of `digest`, proven. Throws CORRUPT; `where` is for its text. */
+/** The clear part of a manifest of `digest`, verified. Throws CORRUPT; `where` is for its text. */
 export function proveClear(bytes: Buffer, digest: ImageDigest, where: string): ClearManifest {
   let clear: ClearManifest;
   try {
@@ -31,7 +31,7 @@ export function proveClear(bytes: Buffer, digest: ImageDigest, where: string): C
   return clear;
 }
 
-/** Throws CORRUPT saying what is wrong; UNAVAILABLE when a key cannot be asked for. */
+/** Throws CORRUPT saying what is wrong; UNAVAILABLE if KMS cannot be reached. */
 export async function checkManifest(
   bytes: Buffer,
   digest: ImageDigest,
@@ -59,7 +59,7 @@ export async function checkManifest(
   }
 }
 
-/** What tells whether a manifest opens with key `keyId`; undefined for who has not that key. */
+/** Returns a function that tells whether a manifest opens with key `keyId`; undefined without that key. */
 export async function manifestProof(
   digest: ImageDigest,
   keyId: string,
@@ -69,7 +69,7 @@ export async function manifestProof(
   return key && ((bytes) => opensWith(bytes, digest, key));
 }
 
-/** Whether `bytes` is a manifest of `digest` that `key` opens, whole. */
+/** Whether `bytes` is a manifest of `digest` that `key` opens completely. */
 export function opensWith(bytes: Buffer, digest: ImageDigest, key: TenantKey): boolean {
   try {
     return Manifest.open(bytes, key).digest === digest;
@@ -79,8 +79,8 @@ export function opensWith(bytes: Buffer, digest: ImageDigest, key: TenantKey): b
 }
 
 /**
- * The manifest for `keyId` out of what is left of it, `broken`, and another key's, `other`; undefined if that cannot be
- * proven.
+ * Recombines the manifest for `keyId` from `broken`, what is left of it, and `other`, another key's; undefined if the
+ * result is not valid.
  */
 export async function recombine(
   broken: Buffer,
@@ -92,7 +92,7 @@ export async function recombine(
   if (!(await keyOf(keys, keyId))) return undefined;
   const { clearBytes } = other.clear;
   const tries = [
-    // Its clear part alone is broken, or only what is behind the wrapped data key, or both.
+    // Either only its clear part is broken, or anything except the wrapped data key.
     [other.bytes.subarray(0, clearBytes), broken.subarray(clearBytes)],
     [
       other.bytes.subarray(0, clearBytes),
@@ -104,13 +104,13 @@ export async function recombine(
     try {
       return await checkManifest(Buffer.concat(parts), digest, keyId, 'recombined', keys);
     } catch {
-      // Then the other way, or none.
+      // Try the next combination.
     }
   }
   return undefined;
 }
 
-/** A key that KMS refuses is one that this host does not have. */
+/** Treats a key that KMS refuses as one that this host does not have. */
 async function keyOf(keys: KeyRing | undefined, keyId: string) {
   try {
     return await keys?.get(keyId);

@@ -1,26 +1,26 @@
 /**
- * An image's manifest, opened with whichever key of this host fits. The keys' public ids say which manifest to read, so
- * the store is asked first and KMS only for the one key that the image is sealed for. Where none fits, the error says
- * whose the image is and what this host has.
+ * Opens an image's manifest with whichever key of this host fits. The keys' public ids tell which manifest to read, so
+ * the store is asked first, and KMS only for the one key that the image is sealed for. If none fits, the error names
+ * the image's keys and this host's.
  */
 import { codeOf, LazydiskError, withContext } from '../errors.ts';
 import type { ImageDigest } from '../format/image-digest.ts';
 import { Manifest } from '../format/manifest.ts';
 import type { KeyRing } from '../keys/key-ring.ts';
 
-/** The part of a store that is asked. */
+/** The part of a store that is needed. */
 export interface ManifestSource {
   /** For messages. */
   readonly url: string;
   getManifest(digest: ImageDigest, keyId: string): Promise<Buffer | undefined>;
-  /** Ids of the keys that the image is sealed for. Throws UNSUPPORTED where the store cannot be listed. */
+  /** Ids of the keys that the image is sealed for. Throws UNSUPPORTED if the store cannot be listed. */
   manifestKeys(digest: ImageDigest): Promise<string[]>;
 }
 
 /**
- * The manifest of `digest`, which the user knows as `name` (the digest itself, if by that). Throws NOT_FOUND when nothing
- * is there, KEY when it is sealed for other keys only or KMS refuses, CORRUPT, UNSUPPORTED, UNAVAILABLE, all of them
- * with the image's name.
+ * Opens the manifest of `digest`, which the user named `name` (possibly the digest itself). Throws NOT_FOUND if it is
+ * missing, KEY if it is sealed only for other keys or KMS refuses, CORRUPT, UNSUPPORTED, UNAVAILABLE, all with the
+ * image's name.
  */
 export async function openManifest(
   source: ManifestSource,
@@ -29,7 +29,7 @@ export async function openManifest(
   ring: KeyRing,
 ): Promise<Manifest> {
   const ids = await ring.ids();
-  // With one key the manifest is there or not; with many, a list saves asking for each of them.
+  // With one key, one read decides; with many, a listing saves asking for each of them.
   const sealedFor = ids.length > 1 ? await manifestKeys(source, digest) : undefined;
   let failure: unknown;
   for (const id of likelyFirst(ids, sealedFor)) {
@@ -38,7 +38,7 @@ export async function openManifest(
     try {
       return await openWith(ring, id, bytes, digest);
     } catch (error) {
-      // Another key of this host may open a sound one.
+      // Another key of this host may open a good one.
       failure ??= error;
     }
   }
@@ -57,13 +57,13 @@ async function openWith(ring: KeyRing, id: string, bytes: Buffer, digest: ImageD
   return manifest;
 }
 
-/** `ids` with those of `sealedFor` in front. The others stay: a list may lag behind a build. */
+/** `ids` with those in `sealedFor` first. The others stay, because a listing may lag behind a build. */
 function likelyFirst(ids: readonly string[], sealedFor: readonly string[] | undefined): string[] {
   const listed = new Set(sealedFor);
   return [...ids.filter((id) => listed.has(id)), ...ids.filter((id) => !listed.has(id))];
 }
 
-/** Undefined where the store cannot tell. */
+/** Undefined if the store cannot be listed. */
 async function manifestKeys(source: ManifestSource, digest: ImageDigest): Promise<string[] | undefined> {
   try {
     return await source.manifestKeys(digest);
@@ -83,7 +83,7 @@ async function refusal(
   const image = `image ${name} in ${source.url}`;
   const has = await ring.describe();
   if (sealedFor === undefined) {
-    // A name that is there proves that someone built the image; then it is the key that does not fit.
+    // A name proves that the image was built, so the key does not fit.
     const code = name === digest ? 'NOT_FOUND' : 'KEY';
     const why = 'it was built with another key, or deleted';
     return new LazydiskError(code, `${image}: no manifest for ${has} (${why})`);

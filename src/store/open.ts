@@ -1,4 +1,4 @@
-/** From a store's URL, as a person gives it, to the store. Clients of the network are loaded when they are wanted. */
+/** Opens a store from its URL. Network clients are loaded on demand. */
 import { readdir } from 'node:fs/promises';
 import { resolve } from 'node:path';
 import { fileURLToPath } from 'node:url';
@@ -9,19 +9,19 @@ import type { ObjectStore } from './objects/object-store.ts';
 import { MARKER_KEY } from './roots/layout.ts';
 import { RootStore } from './roots/root-store.ts';
 
-/** What a store's URL looks like, for messages. */
+/** The forms of a store URL, for messages. */
 const STORE_URL_FORMS = 'file:///DIR, a path, s3://BUCKET/PREFIX or https://HOST/PATH';
 
 export interface OpenStoreOptions {
-  /** Make the store if nothing is there. */
+  /** Create the store if there is none. */
   readonly create?: boolean;
-  /** For work that takes long: how long a store on the network is waited for. Default: a few tries. */
+  /** For long work: how long to wait for a store on the network. Default: a few tries. */
   readonly patience?: Patience | undefined;
 }
 
 /**
- * Opens `file:///DIR` or a plain path, `s3://BUCKET/PREFIX?…` (s3-url.ts) or `https://HOST/PATH`. Throws USAGE for a URL
- * that is none, UNSUPPORTED for other kinds of store or another layout, NOT_FOUND if there is no store and `create` is
+ * Opens `file:///DIR` or a plain path, `s3://BUCKET/PREFIX?…` (s3-url.ts) or `https://HOST/PATH`. Throws USAGE for an
+ * invalid URL, UNSUPPORTED for other kinds of store or another layout, NOT_FOUND if there is no store and `create` is
  * not set.
  */
 export async function openStore(url: string, options: OpenStoreOptions = {}): Promise<RootStore> {
@@ -57,7 +57,7 @@ async function openObjects(url: string, { create, patience }: OpenStoreOptions):
 
 function directoryOf(url: string, scheme: string | undefined): string {
   if (scheme === undefined) return resolve(url);
-  // `file://relative/dir` is what people type; by the letter its first part is a host.
+  // People type `file://relative/dir`; strictly, its first part is a host.
   const rest = url.slice('file://'.length);
   if (!rest.startsWith('/')) return resolve(rest);
   try {
@@ -67,7 +67,10 @@ function directoryOf(url: string, scheme: string | undefined): string {
   }
 }
 
-/** A store is not made among somebody's files. What another process that makes the same store has done already is ours. */
+/**
+ * Throws USAGE rather than create a store among other files. The beginnings of the same store, from another process,
+ * are accepted.
+ */
 async function checkEmpty(path: string): Promise<void> {
   const names: string[] = await readdir(path).catch(() => []);
   const others = names.filter((name) => name !== 'tmp' && name !== 'state');

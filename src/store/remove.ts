@@ -1,13 +1,13 @@
-/** Takes names of images away. The images stay until garbage collection finds that nothing names or uses them. */
+/** Removes names of images. The images stay until garbage collection finds that no name or host uses them. */
 import { LazydiskError } from '../errors.ts';
 import type { ImageDigest } from '../format/image-digest.ts';
 import type { RootStore } from './roots/root-store.ts';
 import type { Reference, StoreWriter } from './store.ts';
 
 export interface RemoveOptions {
-  /** Only names that mean this image now. */
+  /** Remove only names that point to this image now. */
   readonly expected?: ImageDigest | undefined;
-  /** Change nothing; the report says what would be taken away. */
+  /** Change nothing; the report says what would be removed. */
   readonly dryRun?: boolean;
 }
 
@@ -15,14 +15,14 @@ export interface RemoveReport {
   readonly removed: readonly Reference[];
   /** Images that lost their last name. */
   readonly unnamed: readonly ImageDigest[];
-  /** How long an image without a name is kept at least. */
+  /** Minimum time for which an image without a name is kept. */
   readonly graceMs: number;
   readonly failures: readonly { readonly name: string; readonly error: unknown }[];
 }
 
 /**
- * Tries all of `names` (NAME:TAG). A name that is not there (NOT_FOUND) or means another image than `expected` (BUSY) is
- * a failure in the report. Throws what the store throws when it is opened for writing or listed.
+ * Tries to remove all of `names` (NAME:TAG). A name that does not exist (NOT_FOUND) or points to another image than
+ * `expected` (BUSY) is a failure in the report. Throws what the store throws when it is opened for writing or listed.
  */
 export async function removeNames(
   store: RootStore,
@@ -30,7 +30,7 @@ export async function removeNames(
   options: RemoveOptions = {},
 ): Promise<RemoveReport> {
   const writer = await store.writer();
-  // Looked at before, since a listing may lag behind what is taken away now.
+  // Listed first, because a listing may lag behind the removals.
   const named = await store.listReferences();
   const removed: Reference[] = [];
   const failures: { name: string; error: unknown }[] = [];
@@ -58,7 +58,7 @@ async function removeName(
   const { digest } = reference;
   if (expected !== undefined && expected !== digest)
     throw new LazydiskError('BUSY', `${name} is ${digest} and not ${expected}: it stays`);
-  // What the report says that it meant is what it means when it goes.
+  // Ensures that the name still points to the reported image when it is removed.
   if (!dryRun) await writer.removeReference(name, { expected: digest });
   return reference;
 }

@@ -1,9 +1,9 @@
 /**
- * Rotation of the wrapping key: each image's manifest is put down once more, sealed for another key of its domain
- * (manifest-rewrap.ts), under the same data key or, resealed, under a new one; and the one of the old key removed if that
- * is asked for. No chunk is read or written. It can be stopped at any moment and run again: what is done is recognised by
- * opening it (what is resealed, by its data key, which is not that of the old key's manifest), and an old manifest goes
- * only after its successor was read back from the store and opened.
+ * Rotates the wrapping key: writes each image's manifest again, sealed for another key of its domain
+ * (manifest-rewrap.ts), under the same data key or, resealed, under a new one; and removes the old key's manifest if
+ * asked to. No chunk is read or written. It can be stopped at any moment and run again: finished manifests are
+ * recognised by opening them (resealed ones by their data key, which differs from that of the old key's manifest), and
+ * an old manifest is removed only after its successor was read back from the store and opened.
  */
 import { pooled } from '../async/pooled.ts';
 import { LazydiskError, withContext } from '../errors.ts';
@@ -15,7 +15,7 @@ import { opensWith } from './manifest-check.ts';
 import { referenceName } from './reference-name.ts';
 import type { Store, StoreWriter } from './store.ts';
 
-/** Images that are worked on at once. */
+/** Images processed at once. */
 const IMAGES_MAX = 4;
 
 /** The part of a store that is needed. */
@@ -26,37 +26,37 @@ export type RewrapStore = Pick<
   writer(): Promise<RewrapWriter>;
 };
 
-/** An image may be in another root by now than when its name was listed; these find it where it is. */
+/** An image may have moved to another root since its name was listed; these methods find it. */
 export type RewrapWriter = Pick<StoreWriter, 'addManifest' | 'replaceManifest' | 'removeManifest'>;
 
 export interface RewrapOptions {
-  /** Names or digests; all names of the store if there are none given. */
+  /** Names or digests; all names of the store by default. */
   readonly images?: readonly string[];
-  /** Removes each image's manifest for the old key once it has a sound one for the new. */
+  /** Removes each image's manifest for the old key once it has a good one for the new key. */
   readonly removeOld?: boolean;
   /** Seals each image under a new data key, for the new key, which may be the old one. */
   readonly reseal?: boolean;
-  /** Looks, counts, and writes nothing. */
+  /** Checks and counts, but writes nothing. */
   readonly dryRun?: boolean;
   readonly signal?: AbortSignal;
   readonly onProgress?: (done: number, images: number) => void;
 }
 
-/** An image that could not be rewrapped; its manifests are as they were. */
+/** An image that could not be rewrapped; its manifests are unchanged. */
 export interface RewrapFailure {
   readonly name: string;
   readonly error: LazydiskError;
 }
 
-/** Counts of images by digest: one with several names is one. Of a dry run, what would have been done. */
+/** Counts of images by digest: one with several names counts once. For a dry run, what would have been done. */
 export interface RewrapReport {
   readonly images: number;
   readonly rewrapped: number;
-  /** Already sealed for the new key, and whole. */
+  /** Already sealed for the new key, with a valid manifest. */
   readonly skipped: number;
-  /** Of all of a store: neither the old nor the new key's. */
+  /** When rewrapping a whole store: images of neither the old nor the new key. */
   readonly foreign: number;
-  /** Manifests of the old key. */
+  /** Removed manifests of the old key. */
   readonly removed: number;
   /** Ids of other keys whose manifests are still sealed under a data key that was replaced; their owners can reseal them. */
   readonly sharingKeys: readonly string[];
@@ -68,7 +68,7 @@ interface Target {
   readonly digest: ImageDigest;
 }
 
-/** What one call works with. */
+/** The inputs of one call. */
 interface Work {
   readonly store: RewrapStore;
   readonly writer: RewrapWriter;
@@ -78,9 +78,10 @@ interface Work {
 }
 
 /**
- * Seals images that `from` opens for `to`, too; or, to reseal them, those that either opens. One image's failure (CORRUPT, KEY, UNSUPPORTED, USAGE for another
- * domain, NOT_FOUND for an image that was named and is not there) is in the report and stops no other; throws what the
- * store does, ABORTED, and USAGE for keys that do not go together.
+ * Seals images that `from` opens for `to` as well; with `reseal`, those that either key opens. The failure of one image
+ * (CORRUPT, KEY, UNSUPPORTED, USAGE for another domain, NOT_FOUND for an image that was named and is missing) is in the
+ * report and does not stop the others. Throws what the store throws, ABORTED, and USAGE for keys that do not go
+ * together.
  */
 export async function rewrapImages(
   store: RewrapStore,
@@ -129,7 +130,7 @@ export async function rewrapImages(
 interface Rewrapped {
   readonly state: 'rewrapped' | 'skipped' | 'foreign';
   readonly isOldRemoved: boolean;
-  /** Of an image that was resealed: a manifest under the data key before. */
+  /** For a resealed image: a manifest under the previous data key. */
   readonly replaced?: Buffer;
 }
 
@@ -139,7 +140,7 @@ async function rewrapImage(work: Work, target: Target): Promise<Rewrapped> {
   const { digest } = target;
   const state = await stateOf(store, digest, to);
   const isDone = state === 'sound';
-  // When nothing is left to do, the old manifest matters only to whoever wants it gone.
+  // When nothing is left to do, the old manifest matters only if it is to be removed.
   const old = isDone && !options.removeOld ? undefined : await store.getManifest(digest, from.id);
   if (!isDone && !old) {
     if (state === 'absent') return { state: 'foreign', isOldRemoved: false };
@@ -173,7 +174,7 @@ async function resealImage(
   const isOldSound = old !== undefined && opensWith(old, digest, from);
   const isCurrentSound = current !== undefined && opensWith(current, digest, to);
   if (!current && !old) return { state: 'foreign', isOldRemoved: false };
-  // Without the old key's manifest it does not show whether this was done before: then it is done again.
+  // Without the old key's manifest, an earlier reseal cannot be recognised; then it is done again.
   const isDone = isCurrentSound && isOldSound && !shareDataKey(current, old);
   const [source, key] = isOldSound || !current ? [old!, from] : [current, to];
   const resealed = isDone ? current : resealManifest(source, key, to);
@@ -181,7 +182,7 @@ async function resealImage(
   if (found !== digest) throw new LazydiskError('CORRUPT', `the manifest of ${digest} is that of ${found}`);
   const isOldRemoved = old !== undefined && options.removeOld === true;
   if (!options.dryRun) {
-    // What was done before may have been stopped before older copies were gone.
+    // An earlier run may have stopped before it removed older copies.
     await writer.replaceManifest(digest, to.id, resealed);
     if (!(await store.getManifest(digest, to.id))?.equals(resealed))
       throw new LazydiskError('CORRUPT', `what was written for key ${to.id} did not come back whole`);
@@ -190,7 +191,7 @@ async function resealImage(
   return { state: isDone ? 'skipped' : 'rewrapped', isOldRemoved, replaced: source };
 }
 
-/** Which keys but these two have a manifest of the image under the data key of `replaced`. */
+/** Which other keys have a manifest of the image under the data key of `replaced`. */
 async function keysSharing(
   { store, from, to }: Work,
   { digest }: Target,
@@ -213,7 +214,7 @@ function isOf(bytes: Buffer, digest: ImageDigest): boolean {
   }
 }
 
-/** Of the image's manifest for `key`: sound is what opens. */
+/** State of the image's manifest for `key`; it is sound if it opens. */
 async function stateOf(
   store: RewrapStore,
   digest: ImageDigest,
@@ -250,7 +251,7 @@ function distinct(targets: readonly Target[]): Target[] {
   return [...byDigest.values()];
 }
 
-/** What is wrong with one image, with its name; anything else is thrown on. */
+/** Returns the error of one image, with its name; rethrows any other error. */
 function failureOf(store: RewrapStore, name: string, error: unknown): LazydiskError {
   const ofImage = ['CORRUPT', 'KEY', 'UNSUPPORTED', 'USAGE', 'NOT_FOUND'];
   if (!(error instanceof LazydiskError) || !ofImage.includes(error.code)) throw error;
