@@ -1,4 +1,4 @@
-/** The clear part of an image's manifest: what can be known of an image without a key. */
+/** The clear part of an image's manifest: what is known of an image without a key. */
 import { LazydiskError } from '../errors.ts';
 import { type ImageDigest, isDigest } from '../format/image-digest.ts';
 import type { ClearManifest } from '../format/manifest-clear.ts';
@@ -7,15 +7,15 @@ import { referenceName } from './reference-name.ts';
 import type { Store } from './store.ts';
 
 export interface ClearImage {
-  /** `name:tag`, or the digest when it was asked for by that. */
+  /** `name:tag`, or the digest if it was asked for by digest. */
   readonly name: string;
   readonly digest: ImageDigest;
   readonly clear: ClearManifest;
 }
 
 /**
- * The image that `nameOrDigest` (`NAME[:TAG]` or `sha256:…`) means in `store`, as far as it needs no key. Throws USAGE for
- * what is neither, NOT_FOUND, CORRUPT, UNSUPPORTED where the store cannot be listed.
+ * Finds the image that `nameOrDigest` (`NAME[:TAG]` or `sha256:…`) names in `store`; needs no key. Throws USAGE if it
+ * is neither, NOT_FOUND, CORRUPT, UNSUPPORTED if the store cannot be listed.
  */
 export async function loadClearImage(store: Store, nameOrDigest: string): Promise<ClearImage> {
   const name = isDigest(nameOrDigest) ? nameOrDigest : referenceName(nameOrDigest);
@@ -24,7 +24,7 @@ export async function loadClearImage(store: Store, nameOrDigest: string): Promis
   return { name, digest, clear: await anyClear(store, digest, await store.manifestKeys(digest)) };
 }
 
-/** The clear part of the first manifest, of those for `keyIds`, that proves itself. Throws NOT_FOUND, CORRUPT. */
+/** The clear part of the first valid manifest for one of `keyIds`. Throws NOT_FOUND, CORRUPT. */
 export async function anyClear(
   store: Store,
   digest: ImageDigest,

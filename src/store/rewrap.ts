@@ -58,7 +58,7 @@ export interface RewrapReport {
   readonly foreign: number;
   /** Removed manifests of the old key. */
   readonly removed: number;
-  /** Ids of other keys whose manifests are still sealed under a data key that was replaced; their owners can reseal them. */
+  /** Ids of other keys whose manifests are still sealed under a replaced data key; their owners can reseal them. */
   readonly sharingKeys: readonly string[];
   readonly failures: readonly RewrapFailure[];
 }

@@ -1,7 +1,8 @@
 /**
- * The sharing of a store's images as trees: each image stands below the older one that it shares the most bytes with. Read
- * from the clear parts of manifests, so no key is needed. Which images have a chunk is one number, that of a set of images,
- * and sets are few: so the shares of an image with all older ones come from its sets and not from its chunks.
+ * Arranges a store's images in trees by what they share: the parent of an image is the older image that it shares the
+ * most bytes with. It reads only the clear parts of manifests, so it needs no key. The images that have a chunk form a
+ * set, stored as one number for each chunk. There are few such sets, so what an image shares with each older one is
+ * computed from its sets rather than from its chunks.
  */
 import { setImmediate } from 'node:timers/promises';
 import { errorText } from '../errors.ts';
@@ -12,12 +13,12 @@ import { anyClear } from './clear-image.ts';
 import { IdTable } from './id-table.ts';
 import type { Store } from './store.ts';
 
-/** Manifests that are fetched at once. */
+/** Manifests fetched at once. */
 const MANIFESTS_MAX = 8;
-/** Chunks after which others have their turn. */
+/** Chunks after which it yields to the event loop. */
 const TURN_CHUNKS = 8192;
 
-/** Chunks, each once however often a disk has it. */
+/** Distinct chunks, and their sealed bytes. */
 interface Share {
   readonly chunks: number;
   readonly sealedBytes: number;
@@ -30,22 +31,22 @@ export interface SharingImage {
   readonly digest: ImageDigest;
   /** When the oldest of its names was set. */
   readonly updated: string;
-  /** How deep it stands in its tree; one of depth 0 shares nothing with older ones. */
+  /** Its depth in its tree; an image of depth 0 shares nothing with older ones. */
   readonly depth: number;
-  /** A name of the image that it stands below. */
+  /** A name of its parent. */
   readonly parent: string | null;
   readonly stored: Share;
-  /** What no older image has: together, what all images of the list take. */
+  /** What no older image has; the sum over all images is what they take in total. */
   readonly added: Share;
   /** What it shares with its parent. */
   readonly shared: Share;
-  /** Why it is not known what it has, or null. */
+  /** Why its chunks are unknown, or null. */
   readonly problem: string | null;
 }
 
 type Looked = Omit<SharingImage, 'depth' | 'parent'> & { readonly parentNumber: number | undefined };
 
-/** All images of `store` that have a name, parents before their children. Throws UNSUPPORTED where that cannot be listed. */
+/** All named images of `store`, parents before their children. Throws UNSUPPORTED if the store cannot be listed. */
 export async function shareTree(store: Store): Promise<SharingImage[]> {
   const images = await namedImages(store);
   const sets = new ImageSets();
@@ -67,7 +68,7 @@ export async function shareTree(store: Store): Promise<SharingImage[]> {
   return inTreeOrder(looked);
 }
 
-/** Oldest first. */
+/** All named images, oldest first. */
 async function namedImages(store: Store): Promise<Pick<SharingImage, 'names' | 'digest' | 'updated'>[]> {
   const byDigest = new Map<ImageDigest, { names: string[]; digest: ImageDigest; updated: string }>();
   for (const { name, digest, updated } of await store.listReferences()) {
@@ -84,7 +85,7 @@ async function namedImages(store: Store): Promise<Pick<SharingImage, 'names' | '
   });
 }
 
-/** Or why there is none. */
+/** The clear part of a manifest of the image, or why there is none. */
 async function clearOf(store: Store, digest: ImageDigest): Promise<ClearManifest | string> {
   try {
     return await anyClear(store, digest, await store.manifestKeys(digest));
@@ -96,7 +97,7 @@ async function clearOf(store: Store, digest: ImageDigest): Promise<ClearManifest
 interface Shares {
   readonly added: Share;
   readonly stored: Share;
-  /** By number, with each older image that shares anything. */
+  /** What it shares with each older image, by that image's number. */
   readonly older: ReadonlyMap<number, Share>;
 }
 
@@ -108,10 +109,10 @@ function closest({ stored, added, older }: Shares) {
   return { stored, added, shared, parentNumber };
 }
 
-/** Which images have which chunks, taken in one after the other. */
+/** Which images have which chunks; images are added one after another. */
 class ImageSets {
   readonly #setOf = new IdTable(32);
-  /** A set is another and one more image; set 0 is empty. */
+  /** A set is an earlier set plus one image; set 0 is empty. */
   readonly #sets: { readonly rest: number; readonly image: number }[] = [{ rest: 0, image: -1 }];
 
   async take(image: number, clear: ClearManifest): Promise<Shares> {
