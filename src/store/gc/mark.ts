@@ -22,7 +22,7 @@ import type { Reference } from '../store.ts';
 
 const MANIFESTS_MAX = 8;
 
-/** How often to look again for a manifest that must exist. */
+/** Maximum number of repeated looks for a manifest that must exist. */
 const LOOKS_MAX = 3;
 
 /** What is known to be live. */

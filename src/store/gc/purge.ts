@@ -143,8 +143,8 @@ class Purge {
 
   /**
    * Copies attached images to the active root first. A host that attaches an image of this root by digest writes the
-   * lease, and then checks for the `deleting` marker. So the second check sees any lease that is not yet listed when
-   * the marker is.
+   * lease, and then checks for the `deleting` marker. So if the first look at leases misses a lease, either the look
+   * after the marker sees it, or its host sees the marker.
    */
   async #purgeRoot(look: Look): Promise<HeldArea | undefined> {
     const { area: root, areas } = look;
@@ -175,7 +175,7 @@ class Purge {
         unnamedSinceMs: 0,
         ...(this.#options.signal && { signal: this.#options.signal }),
       });
-      // A lease on an image that a sweep has just moved may not have been listed yet; by then it is.
+      // A lease on an image that a sweep has just moved may not have been listed yet; after this wait it is.
       await this.#settle(2);
       this.#leasesReadAt = undefined;
     }

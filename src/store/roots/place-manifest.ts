@@ -43,7 +43,7 @@ export function boundedWrites(
   };
 }
 
-/** Attempts to write a manifest while others write it at the same time. */
+/** Maximum attempts to write a manifest while others write it at the same time. */
 const TRIES_MAX = 10;
 
 export interface ManifestPut {

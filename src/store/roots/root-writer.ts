@@ -23,7 +23,7 @@ import { boundedWrites, overwriteManifest, placeManifest } from './place-manifes
 import type { NamedDigest } from './references.ts';
 import type { View } from './view.ts';
 
-/** Attempts to write a name while others write it, or roots change, at the same time. */
+/** Maximum attempts to write a name while others write it, or roots change, at the same time. */
 const TRIES_MAX = 20;
 
 /** A name as it was written, and what it pointed to before. */

@@ -171,7 +171,7 @@ async function listView(objects: ObjectStore): Promise<View> {
   return viewOf(markers);
 }
 
-/** Attempts to read and write the index while others write it, or areas change, at the same time. */
+/** Maximum attempts to read and write the index while others write it, or areas change, at the same time. */
 const INDEX_TRIES_MAX = 10;
 
 /**
