@@ -123,7 +123,7 @@ export class ReadQueue {
       this.#enqueue(request);
       return;
     }
-    this.#turn.use(request.lengthBytes);
+    this.#turn.use(request.inode, request.lengthBytes);
     this.#answer(request, device, pinned, startMs);
   }
 
@@ -195,8 +195,8 @@ export class ReadQueue {
       const asked: BlockDevice = device;
       try {
         const pinned = asked.tryRead(offset, lengthBytes) ?? (await this.#fetch(asked, pending));
-        if (!this.#turn.hasRoom) await this.#laterTurn(inode, lengthBytes);
-        else this.#turn.use(lengthBytes);
+        if (!this.#turn.hasRoom(inode)) await this.#laterTurn(inode, lengthBytes);
+        else this.#turn.use(inode, lengthBytes);
         if (this.#isPending(pending)) {
           this.#settle(pending);
           this.#answer(request, asked, pinned, startMs);
@@ -257,7 +257,7 @@ export class ReadQueue {
   #laterTurn(inode: Inode, lengthBytes: number): Promise<void> {
     return new Promise((resolve) => {
       this.#turn.wait(inode, () => {
-        this.#turn.use(lengthBytes);
+        this.#turn.use(inode, lengthBytes);
         resolve();
       });
     });

@@ -176,7 +176,7 @@ export class NbdConnection implements ChannelOwner {
   #hasRoomFor(request: Request): boolean {
     const { limits, turn } = this.#context;
     if (this.#isGone) return false;
-    if (!turn.hasRoom) {
+    if (!turn.hasRoom(this.device)) {
       this.#waitForTurn();
       return false;
     }
@@ -252,7 +252,7 @@ export class NbdConnection implements ChannelOwner {
 
   #serve(request: Request): void {
     const { type, flags, offset, lengthBytes } = request;
-    this.#context.turn.use(REQUEST_COST_BYTES);
+    this.#context.turn.use(this.device, REQUEST_COST_BYTES);
     this.#context.counters.ops[opOf(request)]++;
     const refusal = refusalOf(request, this.#session);
     if (refusal) {
@@ -367,7 +367,7 @@ export class NbdConnection implements ChannelOwner {
     const { turn } = this.#context;
     return new Promise((resolve) => {
       turn.wait(this.device, () => {
-        turn.use(bytes);
+        turn.use(this.device, bytes);
         resolve();
       });
     });
@@ -380,7 +380,7 @@ export class NbdConnection implements ChannelOwner {
     bytes: PinnedBytes,
     isLast: boolean,
   ): void {
-    this.#context.turn.use(lengthBytes);
+    this.#context.turn.use(this.device, lengthBytes);
     this.#countRead(lengthBytes, isLast);
     this.#replies.data(request, offset, lengthBytes, bytes, isLast);
   }
