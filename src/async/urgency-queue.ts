@@ -26,7 +26,7 @@ interface Filed {
 }
 
 /** The drives that a read is charged to; '' where none is named. */
-export function ownersOf(ctx: ReadContext): readonly string[] {
+export function ownersOf(ctx: Pick<ReadContext, 'drive' | 'drives'>): readonly string[] {
   if (!ctx.drives) return [ctx.drive ?? ''];
   const owners: string[] = [];
   for (const drive of ctx.drives) {

@@ -3,15 +3,22 @@
  * never reused, so a reply can be written straight from it. Chunks are known by id and key together. An id is public
  * (it is visible at the origin and in the clear part of every manifest), so an id alone must not get a tenant the
  * plaintext that another tenant's read left here.
+ *
+ * The memory is shared fairly between drives: one that has more than an equal share of it gives up its own chunks for
+ * those that it fetches, as far as they are near the end of the LRU. So a guest that reads all over a large disk pushes
+ * out little of what the others use.
  */
 import { hash } from 'node:crypto';
 import { LRUCache } from 'lru-cache';
 import { deadlineError } from '../async/deadline.ts';
-import type { ReadClass, ReadContext } from '../async/read-context.ts';
-import { UrgencyQueue } from '../async/urgency-queue.ts';
+import type { ReadContext } from '../async/read-context.ts';
+import { ownersOf, UrgencyQueue } from '../async/urgency-queue.ts';
 import { CHUNK_BYTES, type ChunkRef } from '../format/chunk-id.ts';
 import type { HitMap } from './hit-map.ts';
 import { Slab, type Slot } from './slab.ts';
+
+/** Of the chunks not used for longest, those among which a drive's own goes first. */
+const OWN_FIRST_MAX = 256;
 
 /**
  * How soon a slot that a native thread held is tried again. Such a thread holds a slot only while it sends from it,
@@ -52,6 +59,8 @@ export class ChunkMemory {
   readonly #cached: LRUCache<string, Slot>;
   /** At most as long as there are fills, whose number the reader bounds. */
   readonly #queue = new UrgencyQueue<Slot>(() => {});
+  /** Cached chunks by the drive that they were cached for. */
+  readonly #held = new Map<string, number>();
   readonly #crowdedSlots: number;
   readonly #prefetchFreeSlots: number;
   #filling = 0;
@@ -113,7 +122,7 @@ export class ChunkMemory {
    * in a fair queue. The slot must then go to `commit` or `cancel`. Rejects with TIMEOUT, ABORTED.
    */
   reserve(ctx: ReadContext): Promise<Slot> {
-    const slot = this.#slab.take() ?? this.#evict();
+    const slot = this.#slab.take() ?? this.#evict(ownersOf(ctx)[0]);
     if (slot) {
       this.#filling++;
       return Promise.resolve(slot);
@@ -126,7 +135,7 @@ export class ChunkMemory {
    * caller; it is another slot when another fill was quicker. When memory is nearly full, a prefetched chunk is not
    * kept once its pins are gone, so that prefetching never pushes out what guests have read.
    */
-  commit(key: string, slot: Slot, readClass: ReadClass): Slot {
+  commit(key: string, slot: Slot, ctx: Pick<ReadContext, 'class' | 'drive' | 'drives'>): Slot {
     const known = this.get(key);
     if (known) {
       this.cancel(slot);
@@ -134,8 +143,10 @@ export class ChunkMemory {
     }
     this.#filling--;
     slot.pin();
-    if (readClass === 'prefetch' && this.#slab.freeSlots < this.#prefetchFreeSlots) return slot;
+    if (ctx.class === 'prefetch' && this.#slab.freeSlots < this.#prefetchFreeSlots) return slot;
     slot.key = key;
+    slot.owner = ownersOf(ctx)[0] ?? '';
+    this.#held.set(slot.owner, (this.#held.get(slot.owner) ?? 0) + 1);
     this.#cached.set(key, slot);
     return slot;
   }
@@ -157,9 +168,17 @@ export class ChunkMemory {
     };
   }
 
-  /** Removes the least recently used slot without a holder from the cache and returns it. */
-  #evict(): Slot | undefined {
-    let victim: Slot | undefined;
+  /**
+   * Removes the least recently used slot without a holder from the cache and returns it; of `owner` first, if it has more
+   * than its share.
+   */
+  #evict(owner = ''): Slot | undefined {
+    const isOver = (this.#held.get(owner) ?? 0) * this.#held.size > this.slots;
+    let victim: Slot | undefined = isOver ? this.#ownOf(owner) : undefined;
+    if (victim) {
+      this.#forget(victim);
+      return victim;
+    }
     let isHeld = false;
     // The LRU does not see reads by native threads, so slots that they used get a second chance here.
     const used: Slot[] = [];
@@ -177,6 +196,16 @@ export class ChunkMemory {
     return victim;
   }
 
+  /** The least recently used slot of `owner` that nobody holds, claimed; if it is not too far from the LRU's end. */
+  #ownOf(owner: string): Slot | undefined {
+    let looked = 0;
+    for (const slot of this.#cached.rvalues()) {
+      if (slot?.owner === owner && !slot.pinned && slot.claim()) return slot;
+      if (++looked === OWN_FIRST_MAX) break;
+    }
+    return undefined;
+  }
+
   /** A native thread held a slot that was wanted, and does not notify us when it lets go. */
   #retryLater(): void {
     if (this.#isRetryPlanned) return;
@@ -192,6 +221,9 @@ export class ChunkMemory {
   #forget(slot: Slot): void {
     this.#cached.delete(slot.key!);
     slot.key = undefined;
+    const held = this.#held.get(slot.owner)! - 1;
+    if (held > 0) this.#held.set(slot.owner, held);
+    else this.#held.delete(slot.owner);
     this.#evictions++;
   }
 

@@ -257,7 +257,7 @@ export class ChunkReader {
     }
     const { length } = loan.bytes;
     if (status === OPEN_OK && length === ref.sealedBytes)
-      return { slot: this.memory.commit(flight.key, slot, flight.class), loan };
+      return { slot: this.memory.commit(flight.key, slot, flight), loan };
     this.memory.cancel(slot);
     if (status === OPEN_WRONG_ID) {
       const why = length === ref.sealedBytes ? '' : `, ${length} bytes instead of ${ref.sealedBytes}`;

@@ -22,7 +22,7 @@ function holds(slot: Slot, key: string): boolean {
 async function put(memory: ChunkMemory, key: string, pinned = false): Promise<Slot> {
   const slot = await memory.reserve(demand());
   fill(slot, key);
-  const kept = memory.commit(key, slot, 'demand');
+  const kept = memory.commit(key, slot, demand());
   if (!pinned) kept.release();
   return kept;
 }
@@ -45,6 +45,19 @@ t.test('the least recently used chunk is evicted first, a pinned one never', asy
     [true, true, false, true],
   );
   t.match(memory.stats(), { evictions: 1, pinnedBytes: CHUNK_BYTES, cachedBytes: 3 * CHUNK_BYTES });
+});
+
+t.test('a drive that reads more than its share of memory gives up its own chunks', async (t) => {
+  const memory = new ChunkMemory({ capacityBytes: 12 * CHUNK_BYTES });
+  const read = async (drive: string, key: string) => {
+    const ctx = { ...demand(), drive };
+    memory.commit(key, await memory.reserve(ctx), ctx).release();
+  };
+  for (const drive of ['a', 'b']) for (let n = 0; n < 3; n++) await read(drive, `${drive}${n}`);
+  for (let n = 0; n < 100; n++) await read('greedy', `greedy ${n}`);
+  for (const drive of ['a', 'b'])
+    for (let n = 0; n < 3; n++) t.ok(memory.has(`${drive}${n}`), 'older than all of its chunks, and here');
+  t.equal(memory.stats().evictions, 94);
 });
 
 t.test('the same id under another key is another chunk', async (t) => {
@@ -116,8 +129,8 @@ t.test('when two slots are filled with the same chunk, the first is kept', async
   const memory = new ChunkMemory({ capacityBytes: 2 * CHUNK_BYTES });
   const one = await memory.reserve(demand());
   const two = await memory.reserve(demand());
-  t.equal(memory.commit('a', one, 'demand'), one);
-  t.equal(memory.commit('a', two, 'demand'), one);
+  t.equal(memory.commit('a', one, demand()), one);
+  t.equal(memory.commit('a', two, demand()), one);
   one.release();
   one.release();
   t.throws(() => one.release(), { code: 'INTERNAL' }, 'a third release has no pin');
@@ -129,7 +142,7 @@ t.test('prefetched chunks fill free memory and evict nothing', async (t) => {
   for (let n = 0; n < 8; n++) await put(memory, `hot ${n}`);
   for (let n = 0; n < 40; n++) {
     const slot = await memory.reserve(contextOf('prefetch'));
-    memory.commit(`cold ${n}`, slot, 'prefetch').release();
+    memory.commit(`cold ${n}`, slot, contextOf('prefetch')).release();
   }
   for (let n = 0; n < 8; n++) t.ok(memory.has(`hot ${n}`));
   t.ok(memory.has('cold 0'));
@@ -202,7 +215,7 @@ t.test('property: no interleaving of fills, pins and evictions puts two chunks i
       } else if (step.do === 'commit' && filling.length > 0) {
         const slot = pick(filling, step.which);
         fill(slot, step.key);
-        const kept = memory.commit(step.key, slot, step.prefetch ? 'prefetch' : 'demand');
+        const kept = memory.commit(step.key, slot, contextOf(step.prefetch ? 'prefetch' : 'demand'));
         pins.push({ slot: kept, key: step.key });
       } else if (step.do === 'cancel' && filling.length > 0) memory.cancel(pick(filling, step.which));
       else if (step.do === 'get') {
