@@ -3,7 +3,7 @@ import { mkdirSync } from 'node:fs';
 import { join } from 'node:path';
 import t, { type Test } from 'tap';
 import { fuseMount, fuseUnmount } from '../../native/index.ts';
-import type { DaemonStatus } from '../../src/daemon/api.ts';
+import { ControlClient } from '../../src/daemon/client.ts';
 import { CHUNK_BYTES } from '../../src/format/chunk-id.ts';
 import { diskWorkplace, TestDaemon } from '../support/daemon.ts';
 import { NbdClient } from '../support/nbd-client.ts';
@@ -33,9 +33,9 @@ t.test('a cache whose disk hangs keeps no daemon from starting, serving and stop
     else t.comment('skipped: needs root');
     return;
   }
-  const flags = ['--cache', join(disk, 'cache'), '--metrics', '127.0.0.1:0'];
-  const daemon = await TestDaemon.start(t, place, flags);
-  await daemon.ask('attach', 'app:1', '--name', 'web');
+  const daemon = await TestDaemon.start(t, place, ['--cache', join(disk, 'cache')]);
+  const control = new ControlClient(place.runDir);
+  await control.attach({ image: 'app:1', name: 'web' });
   const client = await NbdClient.open({ path: join(place.runDir, 'nbd.sock') }, 'web');
   for (let chunk = 0; chunk < 8; chunk++) {
     const offset = chunk * CHUNK_BYTES;
@@ -43,9 +43,8 @@ t.test('a cache whose disk hangs keeps no daemon from starting, serving and stop
     t.equal(error, 0);
     t.ok(data.equals(place.disk.subarray(offset, offset + 4096)));
   }
-  t.equal((await daemon.ask<DaemonStatus>('status')).cacheState, 'not open');
-  const { metrics } = await daemon.ask<DaemonStatus>('status');
-  const figures = await (await fetch(metrics!)).text();
+  t.equal((await control.status()).cacheState, 'not open');
+  const figures = await control.metrics();
   t.match(figures, /lazydisk_cache_up\{for="reads"\} 0\n/);
   t.match(figures, /lazydisk_cache_up\{for="writes"\} 0\n/);
   t.ok(daemon.log.some(({ level, msg }) => level === 'error' && /disk of the cache hangs/.test(msg!)));
@@ -65,5 +64,5 @@ t.test('a cache whose disk fails at last stays out, and the daemon says so', asy
   const daemon = await TestDaemon.start(t, place, ['--cache', join(disk, 'cache')]);
   await abort();
   await daemon.logged(({ msg }) => /could not be opened/.test(msg ?? ''));
-  t.equal((await daemon.ask<DaemonStatus>('status')).cacheState, 'not open');
+  t.equal((await new ControlClient(place.runDir).status()).cacheState, 'not open');
 });
