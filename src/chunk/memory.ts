@@ -4,9 +4,9 @@
  * (it is visible at the origin and in the clear part of every manifest), so an id alone must not get a tenant the
  * plaintext that another tenant's read left here.
  *
- * The memory is shared fairly between drives: one that has more than an equal share of it gives up its own chunks for
- * those that it fetches, as far as they are near the end of the LRU. So a guest that reads all over a large disk pushes
- * out little of what the others use.
+ * The memory is shared fairly between drives: a drive with more than an equal share gives up its own chunks for those that
+ * it fetches, provided they are near the end of the LRU. So a guest that reads all over a large disk evicts little of what
+ * the others use.
  */
 import { hash } from 'node:crypto';
 import { LRUCache } from 'lru-cache';
@@ -17,7 +17,7 @@ import { CHUNK_BYTES, type ChunkRef } from '../format/chunk-id.ts';
 import type { HitMap } from './hit-map.ts';
 import { Slab, type Slot } from './slab.ts';
 
-/** Of the chunks not used for longest, those among which a drive's own goes first. */
+/** How many of the least recently used chunks are searched for one of the drive's own. */
 const OWN_FIRST_MAX = 256;
 
 /**
@@ -59,7 +59,7 @@ export class ChunkMemory {
   readonly #cached: LRUCache<string, Slot>;
   /** At most as long as there are fills, whose number the reader bounds. */
   readonly #queue = new UrgencyQueue<Slot>(() => {});
-  /** Cached chunks by the drive that they were cached for. */
+  /** The number of cached chunks, by the drive that they were cached for. */
   readonly #held = new Map<string, number>();
   readonly #crowdedSlots: number;
   readonly #prefetchFreeSlots: number;
@@ -169,8 +169,8 @@ export class ChunkMemory {
   }
 
   /**
-   * Removes the least recently used slot without a holder from the cache and returns it; of `owner` first, if it has more
-   * than its share.
+   * Removes the least recently used slot without a holder from the cache and returns it; one of `owner` first, if that
+   * drive has more than its share.
    */
   #evict(owner = ''): Slot | undefined {
     const isOver = (this.#held.get(owner) ?? 0) * this.#held.size > this.slots;
@@ -196,7 +196,7 @@ export class ChunkMemory {
     return victim;
   }
 
-  /** The least recently used slot of `owner` that nobody holds, claimed; if it is not too far from the LRU's end. */
+  /** The least recently used slot of `owner` without a holder, claimed, if it is near enough to the end of the LRU. */
   #ownOf(owner: string): Slot | undefined {
     let looked = 0;
     for (const slot of this.#cached.rvalues()) {

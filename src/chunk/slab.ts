@@ -21,7 +21,7 @@ export class Slot implements PinnedChunk {
   readonly bytes: Buffer;
   /** The key that it is cached under; undefined while it is free, being filled, or held without being cached. */
   key: string | undefined;
-  /** The drive that it was cached for. */
+  /** The name of the drive that it was cached for. */
   owner = '';
   #pins = 0;
   readonly #slab: Slab;

@@ -8,9 +8,9 @@ import { Turns } from '../async/turns.ts';
 
 /** About half a millisecond of copying. */
 const TURN_BYTES = 2 * 1024 * 1024;
-/** A turn's length, from which on each drive has one more request taken up. Most of a short one's cost is not its bytes. */
+/** After this much of a turn, only drives not served in it have room. Most of the cost of a short request is not its bytes. */
 const TURN_MS = 0.2;
-/** From here on nobody has. */
+/** After this much of a turn, no drive has room. */
 const TURN_MS_MAX = 2;
 
 type Run = () => void;
@@ -18,18 +18,18 @@ type Run = () => void;
 export class TurnBudget {
   readonly #now: () => number;
   readonly #waiting = new Turns<object, Run>();
-  /** Who had something of this turn. */
+  /** The owners served in this turn. */
   readonly #served = new Set<object>();
   #usedBytes = 0;
   #startedMs = 0;
   #isResetPlanned = false;
 
-  /** `now` in milliseconds, for tests. */
+  /** `now` is a clock in milliseconds, for tests. */
   constructor(now: () => number = () => performance.now()) {
     this.#now = now;
   }
 
-  /** Whether something may be done for `owner` in this turn; who does it says so with `use`. */
+  /** Whether work may be done for `owner` in this turn; report it with `use`. */
   hasRoom(owner: object): boolean {
     this.#planReset();
     return this.#hasRoom(owner, 1);

@@ -2,7 +2,7 @@ import { setImmediate as nextTurn } from 'node:timers/promises';
 import t from 'tap';
 import { TurnBudget } from '../../src/export/turn-budget.ts';
 
-/** Work that takes `ms` of a clock that stands still otherwise. */
+/** A clock that advances only by the work done. */
 function clock() {
   let nowMs = 0;
   return {
@@ -13,7 +13,7 @@ function clock() {
   };
 }
 
-t.test('a turn ends by time, however few bytes are copied', async (t) => {
+t.test('a turn ends after its time, however few bytes are copied', async (t) => {
   const { now, work } = clock();
   const turn = new TurnBudget(now);
   const deep = {};
@@ -28,16 +28,16 @@ t.test('a turn ends by time, however few bytes are copied', async (t) => {
   t.ok(turn.hasRoom(deep), 'and the next one has room again');
 });
 
-t.test('a turn ends by bytes, however quickly they are copied', (t) => {
+t.test('a turn ends after its bytes, however quickly they are copied', (t) => {
   const turn = new TurnBudget(clock().now);
   const deep = {};
   turn.use(deep, 2 * 1024 * 1024);
   t.notOk(turn.hasRoom(deep));
-  t.notOk(turn.hasRoom({}), 'for nobody');
+  t.notOk(turn.hasRoom({}), 'not for any drive');
   t.end();
 });
 
-t.test('a drive that had nothing of a turn does not wait for one that filled it', (t) => {
+t.test('a drive that was not served in a turn does not wait for one that filled it', (t) => {
   const { now, work } = clock();
   const turn = new TurnBudget(now);
   const deep = {};
@@ -50,11 +50,11 @@ t.test('a drive that had nothing of a turn does not wait for one that filled it'
   turn.use(shallow, 1);
   t.notOk(turn.hasRoom(shallow), 'once');
   work(2);
-  t.notOk(turn.hasRoom({}), 'many such drives have a bound as well');
+  t.notOk(turn.hasRoom({}), 'many such drives together are bounded as well');
   t.end();
 });
 
-t.test('of those that wait, each drive is served before a deep queue goes on', async (t) => {
+t.test('each waiting drive is served before a deep queue continues', async (t) => {
   const { now, work } = clock();
   const turn = new TurnBudget(now);
   const order: string[] = [];
@@ -80,7 +80,7 @@ t.test('of those that wait, each drive is served before a deep queue goes on', a
   }
   await nextTurn();
   t.same(order.slice(0, 9), [...Array(4).fill('deep'), ...Array(5).fill('shallow')]);
-  t.equal(order.length, 9, 'all in one turn, and no more of the deep one in it');
+  t.equal(order.length, 9, 'all in one turn, with no more of the deep queue in it');
   while (deepLeft > 0) await nextTurn();
   t.equal(order.length, 45);
 });
