@@ -111,6 +111,25 @@ export function record<T>(shape: Shape<T>, key = /^/): Shape<Record<string, T>> 
   };
 }
 
+/** A value of one of these shapes. */
+export function either<S extends readonly Shape<unknown>[]>(...shapes: S): Shape<TypeOf<S[number]>> {
+  return {
+    fields: shapes.map(({ fields }) => fields).join(' or'),
+    problem(value, at) {
+      const problems = shapes.map((shape) => shape.problem(value, at));
+      return problems.includes(undefined) ? undefined : problems.join(', or ');
+    },
+  };
+}
+
+/** Fields of one shape, by their names, for an object. */
+export function each<T, const Name extends string>(
+  shape: Shape<T>,
+  ...names: readonly Name[]
+): Record<Name, Shape<T>> {
+  return Object.fromEntries(names.map((name) => [name, shape])) as Record<Name, Shape<T>>;
+}
+
 type Fields<T> = { readonly [K in keyof T]-?: Shape<T[K]> };
 
 /** An object with these fields and no others. */

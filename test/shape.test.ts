@@ -5,6 +5,8 @@ import {
   boolean,
   checked,
   count,
+  each,
+  either,
   list,
   matching,
   nullable,
@@ -79,6 +81,14 @@ t.test('the fields are named as help shows them', async (t) => {
     shape.fields,
     ' { name, sizes [], parts [id, isOk], state, more { at } or null, labels { … } or null }',
   );
+});
+
+t.test('either of two shapes passes, and help names both', async (t) => {
+  const shapes = either(object({ ...each(text(), 'a', 'b') }), list(count));
+  for (const value of [{ a: '', b: '' }, [1]]) t.equal(shapes.problem(value, ''), undefined);
+  t.match(shapes.problem({ a: '' }, ''), /^b: want text, or want a list/);
+  t.match(shapes.problem([-1], ''), /^want an object, or 0: want a whole number/);
+  t.equal(shapes.fields, ' { a, b } or []');
 });
 
 t.test('no JSON makes a shape throw', async () => {

@@ -10,14 +10,14 @@ interface AttachOptions extends JsonOptions, RunDirOptions {
 }
 
 export function attachCommand(): Command {
-  return withJson(withRunDir(new Command('attach')))
+  return withJson(withRunDir(new Command('attach')), 'attach')
     .description('make a drive of an image, as a file and as an NBD export')
     .argument('<image>', 'NAME[:TAG] or sha256:…')
     .option('--name <drive>', "the drive's name (default: from the image's, as in debian-12)")
     .addHelpText(
       'after',
       `
-JSON: name, image, digest, fuse (path, or null without FUSE), nbd (URI), nbdTcp (URI or null), sizeBytes, attachedAt.`,
+In JSON, "fuse" is a path, or null without FUSE; "nbd" and "nbdTcp" are URIs, the second null without --nbd-tcp.`,
     )
     .action(attach);
 }

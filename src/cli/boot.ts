@@ -35,7 +35,7 @@ interface Booted extends BootResult {
 }
 
 export function bootCommand(): Command {
-  return withJson(withRunDir(new Command('boot')))
+  return withJson(withRunDir(new Command('boot')), 'boot')
     .description('start a microVM (QEMU) with an image as its root drive')
     .argument('<image>', 'NAME[:TAG] or sha256:…')
     .addOption(new Option('--via <export>', 'how QEMU gets the drive').choices(['fuse', 'nbd']))
@@ -48,8 +48,7 @@ export function bootCommand(): Command {
       'after',
       `
 Over FUSE if the daemon has it, else over NBD. The guest's console goes to standard output and the exit code is the
-guest command's. JSON: drive (what \`stat\` answers), via, accel, exitCode, console,
-timings { attachMs, userlandMs, totalMs }, the last two counted from QEMU's start.`,
+guest command's. In JSON, "userlandMs" and "totalMs" are counted from QEMU's start.`,
     )
     .action(boot);
 }

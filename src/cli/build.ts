@@ -31,7 +31,7 @@ interface BuildCommandOptions extends JsonOptions, StoreOptions, RetryFlags {
 }
 
 export function buildCommand(): Command {
-  return withRetry(withJson(withStore(new Command('build'))))
+  return withRetry(withJson(withStore(new Command('build')), 'build'))
     .description('flatten a container image into a disk and put its chunks into a store')
     .argument(
       '<source>',
@@ -60,9 +60,7 @@ export function buildCommand(): Command {
       `
 Logins to registries are those of docker and podman: $REGISTRY_AUTH_FILE, else containers/auth.json in
 $XDG_RUNTIME_DIR and ~/.config, and config.json in $DOCKER_CONFIG or ~/.docker, with credential helpers.
-The store is made if it is not there. A build that was stopped and is run again stores only what is missing.
-JSON: name, digest, diskBytes, dataBytes, sealedBytes, storedChunks, newChunks, newBytes, reusedChunks, layers,
-inputBytes, durationMs.`,
+The store is made if it is not there. A build that was stopped and is run again stores only what is missing.`,
     )
     .action(build);
 }

@@ -12,6 +12,7 @@ import { LazydiskError } from '../errors.ts';
 import type { KeyRing } from '../keys/key-ring.ts';
 import type { RootStore } from '../store/roots/root-store.ts';
 import { parseDuration } from '../units.ts';
+import { ANSWERS, type Answering } from './answers.ts';
 import { Progress } from './progress.ts';
 import { settingOption } from './setting-option.ts';
 
@@ -28,8 +29,16 @@ export interface StoreOptions {
   readonly key?: readonly string[];
 }
 
-export function withJson(command: Command): Command {
-  return command.option('--json', 'print one JSON document instead of text for people');
+/** With --json, and the fields of what `answering` answers then at the end of its help. */
+export function withJson(command: Command, answering: Answering): Command {
+  return command
+    .option('--json', 'print one JSON document instead of text for people')
+    .addHelpText('afterAll', () => `\n${wrapped(`JSON:${ANSWERS[answering].fields}`)}`);
+}
+
+/** `fields` in lines that end with a comma. */
+function wrapped(fields: string): string {
+  return fields.replace(/(.{1,117}(?:,|$)) ?/g, '$1\n').trimEnd();
 }
 
 export function withRunDir(command: Command): Command {

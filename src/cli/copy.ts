@@ -26,7 +26,7 @@ interface CopyCommandOptions extends JsonOptions, RetryFlags {
 }
 
 export function copyCommand(): Command {
-  return withRetry(withJson(withKey(new Command('copy'))))
+  return withRetry(withJson(withKey(new Command('copy')), 'copy'))
     .description('copy an image from one store to another, with what the other has not yet')
     .argument('<image>', 'NAME[:TAG] or sha256:…')
     .argument('<from>', 'the store that has it, as --store takes it')
@@ -40,8 +40,7 @@ Needs no key: chunks and manifests stay sealed as they are. The image opens with
 proven before they are written. Of a manifest only --key proves all: without it, one that the target has already stays;
 if that is another one, exit code 5 says so when all else is done. For a store that cannot be listed (https://…), --key
 says whose manifest to copy. A copy that was stopped and is run again copies only what is missing.
-JSON: name, digest, chunks, copiedChunks, copiedBytes, presentChunks, manifests, provenManifests, keptManifests [key id],
-durationMs.`,
+In JSON, "keptManifests" are ids of keys.`,
     )
     .action(copy);
 }

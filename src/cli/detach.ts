@@ -3,15 +3,14 @@ import { Command } from 'commander';
 import { answer, clientOf, type JsonOptions, type RunDirOptions, withJson, withRunDir } from './context.ts';
 
 export function detachCommand(): Command {
-  return withJson(withRunDir(new Command('detach')))
+  return withJson(withRunDir(new Command('detach')), 'detach')
     .description('take a drive away')
     .argument('<drive>', 'its name')
     .addHelpText(
       'after',
       `
 NBD connections to the drive are closed. Who still has its FUSE file open gets I/O errors, unless another drive of
-the same image is attached (they share the file) or what it reads is in the page cache.
-JSON: name.`,
+the same image is attached (they share the file) or what it reads is in the page cache.`,
     )
     .action(detach);
 }

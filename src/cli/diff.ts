@@ -21,7 +21,7 @@ interface DiffCommandOptions extends JsonOptions, StoreOptions {
 }
 
 export function diffCommand(): Command {
-  return withJson(withStore(new Command('diff')))
+  return withJson(withStore(new Command('diff')), 'diff')
     .description('compare two images of a store: what they share, and which paths take what they do not')
     .argument('<a>', 'NAME[:TAG] or sha256:…')
     .argument('<b>', 'NAME[:TAG] or sha256:…')
@@ -32,9 +32,7 @@ export function diffCommand(): Command {
 Chunks and bytes need no key; paths need --key, and then both images must open with it. Sizes are of sealed chunks, as
 stored. Only the chunks that hold the file system's own data are read. The bytes of a chunk are divided among the files in
 it, so a file that is equal in both images may be listed: it lies in one chunk with another that is not.
-JSON: a, b { name, digest, stored, unique, content { paths [path, chunks, sealedBytes], more { paths, sealedBytes },
-metadata [use, chunks, sealedBytes], unreadable } or null without a key }, shared, obstacles; each of stored, unique and
-shared is { chunks, sealedBytes }.`,
+Without a key "content" is null.`,
     )
     .action(diff);
 }

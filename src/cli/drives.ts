@@ -5,9 +5,8 @@ import { answer, clientOf, type JsonOptions, type RunDirOptions, withJson, withR
 import { table } from './table.ts';
 
 export function drivesCommand(): Command {
-  return withJson(withRunDir(new Command('drives')))
+  return withJson(withRunDir(new Command('drives')), 'drives')
     .description('list the drives that are attached')
-    .addHelpText('after', '\nJSON: an array of what `attach` answers.')
     .action(drives);
 }
 

@@ -24,11 +24,11 @@ interface Exported extends ExportReport {
 }
 
 export function exportCommand(): Command {
-  return withRetry(withJson(withStore(new Command('export'))))
+  return withRetry(withJson(withStore(new Command('export')), 'export'))
     .description("write an image's whole disk into a file, every chunk verified")
     .argument('<image>', 'NAME[:TAG] or sha256:…')
     .argument('<file>', 'a file, sparse where the disk is zero, or - for standard output')
-    .addHelpText('after', '\nJSON (not with -): name, digest, file, diskBytes, dataBytes, durationMs.')
+    .addHelpText('after', '\nWith - as the file there is no JSON.')
     .action(exportDisk);
 }
 

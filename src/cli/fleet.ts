@@ -8,27 +8,20 @@ import { list, table } from './table.ts';
 type Options = JsonOptions & RunDirOptions;
 
 export function fleetCommand(): Command {
-  const status = withJson(withRunDir(new Command('status')))
+  const status = withJson(withRunDir(new Command('status')), 'fleet status')
     .description('show the nodes of the cache fleet, as this daemon sees them')
     .addHelpText(
       'after',
       `
-A node that is "out" failed too often: it is only probed, and its shards are made up for by parity. JSON: url, state,
-k, m, nodes [name, zone, weight, up, connected, requests, errors, ejections, bytesRead, bytesWritten, p50Ms, p99Ms,
-lastError], reconstructions, repairs, leaseWins, leaseWaits, tooFew, fills, fillsDropped.`,
+A node that is "out" failed too often: it is only probed, and its shards are made up for by parity.`,
     )
     .action(async (options: Options) =>
       answer(options, await (await clientOf(options)).fleet(), describeFleet),
     );
-  const where = withJson(withRunDir(new Command('where')))
+  const where = withJson(withRunDir(new Command('where')), 'fleet where')
     .description('ask the nodes which of them holds which shards')
     .argument('<chunk|image>', 'a chunk id (64 hex digits), NAME[:TAG] or sha256:…')
-    .addHelpText(
-      'after',
-      `
-JSON: chunks, readable, nodes [node, zone, expected, there, bytes, unreachable], and of a single chunk
-shards [node, state, index, bytes, why].`,
-    )
+    .addHelpText('after', '\nIn JSON, "shards" are those of a single chunk, and none of an image.')
     .action(async (what: string, options: Options) =>
       answer(options, await (await clientOf(options)).fleetPlaces(what), describePlaces),
     );

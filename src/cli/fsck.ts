@@ -30,7 +30,7 @@ interface FsckCommandOptions extends JsonOptions, StoreOptions, SourceOptions, R
 
 export function fsckCommand(): Command {
   const again = (text: string, before: readonly string[] | undefined) => [...(before ?? []), text];
-  return withRetry(withJson(withStore(new Command('fsck'))))
+  return withRetry(withJson(withStore(new Command('fsck')), 'fsck'))
     .description('check a whole store, and mend it from good copies elsewhere')
     .option('--sample <share>', 'share of the chunks whose bytes are read and proven', '1%')
     .option('--all', 'read and prove all of them')
@@ -55,12 +55,7 @@ the sample are read and compared with their ids. It needs no key; with --key it 
 damaged chunks hit. It may run beside everything else, and changes nothing but what it mends. A chunk that is damaged is
 looked for in the rest of the store, then in --cache, --fleet and --from, and written only when its bytes are proven. Of a
 manifest only its key proves all: without it none is replaced, and one that is put where nothing was is told as unproven.
-Exit code 6 if anything is damaged or missing in the end, else 5 if something was mended that no key has proven.
-JSON: store, sample, seed, names, images, manifests, openedManifests, liveChunks, readChunks, readBytes, inTrash,
-problems [kind, names, text, copyIn, unproven, repaired], moreProblems, damagedChunks, damaged [id, what, area, sealedBytes,
-foundBytes, hits [name, digest, indices, paths], moreImages, copyIn, repaired], hitImages [names, digest, damagedChunks,
-paths, morePaths, metadata, why], moreHitImages, unknownImages, orphans {leased, young, garbage: {chunks, manifests, bytes}},
-foreign {objects, bytes, examples}, repair {dryRun, chunks, manifests, unproven, bySource, sourceErrors} or null, remaining.`,
+Exit code 6 if anything is damaged or missing in the end, else 5 if something was mended that no key has proven.`,
     )
     .action(fsckStore);
 }

@@ -12,7 +12,7 @@ type PolicyOptions = JsonOptions & { readonly store?: string } & {
 };
 
 export function policyCommand(): Command {
-  return withJson(new Command('policy'))
+  return withJson(new Command('policy'), 'gc policy')
     .description('show the times that all users of a store keep to, or set some of them')
     .addOption(storeOption())
     .option('--grace <time>', 'what has lost its last name is garbage after this (new stores: 7d)')
@@ -28,7 +28,7 @@ how long \`tag sha256:…\` surely brings an image back that lost its name, rete
 without reading, after its image lost its name, and still find everything. Lower build, and builds that take
 longer fail. What is put aside already goes by the new times, too. A process keeps the times that it began with: when
 build, view or settle change, restart daemons, and let no gc command run until everything that began before is over (at
-most the old build time). JSON: graceMs, retentionMs, buildMs, viewMs, settleMs.`,
+most the old build time).`,
     )
     .action(policy);
 }

@@ -7,15 +7,14 @@ import { answer, type JsonOptions, storeOption, usingStore, withJson } from './c
 import { list, table } from './table.ts';
 
 export function statusCommand(): Command {
-  return withJson(new Command('status'))
+  return withJson(new Command('status'), 'gc status')
     .description("show the store's roots, what was put aside, who reads it, and what the last commands did")
     .addOption(storeOption())
     .addHelpText(
       'after',
       `
 ALARM: something that was put aside is being read, so an image is in use that no name means; as long as it is read it
-stays. JSON: store, policy, areas [area, state, openedAt, putAsideAt, lastReadAt, lastReadHost, heldBecause, heldUntil,
-isRead], alarm, leases { current, over, strange }, journal [id, command, host, pid, started, updated, state, details].`,
+stays.`,
     )
     .action(async (options: JsonOptions & { readonly store?: string }) => {
       const { gcStatus } = await import('../store/gc/status.ts');

@@ -48,21 +48,20 @@ beside builds, drives and itself on other machines.`,
     );
 }
 
-function withGc(command: Command): Command {
-  return withRetry(withJson(command))
+function withGc(name: 'sweep' | 'purge' | 'run' | 'rotate'): Command {
+  return withRetry(withJson(new Command(name), `gc ${name}`))
     .addOption(storeOption())
     .option('--dry-run', 'change nothing but the journal, and say what would be done');
 }
 
 function sweepCommand(): Command {
-  return withGc(new Command('sweep'))
+  return withGc('sweep')
     .description('put aside what no name means and is older than the grace period')
     .addHelpText(
       'after',
       `
-What is put aside is read as before; \`gc purge\` deletes it later. JSON: chunks, keptChunks, liveImages, sweptChunks,
-sweptManifests, sweptBytes, restoredObjects, lostNames (set by a writer that was stopped until their image was deleted:
-set them again, or remove them), trash.`,
+What is put aside is read as before; \`gc purge\` deletes it later. "lostNames" were set by a
+writer that was stopped until their image was deleted: set them again, or remove them.`,
     )
     .action(async (options: GcCommandOptions) => {
       const report = await collect('sweep', options, sweeping);
@@ -71,14 +70,13 @@ set them again, or remove them), trash.`,
 }
 
 function purgeCommand(): Command {
-  return withGc(new Command('purge'))
+  return withGc('purge')
     .description('delete what was put aside, when nobody has read it for the retention')
     .addHelpText(
       'after',
       `
-What a name means again by then, or a host has attached, goes back first. JSON: purged [area], held [area, why, until, isRead], deletedObjects,
-deletedBytes, restoredObjects, carriedImages, lostNames (set in a root that was given up by then, by a writer that died before
-it could set them in the next), forgottenObjects.`,
+What a name means again by then, or a host has attached, goes back first. "lostNames" were set in a root that
+was given up by then, by a writer that died before it could set them in the next.`,
     )
     .action(async (options: GcCommandOptions) => {
       const report = await collect('purge', options, purging);
@@ -87,9 +85,8 @@ it could set them in the next), forgottenObjects.`,
 }
 
 function runCommand(): Command {
-  return withGc(new Command('run'))
+  return withGc('run')
     .description('sweep, then purge: what cron runs')
-    .addHelpText('after', '\nJSON: sweep and purge, each as its own command answers.')
     .action(async (options: GcCommandOptions) => {
       const report = await collect('gc', options, async (parts, progress, gc): Promise<RunReport> => {
         const sweep = await sweeping(parts, progress, gc);
@@ -105,14 +102,14 @@ function runCommand(): Command {
 }
 
 function rotateCommand(): Command {
-  return withGc(new Command('rotate'))
+  return withGc('rotate')
     .description('open the next root, move into it what names mean, and retire the one before')
     .addHelpText(
       'after',
       `
 New builds then use another salt, so that whatever became of one chunk ends with its root. Images keep their bytes and
 digests, and drives go on; new images share no chunks with old ones. \`gc purge\` deletes the old root after the
-retention. JSON: from, to, names, leasedImages, movedChunks, movedBytes, retired.`,
+retention.`,
     )
     .action(async (options: GcCommandOptions) => {
       const report = await collect('rotate', options, rotating);

@@ -26,7 +26,7 @@ interface ImagesOptions extends JsonOptions, RunDirOptions, StoreOptions {
 }
 
 export function imagesCommand(): Command {
-  return withJson(withRunDir(withStore(new Command('images'))))
+  return withJson(withRunDir(withStore(new Command('images'))), 'images')
     .description('list the images of a store')
     .option('--history [name[:tag]]', 'what the name, or every name, was set to in the last 90 days and more')
     .option('--tree', 'which images share how much with which')
@@ -35,11 +35,9 @@ export function imagesCommand(): Command {
       `
 Reads the store that --store names, and needs no key; with one, it says of each image whether that opens it. Without
 --store it asks the daemon. "Unique" is what no other image of the list has.
-JSON: an array of name, digest, updated, sizeBytes, storedChunks, storedBytes, uniqueBytes, keys [id], problem;
-with --history (of --store alone) an array of name, digest (null: the name was removed), updated, oldest first.
---tree (of --store alone, without a key) puts each image below the older one that it shares the most with; "adds" is what
-no older image has. JSON: an array of names, digest, updated, depth, parent (a name or null), stored, added, shared (with
-the parent) { chunks, sealedBytes } each, problem.`,
+--history needs --store, and in JSON is the second of the lists: oldest first, with a null digest where the name was removed.
+--tree needs --store too. It puts each image below the older one that it shares the most with; "adds" is what no older image
+has. In JSON it is the third of the lists.`,
     )
     .action(images);
 }

@@ -29,7 +29,7 @@ interface InspectOptions extends JsonOptions, RunDirOptions, StoreOptions {
 }
 
 export function inspectCommand(): Command {
-  return withJson(withRunDir(withStore(new Command('inspect'))))
+  return withJson(withRunDir(withStore(new Command('inspect'))), 'inspect')
     .description('show what an image is: its disk, its layers, its entrypoint and environment')
     .argument('<image>', 'NAME[:TAG] or sha256:…')
     .option('--paths [glob]', 'which path, of those that match, lies in which chunks')
@@ -38,13 +38,10 @@ export function inspectCommand(): Command {
       'after',
       `
 Reads the store that --store names; without --store it asks the daemon. Everything but the digest is sealed, so
-without a key "content" is null. JSON: name, digest, updated, content { sizeBytes, storedChunks, storedBytes, writer,
-encoder, domain, saltEpoch, source, architecture, os, layers [digest, sizeBytes, chunks],
-config { entrypoint, cmd, env, user, workingDir, labels } }.
+without a key "content" is null.
 --paths needs --store and --key, and reads only the chunks that hold the file system's own data. In a pattern, * and ? are
 anything but a slash, and ** also slashes; one that does not begin with a slash matches at any depth. Files without data in
-chunks have none. JSON: name, digest, paths [path, chunks [index, id, sealedBytes, use]], morePaths, unreadable (directories),
-metadata [index, id, sealedBytes, uses]: chunks that hold anything but data of files.`,
+chunks have none. In JSON it is the second of the forms; "metadata" are chunks that hold anything but data of files.`,
     )
     .action(inspect);
 }

@@ -49,7 +49,7 @@ export function keyCommand(): Command {
 
 function newCommand(): Command {
   const sharing = 'join the dedup domain of this key: images under the two share chunks';
-  return withJson(new Command('new'))
+  return withJson(new Command('new'), 'key new')
     .description(
       'make a new tenant key: in a file that only its owner can read, or wrapped by a key of AWS KMS',
     )
@@ -61,8 +61,7 @@ function newCommand(): Command {
       'after',
       `
 Whoever loses the key loses the images built with it. One that KMS wraps is kept in the store that --store names,
-which is made if it is not there. --sharing takes FILE, awskms:ARN (its newest key) or awskms:ARN#ID.
-JSON: file or arn, id, domain.`,
+which is made if it is not there. --sharing takes FILE, awskms:ARN (its newest key) or awskms:ARN#ID.`,
     )
     .action(keyNew);
 }
@@ -124,10 +123,9 @@ async function onlyKey(text: string, store: RootStore | undefined): Promise<Tena
 }
 
 function listCommand(): Command {
-  return withJson(new Command('list'))
+  return withJson(new Command('list'), 'key list')
     .description('list the keys that a store keeps wrapped by KMS')
     .addOption(storeOption())
-    .addHelpText('after', '\nJSON: an array of id, domain, keyArn, aliasArn, created, problem.')
     .action(keyList);
 }
 
@@ -155,7 +153,7 @@ async function keyList(options: JsonOptions & StoreOption): Promise<void> {
 }
 
 function rewrapCommand(): Command {
-  return withRetry(withJson(new Command('rewrap')))
+  return withRetry(withJson(new Command('rewrap'), 'key rewrap'))
     .description('seal images for another key of their domain, without touching a chunk')
     .argument('[image...]', 'NAME[:TAG] or sha256:…; or --all')
     .requiredOption('--from <key>', 'the key that opens them now: FILE, awskms:ARN or awskms:ARN#ID')
@@ -175,7 +173,7 @@ is sealed under it, whichever key wraps it. --reseal makes a new one, so that wh
 is in this store from then on: no older manifest for the new key stays, with --remove-old none for the old one. Of other
 keys it cannot write the manifests; those that are still under the data key before are listed, for their owners to reseal.
 Chunks stay as they are: what somebody could read, they can read on while it is in the store.
-JSON: images, rewrapped, skipped, foreign, removed, sharingKeys [key id], failures [name, code, message].`,
+In JSON, "sharingKeys" are ids of keys.`,
     )
     .action(keyRewrap);
 }

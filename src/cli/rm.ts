@@ -14,7 +14,7 @@ interface RmOptions extends JsonOptions {
 }
 
 export function rmCommand(): Command {
-  return withJson(new Command('rm'))
+  return withJson(new Command('rm'), 'rm')
     .description('take names of images away')
     .argument('<name...>', 'NAME[:TAG]')
     .addOption(storeOption())
@@ -25,8 +25,7 @@ export function rmCommand(): Command {
       `
 Only names go, and drives that are attached go on. An image without a name is garbage after the store's grace period
 (\`lazydisk gc policy\`); until it is deleted, \`lazydisk tag sha256:… NAME\` brings it back. All names are tried; the exit
-code is that of the first that failed. JSON: removed [name, digest], unnamed [digest, garbageAfter],
-failures [name, code, message].`,
+code is that of the first that failed.`,
     )
     .action(rm);
 }

@@ -6,9 +6,10 @@ import { defaultText, flagText, SETTINGS, type Setting, type SettingName } from 
 export function settingOption(name: SettingName): Option {
   const setting: Setting = SETTINGS[name];
   const standard = defaultText(setting);
+  const choices = setting.kind.isChoice ? `: ${setting.kind.values}` : '';
   const option = new Option(
     flagText(name),
-    setting.help + (standard === undefined ? '' : ` (default: ${standard})`),
+    setting.help + choices + (standard === undefined ? '' : ` (default: ${standard})`),
   );
   if (setting.env !== undefined) option.env(setting.env);
   // A repeated flag makes a list.

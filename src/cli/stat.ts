@@ -6,15 +6,13 @@ import { answer, clientOf, type JsonOptions, type RunDirOptions, withJson, withR
 import { list, table } from './table.ts';
 
 export function statCommand(): Command {
-  return withJson(withRunDir(new Command('stat')))
+  return withJson(withRunDir(new Command('stat')), 'stat')
     .description('show what a drive has read, from which tier, and how fast')
     .argument('<drive>', 'its name')
     .addHelpText(
       'after',
       `
-JSON: what \`attach\` answers, and reads, readBytes, fetchedBytes, readaheadBytes, readaheadUnusedBytes, prefetchBytes,
-storedChunks, touchedChunks, touchedShare, tiers [tier, chunks, bytes, reads, p50Ms, p99Ms, maxMs], inFlight, oldestInFlightMs,
-errors, lastError { code, text, at } or null. Drives of one image share one FUSE file: what is read through it is
+Drives of one image share one FUSE file: what is read through it is
 counted for the one of them that was attached last.`,
     )
     .action(stat);

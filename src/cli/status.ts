@@ -6,17 +6,8 @@ import { answer, clientOf, type JsonOptions, type RunDirOptions, withJson, withR
 import { list } from './table.ts';
 
 export function statusCommand(): Command {
-  return withJson(withRunDir(new Command('status')))
+  return withJson(withRunDir(new Command('status')), 'status')
     .description('show the daemon: its exports, its caches, the fleet and the origin')
-    .addHelpText(
-      'after',
-      `
-JSON: version, pid, startedAt, state, store, runDir, drives, fuse, fuseProblem, nbd, nbdTcp, metrics, memoryBytes,
-cacheBytes, cacheUsedBytes, cacheState, fleet { state, nodes, nodesUp } or null, origin { active, queued, rateWaits, hedgesWon,
-hedgesLost, breaker, breakerOpened }, admission { strained, starting, waiting, waited, refused },
-storeRoots { active, draining, retired, trash }, retiredReads,
-lease { state, images, unleased, expiresInMs, problem }, storeClock { skewMs, problem }, logLinesDropped.`,
-    )
     .action(async (options: JsonOptions & RunDirOptions) =>
       answer(options, await (await clientOf(options)).status(), describe),
     );

@@ -13,7 +13,7 @@ interface TagOptions extends JsonOptions {
 }
 
 export function tagCommand(): Command {
-  return withJson(new Command('tag'))
+  return withJson(new Command('tag'), 'tag')
     .description('give an image a name, one more or one that meant another image')
     .argument('<image>', 'NAME[:TAG] or sha256:…')
     .argument('<name[:tag]>', 'the name')
@@ -22,8 +22,7 @@ export function tagCommand(): Command {
     .addHelpText(
       'after',
       `
-An image that lost its last name can be named by its digest as long as no \`gc purge\` has deleted it.
-JSON: name, digest.`,
+An image that lost its last name can be named by its digest as long as no \`gc purge\` has deleted it.`,
     )
     .action(tag);
 }

@@ -1,4 +1,5 @@
 /** The daemon as a process: its log, its signals, and its notifications to systemd. */
+import { flushCompileCache } from 'node:module';
 import { exitNow } from '../../native/index.ts';
 import type { ServeConfig } from './config.ts';
 import { createLog, flushLog } from './log.ts';
@@ -43,6 +44,8 @@ export async function serveUntilStopped(config: ServeConfig): Promise<never> {
   const { state: _, pid: __, ...status } = daemon.status();
   log.info(status, 'serving');
   notifier.ready(`serving from ${status.store}`);
+  // Node keeps what it compiled when a process ends by itself, which this one never does: the next start takes it from there.
+  flushCompileCache();
 
   const signal = await stopped.promise;
   log.info({ signal }, 'stopping');

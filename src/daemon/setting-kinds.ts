@@ -10,6 +10,8 @@ export interface Kind<T> {
   readonly values: string;
   /** Whether several values are allowed: a list in a file, a repeated flag. */
   readonly isList?: true;
+  /** Whether it is one of a few words, which the flag's help names too. */
+  readonly isChoice?: true;
   /** Parses text, or the type that TOML has for it. Throws USAGE, saying what was expected. */
   parse(written: unknown): T;
 }
@@ -51,6 +53,7 @@ export function oneOf<const T extends string>(sign: string, values: readonly T[]
   return {
     sign,
     values: list,
+    isChoice: true,
     parse: (written) => {
       const value = values.find((one) => one === written);
       if (value === undefined) throw expected(list);

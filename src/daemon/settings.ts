@@ -16,7 +16,7 @@ import {
   texts,
 } from './setting-kinds.ts';
 
-export const LOG_LEVELS = ['trace', 'debug', 'info', 'warn', 'error', 'fatal', 'silent'] as const;
+const LOG_LEVELS = ['trace', 'debug', 'info', 'warn', 'error', 'fatal', 'silent'] as const;
 
 export interface Setting {
   /** Its name in the daemon's code, with its unit. */
@@ -30,8 +30,6 @@ export interface Setting {
   readonly otherwise?: string;
   /** The environment variable that a command line falls back to if the flag is absent. */
   readonly env?: string;
-  /** Whether a running daemon accepts a new value; otherwise a change takes a restart. */
-  readonly isReloadable?: true;
 }
 
 /** By their names in a configuration file; flags have - instead of _. */
@@ -108,7 +106,7 @@ export const SETTINGS = {
   log_level: {
     field: 'logLevel',
     kind: oneOf('level', LOG_LEVELS),
-    help: `what is logged: ${LOG_LEVELS.join(', ')}`,
+    help: 'the least severe lines that are logged',
     default: 'info',
   },
   origin_timeout: {

@@ -15,7 +15,7 @@ import {
 } from 'node:fs';
 import { join } from 'node:path';
 import t, { type Test } from 'tap';
-import { tempDir } from '../support/daemon.ts';
+import { diskWorkplace, TestDaemon, tempDir } from '../support/daemon.ts';
 
 const ROOT = join(import.meta.dirname, '..', '..');
 
@@ -74,4 +74,19 @@ t.test('no cache is left in a directory of somebody else, or where there is none
   t.match(start(), /^Usage: lazydisk/);
   t.same(entries(), []);
   rmSync(modules, { recursive: true });
+});
+
+t.test('a daemon that serves has put its own sources there, however it ends', async (t) => {
+  const cache = tempDir(t);
+  const daemon = await TestDaemon.start(
+    t,
+    await diskWorkplace(t),
+    [],
+    ['env', `NODE_COMPILE_CACHE=${cache}`],
+  );
+  // Answered after it has begun to serve.
+  await daemon.ask('status');
+  const kept = readdirSync(cache, { recursive: true, withFileTypes: true }).filter((entry) => entry.isFile());
+  await daemon.stop('SIGKILL');
+  t.ok(kept.length > 100, `${kept.length} entries`);
 });

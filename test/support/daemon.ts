@@ -7,9 +7,11 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { createInterface } from 'node:readline';
 import type { Test } from 'tap';
+import { ANSWERS, type Answering } from '../../src/cli/answers.ts';
 import { cleanStaleMount } from '../../src/export/fuse/mount.ts';
 import { CHUNK_BYTES } from '../../src/format/chunk-id.ts';
 import { loadKeyFile, newKeyFile } from '../../src/keys/key-file.ts';
+import { checked, type Shape } from '../../src/shape.ts';
 import type { Image } from '../../src/store/image.ts';
 import { openStore } from '../../src/store/open.ts';
 import { makeOciLayout } from './oci.ts';
@@ -30,7 +32,10 @@ function cleanEnv(extra: NodeJS.ProcessEnv = {}): NodeJS.ProcessEnv {
   return { ...env, ...extra };
 }
 
-/** Runs `lazydisk ARGS` to its end. */
+/**
+ * Runs `lazydisk ARGS` to its end. Throws if it answers with --json and the answer has not the shape that the command's
+ * help tells of.
+ */
 export async function lazydisk(args: readonly string[], env?: NodeJS.ProcessEnv): Promise<CliResult> {
   const child = spawn(process.execPath, [MAIN, ...args], {
     env: cleanEnv(env),
@@ -41,7 +46,17 @@ export async function lazydisk(args: readonly string[], env?: NodeJS.ProcessEnv)
   child.stdout.setEncoding('utf8').on('data', (text: string) => (stdout += text));
   child.stderr.setEncoding('utf8').on('data', (text: string) => (stderr += text));
   const [code] = (await once(child, 'close')) as [number | null];
+  if (args.includes('--json') && stdout !== '') checkAnswer(args, JSON.parse(stdout));
   return { code, stdout, stderr };
+}
+
+/** Throws if `answer` has not the shape of what the command that `args` call answers. */
+export function checkAnswer(args: readonly string[], answer: unknown): void {
+  const [word = '', next = ''] = args;
+  const shape: Shape<unknown> | undefined =
+    ANSWERS[word as Answering] ?? ANSWERS[`${word} ${next}` as Answering];
+  if (!shape) throw new Error(`lazydisk ${word} ${next}: no shape`);
+  checked(shape, answer, { code: 'CORRUPT', name: `the answer of lazydisk ${word}` });
 }
 
 /** The same with --json, parsed. Throws with its stderr if it failed. */

@@ -25,15 +25,8 @@ function settingsTable(): string {
     defaultText(setting) ?? 'must be given',
     setting.help,
   ]);
-  const reloadable = SETTING_ROWS.filter(([, { isReloadable }]) => isReloadable).map(
-    ([name]) => `\`${name}\``,
-  );
-  const change =
-    reloadable.length > 0
-      ? `Of these, a daemon that serves takes new values of ${reloadable.join(', ')}`
-      : 'A new value of any of them takes a restart';
   const lines = [['setting', 'value', 'default', 'what it is'], ['---', '---', '---', '---'], ...rows];
-  return `${lines.map((cells) => `| ${cells.join(' | ')} |\n`).join('')}\n${change}.\n`;
+  return `${lines.map((cells) => `| ${cells.join(' | ')} |\n`).join('')}\nA new value of any of them takes a restart.\n`;
 }
 
 if (import.meta.main) writeFileSync(PAGE, settingsPage().should);
