@@ -56,7 +56,8 @@ t.test('what commands answer of a store', async (t) => {
   await lazydiskJson(['export', 'app:1', `${dir}/disk`, ...at, '--key', key]);
   await lazydiskJson(['copy', 'app:1', store, `${dir}/copy`]);
   await lazydiskJson(['fsck', ...at, '--key', key]);
-  for (const command of ['status', 'run', 'policy', 'rotate']) await lazydiskJson(['gc', command, ...at]);
+  for (const words of [['status'], ['run'], ['policy'], ['rotate', '--dry-run']])
+    await lazydiskJson(['gc', ...words, ...at]);
   await lazydiskJson(['rm', 'other', ...at]);
   await lazydiskJson(['key', 'list', ...at]);
   const { code, stdout } = await lazydisk(['rm', 'none', ...at, '--json']);
