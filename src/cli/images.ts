@@ -16,7 +16,6 @@ import {
   withRunDir,
   withStore,
 } from './context.ts';
-import { describeTree } from './image-tree.ts';
 import { table } from './table.ts';
 
 interface ImagesOptions extends JsonOptions, RunDirOptions, StoreOptions {
@@ -47,6 +46,7 @@ async function images(options: ImagesOptions): Promise<void> {
     if (options.history !== undefined) throw new LazydiskError('USAGE', 'give either --tree or --history');
     if (!options.store) throw new LazydiskError('USAGE', '--tree is of a store: give --store');
     const { shareTree } = await import('../store/share-tree.ts');
+    const { describeTree } = await import('./image-tree.ts');
     answer(options, await usingStore(options, shareTree), describeTree);
     return;
   }

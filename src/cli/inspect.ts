@@ -16,7 +16,6 @@ import {
   withRunDir,
   withStore,
 } from './context.ts';
-import { describePaths } from './path-chunks.ts';
 import { list } from './table.ts';
 
 /** Paths without --all. */
@@ -52,6 +51,7 @@ async function inspect(image: string, options: InspectOptions): Promise<void> {
     answer(options, await findImage(image, options), describe);
   } else {
     const isAll = options.paths === true;
+    const { describePaths } = await import('./path-chunks.ts');
     answer(options, await findPaths(image, options.paths, options), (found) => describePaths(found, isAll));
   }
 }
