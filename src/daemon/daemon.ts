@@ -10,6 +10,7 @@ import type { LateCache } from '../chunk/disk/late-cache.ts';
 import { Fleet } from '../chunk/fleet/fleet.ts';
 import { ChunkMemory } from '../chunk/memory.ts';
 import { ChunkReader } from '../chunk/reader.ts';
+import type { ChunkTier } from '../chunk/tier.ts';
 import { LimitTier } from '../chunk/wrappers/limit.ts';
 import { LazydiskError } from '../errors.ts';
 import { ByteBudget } from '../export/byte-budget.ts';
@@ -37,6 +38,7 @@ import { SharedImages } from './images.ts';
 import { leaseLog } from './lease-log.ts';
 import type { Logger } from './log.ts';
 import type { LogStream } from './log-stream.ts';
+import type { MetricSources } from './metric-sources.ts';
 import { DaemonMetrics } from './metrics.ts';
 import { MetricsServer } from './metrics-server.ts';
 import { Origin } from './origin.ts';
@@ -284,16 +286,12 @@ async function openParts(
   const fleet = config.fleet && (await Fleet.open(config.fleet, log));
   if (fleet) closers.defer(() => fleet.close());
   const diskTier = cacheTier(cache, config, log);
-  const reader = new ChunkReader({
+  const reader = openReader(
+    config,
     memory,
-    tiers: [
-      new LimitTier(diskTier, { concurrency: CACHE_READS_MAX }),
-      ...(fleet ? [fleet.tier] : []),
-      origin.tier,
-    ],
-    observer: metrics.observer,
-    cacheTimeoutMs: config.cacheTimeoutMs,
-  });
+    [new LimitTier(diskTier, { concurrency: CACHE_READS_MAX }), ...(fleet ? [fleet.tier] : []), origin.tier],
+    metrics,
+  );
   closers.defer(() => reader.close());
 
   const places: Places = { fuse: undefined, fuseProblem: null, nbdTcp: undefined, metrics: undefined };
@@ -322,7 +320,45 @@ async function openParts(
     limits: { connectionsMax: config.nbdConnections },
     onFull: (listener) => log.warn({ part: 'nbd', ...listener }, 'a listener is full: clients are refused'),
   });
-  metrics.watch({
+  const parts: Parts = {
+    ...{
+      config,
+      log,
+      logStream,
+      paths,
+      keys,
+      store,
+      leases,
+      skew,
+      cache,
+      diskTier,
+      fleet,
+      origin,
+      admission,
+      reader,
+      images,
+      drives,
+    },
+    ...{ shares, nbd, metrics, places, closers, lists: new StoreAsks(LIST_ASKS_MAX) },
+  };
+  metrics.watch(metricSources(parts, memory));
+  return parts;
+}
+
+function openReader(
+  config: ServeConfig,
+  memory: ChunkMemory,
+  tiers: readonly ChunkTier[],
+  { observer }: DaemonMetrics,
+): ChunkReader {
+  return new ChunkReader({ memory, tiers, observer, cacheTimeoutMs: config.cacheTimeoutMs });
+}
+
+/** What the metrics are asked of at each scrape. */
+function metricSources(parts: Parts, memory: ChunkMemory): MetricSources {
+  const { cache, diskTier, fleet, origin, admission, reader, images, drives } = parts;
+  const { leases, store, logStream, nbd, places, shares } = parts;
+  return {
     drives: () => drives.size,
     images: () => images.size,
     exports: () => exportFigures(nbd, places.fuse),
@@ -345,27 +381,6 @@ async function openParts(
       const { droppedPuts, writeErrors } = cache.stats();
       return { dropped: droppedPuts + reader.stats().droppedWriteBacks, failed: writeErrors };
     },
-  });
-  return {
-    ...{
-      config,
-      log,
-      logStream,
-      paths,
-      keys,
-      store,
-      leases,
-      skew,
-      cache,
-      diskTier,
-      fleet,
-      origin,
-      admission,
-      reader,
-      images,
-      drives,
-    },
-    ...{ shares, nbd, metrics, places, closers, lists: new StoreAsks(LIST_ASKS_MAX) },
   };
 }
 

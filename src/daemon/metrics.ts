@@ -67,7 +67,17 @@ export class DaemonMetrics {
     this.#gauge('images_loaded', 'Images whose manifest is in memory.', [], (gauge) =>
       gauge.set(sources.images()),
     );
+    this.#counter('log_lines_dropped_total', 'Lines of the log that could not be written.', [], (counter) =>
+      counter.inc(sources.logDrops()),
+    );
+    this.#watchExports(sources);
+    this.#watchCaches(sources);
+    this.#watchOrigin(sources);
+    this.#watchStore(sources);
+    if (sources.fleet()) this.#watchFleet(() => sources.fleet()!);
+  }
 
+  #watchExports(sources: MetricSources): void {
     this.#counter('export_reads_total', 'Read requests answered.', ['export', 'result'], (counter) => {
       for (const { export: name, readsOk, readErrors } of sources.exports()) {
         counter.inc({ export: name, result: 'ok' }, readsOk);
@@ -104,7 +114,9 @@ export class DaemonMetrics {
     this.#counter('nbd_refused_total', 'NBD clients that found a listener full.', ['listener'], (counter) => {
       for (const { kind, refused } of sources.nbdListeners()) counter.inc({ listener: kind }, refused);
     });
+  }
 
+  #watchCaches(sources: MetricSources): void {
     this.#counter('memory_lookups_total', 'Chunks looked for in memory.', ['result'], (counter) => {
       const { memoryHits, memoryMisses } = sources.reader();
       counter.inc({ result: 'hit' }, memoryHits);
@@ -142,12 +154,6 @@ export class DaemonMetrics {
       counter.inc({ reason: 'busy' }, dropped);
       counter.inc({ reason: 'error' }, failed);
     });
-    this.#counter('log_lines_dropped_total', 'Lines of the log that could not be written.', [], (counter) =>
-      counter.inc(sources.logDrops()),
-    );
-    this.#watchOrigin(sources);
-    this.#watchStore(sources);
-    if (sources.fleet()) this.#watchFleet(() => sources.fleet()!);
   }
 
   #watchOrigin(sources: MetricSources): void {

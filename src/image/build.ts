@@ -143,14 +143,13 @@ export async function buildImage(options: BuildOptions): Promise<BuildReport> {
     encoder.check();
     await writer.putReference(name, digest);
 
-    const distinct = new Map(entries.map(({ ref }) => [ref.id, ref.sealedBytes]));
     const { newChunks, newBytes, reusedChunks } = encoder.counts;
     return {
       name,
       digest,
       diskBytes: layout.diskBytes,
       dataBytes: entries.length * CHUNK_BYTES,
-      sealedBytes: [...distinct.values()].reduce((sum, bytes) => sum + bytes, 0),
+      sealedBytes: sealedBytesOf(entries),
       storedChunks: entries.length,
       newChunks,
       newBytes,
@@ -164,6 +163,12 @@ export async function buildImage(options: BuildOptions): Promise<BuildReport> {
     await encoder.drain().catch(() => undefined);
     throw error;
   }
+}
+
+/** What the distinct chunks of `entries` take in a store. */
+function sealedBytesOf(entries: readonly ManifestEntry[]): number {
+  const distinct = new Map(entries.map(({ ref }) => [ref.id, ref.sealedBytes]));
+  return [...distinct.values()].reduce((sum, bytes) => sum + bytes, 0);
 }
 
 /** The disk's chunks in order: the file system's metadata first, then the data that live files refer to. */

@@ -107,7 +107,7 @@ export function gather(options: GatherOptions): Promise<Gathered> {
         if (answer.lease === 'won' || lease === 'none') lease = answer.lease;
         return;
       }
-      const index = proveShard(sink.head, sink.body, answer.valueBytes, id, sealedBytes, code);
+      const index = proveShard(sink.head, sink.body, answer.valueBytes, { id, sealedBytes }, code);
       if (typeof index !== 'number') {
         empty.push(rank);
         if (index === undefined) options.onLie(rank);

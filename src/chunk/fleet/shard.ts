@@ -64,8 +64,7 @@ export function proveShard(
   header: Buffer,
   data: Uint8Array,
   valueBytes: number,
-  id: ChunkId,
-  sealedBytes: number,
+  { id, sealedBytes }: { readonly id: ChunkId; readonly sealedBytes: number },
   code: Code,
 ): number | 'other length' | undefined {
   const shardBytes = shardBytesOf(sealedBytes, code);

@@ -124,14 +124,18 @@ export function putSimpleReply(target: Buffer, at: number, request: Request, err
   target.writeUInt32BE(request.cookieLow, at + 12);
 }
 
+export interface StructuredHeader {
+  readonly type: number;
+  readonly flags: number;
+  readonly payloadBytes: number;
+}
+
 /** Writes a structured reply chunk's header into `target` at `at`; `payloadBytes` follow. */
 export function putStructuredHeader(
   target: Buffer,
   at: number,
   request: Request,
-  type: number,
-  flags: number,
-  payloadBytes: number,
+  { type, flags, payloadBytes }: StructuredHeader,
 ): void {
   target.writeUInt32BE(STRUCTURED_REPLY_MAGIC, at);
   target.writeUInt16BE(flags, at + 4);
@@ -145,7 +149,8 @@ export function putStructuredHeader(
 export function structuredError(request: Request, error: number, text: string): Buffer {
   const message = Buffer.from(text.slice(0, 1000), 'utf8');
   const chunk = Buffer.alloc(STRUCTURED_HEADER_BYTES + 6 + message.length);
-  putStructuredHeader(chunk, 0, request, CHUNK_TYPE.error, CHUNK_DONE, 6 + message.length);
+  const payloadBytes = 6 + message.length;
+  putStructuredHeader(chunk, 0, request, { type: CHUNK_TYPE.error, flags: CHUNK_DONE, payloadBytes });
   chunk.writeUInt32BE(error, STRUCTURED_HEADER_BYTES);
   chunk.writeUInt16BE(message.length, STRUCTURED_HEADER_BYTES + 4);
   message.copy(chunk, STRUCTURED_HEADER_BYTES + 6);

@@ -135,7 +135,11 @@ export class ReplyWriter {
     let at = this.#batchBytes;
     if (this.#structured) {
       const flags = isLast ? CHUNK_DONE : 0;
-      putStructuredHeader(batch, at, request, CHUNK_TYPE.offsetData, flags, 8 + lengthBytes);
+      putStructuredHeader(batch, at, request, {
+        type: CHUNK_TYPE.offsetData,
+        flags,
+        payloadBytes: 8 + lengthBytes,
+      });
       batch.writeUInt32BE(Math.floor(offset / 2 ** 32), at + STRUCTURED_HEADER_BYTES);
       batch.writeUInt32BE(offset % 2 ** 32, at + STRUCTURED_HEADER_BYTES + 4);
     } else {
@@ -158,7 +162,8 @@ export class ReplyWriter {
   /** A part of a read that is zeroes; structured only. */
   hole(request: Request, offset: number, lengthBytes: number, isLast: boolean): void {
     const chunk = Buffer.alloc(STRUCTURED_HEADER_BYTES + 12);
-    putStructuredHeader(chunk, 0, request, CHUNK_TYPE.offsetHole, isLast ? CHUNK_DONE : 0, 12);
+    const flags = isLast ? CHUNK_DONE : 0;
+    putStructuredHeader(chunk, 0, request, { type: CHUNK_TYPE.offsetHole, flags, payloadBytes: 12 });
     chunk.writeBigUInt64BE(BigInt(offset), STRUCTURED_HEADER_BYTES);
     chunk.writeUInt32BE(lengthBytes, STRUCTURED_HEADER_BYTES + 8);
     this.#append(chunk);
@@ -168,7 +173,7 @@ export class ReplyWriter {
   blockStatus(request: Request, extents: readonly BlockExtent[]): void {
     const payloadBytes = 4 + extents.length * 8;
     const chunk = Buffer.alloc(STRUCTURED_HEADER_BYTES + payloadBytes);
-    putStructuredHeader(chunk, 0, request, CHUNK_TYPE.blockStatus, CHUNK_DONE, payloadBytes);
+    putStructuredHeader(chunk, 0, request, { type: CHUNK_TYPE.blockStatus, flags: CHUNK_DONE, payloadBytes });
     chunk.writeUInt32BE(BASE_ALLOCATION_ID, STRUCTURED_HEADER_BYTES);
     let at = STRUCTURED_HEADER_BYTES + 4;
     for (const { lengthBytes, zero } of extents) {

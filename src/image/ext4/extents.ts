@@ -75,7 +75,7 @@ export function extentBlocks(extents: number): number {
 /** Fills the inode's 60 bytes. The tree's blocks, if any, start at `firstBlock`. */
 export function writeExtentRoot(target: Buffer, runs: readonly BlockRun[], firstBlock: number): void {
   const levels = levelsOf(runs.length);
-  writeNode(target, INODE_ENTRIES, runs, firstBlock, levels, levels.length, 0);
+  writeNode(target, INODE_ENTRIES, { runs, firstBlock, levels }, levels.length, 0);
 }
 
 /**
@@ -93,17 +93,22 @@ export function writeExtentBlock(
   let depth = 0;
   let node = at;
   while (node >= levels[depth]!) node -= levels[depth++]!;
-  writeNode(block, BLOCK_ENTRIES, runs, firstBlock, levels, depth, node * BLOCK_ENTRIES);
+  writeNode(block, BLOCK_ENTRIES, { runs, firstBlock, levels }, depth, node * BLOCK_ENTRIES);
   block.writeUInt32LE(crc32c(seed, block, 0, BLOCK_BYTES - 4), BLOCK_BYTES - 4);
+}
+
+/** The extents of a file, the first block of its tree, and how many blocks each level of the tree has, leaves first. */
+interface ExtentTree {
+  readonly runs: readonly BlockRun[];
+  readonly firstBlock: number;
+  readonly levels: readonly number[];
 }
 
 /** A node at `depth` (0: its entries are extents) with the entries of its level from number `from` on. */
 function writeNode(
   target: Buffer,
   entriesMax: number,
-  runs: readonly BlockRun[],
-  firstBlock: number,
-  levels: readonly number[],
+  { runs, firstBlock, levels }: ExtentTree,
   depth: number,
   from: number,
 ): void {

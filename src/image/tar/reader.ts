@@ -107,7 +107,7 @@ export async function* readTar(input: TarInput): AsyncGenerator<TarEntry> {
     records ??= globals;
     const name = longName ?? records.name('GNU.sparse.name') ?? records.name('path') ?? header.name;
     const body = new Body(input, name);
-    const entry = await named(name, () => entryOf(header, block, records, name, longLink, input, body));
+    const entry = await named(name, () => entryOf({ header, block, records, name, longLink }, input, body));
     yield entry;
     await body.finish();
   }
@@ -144,12 +144,17 @@ async function extended(header: TarHeader, totalBytes: number, input: TarInput):
   return body.subarray(0, header.sizeBytes);
 }
 
+/** The header of an entry, its block, and what extended headers before it say. */
+interface EntryHeaders {
+  readonly header: TarHeader;
+  readonly block: Buffer;
+  readonly records: PaxRecords;
+  readonly name: string;
+  readonly longLink: string | undefined;
+}
+
 async function entryOf(
-  header: TarHeader,
-  block: Buffer,
-  records: PaxRecords,
-  name: string,
-  longLink: string | undefined,
+  { header, block, records, name, longLink }: EntryHeaders,
   input: TarInput,
   body: Body,
 ): Promise<TarEntry> {

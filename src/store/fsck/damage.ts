@@ -29,6 +29,8 @@ const CHUNKS_MAX = 8;
 const SAVE_EVERY = 100;
 
 export interface DamageOptions {
+  /** Folders with no absent chunk, although this run has not seen their chunks. */
+  readonly skipped: Uint8Array;
   readonly sources: Sources;
   /** Also look for good copies outside the store; and write them into it. */
   readonly repair: boolean;
@@ -63,31 +65,27 @@ export class DamageCheck {
   readonly #active: AreaPath;
   readonly #images: readonly KnownImage[];
   readonly #live: LiveChunks;
-  readonly #skipped: Uint8Array;
   readonly #options: DamageOptions;
   #looked = 0;
   #repaired = 0;
 
-  /** `skipped`: folders with no absent chunk, although this run has not seen their chunks. */
   constructor(
     parts: StoreParts,
     active: AreaPath,
     images: readonly KnownImage[],
     live: LiveChunks,
-    skipped: Uint8Array,
     options: DamageOptions,
   ) {
     this.#parts = parts;
     this.#active = active;
     this.#images = images;
     this.#live = live;
-    this.#skipped = skipped;
     this.#options = options;
   }
 
   /** Throws UNAVAILABLE, NO_SPACE, ABORTED. */
   async run(): Promise<void> {
-    const absent = this.#skipped.reduce(
+    const absent = this.#options.skipped.reduce(
       (sum, skipped, shard) => sum + (skipped ? 0 : this.#live.absent(shard)),
       0,
     );
@@ -129,7 +127,7 @@ export class DamageCheck {
 
   #isCandidate(flags: number, shard: number): boolean {
     if (!isNeeded(flags) || flags & HANDLED) return false;
-    return (flags & SUSPECT) !== 0 || (!(flags & (SEEN | TRASHED)) && !this.#skipped[shard]);
+    return (flags & SUSPECT) !== 0 || (!(flags & (SEEN | TRASHED)) && !this.#options.skipped[shard]);
   }
 
   async #handle(candidate: Candidate, view: View): Promise<void> {

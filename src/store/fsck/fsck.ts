@@ -146,7 +146,8 @@ class Run {
       signal,
     });
     await scan.run();
-    const damage = new DamageCheck(this.#parts, this.#view.active.path, known, this.#live, scan.skipped, {
+    const damage = new DamageCheck(this.#parts, this.#view.active.path, known, this.#live, {
+      skipped: scan.skipped,
       sources: this.#sources,
       repair: repair !== undefined,
       write,

@@ -51,18 +51,23 @@ export async function describeHits(
   const left = { ofChunks: CHUNK_LOOKUPS_MAX, ofImages: IMAGE_LOOKUPS_MAX };
   await pooled(MANIFESTS_MAX, known, async (image) => {
     options.signal?.throwIfAborted();
-    const found = await describeHit(parts, image, live, damaged, left, options);
+    const found = await describeHit(parts, image, { live, damaged, left }, options);
     if (found) images.push(found);
   });
   return images.sort((a, b) => ((a.names[0] ?? '') < (b.names[0] ?? '') ? -1 : 1));
 }
 
+interface HitSearch {
+  readonly live: LiveChunks;
+  readonly damaged: readonly Damage[];
+  /** Lookups of paths that may still be made. */
+  readonly left: { ofChunks: number; ofImages: number };
+}
+
 async function describeHit(
   parts: StoreParts,
   image: KnownImage,
-  live: LiveChunks,
-  damaged: readonly Damage[],
-  left: { ofChunks: number; ofImages: number },
+  { live, damaged, left }: HitSearch,
   { paths, signal }: HitImageOptions,
 ): Promise<HitImage | undefined> {
   const clear = await image.clear();

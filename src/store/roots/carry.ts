@@ -78,7 +78,7 @@ export async function ensureIn(
   const clear = await firstClear(objects, [...here, ...places], digest);
   if (!clear) return false;
   const from = view.areas.map(({ path }) => path).filter((path) => path !== to);
-  await copyChunks(objects, clear, from, to, digest, options);
+  await copyChunks(objects, { digest, clear }, from, to, options);
   if (here.length > 0) return true;
   // The source may be purged meanwhile; then the manifest is not here.
   let isHere = false;
@@ -115,10 +115,9 @@ export async function firstClear(
 
 async function copyChunks(
   objects: ObjectStore,
-  clear: ClearManifest,
+  { digest, clear }: { readonly digest: ImageDigest; readonly clear: ClearManifest },
   from: readonly AreaPath[],
   to: AreaPath,
-  digest: ImageDigest,
   options: CarryOptions,
 ): Promise<void> {
   const entries = Array.from({ length: clear.storedChunks }, (_, entry) => entry);

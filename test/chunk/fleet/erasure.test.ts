@@ -120,12 +120,12 @@ t.test('property: a shard verifies, and does not with any bit flipped', async (t
       const data = randomBytes(shardBytesOf(sealedBytes, { k, m }));
       const header = writeShardHeader(id, sealedBytes, { k, m }, index, data);
       const valueBytes = header.length + data.length;
-      if (proveShard(header, data, valueBytes, id, sealedBytes, { k, m }) !== index) return false;
+      if (proveShard(header, data, valueBytes, { id, sealedBytes }, { k, m }) !== index) return false;
       const bit = flip % ((48 + 4 + data.length) * 8);
       const at = bit >> 3;
       if (at < 52) header[at]! ^= 1 << (bit & 7);
       else data[at - 52]! ^= 1 << (bit & 7);
-      return proveShard(header, data, valueBytes, id, sealedBytes, { k, m }) === undefined;
+      return proveShard(header, data, valueBytes, { id, sealedBytes }, { k, m }) === undefined;
     }),
     { numRuns: 1000 },
   );
