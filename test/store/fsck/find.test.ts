@@ -251,7 +251,7 @@ t.test(
     t.match(await sweep(place.store.parts), { sweptChunks: 0, sweptManifests: 0 });
 
     flipClear(place.manifest(image));
-    const text = /^attached on host-1: .*broken manifest/;
+    const text = /^attached on host-1: .*corrupt manifest/;
     t.match(await place.check(), { problems: [{ kind: 'manifest', names: [image.digest], text }] });
     flipClear(place.manifest(image));
     // Writing it again has made it young.

@@ -3,7 +3,7 @@
  * running the real code on one simulated store, stopped for any time or killed at any moment; and a judge who sees the
  * store as it is.
  *
- * Breaking one of two rules causes harm so rarely that dozens of runs show nothing, so each has a direct test: that a
+ * Breaking one of two rules causes harm so rarely that ten runs showed nothing, so each has a direct test: that a
  * writer checks the store's time again after its name is written (pause.test.ts, "a name that a stopped writer gives to
  * what was deleted meanwhile"), and that a purge checks reads and leases again while it deletes (purge.test.ts, "a read
  * ends a deletion"; leases.test.ts, "what is leased while a purge deletes").
