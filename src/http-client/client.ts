@@ -168,6 +168,8 @@ export class HttpClient {
     const response = begin(connection);
     const onAbort = () => connection.destroy(new LazydiskError('ABORTED', `${host}: cancelled`));
     signal?.addEventListener('abort', onAbort, { once: true });
+    // It may have been aborted while we waited for the connection.
+    if (signal?.aborted) onAbort();
     let stopWatch: (() => void) | undefined;
     try {
       if (!connection.isConnected) await this.#connected(connection, host);

@@ -276,6 +276,19 @@ t.test('a cancelled request fails at once, and its buffer is not touched any mor
   t.equal(into.toString(), '.'.repeat(1000));
 });
 
+t.test('a request that is cancelled before it gets its connection is not sent', async (t) => {
+  const { port, sockets } = await serve(t, ({ socket }) => socket.write(OK('answer')));
+  const request = open(t, port);
+  for (const what of ['a new connection', 'a kept connection']) {
+    const controller = new AbortController();
+    const cancelled = request({ signal: controller.signal });
+    controller.abort();
+    await t.rejects(cancelled, { code: 'ABORTED' }, what);
+    t.equal(String((await request()).body), 'answer');
+  }
+  t.equal(sockets.filter(({ bytesRead }) => bytesRead > 0).length, 2, 'only the others were sent');
+});
+
 t.test('at most 64 connections are open, and a request that waits for one can be cancelled', async (t) => {
   const held: Socket[] = [];
   const { port, sockets } = await serve(t, ({ socket }) => held.push(socket));
