@@ -67,8 +67,7 @@ export class DurableWriter {
 
   /** The time that the file system stamps on a file written now, in milliseconds since 1970. */
   async nowMs(): Promise<number> {
-    const path = await this.#newTemporary();
-    const file = await open(path, 'wx', 0o644);
+    const { path, file } = await this.#newTemporary();
     try {
       return (await file.stat()).mtimeMs;
     } finally {
@@ -116,8 +115,7 @@ export class DurableWriter {
   }
 
   async #writeTemporary(bytes: Uint8Array): Promise<string> {
-    const path = await this.#newTemporary();
-    const file = await open(path, 'wx', 0o644);
+    const { path, file } = await this.#newTemporary();
     try {
       await writeAll(file, bytes);
       await file.datasync();
@@ -130,9 +128,24 @@ export class DurableWriter {
     return path;
   }
 
-  async #newTemporary(): Promise<string> {
-    this.#ownDir ??= this.#makeOwnDir();
-    return join(await this.#ownDir, String(this.#serial++));
+  async #newTemporary(): Promise<{ readonly path: string; readonly file: FileHandle }> {
+    this.#ownDir ??= this.#makeOwnDir().catch((error) => {
+      this.#ownDir = undefined;
+      throw error;
+    });
+    const ownDir = await this.#ownDir;
+    const path = join(ownDir, String(this.#serial++));
+    const create = () => open(path, 'wx', 0o644);
+    const file = await create().catch(async (error) => {
+      if (error.code !== 'ENOENT') throw error;
+      // Another machine removes a directory that was unused for a day. Only this one is made again: if its parent is
+      // gone too, the store has been moved or unmounted.
+      await mkdir(ownDir).catch((cause) => {
+        if (cause.code !== 'EEXIST') throw cause;
+      });
+      return create();
+    });
+    return { path, file };
   }
 
   /** Renames into place. Returns the directories that must be synced to make the name durable. */

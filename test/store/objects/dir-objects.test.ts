@@ -88,6 +88,31 @@ t.test('a directory that vanishes is not an empty store', async (t) => {
   t.ok(await store.get('x/a', 100));
 });
 
+t.test('a writer whose temporary directory another machine has removed makes it again', async (t) => {
+  const store = newStore(t);
+  await store.put('a', Buffer.from('1'));
+  const tmp = join(store.path, 'tmp');
+  const [own] = readdirSync(tmp);
+  rmdirSync(join(tmp, own!));
+  await Promise.all(['b', 'c', 'd'].map((key) => store.put(key, Buffer.from('2'))));
+  t.ok(await store.get('d', 10));
+  rmdirSync(join(tmp, own!));
+  t.type(await store.nowMs(), 'number');
+
+  renameSync(store.path, `${store.path}.away`);
+  await t.rejects(store.put('e', Buffer.from('3')), { code: 'UNAVAILABLE', message: /ENOENT/ });
+  t.notOk(existsSync(store.path), 'a store that is gone is not begun anew');
+});
+
+t.test('a writer that could not make its temporary directory tries again', async (t) => {
+  const store = newStore(t);
+  writeFileSync(store.path, 'in the way');
+  await t.rejects(store.put('a', Buffer.from('1')), { code: 'UNAVAILABLE' });
+  unlinkSync(store.path);
+  await store.put('a', Buffer.from('1'));
+  t.ok(await store.get('a', 10));
+});
+
 t.test('who only reads writes nothing', async (t) => {
   const store = newStore(t);
   await store.get('x', 1);
