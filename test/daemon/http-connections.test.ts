@@ -1,20 +1,11 @@
 /** An HTTP server that idle connections cannot block. */
 import { once } from 'node:events';
-import { Agent, get, type Server } from 'node:http';
-import { type AddressInfo, connect, type Socket } from 'node:net';
+import { Agent, get } from 'node:http';
+import { connect, type Socket } from 'node:net';
 import t, { type Test } from 'tap';
 import { createBoundedServer } from '../../src/daemon/http-connections.ts';
 import { MetricsServer } from '../../src/daemon/metrics-server.ts';
-
-async function listen(t: Test, server: Server): Promise<number> {
-  server.listen(0, '127.0.0.1');
-  await once(server, 'listening');
-  t.teardown(() => {
-    server.closeAllConnections();
-    server.close();
-  });
-  return (server.address() as AddressInfo).port;
-}
+import { listen } from '../support/http-server.ts';
 
 async function silent(t: Test, port: number): Promise<Socket> {
   const socket = connect(port, '127.0.0.1').on('error', () => {});

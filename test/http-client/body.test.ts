@@ -2,7 +2,6 @@
 import { randomBytes } from 'node:crypto';
 import { once } from 'node:events';
 import http, { type RequestListener } from 'node:http';
-import type { AddressInfo } from 'node:net';
 import { pipeline } from 'node:stream/promises';
 import { setImmediate as turn } from 'node:timers/promises';
 import t, { type Test } from 'tap';
@@ -13,6 +12,7 @@ import {
   targetOf,
 } from '../../src/http-client/client.ts';
 import { serveOwnTls } from '../support/http-proxy.ts';
+import { listen } from '../support/http-server.ts';
 import { skipWithout } from '../support/tools.ts';
 
 const BODY = randomBytes(5_000_000);
@@ -24,14 +24,9 @@ interface Served {
 }
 
 async function serve(t: Test, listener: RequestListener): Promise<Served> {
-  const server = http.createServer(listener).listen(0, '127.0.0.1');
-  await once(server, 'listening');
-  const served = { url: `http://127.0.0.1:${(server.address() as AddressInfo).port}`, connections: 0 };
+  const server = http.createServer(listener);
+  const served = { url: `http://127.0.0.1:${await listen(t, server)}`, connections: 0 };
   server.on('connection', () => served.connections++);
-  t.teardown(() => {
-    server.closeAllConnections();
-    server.close();
-  });
   return served;
 }
 

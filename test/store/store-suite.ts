@@ -7,6 +7,7 @@ import type { Test } from 'tap';
 import { type ChunkId, chunkIdOf, SEALED_BYTES_MAX } from '../../src/format/chunk-id.ts';
 import type { ImageDigest } from '../../src/format/image-digest.ts';
 import type { Store, StoreWriter } from '../../src/store/store.ts';
+import { type OpenViews, testsOnViews } from '../support/views.ts';
 
 const digestOf = (fill: string) => `sha256:${fill.repeat(64)}` as ImageDigest;
 const KEY_A = 'a'.repeat(16);
@@ -18,22 +19,8 @@ async function name(writer: StoreWriter, text: string, digest: ImageDigest): Pro
   await writer.putReference(text, digest);
 }
 
-export function storeSuite(t: Test, open: (t: Test) => Promise<() => Promise<Store>>): void {
-  const withStore = (
-    name: string,
-    body: (t: Test, store: Store, again: () => Promise<Store>) => Promise<void>,
-  ) =>
-    t.test(name, async (t) => {
-      const openView = await open(t);
-      const stores: Store[] = [];
-      const view = async () => {
-        const store = await openView();
-        stores.push(store);
-        return store;
-      };
-      t.teardown(() => Promise.all(stores.map((store) => store.close())));
-      await body(t, await view(), view);
-    });
+export function storeSuite(t: Test, open: OpenViews<Store>): void {
+  const withStore = testsOnViews(t, open);
 
   const chunk = (sizeBytes = 1000): [ChunkId, Buffer] => {
     const sealed = randomBytes(sizeBytes);

@@ -12,6 +12,7 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { promisify } from 'node:util';
 import type { Test } from 'tap';
+import { listen } from './http-server.ts';
 
 /** What is done instead of passing a request on; it can request the true response too. */
 export type Fault = (exchange: Exchange) => void | Promise<void>;
@@ -133,13 +134,7 @@ export async function serveOwnTls(
   const pem = { key: await readFile(key), cert: await readFile(cert, 'latin1') };
   const server = https.createServer(pem, listener);
   await rm(dir, { recursive: true });
-  server.listen(0, '127.0.0.1');
-  await once(server, 'listening');
-  t.teardown(() => {
-    server.closeAllConnections();
-    server.close();
-  });
-  return { url: `https://127.0.0.1:${(server.address() as AddressInfo).port}`, cert: pem.cert };
+  return { url: `https://127.0.0.1:${await listen(t, server)}`, cert: pem.cert };
 }
 
 /** An error in the form of S3. */

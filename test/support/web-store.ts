@@ -1,10 +1,9 @@
 /** A store in a directory behind a web server that can hang on some of its objects. */
-import { once } from 'node:events';
 import { readFile } from 'node:fs/promises';
 import { createServer } from 'node:http';
-import type { AddressInfo } from 'node:net';
 import { join } from 'node:path';
 import type { Test } from 'tap';
+import { listen } from './http-server.ts';
 
 export interface WebStore {
   /** The value for `--store`. */
@@ -29,14 +28,8 @@ export async function serveStore(t: Test, dir: string): Promise<WebStore> {
     if (hanging?.test(pathname)) held.push(serve);
     else serve();
   });
-  server.listen(0, '127.0.0.1');
-  await once(server, 'listening');
-  t.teardown(() => {
-    server.close();
-    server.closeAllConnections();
-  });
   return {
-    url: `http://127.0.0.1:${(server.address() as AddressInfo).port}/`,
+    url: `http://127.0.0.1:${await listen(t, server)}/`,
     hang(what) {
       hanging = what;
     },

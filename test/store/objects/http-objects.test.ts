@@ -1,13 +1,11 @@
 /** Objects on a web server: the contract of read-only stores, on a real nginx, and misbehaving servers. */
 
-import { once } from 'node:events';
 import { mkdirSync, writeFileSync } from 'node:fs';
-import { createServer, type RequestListener } from 'node:http';
-import type { AddressInfo } from 'node:net';
 import { dirname, join } from 'node:path';
 import t, { type Test } from 'tap';
 import { HttpObjects } from '../../../src/store/objects/http-objects.ts';
 import { HttpProxy, reset, serveTls, silent, trickling, truncated } from '../../support/http-proxy.ts';
+import { serveHttp } from '../../support/http-server.ts';
 import { Nginx } from '../../support/nginx.ts';
 import { skipWithout } from '../../support/tools.ts';
 import { listed, readingObjects, readingSuite, refusalSuite } from './objects-suite.ts';
@@ -16,18 +14,6 @@ function open(t: Test, url: string, options?: ConstructorParameters<typeof HttpO
   const store = new HttpObjects(url, options);
   t.teardown(() => store.close());
   return store;
-}
-
-/** Starts a server and returns its URL. */
-async function serve(t: Test, listener: RequestListener): Promise<string> {
-  const server = createServer(listener);
-  server.listen(0, '127.0.0.1');
-  await once(server, 'listening');
-  t.teardown(() => {
-    server.closeAllConnections();
-    server.close();
-  });
-  return `http://127.0.0.1:${(server.address() as AddressInfo).port}`;
 }
 
 t.test('on nginx', async (t) => {
@@ -132,7 +118,7 @@ t.test('on nginx', async (t) => {
 });
 
 t.test('a server that sends no length is read to its end', async (t) => {
-  const origin = await serve(t, (_, response) => {
+  const origin = await serveHttp(t, (_, response) => {
     response.write('abc');
     setTimeout(() => response.end('def'), 20);
   });
@@ -143,11 +129,11 @@ t.test('a server that sends no length is read to its end', async (t) => {
 
 t.test('a redirect elsewhere does not take the password along', async (t) => {
   const seen: (string | undefined)[] = [];
-  const other = await serve(t, (request, response) => {
+  const other = await serveHttp(t, (request, response) => {
     seen.push(request.headers.authorization);
     response.end('there');
   });
-  const origin = await serve(t, (request, response) => {
+  const origin = await serveHttp(t, (request, response) => {
     seen.push(request.headers.authorization);
     response.writeHead(307, { location: `${other}/x?token=1` }).end();
   });
@@ -159,7 +145,7 @@ t.test('a redirect elsewhere does not take the password along', async (t) => {
 t.test('a redirect from https to http is not followed', async (t) => {
   if (skipWithout(t, 'openssl')) return;
   let asked = 0;
-  const plain = await serve(t, (_, response) => {
+  const plain = await serveHttp(t, (_, response) => {
     asked++;
     response.end('in the clear');
   });

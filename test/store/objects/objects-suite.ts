@@ -8,22 +8,10 @@ import type { Test } from 'tap';
 import type { ObjectBytes, ObjectInfo, ObjectStore } from '../../../src/store/objects/object-store.ts';
 import { PagedList } from '../../../src/store/objects/paged-list.ts';
 import { RetryObjects } from '../../../src/store/objects/retry-objects.ts';
+import { type OpenViews, testsOnViews } from '../../support/views.ts';
 
-type View = () => Promise<ObjectStore>;
-
-export function objectsSuite(t: Test, open: (t: Test) => Promise<View>): void {
-  const withStore = (name: string, body: (t: Test, store: ObjectStore, again: View) => Promise<void>) =>
-    t.test(name, async (t) => {
-      const openView = await open(t);
-      const stores: ObjectStore[] = [];
-      const view = async () => {
-        const store = await openView();
-        stores.push(store);
-        return store;
-      };
-      t.teardown(() => Promise.all(stores.map((store) => store.close())));
-      await body(t, await view(), view);
-    });
+export function objectsSuite(t: Test, open: OpenViews<ObjectStore>): void {
+  const withStore = testsOnViews(t, open);
 
   t.test('reading', async (t) => {
     readingSuite(t, async (t) => {
@@ -270,7 +258,7 @@ export const readingObjects: readonly (readonly [string, Buffer])[] = [
 ];
 
 /** For stores that hold `readingObjects`. */
-export function readingSuite(t: Test, open: (t: Test) => Promise<View>): void {
+export function readingSuite(t: Test, open: OpenViews<ObjectStore>): void {
   const withStore = (name: string, body: (t: Test, store: ObjectStore) => Promise<void>) =>
     t.test(name, async (t) => {
       const store = await (await open(t))();

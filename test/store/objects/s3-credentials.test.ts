@@ -3,10 +3,7 @@
  * of a cloud's services. The machine's own metadata service is never contacted.
  */
 import { execFile } from 'node:child_process';
-import { once } from 'node:events';
 import { writeFileSync } from 'node:fs';
-import { createServer, type RequestListener } from 'node:http';
-import type { AddressInfo } from 'node:net';
 import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { promisify } from 'node:util';
@@ -14,6 +11,7 @@ import t, { type Test } from 'tap';
 import { RetryObjects } from '../../../src/store/objects/retry-objects.ts';
 import { S3Objects } from '../../../src/store/objects/s3-objects.ts';
 import { parseS3Url } from '../../../src/store/objects/s3-url.ts';
+import { serveHttp } from '../../support/http-server.ts';
 import { type Key, RGW_TOOLS, Rgw } from '../../support/rgw.ts';
 import { skipWithout } from '../../support/tools.ts';
 
@@ -108,7 +106,7 @@ async function all(): Promise<void> {
     const file = join(t.testdir(), 'token');
     writeFileSync(file, 'the-token-of-this-pod');
     const asked: string[] = [];
-    const sts = await serve(t, async (request, response) => {
+    const sts = await serveHttp(t, async (request, response) => {
       asked.push(String(Buffer.concat((await Array.fromAsync(request)) as Buffer[])));
       response.setHeader('content-type', 'text/xml');
       response.end(`<AssumeRoleWithWebIdentityResponse xmlns="https://sts.amazonaws.com/doc/2011-06-15/">
@@ -157,7 +155,7 @@ async function all(): Promise<void> {
 async function startMetadata(t: Test, key: Key) {
   const metadata = { key, lifeMs: HOUR_MS, given: 0, endpoint: '' };
   const roles = '/latest/meta-data/iam/security-credentials/';
-  metadata.endpoint = await serve(t, (request, response) => {
+  metadata.endpoint = await serveHttp(t, (request, response) => {
     request.resume();
     if (request.url === '/latest/api/token') {
       response.setHeader('x-aws-ec2-metadata-token-ttl-seconds', '21600');
@@ -187,15 +185,4 @@ function setEnvironment(t: Test, env: Record<string, string>): void {
     for (const [name, value] of Object.entries(before))
       if (name.startsWith('AWS_')) process.env[name] = value;
   });
-}
-
-async function serve(t: Test, listener: RequestListener): Promise<string> {
-  const server = createServer(listener);
-  server.listen(0, '127.0.0.1');
-  await once(server, 'listening');
-  t.teardown(() => {
-    server.closeAllConnections();
-    server.close();
-  });
-  return `http://127.0.0.1:${(server.address() as AddressInfo).port}`;
 }
