@@ -1,18 +1,11 @@
-import t, { type Test } from 'tap';
+/** Entries of every kind and age of tar, limits, and damage. */
+import t from 'tap';
 import { LazydiskError } from '../../../src/errors.ts';
 import { StreamInput } from '../../../src/image/tar/input.ts';
 import { readTar } from '../../../src/image/tar/reader.ts';
-import { contentOfEntry, readEntries, streamOf } from '../../support/image.ts';
+import { readEntries, streamOf } from '../../support/image.ts';
 import { packEntry, packHeader, packPax, packTar, padded } from '../../support/tar.ts';
-
-const END = Buffer.alloc(1024);
-const one = async (tar: Buffer) => {
-  const [entry, ...more] = await readEntries(tar);
-  if (!entry || more.length > 0) throw new Error('want exactly one entry');
-  return entry;
-};
-const corrupt = (t: Test, tar: Buffer, message: RegExp, code = 'CORRUPT') =>
-  t.rejects(readEntries(tar), { code, message });
+import { corrupt, END, one } from './reading.ts';
 
 t.test('every kind of entry is read, with owner, mode and device numbers', async (t) => {
   const entries = await readEntries(
@@ -72,53 +65,6 @@ t.test('an unread or partly read body is skipped', async (t) => {
     if (entry.name === 'c') t.equal((await entry.whole()).toString(), 'end');
   }
   t.same(names, ['a', 'b', 'c']);
-});
-
-t.test('a binary xattr keeps its NULs and bytes that are not UTF-8', async (t) => {
-  const capability = Buffer.from('0100000200200000000000000000000000000000', 'hex');
-  const binary = Buffer.from([0, 0xff, 0x0a, 0x3d, 0x20, 0xc3, 0x28, 0]);
-  const entry = await one(
-    packTar([
-      {
-        name: 'f',
-        xattrs: {
-          'security.capability': capability,
-          'user.bin': binary,
-          'user.empty': '',
-          'user.key=odd': 'v',
-        },
-      },
-    ]),
-  );
-  t.same(entry.xattrs.get('security.capability'), capability);
-  t.same(entry.xattrs.get('user.bin'), binary);
-  t.same(entry.xattrs.get('user.empty'), Buffer.alloc(0));
-});
-
-t.test('xattrs of libarchive and Red Hat are read', async (t) => {
-  const entry = await one(
-    packTar([
-      {
-        name: 'f',
-        pax: [
-          ['LIBARCHIVE.xattr.user.a%20b', Buffer.from([0, 1, 255]).toString('base64').replace(/=+$/, '')],
-          ['RHT.security.selinux', Buffer.from('system_u:object_r:bin_t:s0\0')],
-        ],
-      },
-    ]),
-  );
-  t.same(entry.xattrs.get('user.a b'), Buffer.from([0, 1, 255]));
-  t.same(entry.xattrs.get('security.selinux'), Buffer.from('system_u:object_r:bin_t:s0\0'));
-});
-
-t.test('names that are not UTF-8 are kept, in the header and in PAX with hdrcharset=BINARY', async (t) => {
-  const latin = Buffer.from('caf\xe9', 'latin1');
-  const long = Buffer.concat([Buffer.alloc(150, 'x'), Buffer.from([0xff, 0xfe])]);
-  const [short, pax] = await readEntries(
-    packTar([{ name: latin }, { name: long, pax: [['hdrcharset', 'BINARY']] }]),
-  );
-  t.equal(short!.name, latin.toString('latin1'));
-  t.equal(pax!.name, long.toString('latin1'));
 });
 
 t.test('long names and long links are read: ustar prefix, GNU and PAX', async (t) => {
@@ -194,53 +140,6 @@ t.test('a size over 8 GiB is accepted, and a body that ends before it is an erro
   await corrupt(t, tar, /path "big": the tar ends after 4096 of 9663676416 bytes/);
 });
 
-t.test(
-  'a global header applies to all following entries, and an entry’s own records override it',
-  async (t) => {
-    const [a, b, c] = await readEntries(
-      Buffer.concat([
-        packPax(
-          [
-            ['mtime', '5.5'],
-            ['uid', '77'],
-            ['comment', 'x'],
-            ['path', 'never'],
-            ['size', '99'],
-          ],
-          'g',
-        ),
-        packEntry({ name: 'a', body: 'A' }),
-        packEntry({ name: 'b', pax: [['uid', '78']] }),
-        packPax([['uid', '']], 'g'),
-        packEntry({ name: 'c' }),
-        END,
-      ]),
-    );
-    t.match(a, { name: 'a', mtimeNs: 5_500_000_000n, uid: 77, sizeBytes: 1 });
-    t.match(b, { name: 'b', mtimeNs: 5_500_000_000n, uid: 78 });
-    t.match(c, { name: 'c', mtimeNs: 5_500_000_000n, uid: 0 });
-  },
-);
-
-t.test('global headers without extended attributes keep the shared attributes of entries', async (t) => {
-  const [a, b, c, d] = await readEntries(
-    Buffer.concat([
-      packPax([['SCHILY.xattr.user.all', 'yes']], 'g'),
-      packEntry({ name: 'a' }),
-      packPax([['comment', 'x']], 'g'),
-      packEntry({ name: 'b', pax: [['mtime', '1']] }),
-      packPax([['SCHILY.xattr.user.more', '']], 'g'),
-      packEntry({ name: 'c' }),
-      packEntry({ name: 'd', pax: [['SCHILY.xattr.user.own', '1']] }),
-      END,
-    ]),
-  );
-  t.equal(b?.xattrs, a?.xattrs, 'they are not copied');
-  t.same([...a!.xattrs.keys()], ['user.all']);
-  t.same([...c!.xattrs.keys()], ['user.all', 'user.more']);
-  t.same([...d!.xattrs.keys()], ['user.all', 'user.more', 'user.own']);
-});
-
 t.test('links and directories have no body even if they state a size', async (t) => {
   const entries = await readEntries(
     Buffer.concat([
@@ -285,161 +184,6 @@ t.test('checksums over signed bytes are accepted', async (t) => {
   t.equal((await one(Buffer.concat([header, END]))).name, 'caf\xe9\xff');
   header.write((sum - 256).toString(8).padStart(6, '0'), 148);
   await corrupt(t, Buffer.concat([header, END]), /wrong checksum/);
-});
-
-t.test('a sparse file is the same in all four encodings', async (t) => {
-  const content = Buffer.alloc(100_000);
-  content.write('head', 0);
-  content.write('middle', 40_960);
-  const stored = Buffer.concat([Buffer.from('head'), Buffer.from('middle')]);
-  const map = [0, 4, 40_960, 6, 100_000, 0];
-  const oct = (value: number) => `${value.toString(8).padStart(11, '0')}\0`;
-  const oldGnu = Buffer.concat([
-    packHeader({
-      name: 'sparse',
-      typeflag: 'S',
-      sizeBytes: stored.length,
-      patch: (block) => {
-        block.write('ustar  \0', 257);
-        block.fill(0, 345, 512);
-        block.write(map.map(oct).join(''), 386);
-        block.write(oct(content.length), 483);
-      },
-    }),
-    padded(stored),
-  ]);
-  const pax = (records: [string, string][], body: Buffer) =>
-    packEntry({
-      name: 'GNUSparseFile.1/sparse',
-      body,
-      pax: [...records, ['GNU.sparse.name', 'sparse']],
-    });
-  const v00: [string, string][] = [
-    ['GNU.sparse.size', '100000'],
-    ['GNU.sparse.numblocks', '3'],
-  ];
-  for (let at = 0; at < map.length; at += 2) {
-    v00.push(['GNU.sparse.offset', String(map[at])], ['GNU.sparse.numbytes', String(map[at + 1])]);
-  }
-  const v01: [string, string][] = [
-    ['GNU.sparse.size', '100000'],
-    ['GNU.sparse.map', map.join(',')],
-  ];
-  const v10: [string, string][] = [
-    ['GNU.sparse.major', '1'],
-    ['GNU.sparse.minor', '0'],
-    ['GNU.sparse.realsize', '100000'],
-  ];
-  const mapBody = padded(Buffer.from(`${[3, ...map].join('\n')}\n`));
-  const archives: [string, Buffer][] = [
-    ['old GNU', oldGnu],
-    ['PAX 0.0', pax(v00, stored)],
-    ['PAX 0.1', pax(v01, stored)],
-    ['PAX 1.0', pax(v10, Buffer.concat([mapBody, stored]))],
-  ];
-  for (const [name, archive] of archives) {
-    const [entry, next] = await readEntries(Buffer.concat([archive, packEntry({ name: 'next' }), END]));
-    t.match(entry, { name: 'sparse', kind: 'file', sizeBytes: 100_000, storedBytes: 10 }, name);
-    t.same(contentOfEntry(entry!), content, name);
-    t.equal(next!.name, 'next');
-  }
-});
-
-t.test('old GNU sparse maps continue in extension blocks', async (t) => {
-  const oct = (value: number) => `${value.toString(8).padStart(11, '0')}\0`;
-  const pairs = Array.from({ length: 30 }, (_, at) => [at * 4096, 1]);
-  const extension = Buffer.alloc(1024);
-  extension.write(pairs.slice(4, 25).flat().map(oct).join(''), 0);
-  extension[504] = 1;
-  extension.write(pairs.slice(25).flat().map(oct).join(''), 512);
-  const header = packHeader({
-    name: 'sparse',
-    typeflag: 'S',
-    sizeBytes: 30,
-    patch: (block) => {
-      block.write('ustar  \0', 257);
-      block.fill(0, 345, 512);
-      block.write(pairs.slice(0, 4).flat().map(oct).join(''), 386);
-      block[482] = 1;
-      block.write(oct(30 * 4096), 483);
-    },
-  });
-  const entry = await one(Buffer.concat([header, extension, padded(Buffer.alloc(30, 'x')), END]));
-  t.equal(entry.segments?.length, 30);
-  const content = contentOfEntry(entry);
-  t.equal(content.filter((byte) => byte === 0x78).length, 30);
-  t.equal(content[29 * 4096], 0x78);
-});
-
-t.test('inconsistent sparse maps are refused', async (t) => {
-  const sparse = (map: string, size = '1000', body = 'x') =>
-    packTar([
-      {
-        name: 'f',
-        body,
-        pax: [
-          ['GNU.sparse.size', size],
-          ['GNU.sparse.map', map],
-        ],
-      },
-    ]);
-  await corrupt(t, sparse('10,1,5,0'), /overlap/);
-  await corrupt(t, sparse('1000,1'), /exceed the file/);
-  await corrupt(t, sparse('0,2'), /match the stored data/);
-  await corrupt(t, sparse('0'), /pair up/);
-  await corrupt(t, sparse('0,x'), /not a number/);
-  await corrupt(t, sparse('0,1', '-5'), /not a number/);
-  const unpaired = [['GNU.sparse.numbytes', '1']] as [string, string][];
-  await corrupt(t, packTar([{ name: 'f', pax: unpaired }]), /pair up/);
-  const later: [string, string][] = [
-    ['GNU.sparse.major', '2'],
-    ['GNU.sparse.minor', '0'],
-  ];
-  await corrupt(t, packTar([{ name: 'f', pax: later }]), /after 1\.0/, 'UNSUPPORTED');
-  const v10: [string, string][] = [
-    ['GNU.sparse.major', '1'],
-    ['GNU.sparse.minor', '0'],
-    ['GNU.sparse.realsize', '10'],
-  ];
-  await corrupt(
-    t,
-    packTar([{ name: 'f', body: '99999999\n', pax: v10 }]),
-    /more than 1048576/,
-    'UNSUPPORTED',
-  );
-  await corrupt(
-    t,
-    packTar([{ name: 'f', body: Buffer.alloc(2000, '1'), pax: v10 }]),
-    /a truncated sparse map/,
-  );
-});
-
-t.test('malformed records are refused', async (t) => {
-  const raw = (body: string) =>
-    Buffer.concat([
-      packHeader({ name: 'pax', typeflag: 'x', sizeBytes: body.length }),
-      padded(Buffer.from(body, 'latin1')),
-      packEntry({ name: 'f' }),
-      END,
-    ]);
-  for (const body of [
-    '99 path=x\n',
-    '0 path=x\n',
-    '10 path=xx',
-    '-1 a=b\n',
-    'a=b\n',
-    '7 a=b\n',
-    '5 =b\n',
-    '1e1 a=b\n',
-  ]) {
-    await corrupt(t, raw(body), /tar at byte 0: an extended header/);
-  }
-  await corrupt(t, packTar([{ name: 'f', pax: [['uid', '1x']] }]), /path "f": .*uid is not a number/);
-  await corrupt(t, packTar([{ name: 'f', pax: [['uid', '4294967296']] }]), /a uid of 4294967296/);
-  await corrupt(t, packTar([{ name: 'f', pax: [['mtime', '1,5']] }]), /mtime is not a time/);
-  await corrupt(t, packTar([{ name: 'f', pax: [['mtime', '9999999999999999']] }]), /out of range/);
-  await corrupt(t, packTar([{ name: 'f', pax: [['path', 'a\0b']] }]), /path contains a NUL/);
-  await corrupt(t, packTar([{ name: 'f', pax: [['size', '-1']] }]), /size is not a number/);
 });
 
 t.test('input over a limit is refused before it is read', async (t) => {
