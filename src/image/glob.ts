@@ -11,7 +11,7 @@ export function globMatcher(glob: string): (path: string) => boolean {
       if (part === '/**') return '(?:/.*)?';
       if (part === '**') return '.*';
       if (part === '*') return '[^/]*';
-      return part === '?' ? '[^/]' : part.replace(/[\\^$.|+()[\]{}/-]/u, '\\$&');
+      return part === '?' ? '[^/]' : part.replace(/[\\^$.|+()[\]{}/]/u, '\\$&');
     },
   );
   const pattern = new RegExp(`^${source}$`, 'su');

@@ -2,6 +2,7 @@
  * What two images share, and which paths take what they do not; which path lies in which chunks: on images that are built
  * from layers and related in the ways that images are.
  */
+import assert from 'node:assert/strict';
 import { createCipheriv } from 'node:crypto';
 import { readFileSync, rmSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
@@ -289,6 +290,20 @@ t.test('paths are chosen by patterns', async (t) => {
   t.same(matches('a/?', ...paths), ['/a/é']);
   t.same(matches('b+c(d)', ...paths), ['/a/b+c(d)']);
   t.same(matches('/b.s?', ...paths), ['/b.so']);
+  t.same(matches('*-1.?', '/lib-1.0', '/a/x-1.2', '/lib_1.0'), ['/lib-1.0', '/a/x-1.2']);
+  const plain = fc.string({ unit: 'grapheme' }).map((text) => `/${text.replaceAll(/[*?]/g, '')}`);
+  fc.assert(
+    fc.property(plain, plain, (path, other) => {
+      assert.deepEqual(matches(path, path), [path], 'a pattern without * and ? matches itself');
+      if (other !== path) assert.deepEqual(matches(path, other), [], 'and nothing else');
+    }),
+    {
+      examples: [
+        ['/[a-z]', '/b'],
+        ['/a-b.c+d^$|(){}\\', '/a'],
+      ],
+    },
+  );
 });
 
 t.test('of many, the best are kept in order', async (t) => {
