@@ -18,7 +18,7 @@ import type { ImageDigest } from '../format/image-digest.ts';
 import type { BuildReport } from '../image/build.ts';
 import type { ChunkPaths, MetadataChunk, PathChunks } from '../image/chunk-paths.ts';
 import type { BlockUse } from '../image/ext4/reader/inodes.ts';
-import type { DiffSide, ImageDiff, Share, UniqueContent } from '../image/image-diff.ts';
+import type { DiffSide, ImageDiff, UniqueContent } from '../image/image-diff.ts';
 import {
   boolean,
   count,
@@ -44,7 +44,7 @@ import type { AreaState, AreaStatus, GcStatus } from '../store/gc/status.ts';
 import type { SweepReport } from '../store/gc/sweep.ts';
 import type { RewrapReport } from '../store/rewrap.ts';
 import type { StorePolicy } from '../store/roots/policy.ts';
-import type { SharingImage } from '../store/share-tree.ts';
+import type { Share, SharingImage } from '../store/share-tree.ts';
 import type { PastReference } from '../store/store.ts';
 
 const digest = text<ImageDigest>();

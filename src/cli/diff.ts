@@ -1,6 +1,7 @@
 /** `lazydisk diff A B` */
 import { Command } from 'commander';
-import type { DiffSide, ImageDiff, Share } from '../image/image-diff.ts';
+import type { DiffSide, ImageDiff } from '../image/image-diff.ts';
+import type { Share } from '../store/share-tree.ts';
 import { formatShare, formatSize } from '../units.ts';
 import {
   answer,

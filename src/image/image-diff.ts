@@ -9,18 +9,13 @@ import type { KeyRing } from '../keys/key-ring.ts';
 import { type ClearImage, loadClearImage } from '../store/clear-image.ts';
 import { IdTable } from '../store/id-table.ts';
 import { type Image, loadImage } from '../store/image.ts';
+import type { Share } from '../store/share-tree.ts';
 import type { Store } from '../store/store.ts';
 import { Best } from './best.ts';
 import { readImage } from './disk-read.ts';
 import { ChunkUses } from './ext4/reader/chunk-uses.ts';
 import type { BlockUse } from './ext4/reader/inodes.ts';
 import { printable } from './quote.ts';
-
-/** Chunks, each once however often a disk has it. */
-export interface Share {
-  readonly chunks: number;
-  readonly sealedBytes: number;
-}
 
 export interface UniquePath {
   /** One of its names, if it has several; text for a person (see printable). */

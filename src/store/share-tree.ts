@@ -19,7 +19,7 @@ const MANIFESTS_MAX = 8;
 const TURN_CHUNKS = 8192;
 
 /** Distinct chunks, and their sealed bytes. */
-interface Share {
+export interface Share {
   readonly chunks: number;
   readonly sealedBytes: number;
 }
