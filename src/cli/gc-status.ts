@@ -4,7 +4,7 @@ import type { JournalEntry } from '../store/gc/journal.ts';
 import type { AreaStatus, GcStatus } from '../store/gc/status.ts';
 import { formatDuration } from '../units.ts';
 import { answer, type JsonOptions, storeOption, usingStore, withJson } from './context.ts';
-import { list, table } from './table.ts';
+import { list, minute, table } from './table.ts';
 
 export function statusCommand(): Command {
   return withJson(new Command('status'), 'gc status')
@@ -65,8 +65,4 @@ function journalRow({ started, command, host, state, details }: JournalEntry): s
     ([name, value]) => `${name} ${typeof value === 'string' ? value : JSON.stringify(value)}`,
   );
   return [minute(started), command, host, state, text.join(', ').slice(0, 120)];
-}
-
-function minute(time: string | null): string {
-  return time === null ? '–' : time.slice(0, 16).replace('T', ' ');
 }

@@ -16,7 +16,7 @@ import {
   withJson,
   withRetry,
 } from './context.ts';
-import { list, table } from './table.ts';
+import { list, minute, table } from './table.ts';
 
 /** The prefix of keys that a store keeps wrapped. */
 const WRAPPED = 'awskms:';
@@ -146,7 +146,7 @@ async function keyList(options: JsonOptions & StoreOption): Promise<void> {
     return table(
       columns,
       rows.map(({ id, domain, created, keyArn, problem }) => [
-        ...[id, domain ?? '–', created?.slice(0, 16).replace('T', ' ') ?? '–', keyArn ?? '–', problem ?? ''],
+        ...[id, domain ?? '–', minute(created), keyArn ?? '–', problem ?? ''],
       ]),
     );
   });

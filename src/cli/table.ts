@@ -33,6 +33,11 @@ export function list(entries: readonly (readonly [string, string | readonly stri
     .join('');
 }
 
+/** An ISO time to the minute, in UTC; a dash for null. */
+export function minute(time: string | null): string {
+  return time === null ? '–' : time.slice(0, 16).replace('T', ' ');
+}
+
 /** Escapes control characters: text from elsewhere (an image's labels, a file name) must not control the terminal. */
 export function printable(text: string): string {
   return text.replace(/\p{Cc}/gu, (char) => `\\x${char.charCodeAt(0).toString(16).padStart(2, '0')}`);
