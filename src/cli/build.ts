@@ -17,6 +17,7 @@ import {
   withStore,
 } from './context.ts';
 import type { ProgressState } from './progress.ts';
+import { another } from './setting-option.ts';
 import { list } from './table.ts';
 
 interface BuildCommandOptions extends JsonOptions, StoreOptions, RetryFlags {
@@ -52,7 +53,7 @@ export function buildCommand(): Command {
     .option(
       '--registry-mirror <registry=host[:port][/path]>',
       'where to ask before that registry, as in docker.io=mirror.example/hub; may be given again',
-      (text: string, before: readonly string[] | undefined) => [...(before ?? []), text],
+      another,
     )
     .option('--plain-http', 'ask registries by HTTP; those on loopback are if they do not speak TLS')
     .addHelpText(

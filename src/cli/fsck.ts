@@ -17,7 +17,7 @@ import {
 } from './context.ts';
 import { describeFsck } from './fsck-report.ts';
 import type { SourceOptions } from './fsck-sources.ts';
-import { settingOption } from './setting-option.ts';
+import { another, settingOption } from './setting-option.ts';
 
 interface FsckCommandOptions extends JsonOptions, StoreOptions, SourceOptions, RetryFlags {
   readonly sample: string;
@@ -29,7 +29,6 @@ interface FsckCommandOptions extends JsonOptions, StoreOptions, SourceOptions, R
 }
 
 export function fsckCommand(): Command {
-  const again = (text: string, before: readonly string[] | undefined) => [...(before ?? []), text];
   return withRetry(withJson(withStore(new Command('fsck')), 'fsck'))
     .description('check a whole store, and mend it from good copies elsewhere')
     .option('--sample <share>', 'share of the chunks whose bytes are read and proven', '1%')
@@ -38,11 +37,11 @@ export function fsckCommand(): Command {
     .option('--resume <file>', 'keep the state here, and go on from it after a stop')
     .option('--repair', 'put good copies in the place of what is damaged or gone')
     .option('--dry-run', 'with --repair: write nothing, and say what would be mended')
-    .option('--from <url>', 'a store to take good copies from; may be given again', again)
+    .option('--from <url>', 'a store to take good copies from; may be given again', another)
     .option(
       '--cache <dir>',
       "a daemon's disk cache to take them from, in use or not; may be given again",
-      again,
+      another,
     )
     .option('--fleet <url>', 'a cache fleet to take them from, as for `lazydisk serve`')
     .addOption(settingOption('fleet_tls'))

@@ -12,8 +12,11 @@ export function settingOption(name: SettingName): Option {
     setting.help + choices + (standard === undefined ? '' : ` (default: ${standard})`),
   );
   if (setting.env !== undefined) option.env(setting.env);
-  // A repeated flag makes a list.
-  if (setting.kind.isList)
-    option.argParser((text: string, before: readonly string[] | undefined) => [...(before ?? []), text]);
+  if (setting.kind.isList) option.argParser(another);
   return option;
+}
+
+/** The parser of a flag that may be given again: makes a list. */
+export function another(text: string, before: readonly string[] | undefined): readonly string[] {
+  return [...(before ?? []), text];
 }
