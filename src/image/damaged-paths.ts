@@ -6,10 +6,7 @@ import type { DiskPaths } from '../store/fsck/hit-images.ts';
 import { readWhatOpens } from './disk-read.ts';
 import { pathsOfChunks } from './ext4/reader/paths.ts';
 
-const PATHS_MAX = 1000;
-
 export const ext4Paths: DiskPaths = (manifest, getChunk) => {
   const read = readWhatOpens(manifest, getChunk);
-  return (chunks, signal) =>
-    pathsOfChunks(read, manifest.diskBytes, chunks, { pathsMax: PATHS_MAX, ...(signal && { signal }) });
+  return (chunks, signal) => pathsOfChunks(read, manifest.diskBytes, chunks, signal && { signal });
 };

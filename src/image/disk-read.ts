@@ -16,7 +16,7 @@ import type { DiskRead } from './ext4/reader/disk.ts';
 const CHUNKS_MAX = 64;
 
 /** Reads the disk of `manifest`, of whose stored chunks `open` gives the plain bytes, or undefined where it cannot. */
-export function readDisk(manifest: Manifest, open: (entry: number) => Promise<Buffer | undefined>): DiskRead {
+function readDisk(manifest: Manifest, open: (entry: number) => Promise<Buffer | undefined>): DiskRead {
   const zeroes = Buffer.alloc(CHUNK_BYTES);
   const chunks = new LRUCache<number, Promise<Buffer | undefined>>({ max: CHUNKS_MAX });
   return async (offset, lengthBytes) => {
