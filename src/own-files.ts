@@ -61,10 +61,10 @@ export async function openOwnFile(path: string): Promise<FileHandle> {
     throw error;
   });
   try {
-    const { uid, nlink } = await handle.stat();
-    if (!(await handle.stat()).isFile()) throw inTheWay('it is not a regular file');
-    if (uid !== process.geteuid?.()) throw inTheWay(`it belongs to another user (uid ${uid})`);
-    if (nlink > 1) throw inTheWay('it has another name too');
+    const found = await handle.stat();
+    if (!found.isFile()) throw inTheWay('it is not a regular file');
+    if (found.uid !== process.geteuid?.()) throw inTheWay(`it belongs to another user (uid ${found.uid})`);
+    if (found.nlink > 1) throw inTheWay('it has another name too');
     return handle;
   } catch (error) {
     await handle.close();
