@@ -28,7 +28,8 @@ interface BootOptions extends JsonOptions, RunDirOptions {
   readonly accel: 'auto' | 'kvm' | 'tcg';
 }
 
-interface Booted extends BootResult {
+/** What it answers with --json. */
+export interface Booted extends BootResult {
   readonly drive: DriveStat;
   readonly via: Via;
   readonly timings: BootResult['timings'] & { readonly attachMs: number };

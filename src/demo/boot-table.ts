@@ -1,16 +1,9 @@
 /** The demo's result: what each boot read, how much of it was fetched and from where, and how long it took. */
-
-import type { BootResult } from '../boot/boot.ts';
+import type { Booted } from '../cli/boot.ts';
 import { table } from '../cli/table.ts';
 import type { DriveStat, TierInfo } from '../daemon/api.ts';
 import type { BuildReport } from '../image/build.ts';
 import { formatDuration, formatShare, formatSize } from '../units.ts';
-
-/** What `lazydisk boot --json` answers. */
-export interface Booted extends BootResult {
-  readonly drive: DriveStat;
-  readonly timings: BootResult['timings'] & { readonly attachMs: number };
-}
 
 export interface Run {
   readonly via: 'fuse' | 'nbd';
