@@ -4,15 +4,13 @@
  * requests without taking its answers, or asks for too much at once, is not read from until it has been served, so its
  * cost is bounded.
  */
-import type { BlockDevice, PinnedBytes } from '../../drive/block-device.ts';
-import { errorText, LazydiskError } from '../../errors.ts';
-import type { ByteBudget } from '../byte-budget.ts';
-import type { TurnBudget } from '../turn-budget.ts';
-import { AnswerRoom } from './answer-room.ts';
+import type { BlockDevice } from '../../drive/block-device.ts';
+import { errorText } from '../../errors.ts';
 import type { ChannelOwner, NbdChannel } from './channel.ts';
+import { type ConnectionContext, unsentBytesMax } from './connection-context.ts';
 import type { Session } from './handshake.ts';
-import { type NbdLimits, shareOf } from './limits.ts';
-import { type NbdCounters, opOf } from './ops.ts';
+import { shareOf } from './limits.ts';
+import { opOf } from './ops.ts';
 import {
   BLOCK_SIZE,
   COMMAND,
@@ -22,9 +20,9 @@ import {
   type Request,
   readRequest,
 } from './protocol.ts';
-import { HOLE_BYTES_MIN, PIECE_BYTES_MAX, type Piece, piecesOf } from './read-pieces.ts';
+import { ReadAnswers } from './read-answers.ts';
 import { refusalOf } from './refusal.ts';
-import { type BatchPool, PooledCopy, ReplyWriter } from './reply-writer.ts';
+import { ReplyWriter } from './reply-writer.ts';
 
 /** The most extents in one answer; a client asks again for the rest. */
 const EXTENTS_MAX = 4096;
@@ -36,24 +34,13 @@ const REQUEST_COST_BYTES = 4096;
 /** How much of each connection that waits for a turn of the event loop is served before the next one. */
 const QUANTUM_BYTES = 256 * 1024;
 
-/** What a connection shares with all others of its server. */
-export interface ConnectionContext {
-  readonly counters: NbdCounters;
-  readonly limits: NbdLimits;
-  readonly pool: BatchPool;
-  readonly budget: ByteBudget;
-  readonly turn: TurnBudget;
-  /** The current number of clients. */
-  connections(): number;
-}
-
 export class NbdConnection implements ChannelOwner {
   readonly #channel: NbdChannel;
   readonly #onClosed: () => void;
   readonly #session: Session;
   readonly #context: ConnectionContext;
   readonly #replies: ReplyWriter;
-  readonly #room: AnswerRoom;
+  readonly #reads: ReadAnswers;
   readonly #abort = new AbortController();
   /** The start of a request whose end has not arrived. */
   #partial: Buffer = Buffer.alloc(0);
@@ -61,8 +48,6 @@ export class NbdConnection implements ChannelOwner {
   #skipBytes = 0;
   /** Requests that wait for room; at most those of one read. */
   readonly #queue: Request[] = [];
-  /** Long answers that wait until the client has taken what was sent. */
-  #waitingForRoom: (() => void)[] = [];
   #running = 0;
   #runningBytes = 0;
   #isPaused = false;
@@ -80,11 +65,10 @@ export class NbdConnection implements ChannelOwner {
     this.#session = session;
     this.#context = context;
     this.#replies = new ReplyWriter(channel, session.structured, context.pool);
-    this.#room = new AnswerRoom(session.device, context.budget, {
+    this.#reads = new ReadAnswers(session, context, this.#replies, {
       signal: this.#abort.signal,
-      stallMs: context.limits.lingerTimeoutMs,
-      isOwed: () => this.#replies.unsentBytes > 0,
-      onStall: () => {
+      isGone: () => this.#isGone,
+      disconnect: () => {
         context.counters.errors++;
         channel.destroy();
       },
@@ -150,10 +134,9 @@ export class NbdConnection implements ChannelOwner {
   closed(): void {
     this.#isClosed = true;
     clearInterval(this.#linger);
-    this.#room.close();
     this.#queue.length = 0;
     this.#abort.abort();
-    this.#wake();
+    this.#reads.close();
     this.#onClosed();
   }
 
@@ -164,12 +147,8 @@ export class NbdConnection implements ChannelOwner {
     return this.#isClosed || this.#channel.isDestroyed;
   }
 
-  get #unsentBytesMax(): number {
-    return shareOf(this.#context.limits.unsentBytesMax, this.#context.connections(), this.#context.limits);
-  }
-
   get #isFull(): boolean {
-    return this.#queue.length > 0 || this.#replies.unsentBytes > this.#unsentBytesMax;
+    return this.#queue.length > 0 || this.#replies.unsentBytes > unsentBytesMax(this.#context);
   }
 
   /** Whether one more request may start now. */
@@ -180,7 +159,7 @@ export class NbdConnection implements ChannelOwner {
       this.#waitForTurn();
       return false;
     }
-    if (this.#replies.unsentBytes > this.#unsentBytesMax) return false;
+    if (this.#replies.unsentBytes > unsentBytesMax(this.#context)) return false;
     if (this.#running === 0) return true;
     const bytesMax = shareOf(limits.requestedBytesMax, this.#context.connections(), limits);
     return this.#running < limits.requestsMax && this.#runningBytes + request.lengthBytes <= bytesMax;
@@ -199,14 +178,14 @@ export class NbdConnection implements ChannelOwner {
   /** Called when the client has taken bytes. */
   sent(): void {
     this.#hasMoved = true;
-    this.#room.moved();
-    const isAwaited = this.#waitingForRoom.length > 0 || this.#queue.length > 0 || this.#isPaused;
+    this.#reads.moved();
+    const isAwaited = this.#reads.isWaiting || this.#queue.length > 0 || this.#isPaused;
     if (!isAwaited || this.#isContinuePlanned) return;
     // Not at once: this may be in the middle of a pass over the queue.
     this.#isContinuePlanned = true;
     setImmediate(() => {
       this.#isContinuePlanned = false;
-      this.#wake();
+      this.#reads.wake();
       this.#continue();
     });
   }
@@ -258,7 +237,8 @@ export class NbdConnection implements ChannelOwner {
     if (refusal) {
       this.#fail(request, refusal.error, refusal.text);
     } else if (type === COMMAND.read) {
-      this.#read(request);
+      const work = this.#reads.start(request);
+      if (work) void this.#wait(request, work);
     } else if (type === COMMAND.blockStatus) {
       const extentsMax = (flags & COMMAND_FLAG.reqOne) !== 0 ? 1 : EXTENTS_MAX;
       this.#replies.blockStatus(request, this.device.extents(offset, lengthBytes, extentsMax));
@@ -268,127 +248,6 @@ export class NbdConnection implements ChannelOwner {
       if (type === COMMAND.cache) this.device.prefetch(offset, lengthBytes);
       this.#replies.done(request);
     }
-  }
-
-  #read(request: Request): void {
-    const { flags, offset, lengthBytes } = request;
-    const mayBeCut = this.#session.structured && (flags & COMMAND_FLAG.df) === 0;
-    if (mayBeCut && lengthBytes >= HOLE_BYTES_MIN) {
-      const pieces = piecesOf(this.device, offset, lengthBytes);
-      if (pieces.length > 1) {
-        this.#wait(request, this.#sendPieces(request, pieces));
-        return;
-      }
-      if (pieces[0]!.hole) {
-        this.#countRead(lengthBytes, true);
-        this.#replies.hole(request, offset, lengthBytes, true);
-        return;
-      }
-    } else if (lengthBytes > PIECE_BYTES_MAX) {
-      this.#wait(request, this.#sendWhole(request));
-      return;
-    }
-    const bytes = this.#room.tryRead(offset, lengthBytes);
-    if (bytes) this.#sendData(request, offset, lengthBytes, bytes, true);
-    else this.#wait(request, this.#sendFetched(request));
-  }
-
-  /** The deadline of a read that starts now, for all of its pieces. */
-  #deadline(): number {
-    return performance.now() + this.device.readTimeoutMs;
-  }
-
-  /** The bytes, with room in the budget for them; releasing the bytes releases the room. */
-  #readInRoom(offset: number, lengthBytes: number, deadline: number): Promise<PinnedBytes> {
-    return this.#room.read(lengthBytes, deadline, () => this.#fetch(offset, lengthBytes, deadline));
-  }
-
-  /** Bytes of the device, pinned. If the connection has gone in the meantime, releases them and throws. */
-  async #fetch(offset: number, lengthBytes: number, deadline: number): Promise<PinnedBytes> {
-    const bytes =
-      this.device.tryRead(offset, lengthBytes) ??
-      (await this.device.read(offset, lengthBytes, this.#abort.signal, deadline));
-    if (!this.#isGone) return bytes;
-    bytes.release();
-    throw new LazydiskError('ABORTED', 'the client has gone');
-  }
-
-  async #sendFetched(request: Request): Promise<void> {
-    const { offset, lengthBytes } = request;
-    const bytes = await this.#readInRoom(offset, lengthBytes, this.#deadline());
-    this.#sendData(request, offset, lengthBytes, bytes, true);
-  }
-
-  /** Sends a structured reply, with one piece pinned at a time. */
-  async #sendPieces(request: Request, pieces: readonly Piece[]): Promise<void> {
-    let deadline = this.#deadline();
-    for (const [n, { offset, lengthBytes, hole }] of pieces.entries()) {
-      const isLast = n === pieces.length - 1;
-      const pausedAt = performance.now();
-      while (this.#replies.unsentBytes > this.#unsentBytesMax && !this.#isGone) {
-        await new Promise<void>((resolve) => this.#waitingForRoom.push(resolve));
-      }
-      // The time in which the client was slow, and nothing was read, does not count.
-      deadline += performance.now() - pausedAt;
-      if (this.#isGone) throw new LazydiskError('ABORTED', 'the client has gone');
-      if (!hole) {
-        const bytes = await this.#readInRoom(offset, lengthBytes, deadline);
-        this.#sendData(request, offset, lengthBytes, bytes, isLast);
-        continue;
-      }
-      this.#countRead(lengthBytes, isLast);
-      this.#replies.hole(request, offset, lengthBytes, isLast);
-    }
-  }
-
-  /** Sends a long reply in one piece: it is first copied together, because an error cannot be sent after its header. */
-  async #sendWhole(request: Request): Promise<void> {
-    const { offset, lengthBytes } = request;
-    const deadline = this.#deadline();
-    const held = await this.#room.take(lengthBytes, deadline);
-    const whole = new PooledCopy(this.#context.pool, lengthBytes);
-    try {
-      for (let at = 0; at < lengthBytes; at += PIECE_BYTES_MAX) {
-        const bytes = await this.#fetch(offset + at, Math.min(PIECE_BYTES_MAX, lengthBytes - at), deadline);
-        for (const part of bytes.parts) whole.append(part);
-        bytes.release();
-        await this.#turn(PIECE_BYTES_MAX);
-      }
-    } catch (error) {
-      whole.release();
-      held.release();
-      throw error;
-    }
-    this.#sendData(request, offset, lengthBytes, this.#room.holding(whole, held), true);
-  }
-
-  /** Resolves once this many bytes may be copied in this turn of the event loop. */
-  #turn(bytes: number): Promise<void> {
-    const { turn } = this.#context;
-    return new Promise((resolve) => {
-      turn.wait(this.device, () => {
-        turn.use(this.device, bytes);
-        resolve();
-      });
-    });
-  }
-
-  #sendData(
-    request: Request,
-    offset: number,
-    lengthBytes: number,
-    bytes: PinnedBytes,
-    isLast: boolean,
-  ): void {
-    this.#context.turn.use(this.device, lengthBytes);
-    this.#countRead(lengthBytes, isLast);
-    this.#replies.data(request, offset, lengthBytes, bytes, isLast);
-  }
-
-  #countRead(lengthBytes: number, isLast: boolean): void {
-    const { counters } = this.#context;
-    counters.readBytes += lengthBytes;
-    if (isLast) counters.readsOk++;
   }
 
   #fail(request: Request, error: number, text: string): void {
@@ -414,12 +273,6 @@ export class NbdConnection implements ChannelOwner {
     this.#running--;
     this.#runningBytes -= request.lengthBytes;
     if (this.#queue.length > 0 || this.#isPaused || this.#isEnding) this.#continue();
-  }
-
-  #wake(): void {
-    const waiting = this.#waitingForRoom;
-    this.#waitingForRoom = [];
-    for (const resolve of waiting) resolve();
   }
 
   #endIfIdle(): void {
