@@ -170,40 +170,40 @@ export class ChunkMemory {
 
   /**
    * Removes the least recently used slot without a holder from the cache and returns it; one of `owner` first, if that
-   * drive has more than its share.
+   * drive has more than its share and has one near enough to the end of the LRU.
    */
   #evict(owner = ''): Slot | undefined {
     const isOver = (this.#held.get(owner) ?? 0) * this.#held.size > this.slots;
-    let victim: Slot | undefined = isOver ? this.#ownOf(owner) : undefined;
-    if (victim) {
-      this.#forget(victim);
-      return victim;
+    let { victim } = isOver ? this.#claimOldest(OWN_FIRST_MAX, owner) : {};
+    if (!victim) {
+      const { victim: unused, used, isHeld } = this.#claimOldest(this.slots);
+      victim = unused ?? used.find((slot) => slot.claim());
+      if (!victim && (isHeld || used.length > 0)) this.#retryLater();
     }
-    let isHeld = false;
-    // The LRU does not see reads by native threads, so slots that they used get a second chance here.
+    if (victim) this.#forget(victim);
+    return victim;
+  }
+
+  /**
+   * Claims the least recently used slot without a holder among the last `looksMax` of the LRU; only one of `owner`, if
+   * given. The LRU does not see reads by native threads, so slots that they used get a second chance: they become the
+   * most recently used.
+   */
+  #claimOldest(looksMax: number, owner?: string): { victim?: Slot; used: Slot[]; isHeld: boolean } {
     const used: Slot[] = [];
+    let victim: Slot | undefined;
+    let isHeld = false;
+    let looks = 0;
     for (const slot of this.#cached.rvalues()) {
-      if (!slot || slot.pinned) continue;
+      if (++looks > looksMax) break;
+      if (!slot || slot.pinned || (owner !== undefined && slot.owner !== owner)) continue;
       if (slot.takeUsed()) used.push(slot);
       else if (slot.claim()) victim = slot;
       else isHeld = true;
       if (victim) break;
     }
     for (const slot of used) this.#cached.get(slot.key!);
-    victim ??= used.find((slot) => slot.claim());
-    if (victim) this.#forget(victim);
-    else if (isHeld || used.length > 0) this.#retryLater();
-    return victim;
-  }
-
-  /** The least recently used slot of `owner` without a holder, claimed, if it is near enough to the end of the LRU. */
-  #ownOf(owner: string): Slot | undefined {
-    let looked = 0;
-    for (const slot of this.#cached.rvalues()) {
-      if (slot?.owner === owner && !slot.pinned && slot.claim()) return slot;
-      if (++looked === OWN_FIRST_MAX) break;
-    }
-    return undefined;
+    return { ...(victim && { victim }), used, isHeld };
   }
 
   /** A native thread held a slot that was wanted, and does not notify us when it lets go. */

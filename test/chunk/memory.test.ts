@@ -61,6 +61,23 @@ t.test('a drive that reads more than its share of memory gives up its own chunks
   t.equal(memory.stats().evictions, 94);
 });
 
+t.test('of a drive over its share, a chunk that only native threads read is not evicted first', async (t) => {
+  const memory = new ChunkMemory({ capacityBytes: 4 * CHUNK_BYTES });
+  const read = async (drive: string, key: string) => {
+    const ctx = { ...demand(), drive };
+    const slot = memory.commit(key, await memory.reserve(ctx), ctx);
+    slot.release();
+    return slot;
+  };
+  await read('a', 'a');
+  const hot = await read('greedy', 'hot');
+  // As if a thread read it between any two evictions.
+  hot.takeUsed = () => true;
+  for (let n = 0; n < 10; n++) await read('greedy', `greedy ${n}`);
+  t.ok(memory.has('hot'));
+  t.ok(memory.has('a'), 'and the other drive gives up nothing for it');
+});
+
 t.test('the same id under another key is another chunk', async (t) => {
   const image = await makeImage('a');
   const ref = image.refs[0] as ChunkRef;
