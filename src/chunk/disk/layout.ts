@@ -8,7 +8,6 @@
  * A record carries the sequence number that its segment had when it was written. Segments are reused from the start, so
  * a walk stops at another sequence number: the rest is left over from an earlier use. Records are aligned to 4096 so
  * that tiny chunks cannot make the index in memory larger than the data is worth. All numbers are little-endian.
- * All numbers are little-endian.
  */
 import { crc32 } from 'node:zlib';
 import { LazydiskError } from '../../errors.ts';

@@ -35,13 +35,14 @@ function failing(times: number, code: ErrorCode = 'UNAVAILABLE') {
   return state;
 }
 
+/** Tries three times, with hardly a pause. */
+function retryOf(tier: ChunkTier): RetryTier {
+  return new RetryTier(tier, { tries: 3, tryTimeoutMs: 1000, pauses: { firstMs: 1, longestMs: 1 } });
+}
+
 t.test('retry: an error is retried, but a miss is an answer', async (t) => {
   const state = failing(2);
-  const tier = new RetryTier(state.tier, {
-    tries: 3,
-    tryTimeoutMs: 1000,
-    pauses: { firstMs: 1, longestMs: 1 },
-  });
+  const tier = retryOf(state.tier);
   t.equal(await tier.get(ID, 100, demand()), undefined);
   t.equal(state.calls, 3);
   await tier.get(ID, 100, demand());
@@ -50,11 +51,7 @@ t.test('retry: an error is retried, but a miss is an answer', async (t) => {
 
 t.test('retry: after the last try the error is reported with the number of tries', async (t) => {
   const state = failing(100);
-  const tier = new RetryTier(state.tier, {
-    tries: 3,
-    tryTimeoutMs: 1000,
-    pauses: { firstMs: 1, longestMs: 1 },
-  });
+  const tier = retryOf(state.tier);
   await t.rejects(tier.get(ID, 100, demand()), {
     code: 'UNAVAILABLE',
     message: 'made to fail (tried 3 times)',
@@ -65,11 +62,7 @@ t.test('retry: after the last try the error is reported with the number of tries
 t.test('retry: an error that would only repeat is not retried', async (t) => {
   for (const code of ['CORRUPT', 'KEY', 'USAGE', 'NOT_FOUND'] as const) {
     const state = failing(100, code);
-    const tier = new RetryTier(state.tier, {
-      tries: 3,
-      tryTimeoutMs: 1000,
-      pauses: { firstMs: 1, longestMs: 1 },
-    });
+    const tier = retryOf(state.tier);
     await t.rejects(tier.get(ID, 100, demand()), { code, message: 'made to fail' });
     t.equal(state.calls, 1);
   }
