@@ -9,7 +9,7 @@
  */
 import { withDeadline } from '../async/deadline.ts';
 import type { ReadContext } from '../async/read-context.ts';
-import { LazydiskError, withContext } from '../errors.ts';
+import { codeOf, LazydiskError, withContext } from '../errors.ts';
 import { type ChunkId, SEALED_BYTES_MAX } from '../format/chunk-id.ts';
 import type { Store } from '../store/store.ts';
 import { Places } from './places.ts';
@@ -49,7 +49,7 @@ export class OriginTier implements ChunkTier {
       if (!this.#threads) return await this.#fromNetwork(id, ctx);
       const read = await this.#inThread(this.#threads.reads, id, ctx);
       const bytes = await withDeadline(read.bytes, ctx, `${this.#store.url}: no answer`).catch((error) => {
-        if (error instanceof LazydiskError && error.code === 'TIMEOUT') this.#hangs(read);
+        if (codeOf(error) === 'TIMEOUT') this.#hangs(read);
         throw error;
       });
       return bytes && { bytes, release() {} };

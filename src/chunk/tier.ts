@@ -15,7 +15,10 @@
 import type { ReadContext } from '../async/read-context.ts';
 import type { ChunkId } from '../format/chunk-id.ts';
 
-export type TierName = 'memory' | 'disk' | 'fleet' | 'origin';
+/** Nearest to the guest first. */
+export const TIERS = ['memory', 'disk', 'fleet', 'origin'] as const;
+
+export type TierName = (typeof TIERS)[number];
 
 /** Sealed bytes on loan: `bytes` may be a pooled buffer and is valid until `release()`, which must be called once. */
 export interface SealedLoan {

@@ -4,7 +4,7 @@
  * a drive enters the registry (and so the exports) only when it can be read.
  */
 import type { ChunkReader } from '../chunk/reader.ts';
-import type { TierName } from '../chunk/tier.ts';
+import { TIERS } from '../chunk/tier.ts';
 import type { PinnedBytes } from '../drive/block-device.ts';
 import { Drive, type DriveOptions } from '../drive/drive.ts';
 import { checkDriveName, driveNameFor } from '../drive/drive-name.ts';
@@ -17,8 +17,6 @@ import type { SharedImages } from './images.ts';
 
 /** Attached drives and attaches in progress, together. */
 const DRIVES_MAX = 16_384;
-
-const TIERS: readonly TierName[] = ['memory', 'disk', 'fleet', 'origin'];
 
 /** Where the exports offer a drive. */
 export interface DrivePlaces {

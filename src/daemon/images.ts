@@ -5,8 +5,7 @@
  */
 import { LRUCache } from 'lru-cache';
 import { LazydiskError } from '../errors.ts';
-import type { ImageDigest } from '../format/image-digest.ts';
-import { isDigest } from '../format/image-digest.ts';
+import { type ImageDigest, isDigest } from '../format/image-digest.ts';
 import type { KeyRing } from '../keys/key-ring.ts';
 import { type Image, loadImage } from '../store/image.ts';
 import type { LeaseKeeper } from '../store/lease-keeper.ts';

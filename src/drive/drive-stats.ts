@@ -1,7 +1,7 @@
 /** A drive's own statistics, cheap enough to count every read: how much of the image it used, and from which tier. */
 import type { ReadClass } from '../async/read-context.ts';
 import { Histogram, type LatencySummary } from '../chunk/histogram.ts';
-import type { TierName } from '../chunk/tier.ts';
+import { TIERS, type TierName } from '../chunk/tier.ts';
 import type { ErrorCode, LazydiskError } from '../errors.ts';
 
 export interface TierStats {
@@ -39,9 +39,6 @@ export interface DriveStats {
   readonly inFlight: number;
   readonly oldestInFlightMs: number;
 }
-
-/** Nearest first. */
-const TIERS: readonly TierName[] = ['memory', 'disk', 'fleet', 'origin'];
 
 /** The one of the two tiers that is farther from the guest. */
 export function fartherTier(a: TierName, b: TierName): TierName {
