@@ -3,7 +3,6 @@
  * reports its result, at the timeout, or when the caller aborts. The process never outlives the call.
  */
 import { spawn } from 'node:child_process';
-import { once } from 'node:events';
 import { readFile } from 'node:fs/promises';
 import { LazydiskError } from '../errors.ts';
 
@@ -42,7 +41,8 @@ export async function runQemu(options: QemuOptions): Promise<void> {
   options.signal?.throwIfAborted();
   const args = await qemuArguments(options);
   const child = spawn(program, args, { stdio: ['ignore', 'pipe', 'pipe'] });
-  const ended = once(child, 'close');
+  // Not once(), whose promise rejects, too, for a program that did not start; nobody would await that.
+  const ended = new Promise<void>((resolve) => child.once('close', () => resolve()));
   let errorOutput = '';
   child.stderr.on('data', (bytes: Buffer) => {
     errorOutput = (errorOutput + bytes.toString('utf8')).slice(-STDERR_BYTES_MAX);
