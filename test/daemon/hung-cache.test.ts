@@ -9,12 +9,16 @@ import { diskWorkplace, TestDaemon } from '../support/daemon.ts';
 import { NbdClient } from '../support/nbd-client.ts';
 
 /**
- * Mounts a file system at `dir` whose server never answers; undefined if that is not permitted. The function returned
- * makes every call to the file system fail.
+ * Mounts a file system at `dir` whose server never answers. Returns undefined, after a visible skip (in CI: a failure),
+ * if that is not permitted. The function returned makes every call to the file system fail.
  */
 function mountHung(t: Test, dir: string): (() => Promise<void>) | undefined {
   mkdirSync(dir);
-  if (fuseMount('hung', dir, 'fuse.hung', 'rootmode=40000,user_id=0,group_id=0') < 0) return undefined;
+  if (fuseMount('hung', dir, 'fuse.hung', 'rootmode=40000,user_id=0,group_id=0') < 0) {
+    if (process.env.CI) t.fail('needs root');
+    else t.comment('skipped: needs root');
+    return undefined;
+  }
   let aborted: Promise<void> | undefined;
   const abort = () => {
     aborted ??= new Promise((resolve) => fuseUnmount(dir, true, () => resolve()));
@@ -28,11 +32,7 @@ t.test('a cache whose disk hangs keeps no daemon from starting, serving and stop
   const place = await diskWorkplace(t, 8);
   const disk = join(place.dir, 'disk');
   const abort = mountHung(t, disk);
-  if (!abort) {
-    if (process.env.CI) t.fail('needs root');
-    else t.comment('skipped: needs root');
-    return;
-  }
+  if (!abort) return;
   const daemon = await TestDaemon.start(t, place, ['--cache', join(disk, 'cache')]);
   const control = new ControlClient(place.runDir);
   await control.attach({ image: 'app:1', name: 'web' });
@@ -57,10 +57,7 @@ t.test('a cache whose disk fails at last stays out, and the daemon says so', asy
   const place = await diskWorkplace(t, 2);
   const disk = join(place.dir, 'disk');
   const abort = mountHung(t, disk);
-  if (!abort) {
-    t.comment('skipped: needs root');
-    return;
-  }
+  if (!abort) return;
   const daemon = await TestDaemon.start(t, place, ['--cache', join(disk, 'cache')]);
   await abort();
   await daemon.logged(({ msg }) => /could not be opened/.test(msg ?? ''));
