@@ -31,7 +31,7 @@ import {
   type Problem,
 } from './report.ts';
 import { type RepairSource, Sources } from './source.ts';
-import { type FsckState, StateFile } from './state.ts';
+import { type FsckState, type ShardResult, StateFile } from './state.ts';
 import { findStrays, type Strays, type UnnamedImages } from './strays.ts';
 
 const MANIFESTS_MAX = 4;
@@ -271,11 +271,7 @@ class Run {
 }
 
 function orphansOf(
-  results: readonly {
-    readonly leased: { chunks: number; bytes: number };
-    readonly young: { chunks: number; bytes: number };
-    readonly garbage: { chunks: number; bytes: number };
-  }[],
+  results: readonly ShardResult[],
   strays: Strays,
   kind: 'leased' | 'young' | 'garbage',
 ): Counted {

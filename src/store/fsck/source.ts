@@ -5,7 +5,7 @@
 import { hash } from 'node:crypto';
 import { type Pauses, retrying } from '../../async/backoff.ts';
 import { codeOf, errorText, isRetryable } from '../../errors.ts';
-import { type ChunkId, SEALED_BYTES_MAX } from '../../format/chunk-id.ts';
+import type { ChunkId } from '../../format/chunk-id.ts';
 import type { ObjectStore } from '../objects/object-store.ts';
 import { MARKER_KEY } from '../roots/layout.ts';
 import type { Store } from '../store.ts';
@@ -80,7 +80,7 @@ export function isChunk(bytes: Uint8Array, id: ChunkId): boolean {
 export async function readObject(
   objects: ObjectStore,
   key: string,
-  bytesMax = SEALED_BYTES_MAX,
+  bytesMax: number,
 ): Promise<Buffer | 'absent' | 'unreadable'> {
   // Fewer tries of its own: an unreadable object is not worth waiting for as long as an unavailable store.
   const once = objects.withoutRetries;

@@ -9,7 +9,7 @@ import type { ChunkId } from '../../format/chunk-id.ts';
 import type { ImageDigest } from '../../format/image-digest.ts';
 import type { ClearManifest } from '../../format/manifest-clear.ts';
 import { proveClear } from '../manifest-check.ts';
-import type { ObjectOptions, ObjectStore } from '../objects/object-store.ts';
+import type { ObjectStore } from '../objects/object-store.ts';
 import { type AreaPath, chunkKey, manifestKey, manifestsPrefix, meaningOf } from './layout.ts';
 import type { StoreParts } from './parts.ts';
 import { boundedWrites, carryManifest, MANIFEST_BYTES_MAX } from './place-manifest.ts';
@@ -140,8 +140,7 @@ async function copyFirst(
   id: ChunkId,
   from: readonly AreaPath[],
   to: AreaPath,
-  options?: ObjectOptions,
 ): Promise<boolean> {
-  for (const area of from) if (await objects.copy(chunkKey(area, id), chunkKey(to, id), options)) return true;
+  for (const area of from) if (await objects.copy(chunkKey(area, id), chunkKey(to, id))) return true;
   return false;
 }

@@ -76,9 +76,9 @@ export class References {
 
   /** All names and what they point to, sorted by name, without removed ones. */
   async list(view: View): Promise<Reference[]> {
-    const found = new Map(await this.#listIn(view.active.path));
+    const found = await this.listIn(view.active.path);
     if (view.draining)
-      for (const [name, reference] of await this.#listIn(view.draining.path))
+      for (const [name, reference] of await this.listIn(view.draining.path))
         if (!found.has(name)) found.set(name, reference);
     const named = [...found.values()].flatMap(({ name, digest, updated }) =>
       digest === null ? [] : [{ name, digest, updated }],
@@ -87,8 +87,23 @@ export class References {
   }
 
   /** The names of one root alone, tombstones included, by name. */
-  async listIn(area: AreaPath): Promise<ReadonlyMap<string, ListedName>> {
-    return new Map(await this.#listIn(area));
+  async listIn(area: AreaPath): Promise<Map<string, ListedName>> {
+    const found = new Map<string, ListedName>();
+    for (const kind of ['inherited', 'references'] as const) {
+      const names = new Map<string, number>();
+      for await (const page of this.#objects.list(referencesPrefix(area, kind))) {
+        for (const { key, modifiedMs } of page) {
+          const meaning = meaningOf(key);
+          if (meaning?.kind === 'reference') names.set(meaning.name, modifiedMs);
+        }
+      }
+      await pooled(READS_MAX, names, async ([name, modifiedMs]) => {
+        // A name that was listed and is gone now went with its root.
+        const got = await this.#get(area, kind, name);
+        if (got) found.set(name, { ...got.reference, modifiedMs });
+      });
+    }
+    return found;
   }
 
   /**
@@ -165,25 +180,6 @@ export class References {
       this.#get(area, 'inherited', fullName),
     ]);
     return { current: own?.reference ?? inherited?.reference, ownVersion: own?.version ?? null };
-  }
-
-  async #listIn(area: AreaPath): Promise<[string, ListedName][]> {
-    const found = new Map<string, ListedName>();
-    for (const kind of ['inherited', 'references'] as const) {
-      const names = new Map<string, number>();
-      for await (const page of this.#objects.list(referencesPrefix(area, kind))) {
-        for (const { key, modifiedMs } of page) {
-          const meaning = meaningOf(key);
-          if (meaning?.kind === 'reference') names.set(meaning.name, modifiedMs);
-        }
-      }
-      await pooled(READS_MAX, names, async ([name, modifiedMs]) => {
-        // A name that was listed and is gone now went with its root.
-        const got = await this.#get(area, kind, name);
-        if (got) found.set(name, { ...got.reference, modifiedMs });
-      });
-    }
-    return [...found];
   }
 
   async #get(
