@@ -124,6 +124,8 @@ t.test('a manifest that is replaced is gone from all areas', async (t) => {
       code: 'NOT_FOUND',
     },
   );
+  // Closing waits until the read from the retired root is recorded; only then may the directory go.
+  await store.close();
 });
 
 t.test('files lie where FORMAT.md says, and nothing else does', async (t) => {
