@@ -3,6 +3,7 @@ import { Command } from 'commander';
 import { LazydiskError } from '../errors.ts';
 import type { ImageDigest } from '../format/image-digest.ts';
 import { isDigest } from '../format/image-digest.ts';
+import { findReference } from '../store/find-reference.ts';
 import { referenceName } from '../store/reference-name.ts';
 import type { Store } from '../store/store.ts';
 import { answer, type JsonOptions, storeOption, usingStore, withJson } from './context.ts';
@@ -40,9 +41,7 @@ async function tag(image: string, name: string, options: TagOptions): Promise<vo
 
 async function digestOf(store: Store, image: string): Promise<ImageDigest> {
   if (isDigest(image)) return image;
-  const reference = await store.getReference(image);
-  if (!reference) throw new LazydiskError('NOT_FOUND', `no image ${referenceName(image)} in ${store.url}`);
-  return reference.digest;
+  return (await findReference(store, image)).digest;
 }
 
 function parseExpected(text: string): ImageDigest | null {

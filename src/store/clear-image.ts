@@ -2,8 +2,8 @@
 import { LazydiskError } from '../errors.ts';
 import { type ImageDigest, isDigest } from '../format/image-digest.ts';
 import type { ClearManifest } from '../format/manifest-clear.ts';
+import { findReference } from './find-reference.ts';
 import { proveClear } from './manifest-check.ts';
-import { referenceName } from './reference-name.ts';
 import type { Store } from './store.ts';
 
 export interface ClearImage {
@@ -18,9 +18,9 @@ export interface ClearImage {
  * is neither, NOT_FOUND, CORRUPT, UNSUPPORTED if the store cannot be listed.
  */
 export async function loadClearImage(store: Store, nameOrDigest: string): Promise<ClearImage> {
-  const name = isDigest(nameOrDigest) ? nameOrDigest : referenceName(nameOrDigest);
-  const digest = isDigest(nameOrDigest) ? nameOrDigest : (await store.getReference(name))?.digest;
-  if (!digest) throw new LazydiskError('NOT_FOUND', `no image ${name} in ${store.url}`);
+  const { name, digest } = isDigest(nameOrDigest)
+    ? { name: nameOrDigest, digest: nameOrDigest }
+    : await findReference(store, nameOrDigest);
   return { name, digest, clear: await anyClear(store, digest, await store.manifestKeys(digest)) };
 }
 

@@ -11,6 +11,7 @@ import { type ChunkId, SEALED_BYTES_MAX } from '../format/chunk-id.ts';
 import { type ImageDigest, isDigest } from '../format/image-digest.ts';
 import type { ClearManifest } from '../format/manifest-clear.ts';
 import type { KeyRing } from '../keys/key-ring.ts';
+import { findReference } from './find-reference.ts';
 import { checkManifest, manifestProof } from './manifest-check.ts';
 import { referenceName } from './reference-name.ts';
 import { placementOver } from './roots/place-manifest.ts';
@@ -95,10 +96,8 @@ async function resolveNames({
       throw new LazydiskError('USAGE', 'an image that is given by its digest needs a name in the target');
     return { name: target, digest: image };
   }
-  const source = referenceName(image);
-  const reference = await from.getReference(source);
-  if (!reference) throw new LazydiskError('NOT_FOUND', `no image ${source} in ${from.url}`);
-  return { name: target ?? source, digest: reference.digest };
+  const source = await findReference(from, image);
+  return { name: target ?? source.name, digest: source.digest };
 }
 
 /**

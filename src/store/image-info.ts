@@ -4,9 +4,9 @@ import { isDigest } from '../format/image-digest.ts';
 import type { Manifest } from '../format/manifest.ts';
 import type { LayerRange, RunConfig } from '../format/manifest-metadata.ts';
 import type { KeyRing } from '../keys/key-ring.ts';
+import { findReference } from './find-reference.ts';
 import { loadImage } from './image.ts';
 import { listImages } from './image-list.ts';
-import { referenceName } from './reference-name.ts';
 import type { Store } from './store.ts';
 
 export interface ImageInfo {
@@ -80,10 +80,8 @@ export async function describeImage(
   }
   if (isDigest(nameOrDigest))
     throw new LazydiskError('KEY', 'an image is looked up by its digest with a key only');
-  const name = referenceName(nameOrDigest);
-  const reference = await store.getReference(name);
-  if (!reference) throw new LazydiskError('NOT_FOUND', `no image ${name} in ${store.url}`);
-  return { name, digest: reference.digest, updated: reference.updated, content: null };
+  const { name, digest, updated } = await findReference(store, nameOrDigest);
+  return { name, digest, updated, content: null };
 }
 
 function contentOf(manifest: Manifest): ImageContent {

@@ -1,11 +1,10 @@
 /** Opens an image's manifest from its name or digest; errors name the step that failed. */
-import { LazydiskError } from '../errors.ts';
 import type { ImageDigest } from '../format/image-digest.ts';
 import { isDigest } from '../format/image-digest.ts';
 import type { Manifest } from '../format/manifest.ts';
 import type { KeyRing } from '../keys/key-ring.ts';
+import { findReference } from './find-reference.ts';
 import { openManifest } from './open-manifest.ts';
-import { referenceName } from './reference-name.ts';
 import type { Reference, Store } from './store.ts';
 
 export interface Image {
@@ -28,13 +27,7 @@ export async function loadImage(store: Store, nameOrDigest: string, keys: KeyRin
       manifest: await openManifest(store, nameOrDigest, nameOrDigest, keys),
     };
   }
-  const name = referenceName(nameOrDigest);
-  const reference = await store.getReference(name);
-  if (!reference) throw new LazydiskError('NOT_FOUND', `no image ${name} in ${store.url}`);
-  return {
-    name,
-    reference,
-    digest: reference.digest,
-    manifest: await openManifest(store, name, reference.digest, keys),
-  };
+  const reference = await findReference(store, nameOrDigest);
+  const { name, digest } = reference;
+  return { name, reference, digest, manifest: await openManifest(store, name, digest, keys) };
 }

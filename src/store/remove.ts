@@ -1,6 +1,7 @@
 /** Removes names of images. The images stay until garbage collection finds that no name or host uses them. */
 import { LazydiskError } from '../errors.ts';
 import type { ImageDigest } from '../format/image-digest.ts';
+import { findReference } from './find-reference.ts';
 import type { RootStore } from './roots/root-store.ts';
 import type { Reference, StoreWriter } from './store.ts';
 
@@ -53,8 +54,7 @@ async function removeName(
   name: string,
   { expected, dryRun = false }: RemoveOptions,
 ): Promise<Reference> {
-  const reference = await store.getReference(name);
-  if (!reference) throw new LazydiskError('NOT_FOUND', `no image ${name} in ${store.url}`);
+  const reference = await findReference(store, name);
   const { digest } = reference;
   if (expected !== undefined && expected !== digest)
     throw new LazydiskError('BUSY', `${name} is ${digest} and not ${expected}: it stays`);
