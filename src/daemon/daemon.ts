@@ -5,13 +5,7 @@
  */
 
 import type { AddressInfo } from 'node:net';
-import type { DiskTier } from '../chunk/disk/disk-tier.ts';
-import type { LateCache } from '../chunk/disk/late-cache.ts';
-import { Fleet } from '../chunk/fleet/fleet.ts';
-import { ChunkMemory } from '../chunk/memory.ts';
-import { ChunkReader } from '../chunk/reader.ts';
-import type { ChunkTier } from '../chunk/tier.ts';
-import { LimitTier } from '../chunk/wrappers/limit.ts';
+import type { Fleet } from '../chunk/fleet/fleet.ts';
 import { LazydiskError } from '../errors.ts';
 import { ByteBudget } from '../export/byte-budget.ts';
 import { cleanStaleMount, FuseMount } from '../export/fuse/mount.ts';
@@ -27,7 +21,7 @@ import { VERSION } from '../version.ts';
 import { hostPort, nbdTcpUri, nbdUnixUri } from './addresses.ts';
 import { Admission } from './admission.ts';
 import type { AttachRequest, DaemonStatus, DriveInfo, DriveStat, FleetInfo, FleetPlaces } from './api.ts';
-import { CACHE_READS_MAX, cacheState, cacheTier, openCache } from './cache.ts';
+import { cacheState } from './cache.ts';
 import type { ServeConfig } from './config.ts';
 import { ControlServer, type ControlService } from './control.ts';
 import { type DrivePlaces, Drives } from './drives.ts';
@@ -38,15 +32,14 @@ import { leaseLog } from './lease-log.ts';
 import type { Logger } from './log.ts';
 import type { LogStream } from './log-stream.ts';
 import type { MetricSources } from './metric-sources.ts';
-import { DaemonMetrics } from './metrics.ts';
 import { MetricsServer } from './metrics-server.ts';
-import { Origin } from './origin.ts';
 import { ReadErrorLog } from './read-errors.ts';
 import { takeRunDir } from './run-dir.ts';
 import type { RunPaths } from './run-paths.ts';
 import type { Address } from './setting-kinds.ts';
 import { SkewWatch } from './skew-watch.ts';
 import { StoreAsks } from './store-asks.ts';
+import { openTiers, type Tiers } from './tiers.ts';
 
 /** Concurrent operations on the store for attaches and for lists; each list makes several requests at once. */
 const ATTACH_ASKS_MAX = 8;
@@ -60,7 +53,7 @@ interface Places {
   metrics: Address | undefined;
 }
 
-interface Parts {
+interface Parts extends Tiers {
   readonly config: ServeConfig;
   readonly log: Logger;
   readonly logStream: LogStream;
@@ -69,19 +62,13 @@ interface Parts {
   readonly store: Store;
   readonly leases: LeaseKeeper;
   readonly skew: SkewWatch;
-  readonly cache: LateCache;
-  readonly diskTier: DiskTier;
-  readonly fleet: Fleet | undefined;
-  readonly origin: Origin;
   readonly admission: Admission;
-  readonly reader: ChunkReader;
   readonly images: SharedImages;
   readonly drives: Drives;
   readonly lists: StoreAsks;
   /** What all exports share. */
   readonly shares: { readonly budget: ByteBudget; readonly turn: TurnBudget };
   readonly nbd: NbdServer;
-  readonly metrics: DaemonMetrics;
   readonly places: Places;
   readonly closers: AsyncDisposableStack;
 }
@@ -275,23 +262,8 @@ async function openParts(
   const { paths, release } = await takeRunDir(config.runDir, cleanStaleMount);
   closers.defer(release);
 
-  const memory = new ChunkMemory({ capacityBytes: config.memoryBytes });
-  const cache = await openCache(config, log);
-  // The reader closes it too, once there is one; until then, a failed start must not lose the cache's index.
-  closers.defer(() => cache.close());
-  const metrics = new DaemonMetrics(VERSION);
-  closers.defer(() => metrics.close());
-  const origin = new Origin(store, config);
-  const fleet = config.fleet && (await Fleet.open(config.fleet, log));
-  if (fleet) closers.defer(() => fleet.close());
-  const diskTier = cacheTier(cache, config, log);
-  const reader = openReader(
-    config,
-    memory,
-    [new LimitTier(diskTier, { concurrency: CACHE_READS_MAX }), ...(fleet ? [fleet.tier] : []), origin.tier],
-    metrics,
-  );
-  closers.defer(() => reader.close());
+  const tiers = await openTiers(config, log, store, closers);
+  const { origin, reader, metrics } = tiers;
 
   const places: Places = { fuse: undefined, fuseProblem: null, nbdTcp: undefined, metrics: undefined };
   const leases = new LeaseKeeper(store.parts, { host: hostName(), onChange: leaseLog(log) });
@@ -320,42 +292,31 @@ async function openParts(
     onFull: (listener) => log.warn({ part: 'nbd', ...listener }, 'a listener is full: clients are refused'),
   });
   const parts: Parts = {
-    ...{
-      config,
-      log,
-      logStream,
-      paths,
-      keys,
-      store,
-      leases,
-      skew,
-      cache,
-      diskTier,
-      fleet,
-      origin,
-      admission,
-      reader,
-      images,
-      drives,
-    },
-    ...{ shares, nbd, metrics, places, closers, lists: new StoreAsks(LIST_ASKS_MAX) },
+    config,
+    ...tiers,
+    log,
+    logStream,
+    paths,
+    keys,
+    store,
+    leases,
+    skew,
+    admission,
+    images,
+    drives,
+    shares,
+    nbd,
+    places,
+    closers,
+    lists: new StoreAsks(LIST_ASKS_MAX),
   };
-  metrics.watch(metricSources(parts, memory));
+  metrics.watch(metricSources(parts));
   return parts;
 }
 
-function openReader(
-  config: ServeConfig,
-  memory: ChunkMemory,
-  tiers: readonly ChunkTier[],
-  { observer }: DaemonMetrics,
-): ChunkReader {
-  return new ChunkReader({ memory, tiers, observer, cacheTimeoutMs: config.cacheTimeoutMs });
-}
-
 /** What the metrics are asked of at each scrape. */
-function metricSources(parts: Parts, memory: ChunkMemory): MetricSources {
-  const { cache, diskTier, fleet, origin, admission, reader, images, drives } = parts;
+function metricSources(parts: Parts): MetricSources {
+  const { memory, cache, diskTier, fleet, origin, admission, reader, images, drives } = parts;
   const { leases, store, logStream, nbd, places, shares } = parts;
   return {
     drives: () => drives.size,

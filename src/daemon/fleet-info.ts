@@ -71,7 +71,11 @@ export async function locateInFleet(
     nodes: [...nodes].map(([node, sum]) => ({ node, ...sum })).sort((a, b) => (a.node < b.node ? -1 : 1)),
     shards: isChunk
       ? last.map(({ node, state, index, bytes, why }) => ({
-          ...{ node, state, index: index ?? null, bytes: bytes ?? null, why: why ?? null },
+          node,
+          state,
+          index: index ?? null,
+          bytes: bytes ?? null,
+          why: why ?? null,
         }))
       : [],
   };

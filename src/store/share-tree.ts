@@ -60,7 +60,11 @@ export async function shareTree(store: Store): Promise<SharingImage[]> {
       if (typeof clear === 'string')
         looked.push({
           ...image,
-          ...{ stored: NONE, added: NONE, shared: NONE, problem: clear, parentNumber: undefined },
+          stored: NONE,
+          added: NONE,
+          shared: NONE,
+          problem: clear,
+          parentNumber: undefined,
         });
       else looked.push({ ...image, ...closest(await sets.take(number, clear)), problem: null });
     }

@@ -44,8 +44,13 @@ export async function benchBulkheads(): Promise<Row[]> {
         const peerValue = alone[key];
         const wanted = goal !== undefined && key === 'p99Ms' ? { goal, goalIsMost: true } : {};
         rows.push({
-          ...{ name: `16 drives beside ${name}, ${what}`, ours, unit: 'ms' },
-          ...{ peer: 'alone', peerValue, ratio: ours / peerValue, ...wanted },
+          name: `16 drives beside ${name}, ${what}`,
+          ours,
+          unit: 'ms',
+          peer: 'alone',
+          peerValue,
+          ratio: ours / peerValue,
+          ...wanted,
         });
       }
     }

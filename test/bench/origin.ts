@@ -76,8 +76,11 @@ async function latencies(rgw: Rgw, url: string, ids: readonly ChunkId[]): Promis
     await store.close();
   }
   return [0.5, 0.99].map((share) => ({
-    ...{ name: `GET of a chunk, p${share * 100}`, ours: percentile(ours, share), unit: 'ms' },
-    ...{ peer: 'bare signed GET', peerValue: percentile(bare, share) },
+    name: `GET of a chunk, p${share * 100}`,
+    ours: percentile(ours, share),
+    unit: 'ms',
+    peer: 'bare signed GET',
+    peerValue: percentile(bare, share),
     ratio: percentile(ours, share) / percentile(bare, share),
     ...(share === 0.5 && { goal: 1.05, goalIsMost: true }),
   }));

@@ -80,9 +80,14 @@ function row(name: string, stat: DriveStat): Row {
   const kib = (bytes: number) => bytes / 1024;
   const text = `${touchedChunks} chunks read, ${kib(readaheadBytes).toFixed(0)} KiB read ahead`;
   return {
-    ...{ name: `${name} (${text})`, ours: kib(readaheadUnusedBytes), unit: 'KiB unread' },
-    ...{ peer: 'fetched', peerValue: kib(fetchedBytes), ratio: readaheadUnusedBytes / fetchedBytes },
-    ...{ goal: UNREAD_SHARE_MAX, goalIsMost: true },
+    name: `${name} (${text})`,
+    ours: kib(readaheadUnusedBytes),
+    unit: 'KiB unread',
+    peer: 'fetched',
+    peerValue: kib(fetchedBytes),
+    ratio: readaheadUnusedBytes / fetchedBytes,
+    goal: UNREAD_SHARE_MAX,
+    goalIsMost: true,
   };
 }
 

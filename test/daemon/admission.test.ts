@@ -17,7 +17,9 @@ function fakeDrive(name: string): StartingDrive & { reads: number; chunks: numbe
 function setUp(strained: boolean, options: { startsMax?: number; queueMax?: number } = {}) {
   const state = { nowMs: 1_000, strained };
   const admission = new Admission({
-    ...{ startsMax: 2, waitMs: 10_000, ...options },
+    startsMax: 2,
+    waitMs: 10_000,
+    ...options,
     isStrained: () => state.strained,
     now: () => state.nowMs,
   });
@@ -205,7 +207,12 @@ async function simulate(
     now: () => nowMs,
   });
   const runs: Run[] = Array.from({ length: drives }, () => ({
-    ...{ attempt: 0, got: 0, asked: 0, total: 0, done: false, admitted: false },
+    attempt: 0,
+    got: 0,
+    asked: 0,
+    total: 0,
+    done: false,
+    admitted: false,
   }));
   const begin = async (run: Run, n: number) => {
     const admitted = await admission.admit();

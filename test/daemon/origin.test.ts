@@ -20,8 +20,11 @@ import { skipWithout } from '../support/tools.ts';
 const run = promisify(execFile);
 
 const CONFIG = {
-  ...{ originTimeoutMs: 5_000, originTries: 3, originConcurrency: 4 },
-  ...{ originRate: undefined, originBandwidth: undefined },
+  originTimeoutMs: 5_000,
+  originTries: 3,
+  originConcurrency: 4,
+  originRate: undefined,
+  originBandwidth: undefined,
 };
 
 const idOf = (n: number) => n.toString(16).padStart(64, '0') as ChunkId;

@@ -25,9 +25,18 @@ t.test('each setting is a flag of serve, with its default in the help', async (t
 
 t.test('each setting has a field of its own in the configuration', async (t) => {
   const config = resolveConfig({
-    ...{ store: 's', key: 'k', run_dir: '/r', cache: 'c', fleet: 'memcached://a:1,b:2?k=2&m=0' },
-    ...{ nbd_tcp: 'a:1', metrics: 'a:2', origin_rate: 5, origin_bandwidth: '1M' },
-    ...{ fleet_tls: 'system', fleet_login: 'l', starts_max: '7' },
+    store: 's',
+    key: 'k',
+    run_dir: '/r',
+    cache: 'c',
+    fleet: 'memcached://a:1,b:2?k=2&m=0',
+    nbd_tcp: 'a:1',
+    metrics: 'a:2',
+    origin_rate: 5,
+    origin_bandwidth: '1M',
+    fleet_tls: 'system',
+    fleet_login: 'l',
+    starts_max: '7',
   });
   t.same(
     SETTING_ROWS.map(([, { field }]: [string, Setting]) => field).toSorted(),

@@ -300,8 +300,10 @@ export class DiskCache implements ChunkTier {
       }
       const { segment, offset } = place;
       const header = writeRecordHeader({
-        ...{ id, sealedBytes: sealed.length },
-        ...{ sequence: segment.sequence, alive: true },
+        id,
+        sealedBytes: sealed.length,
+        sequence: segment.sequence,
+        alive: true,
       });
       await this.#writeNow([header, sealed], segmentOffset(this.#geometry, segment.number) + offset);
       return this.#segments.add({ id, segment: segment.number, offset, sealedBytes: sealed.length, hits });

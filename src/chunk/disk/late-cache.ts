@@ -76,8 +76,16 @@ export class LateCache {
     if (this.#cache) return { ...this.#cache.stats(), opening: false };
     return {
       capBytes: this.#capBytes,
-      ...{ reservedBytes: 0, usedBytes: 0, entries: 0, evictions: 0, quarantined: 0 },
-      ...{ droppedPuts: 0, writeErrors: 0, writable: false, recovering: false, opening: true },
+      reservedBytes: 0,
+      usedBytes: 0,
+      entries: 0,
+      evictions: 0,
+      quarantined: 0,
+      droppedPuts: 0,
+      writeErrors: 0,
+      writable: false,
+      recovering: false,
+      opening: true,
     };
   }
 

@@ -137,8 +137,14 @@ export class Connection {
     }
     const { promise, resolve, reject } = Promise.withResolvers<MetaReply>();
     const pending: Pending = {
-      ...{ deadline, sink, resolve, reject, settled: false, wantsValue: sink !== undefined },
-      ...{ ahead: this.inflight, repliesBefore: this.#replies },
+      deadline,
+      sink,
+      resolve,
+      reject,
+      settled: false,
+      wantsValue: sink !== undefined,
+      ahead: this.inflight,
+      repliesBefore: this.#replies,
     };
     this.#waiting.push(pending);
     this.#outbox.push(...parts);

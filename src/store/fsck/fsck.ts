@@ -146,17 +146,7 @@ class Run {
       signal,
     });
     await scan.run();
-    const damage = new DamageCheck(this.#parts, this.#view.active.path, known, this.#live, {
-      skipped: scan.skipped,
-      sources: this.#sources,
-      repair: repair !== undefined,
-      write,
-      report: (found) => this.#addDamage(found),
-      save: () => this.#file.save(),
-      onProgress: (done, total) => this.#options.onProgress?.({ phase: 'damage', done, total }),
-      signal,
-    });
-    await damage.run();
+    const damage = await this.#findDamage(known, scan.skipped, write);
     const { list } = this.#damaged;
     const hits =
       this.#damaged.total === 0
@@ -177,15 +167,22 @@ class Run {
     const { state } = this.#file;
     return {
       store: this.#parts.objects.url,
-      ...{ sample: state.sample, seed: state.seed },
+      sample: state.sample,
+      seed: state.seed,
       names: [...named.values()].reduce((total, { names }) => total + names.length, 0),
-      ...{ images: named.size, manifests: check.manifests, openedManifests: check.opened },
+      images: named.size,
+      manifests: check.manifests,
+      openedManifests: check.opened,
       liveChunks: this.#live.needed(),
-      ...{ readChunks: sum((one) => one.readChunks), readBytes: sum((one) => one.readBytes) },
+      readChunks: sum((one) => one.readChunks),
+      readBytes: sum((one) => one.readBytes),
       inTrash: sum((one) => one.inTrash) + damage.inTrash + check.inTrash,
-      ...{ problems: this.#problems.list.sort(byName), moreProblems: this.#problems.more },
-      ...{ damagedChunks: this.#damaged.total, damaged: list.sort(byId) },
-      ...{ hitImages: hits.slice(0, IMAGES_MAX), moreHitImages: Math.max(0, hits.length - IMAGES_MAX) },
+      problems: this.#problems.list.sort(byName),
+      moreProblems: this.#problems.more,
+      damagedChunks: this.#damaged.total,
+      damaged: list.sort(byId),
+      hitImages: hits.slice(0, IMAGES_MAX),
+      moreHitImages: Math.max(0, hits.length - IMAGES_MAX),
       unknownImages: named.size - known.length,
       orphans: {
         leased: orphansOf(results, strays, 'leased'),
@@ -200,6 +197,21 @@ class Run {
       repair: repair === undefined ? null : this.#repairReport(repair.dryRun ?? false),
       remaining: this.#remaining,
     };
+  }
+
+  async #findDamage(known: readonly KnownImage[], skipped: Uint8Array, write: boolean): Promise<DamageCheck> {
+    const damage = new DamageCheck(this.#parts, this.#view.active.path, known, this.#live, {
+      skipped,
+      sources: this.#sources,
+      repair: this.#options.repair !== undefined,
+      write,
+      report: (found) => this.#addDamage(found),
+      save: () => this.#file.save(),
+      onProgress: (done, total) => this.#options.onProgress?.({ phase: 'damage', done, total }),
+      signal: this.#options.signal,
+    });
+    await damage.run();
+    return damage;
   }
 
   async #readManifests(
@@ -226,7 +238,9 @@ class Run {
     );
     const there = await imagesIn(objects, areasOfRoot(this.#view, this.#view.active));
     const { leased } = await leasedOf(objects, there, {
-      ...{ sinceMs: this.#nowMs - leaseTermMs(policy), except: named, signal: this.#options.signal },
+      sinceMs: this.#nowMs - leaseTermMs(policy),
+      except: named,
+      signal: this.#options.signal,
     });
     const late = latelyNamed(await references.history(), current, this.#nowMs - policy.graceMs);
     for (const digest of named.keys()) late.delete(digest);

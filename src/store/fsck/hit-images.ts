@@ -93,8 +93,13 @@ async function describeHit(
     }
     const { more, metadata, ...all } = await find(indices, signal);
     return {
-      ...{ names, digest, damagedChunks: indices.size },
-      ...{ paths: all.paths, morePaths: more, metadata, why: null },
+      names,
+      digest,
+      damagedChunks: indices.size,
+      paths: all.paths,
+      morePaths: more,
+      metadata,
+      why: null,
     };
   } catch (error) {
     const isDisk =

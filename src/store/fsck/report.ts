@@ -33,8 +33,12 @@ export interface Problem {
 export type DamageKind = 'missing' | 'misplaced' | 'length' | 'content' | 'unreadable' | 'manifest';
 
 export const problemShape = object<Problem>({
-  ...{ kind: oneOf('reference', 'name', 'manifest'), names: list(text()), text: text() },
-  ...{ copyIn: nullable(text()), unproven: boolean, repaired: boolean },
+  kind: oneOf('reference', 'name', 'manifest'),
+  names: list(text()),
+  text: text(),
+  copyIn: nullable(text()),
+  unproven: boolean,
+  repaired: boolean,
 });
 
 export interface ChunkHit {
@@ -65,13 +69,20 @@ export interface Damage {
 export const damageShape = object<Damage>({
   id: text<ChunkId>(),
   what: oneOf('missing', 'misplaced', 'length', 'content', 'unreadable', 'manifest'),
-  ...{ area: nullable(text()), sealedBytes: count, foundBytes: nullable(count) },
+  area: nullable(text()),
+  sealedBytes: count,
+  foundBytes: nullable(count),
   hits: list(
     object<ChunkHit>({
-      ...{ name: text(), digest: text<ImageDigest>(), indices: list(count), paths: nullable(list(text())) },
+      name: text(),
+      digest: text<ImageDigest>(),
+      indices: list(count),
+      paths: nullable(list(text())),
     }),
   ),
-  ...{ moreImages: count, copyIn: nullable(text()), repaired: boolean },
+  moreImages: count,
+  copyIn: nullable(text()),
+  repaired: boolean,
 });
 
 /** An image whose disk has damaged chunks, including repaired ones. */

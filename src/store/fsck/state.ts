@@ -31,15 +31,16 @@ export interface ShardResult {
 
 const counted = object({ chunks: number, bytes: number });
 const shardShape = object<ShardResult>({
-  ...{ mix: number, absent: number, found: number, suspects: list(matching(/^[0-9a-f]{64}$/)) },
-  ...{
-    readChunks: number,
-    readBytes: number,
-    inTrash: number,
-    leased: counted,
-    young: counted,
-    garbage: counted,
-  },
+  mix: number,
+  absent: number,
+  found: number,
+  suspects: list(matching(/^[0-9a-f]{64}$/)),
+  readChunks: number,
+  readBytes: number,
+  inTrash: number,
+  leased: counted,
+  young: counted,
+  garbage: counted,
   foreign: object({ objects: number, bytes: number, examples: list(text()) }),
 });
 
@@ -64,11 +65,18 @@ export interface FsckState {
 }
 
 const stateShape = object<FsckState>({
-  ...{ kind: oneOf('lazydisk fsck'), version: oneOf(VERSION), store: text(), roots: list(text()) },
-  ...{ sample: number, seed: number },
+  kind: oneOf('lazydisk fsck'),
+  version: oneOf(VERSION),
+  store: text(),
+  roots: list(text()),
+  sample: number,
+  seed: number,
   shards: record(shardShape, /^[0-9a-f]{2}$/),
   mended: object<FsckState['mended']>({
-    ...{ chunks: number, manifests: number, unproven: number, bySource: record(number) },
+    chunks: number,
+    manifests: number,
+    unproven: number,
+    bySource: record(number),
     problems: list(problemShape),
     damaged: list(damageShape),
   }),
@@ -103,7 +111,10 @@ export class StateFile {
       known ?? {
         kind: 'lazydisk fsck',
         version: VERSION,
-        ...{ store, roots: [...roots], sample, seed: run.seed ?? today() },
+        store,
+        roots: [...roots],
+        sample,
+        seed: run.seed ?? today(),
         shards: {},
         mended: { chunks: 0, manifests: 0, unproven: 0, bySource: {}, problems: [], damaged: [] },
       },

@@ -26,7 +26,8 @@ function setUp(timeoutMs: number) {
     close: async () => closed.resolve(),
   } as unknown as DiskCache;
   const late = LateCache.open(opening.promise, {
-    ...{ capBytes: 7, timeoutMs },
+    capBytes: 7,
+    timeoutMs,
     onLate: (event, cause) => {
       events.push(`${event} ${cause}`.trim());
       happened[event]?.resolve();

@@ -118,7 +118,10 @@ t.test(
           const clock = { nowMs: 0 };
           let fails = false;
           const inner: ChunkTier = {
-            ...{ name: 'origin', put: async () => false, discard() {}, close: async () => {} },
+            name: 'origin',
+            put: async () => false,
+            discard() {},
+            close: async () => {},
             get: async () => {
               if (fails) throw new LazydiskError('TIMEOUT', 'slow');
               return undefined;

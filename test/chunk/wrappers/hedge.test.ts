@@ -173,7 +173,10 @@ t.test('misses do not count in the latency of reads', async (t) => {
   const manual = new ManualTier();
   let isMissing = true;
   const inner: ChunkTier = {
-    ...{ name: 'origin', put: async () => false, discard() {}, close: async () => {} },
+    name: 'origin',
+    put: async () => false,
+    discard() {},
+    close: async () => {},
     get: (id, sealedBytes, ctx) => (isMissing ? map : manual).get(id, sealedBytes, ctx),
   };
   const hedge = new HedgeTier(inner, { shareMax: 1, floorMs: 1 });

@@ -213,8 +213,12 @@ export class Model {
       return { index, ref: { id, key: Buffer.alloc(32), sealedBytes: this.#bytesOf.get(id)!.length } };
     });
     const { digest, bytes } = sealManifest({
-      ...{ key, saltEpoch: writer.epoch, diskBytes: CONTENTS * 512 * 1024, entries },
-      ...{ writerVersion: 'model/1', encoderVersion: 'model/1' },
+      key,
+      saltEpoch: writer.epoch,
+      diskBytes: CONTENTS * 512 * 1024,
+      entries,
+      writerVersion: 'model/1',
+      encoderVersion: 'model/1',
       metadata: {
         architecture: 'amd64',
         os: 'linux',

@@ -332,8 +332,11 @@ async function all(): Promise<void> {
     const { proxy, store } = await open(t);
     const images = await RootStore.open(new RetryObjects(store), { create: true });
     const { tier } = new Origin(images, {
-      ...{ originTimeoutMs: 10_000, originTries: 3, originConcurrency: 4 },
-      ...{ originRate: undefined, originBandwidth: undefined },
+      originTimeoutMs: 10_000,
+      originTries: 3,
+      originConcurrency: 4,
+      originRate: undefined,
+      originBandwidth: undefined,
     });
     t.teardown(() => tier.close());
     const id = 'ab'.repeat(32) as ChunkId;
