@@ -16,6 +16,7 @@ import {
 import { join } from 'node:path';
 import t, { type Test } from 'tap';
 import { diskWorkplace, TestDaemon, tempDir } from '../support/daemon.ts';
+import { skipWithoutRoot } from '../support/tools.ts';
 
 const ROOT = join(import.meta.dirname, '..', '..');
 
@@ -68,7 +69,7 @@ t.test('the second start finds what the first one made, and survives its damage'
 });
 
 t.test('no cache is left in a directory of somebody else, or where there is none', async (t) => {
-  if (process.getuid?.() !== 0) return t.comment('skipped: giving a directory away needs root');
+  if (skipWithoutRoot(t, 'give a directory away')) return;
   const { modules, start, entries } = checkout(t);
   chownSync(modules, 65_534, 65_534);
   t.match(start(), /^Usage: lazydisk/);

@@ -20,7 +20,7 @@ import { exportImage } from '../../src/image/export.ts';
 import { newKeyFile } from '../../src/keys/key-file.ts';
 import { chunkFileIn, openDirStore } from '../support/dir-store.ts';
 import { putDisk } from '../support/stored-disk.ts';
-import { skipWithout } from '../support/tools.ts';
+import { skipWithout, skipWithoutRoot } from '../support/tools.ts';
 
 const CHILD = join(import.meta.dirname, 'export-child.ts');
 
@@ -167,7 +167,7 @@ t.test('an output that cannot be written fails with the cause', async (t) => {
     message: /ENOENT/,
   });
   await t.rejects(exportImage({ image, store, out: outDir }), { code: 'USAGE' });
-  if (process.getuid?.() === 0) return;
+  if (process.getuid?.() === 0) return t.comment('skipped: root can write to any directory');
   chmodSync(outDir, 0o555);
   await t.rejects(exportImage({ image, store, out: join(outDir, 'x') }), {
     code: 'UNAVAILABLE',
@@ -176,7 +176,7 @@ t.test('an output that cannot be written fails with the cause', async (t) => {
 });
 
 t.test('a full disk fails the export with NO_SPACE', async (t) => {
-  if (process.getuid?.() !== 0) return t.comment('skipped: needs root, to mount a small tmpfs');
+  if (skipWithoutRoot(t, 'mount a small tmpfs')) return;
   const { outDir, store, image } = await setUp(t);
   t.equal(spawnSync('mount', ['-t', 'tmpfs', '-o', 'size=1m', 'lazydisk-test', outDir]).status, 0);
   try {

@@ -12,7 +12,7 @@ import type { DriveStat } from '../../src/daemon/api.ts';
 import { makeDebianImage } from '../../src/demo/debian-image.ts';
 import type { BuildReport } from '../../src/image/build.ts';
 import { lazydiskJson, TestDaemon, type Workplace, workplace } from '../support/daemon.ts';
-import { skipWithout } from '../support/tools.ts';
+import { skipWithout, skipWithoutRoot } from '../support/tools.ts';
 
 /** The demo's layout, which is kept. */
 const LAYOUT = join(import.meta.dirname, '../../.demo/oci');
@@ -29,11 +29,8 @@ function skipBoots(t: Test): boolean {
     t.comment(`skipped: no microVM kernel for ${process.arch}`);
     return true;
   }
-  if (process.getuid?.() !== 0) {
-    t.comment("skipped: comparing owners' files needs root");
-    return true;
-  }
-  return skipWithout(t, 'debootstrap', 'qemu-system-x86_64', 'busybox', 'umoci', 'fusermount3');
+  const tools = ['debootstrap', 'qemu-system-x86_64', 'busybox', 'umoci', 'fusermount3'];
+  return skipWithoutRoot(t, "compare owners' files") || skipWithout(t, ...tools);
 }
 
 /** `path` and SHA-256 of each regular file below `directories` of `root`, as sha256sum prints them, sorted. */

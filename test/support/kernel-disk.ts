@@ -20,14 +20,12 @@ import {
 import { join } from 'node:path';
 import type { Test } from 'tap';
 import type { InodeKind, TreeInode } from '../../src/image/tree.ts';
-import { skipWithout } from './tools.ts';
+import { skipWithout, skipWithoutRoot } from './tools.ts';
 
 /** Skips, visibly, if disks cannot be checked or mounted. */
 export function skipUnmountable(t: Test): boolean {
-  if (skipWithout(t, 'e2fsck', 'debugfs', 'mount', 'losetup', 'getfattr', 'setfattr')) return true;
-  if (process.getuid?.() === 0) return false;
-  t.comment('skipped: needs root for loop mounts');
-  return true;
+  const tools = ['e2fsck', 'debugfs', 'mount', 'losetup', 'getfattr', 'setfattr'];
+  return skipWithout(t, ...tools) || skipWithoutRoot(t, 'mount loop devices');
 }
 
 /** Fails unless e2fsck, in read-only mode, exits with 0 and reports no problem. */

@@ -24,7 +24,7 @@ import {
 } from '../../../src/chunk/disk/layout.ts';
 import { Segments } from '../../../src/chunk/disk/segments.ts';
 import { type ChunkId, SEALED_BYTES_MAX } from '../../../src/format/chunk-id.ts';
-import { skipWithout } from '../../support/tools.ts';
+import { skipWithout, skipWithoutRoot } from '../../support/tools.ts';
 
 const MIB = 1024 * 1024;
 const CAP = 16 * MIB;
@@ -250,8 +250,7 @@ t.test('a smaller cap shrinks the cache at start, and a larger one grows it', as
 t.test(
   'on a small tmpfs the cache never exceeds its cap, and a full disk turns puts into no-ops',
   async (t) => {
-    if (process.getuid?.() !== 0) return t.comment('skipped: mounting a tmpfs needs root');
-    if (skipWithout(t, 'mount')) return;
+    if (skipWithoutRoot(t, 'mount a tmpfs') || skipWithout(t, 'mount')) return;
     const dir = await mkdtemp(join(tmpdir(), 'lazydisk-tmpfs-'));
     execFileSync('mount', ['-t', 'tmpfs', '-o', 'size=40m', 'tmpfs', dir]);
     t.teardown(async () => {

@@ -11,8 +11,9 @@ import { join } from 'node:path';
 import t, { type Test } from 'tap';
 import { cleanStaleMount } from '../../../src/export/fuse/mount.ts';
 import { CHUNK_BYTES } from '../../../src/format/chunk-id.ts';
+import { skipWithoutFuse } from '../../support/tools.ts';
 import { type DaemonSpec, startDaemon } from './daemon-child.ts';
-import { sh, skipWithoutFuse, skipWithoutPushes } from './mounted.ts';
+import { sh, skipWithoutPushes } from './mounted.ts';
 
 const content = { sizeBytes: 64 * CHUNK_BYTES, seed: 7 };
 const pause = (ms: number) => new Promise((resolve) => setTimeout(resolve, ms));

@@ -6,7 +6,8 @@ import t from 'tap';
 import { cleanStaleMount, FuseMount } from '../../../src/export/fuse/mount.ts';
 import { CHUNK_BYTES } from '../../../src/format/chunk-id.ts';
 import { BufferDevice } from '../../support/buffer-device.ts';
-import { mountDrives, sh, skipWithoutFuse, skipWithoutPushes } from './mounted.ts';
+import { skipWithoutFuse, skipWithoutRoot } from '../../support/tools.ts';
+import { mountDrives, sh, skipWithoutPushes } from './mounted.ts';
 import { diskOf } from './wire.ts';
 
 const MIB = 1024 * 1024;
@@ -343,8 +344,7 @@ t.test('an unmount from outside is reported, and the mount can be made again', a
 });
 
 t.test('an aborted connection is reported, and its dead mount is removed', async (t) => {
-  if (skipWithoutFuse(t, 'umount')) return;
-  if (process.geteuid?.() !== 0) return t.comment('skipped: needs root');
+  if (skipWithoutRoot(t, 'abort a connection') || skipWithoutFuse(t)) return;
   const lost = Promise.withResolvers<Error>();
   const { mount } = await mountDrives(t, [new BufferDevice(diskOf('d'), { hits: true })], {
     onLost: lost.resolve,
@@ -372,7 +372,7 @@ t.test('cleaning touches no mount of others, and does nothing where there is non
   const dir = t.testdir({ place: {} });
   t.equal(await cleanStaleMount(join(dir, 'place')), false);
   t.equal(await cleanStaleMount(join(dir, 'no', 'such')), false);
-  if (process.geteuid?.() !== 0) return;
+  if (skipWithoutRoot(t, 'mount a tmpfs')) return;
   const place = join(dir, 'place');
   t.equal((await sh('mount -t tmpfs none "$1" && touch "$1/keep"', place)).code, 0);
   t.equal(await cleanStaleMount(place), false);
@@ -380,8 +380,7 @@ t.test('cleaning touches no mount of others, and does nothing where there is non
 });
 
 t.test('an ext4 disk is mounted by the kernel through its file', async (t) => {
-  if (skipWithoutFuse(t, 'mkfs.ext4', 'losetup', 'mount')) return;
-  if (process.geteuid?.() !== 0) return t.comment('skipped: needs root');
+  if (skipWithoutRoot(t, 'mount a disk') || skipWithoutFuse(t, 'mkfs.ext4', 'losetup', 'mount')) return;
   const dir = t.testdir({
     tree: { 'hello.txt': 'hello\n', sub: { 'big.bin': 'x'.repeat(3 * MIB) } },
     at: {},

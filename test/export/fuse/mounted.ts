@@ -3,7 +3,6 @@
  * processes, which are waited for without blocking.
  */
 import { type ExecFileException, execFile } from 'node:child_process';
-import { accessSync, constants } from 'node:fs';
 import { mkdtemp, rm } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
@@ -12,28 +11,13 @@ import type { BlockDevice } from '../../../src/drive/block-device.ts';
 import { DriveRegistry } from '../../../src/drive/registry.ts';
 import { FuseMount, type FuseMountOptions } from '../../../src/export/fuse/mount.ts';
 import { hasFusectl } from '../../../src/export/fuse/mountinfo.ts';
-import { hasTool, skipWithout } from '../../support/tools.ts';
+import { skip, skipWithoutFuse } from '../../support/tools.ts';
 
-/** True, after a visible skip (in CI: a failure), where FUSE cannot be mounted. */
-export function skipWithoutFuse(t: Test, ...tools: string[]): boolean {
-  if (skipWithout(t, ...tools)) return true;
-  let usable = process.geteuid?.() === 0 || hasTool('fusermount3');
-  try {
-    accessSync('/dev/fuse', constants.R_OK | constants.W_OK);
-  } catch {
-    usable = false;
-  }
-  if (usable) return false;
-  if (process.env.CI) t.fail('needs /dev/fuse');
-  else t.comment('skipped: needs /dev/fuse, and root or fusermount3');
-  return true;
-}
-
-/** True, after a visible skip, where a mount pushes no pages, because a hung connection could not be ended. */
+/** True, after a visible skip (in CI: a failure), where a mount pushes no pages, because a hung connection could not be ended. */
 export async function skipWithoutPushes(t: Test): Promise<boolean> {
   if (skipWithoutFuse(t)) return true;
   if (process.geteuid?.() === 0 || (await hasFusectl())) return false;
-  t.comment('skipped: needs root, or fusectl on /sys/fs/fuse/connections');
+  skip(t, 'root, or fusectl on /sys/fs/fuse/connections');
   return true;
 }
 

@@ -7,7 +7,8 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import t from 'tap';
 import { CHUNK_BYTES } from '../../../src/format/chunk-id.ts';
-import { sh, skipWithoutFuse } from './mounted.ts';
+import { skip, skipWithoutFuse } from '../../support/tools.ts';
+import { sh } from './mounted.ts';
 
 const NOBODY = 65534;
 const BECOME = `setpriv --reuid=${NOBODY} --regid=${NOBODY} --clear-groups`;
@@ -22,7 +23,7 @@ t.test('a user mounts, reads, unmounts, and cleans up after a kill', async (t) =
   const isRoot = process.geteuid?.() === 0;
   if (isRoot) {
     const may = await sh(`${BECOME} test -r "$1" && ${BECOME} test -x "$2"`, session, process.execPath);
-    if (may.code !== 0) return t.comment('skipped: this checkout cannot be read by nobody');
+    if (may.code !== 0) return skip(t, 'a checkout that nobody can read');
   }
   const parent = await mkdtemp(join(tmpdir(), 'lazydisk-user-'));
   t.teardown(() => rm(parent, { recursive: true }));

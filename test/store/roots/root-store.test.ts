@@ -20,6 +20,7 @@ import { newWriterName } from '../../../src/store/objects/writer-dir.ts';
 import { openStore } from '../../../src/store/open.ts';
 import { manifestKey, meaningOf, stateKey } from '../../../src/store/roots/layout.ts';
 import { chunkFileIn, openDirStore, rootDir } from '../../support/dir-store.ts';
+import { skipWithoutRoot } from '../../support/tools.ts';
 import { storeSuite } from '../store-suite.ts';
 
 const digest = `sha256:${'5'.repeat(64)}` as ImageDigest;
@@ -271,7 +272,7 @@ t.test('the leftovers of dead writers go, the work of live ones stays', async (t
 });
 
 t.test('a full disk is NO_SPACE, and leaves nothing half', async (t) => {
-  if (process.getuid?.() !== 0) return t.comment('skipped: needs root, to mount a small tmpfs');
+  if (skipWithoutRoot(t, 'mount a small tmpfs')) return;
   const dir = t.testdir({ mount: {} });
   const run = async (...words: [string, ...string[]]) => {
     const [code] = await once(spawn(words[0], words.slice(1), { stdio: 'inherit' }), 'exit');
