@@ -48,7 +48,9 @@ test | bench | soak)
   program libcap2-bin setcap
   program acl setfacl
   program zstd zstd
-  program util-linux losetup
+  program mount losetup
+  program git git
+  program python3 python3
   program systemd systemd-analyze
   want libasan6 "$(g++ -print-file-name=libasan.so 2>/dev/null || echo /nonexistent)"
   ;;
