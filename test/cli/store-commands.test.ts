@@ -2,8 +2,6 @@
 import { spawn } from 'node:child_process';
 import { once } from 'node:events';
 import { existsSync, readdirSync, readFileSync, rmSync, statSync, writeFileSync } from 'node:fs';
-import { createServer } from 'node:http';
-import type { AddressInfo } from 'node:net';
 import { join } from 'node:path';
 import t, { type Test } from 'tap';
 import type { CopyReport } from '../../src/store/copy.ts';
@@ -14,6 +12,8 @@ import type { ImageInfo } from '../../src/store/image-info.ts';
 import type { PastReference } from '../../src/store/store.ts';
 import { diskWorkplace, lazydisk, lazydiskJson, TestDaemon } from '../support/daemon.ts';
 import { age, chunkFileIn, rootDir } from '../support/dir-store.ts';
+import { serveHttp } from '../support/http-server.ts';
+import { serveStore } from '../support/web-store.ts';
 
 const MAIN = new URL('../../src/main.ts', import.meta.url).pathname;
 const DAY_MS = 24 * 60 * 60 * 1000;
@@ -81,15 +81,7 @@ t.test('an image is copied, found there already, and opens with its key', async 
 
 t.test('from a web server an image is copied for the keys that are named', async (t) => {
   const { place, json, names, run } = await withStore(t);
-  const server = createServer((request, response) => {
-    const file = join(place.storeDir, decodeURIComponent(request.url!));
-    if (existsSync(file) && statSync(file).isFile()) response.end(readFileSync(file));
-    else response.writeHead(404).end();
-  });
-  server.listen(0, '127.0.0.1');
-  await once(server, 'listening');
-  t.teardown(() => server.close());
-  const from = `http://127.0.0.1:${(server.address() as AddressInfo).port}`;
+  const { url: from } = await serveStore(t, place.storeDir);
   const there = join(place.dir, 'there');
   const blind = await run('copy', 'app:1', from, there);
   t.equal(blind.code, 7);
@@ -105,7 +97,7 @@ t.test('a copy and an export wait for a store that is away, if they are to', asy
   const { id } = place.image.manifest.ref(3);
   // Everything is refused until that chunk has been refused more often than is retried without patience.
   let refusals = 0;
-  const server = createServer((request, response) => {
+  const from = await serveHttp(t, (request, response) => {
     if (request.url!.endsWith(id) && refusals < 8) refusals++;
     const isAway = refusals > 0 && refusals < 8;
     const file = join(place.storeDir, decodeURIComponent(request.url!));
@@ -113,10 +105,6 @@ t.test('a copy and an export wait for a store that is away, if they are to', asy
     else if (existsSync(file) && statSync(file).isFile()) response.end(readFileSync(file));
     else response.writeHead(404).end();
   });
-  server.listen(0, '127.0.0.1');
-  await once(server, 'listening');
-  t.teardown(() => server.close());
-  const from = `http://127.0.0.1:${(server.address() as AddressInfo).port}`;
   const commands = [
     ['copy', 'app:1', from, join(place.dir, 'there'), '--key', place.key],
     ['export', 'app:1', join(place.dir, 'disk'), '--key', place.key, '--store', from],

@@ -263,7 +263,7 @@ t.test('a cancelled request fails at once, and its buffer is not touched any mor
     socket.write(`HTTP/1.1 200 OK\r\ncontent-length: 900\r\n\r\n${'a'.repeat(100)}`);
   });
   const request = open(t, port);
-  t.rejects(request({ signal: AbortSignal.abort() }), { code: 'ABORTED' });
+  await t.rejects(request({ signal: AbortSignal.abort() }), { code: 'ABORTED' });
   const controller = new AbortController();
   const into = Buffer.alloc(1000, '.');
   const reading = request({ signal: controller.signal, into });

@@ -113,26 +113,3 @@ export class DockerRegistry {
     return response !== undefined;
   }
 }
-
-/** Creates a certificate authority for a test, and a server certificate under it for 127.0.0.1; returns their files. */
-export async function makeAuthority(dir: string): Promise<{ ca: string; certificate: string; key: string }> {
-  const file = (name: string) => join(dir, name);
-  const kind = ['-newkey', 'ec', '-pkeyopt', 'ec_paramgen_curve:prime256v1', '-nodes'];
-  const ca = ['-subj', '/CN=Tests', '-keyout', file('ca.key'), '-out', file('ca.pem')];
-  await exec('openssl', ['req', '-x509', ...kind, ...ca, '-addext', 'basicConstraints=critical,CA:TRUE']);
-  const request = ['-subj', '/CN=127.0.0.1', '-keyout', file('server.key'), '-out', file('server.csr')];
-  await exec('openssl', ['req', ...kind, ...request]);
-  await writeFile(file('extensions'), 'subjectAltName=IP:127.0.0.1\n');
-  const signed = [
-    '-in',
-    file('server.csr'),
-    '-CA',
-    file('ca.pem'),
-    '-CAkey',
-    file('ca.key'),
-    '-CAcreateserial',
-  ];
-  const out = ['-days', '2', '-extfile', file('extensions'), '-out', file('server.pem')];
-  await exec('openssl', ['x509', '-req', ...signed, ...out]);
-  return { ca: file('ca.pem'), certificate: file('server.pem'), key: file('server.key') };
-}

@@ -2,7 +2,6 @@
  * A proxy in front of an HTTP server on loopback that passes everything on unchanged, except where a test injects a
  * fault. Signatures stay valid, because the signed host stays in the header and RGW accepts it.
  */
-import { execFile } from 'node:child_process';
 import { once } from 'node:events';
 import { mkdtemp, readFile, rm } from 'node:fs/promises';
 import http, { type IncomingMessage, type ServerResponse } from 'node:http';
@@ -10,8 +9,8 @@ import https from 'node:https';
 import type { AddressInfo, Socket } from 'node:net';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
-import { promisify } from 'node:util';
 import type { Test } from 'tap';
+import { selfSigned } from './certificates.ts';
 import { listen } from './http-server.ts';
 
 /** What is done instead of passing a request on; it can request the true response too. */
@@ -118,20 +117,15 @@ export async function serveOwnTls(
   listener: http.RequestListener,
 ): Promise<{ url: string; cert: string }> {
   const dir = await mkdtemp(join(tmpdir(), 'lazydisk-tls-'));
-  const [key, cert] = [join(dir, 'key'), join(dir, 'cert')];
-  const kind = [
-    '-newkey',
-    'ec',
-    '-pkeyopt',
-    'ec_paramgen_curve:prime256v1',
-    '-nodes',
-    '-subj',
-    '/CN=127.0.0.1',
+  const address = '127.0.0.1';
+  const { certificate, key } = await selfSigned(
+    dir,
+    'server',
+    address,
     '-addext',
-    'subjectAltName=IP:127.0.0.1',
-  ];
-  await promisify(execFile)('openssl', ['req', '-x509', ...kind, '-keyout', key, '-out', cert]);
-  const pem = { key: await readFile(key), cert: await readFile(cert, 'latin1') };
+    `subjectAltName=IP:${address}`,
+  );
+  const pem = { key: await readFile(key), cert: await readFile(certificate, 'latin1') };
   const server = https.createServer(pem, listener);
   await rm(dir, { recursive: true });
   return { url: `https://127.0.0.1:${await listen(t, server)}`, cert: pem.cert };

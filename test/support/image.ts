@@ -19,6 +19,17 @@ export function streamOf(tar: Buffer, pieceBytes = 64 * 1024): Readable {
   return Readable.from(pieces(), { objectMode: true });
 }
 
+/** The tar archives of a source's layers, base first. */
+export async function layersOf(source: ImageSource): Promise<Buffer[]> {
+  const contents: Buffer[] = [];
+  for (const layer of source.layers) {
+    const parts: Buffer[] = [];
+    for await (const part of layer.open()) parts.push(Buffer.from(part));
+    contents.push(Buffer.concat(parts));
+  }
+  return contents;
+}
+
 /** All entries of the tar. */
 export async function readEntries(tar: Buffer, pieceBytes?: number): Promise<ReadEntry[]> {
   const entries: ReadEntry[] = [];

@@ -1,12 +1,10 @@
 /** A token server for a test's docker-registry: it signs tokens that the registry verifies (JWT, ES256). */
-import { execFile } from 'node:child_process';
 import { createPrivateKey, type KeyObject, sign, X509Certificate } from 'node:crypto';
 import { once } from 'node:events';
 import { readFile } from 'node:fs/promises';
 import http, { type IncomingMessage } from 'node:http';
 import type { AddressInfo } from 'node:net';
-import { join } from 'node:path';
-import { promisify } from 'node:util';
+import { selfSigned } from './certificates.ts';
 
 const SERVICE = 'registry of the tests';
 const ISSUER = 'token server of the tests';
@@ -45,17 +43,7 @@ export class TokenServer {
 
   /** Keeps its key in `dir`. */
   static async start(dir: string): Promise<TokenServer> {
-    const [key, certificate] = [join(dir, 'token.key'), join(dir, 'token.pem')];
-    const kind = [
-      '-newkey',
-      'ec',
-      '-pkeyopt',
-      'ec_paramgen_curve:prime256v1',
-      '-nodes',
-      '-subj',
-      '/CN=tokens',
-    ];
-    await promisify(execFile)('openssl', ['req', '-x509', ...kind, '-keyout', key, '-out', certificate]);
+    const { certificate, key } = await selfSigned(dir, 'token', 'tokens');
     const der = new X509Certificate(await readFile(certificate)).raw.toString('base64');
     const server = new TokenServer(certificate, der, createPrivateKey(await readFile(key)));
     server.#server.listen(0, '127.0.0.1');

@@ -5,8 +5,8 @@ import { mkdir, readFile, rename, rm, symlink, writeFile } from 'node:fs/promise
 import { join } from 'node:path';
 import { gzipSync, zstdCompressSync } from 'node:zlib';
 import t from 'tap';
-import type { ImageSource } from '../../../src/image/source/image-source.ts';
 import { openSource } from '../../../src/image/source/open-source.ts';
+import { layersOf } from '../../support/image.ts';
 import {
   compress,
   digestOf,
@@ -38,16 +38,6 @@ const image: TestImage = {
     Labels: { 'org.example': 'label', __proto__x: 'y' },
   },
 };
-
-async function layersOf(source: ImageSource): Promise<Buffer[]> {
-  const contents: Buffer[] = [];
-  for (const layer of source.layers) {
-    const parts: Buffer[] = [];
-    for await (const part of layer.open()) parts.push(Buffer.from(part));
-    contents.push(Buffer.concat(parts));
-  }
-  return contents;
-}
 
 for (const compression of ['none', 'gzip', 'zstd'] as const) {
   t.test(

@@ -6,7 +6,9 @@ import { setTimeout as sleep } from 'node:timers/promises';
 import t, { type Test } from 'tap';
 import type { ImageSource } from '../../../../src/image/source/image-source.ts';
 import { openSource } from '../../../../src/image/source/open-source.ts';
-import { DockerRegistry, makeAuthority } from '../../../support/docker-registry.ts';
+import { makeAuthority } from '../../../support/certificates.ts';
+import { DockerRegistry } from '../../../support/docker-registry.ts';
+import { layersOf } from '../../../support/image.ts';
 import { digestOf, makeOciLayout, packTar, putIndex, putJson, type TestImage } from '../../../support/oci.ts';
 import { TokenServer } from '../../../support/token-server.ts';
 import { skipWithout } from '../../../support/tools.ts';
@@ -22,16 +24,6 @@ const tars = [
   packTar([]),
 ];
 const image: TestImage = { layers: tars, config: { Entrypoint: ['/init'], Env: ['A=1'] } };
-
-async function layersOf(source: ImageSource): Promise<Buffer[]> {
-  const contents: Buffer[] = [];
-  for (const layer of source.layers) {
-    const parts: Buffer[] = [];
-    for await (const part of layer.open()) parts.push(Buffer.from(part));
-    contents.push(Buffer.concat(parts));
-  }
-  return contents;
-}
 
 /** Opens, reads all layers, closes. */
 async function expectImage(t: Test, spec: string, expected: Buffer[], options = {}): Promise<ImageSource> {
