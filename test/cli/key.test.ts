@@ -161,7 +161,13 @@ t.test('no secret of a wrapped key is in the store', async (t) => {
   const { place, newKey } = await withKms(t);
   await newKey(`awskms:${KEY_A}`, '--sharing', place.key);
   const { domainSecret } = JSON.parse(readFileSync(place.key, 'utf8')) as { domainSecret: string };
-  for (const entry of readdirSync(place.storeDir, { recursive: true, withFileTypes: true }))
-    if (entry.isFile())
-      t.notOk(readFileSync(join(entry.parentPath, entry.name)).includes(domainSecret), entry.name);
+  const files = readdirSync(place.storeDir, { recursive: true, withFileTypes: true }).filter((entry) =>
+    entry.isFile(),
+  );
+  t.ok(files.some(({ parentPath }) => parentPath.endsWith('/keys')));
+  for (const { parentPath, name } of files) {
+    const bytes = readFileSync(join(parentPath, name));
+    t.notOk(bytes.includes(domainSecret), name);
+    t.notOk(bytes.includes(Buffer.from(domainSecret, 'base64')), `${name}, in binary`);
+  }
 });
