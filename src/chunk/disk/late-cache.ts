@@ -3,7 +3,7 @@
  * counts as empty, keeps nothing, and reads pass it by; then it joins.
  */
 import { onDeadline } from '../../async/deadline.ts';
-import { errorText, LazydiskError } from '../../errors.ts';
+import { errorText } from '../../errors.ts';
 import type { ChunkId } from '../../format/chunk-id.ts';
 import type { SealedLoan } from '../tier.ts';
 import type { DiskCache, DiskCacheStats } from './disk-cache.ts';
@@ -13,7 +13,10 @@ export interface LateCacheOptions {
   readonly capBytes: number;
   /** How long a start waits. */
   readonly timeoutMs: number;
-  /** Called when the cache is not open in time, and then when it has joined after all or has failed and stays out. */
+  /**
+   * Called when the cache is not open in time, and then when it has joined after all or has failed and stays out; no more
+   * once it is closed.
+   */
   readonly onLate: (event: 'late' | 'joined' | 'failed', cause: string) => void;
 }
 
@@ -36,13 +39,15 @@ export class LateCache {
     const { timeoutMs, onLate } = options;
     const late = new LateCache(options.capBytes);
     const joining = opening.then((cache) => late.#join(cache));
+    const tell: typeof onLate = (event, cause) => {
+      if (!late.#isClosed) onLate(event, cause);
+    };
     const inTime = Promise.withResolvers<void>();
-    const signal = new AbortController().signal;
-    const stop = onDeadline({ deadline: performance.now() + timeoutMs, signal }, () => {
+    const stop = onDeadline({ deadline: performance.now() + timeoutMs }, () => {
       onLate('late', `not open after ${timeoutMs} ms`);
       joining.then(
-        () => onLate('joined', ''),
-        (error: unknown) => onLate('failed', errorText(error)),
+        () => tell('joined', ''),
+        (error: unknown) => tell('failed', errorText(error)),
       );
       inTime.resolve();
     });
@@ -96,10 +101,7 @@ export class LateCache {
   }
 
   async #join(cache: DiskCache): Promise<void> {
-    if (this.#isClosed) {
-      await cache.close();
-      throw new LazydiskError('ABORTED', 'disk cache: opened after it was closed');
-    }
-    this.#cache = cache;
+    if (this.#isClosed) await cache.close();
+    else this.#cache = cache;
   }
 }

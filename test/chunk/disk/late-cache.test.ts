@@ -1,6 +1,7 @@
 /**
  * A disk cache whose disk hangs while it is opened: a start does not wait long, and the cache joins when it is open.
  */
+import { setImmediate as settle } from 'node:timers/promises';
 import t from 'tap';
 import type { DiskCache } from '../../../src/chunk/disk/disk-cache.ts';
 import { LateCache } from '../../../src/chunk/disk/late-cache.ts';
@@ -75,11 +76,21 @@ t.test('a late cache that fails stays out', async (t) => {
   t.same(events, ['late not open after 1 ms', 'failed EIO']);
 });
 
-t.test('a cache that opens after close is closed', async (t) => {
-  const { opening, cache, late, closed } = setUp(1);
+t.test('a cache that opens after close is closed, and nothing more is reported', async (t) => {
+  const { opening, cache, late, events, closed } = setUp(1);
   const open = await late;
   await open.close();
   opening.resolve(cache);
   await closed;
+  await settle();
   t.equal(open.holds(ID, 6), false);
+  t.same(events, ['late not open after 1 ms']);
+});
+
+t.test('a cache that fails to open after close reports nothing more', async (t) => {
+  const { opening, late, events } = setUp(1);
+  await (await late).close();
+  opening.reject(new LazydiskError('UNAVAILABLE', 'EIO'));
+  await settle();
+  t.same(events, ['late not open after 1 ms']);
 });
